@@ -1,0 +1,60 @@
+# `make demo` shows it, `make test` proves it; both install what is missing first.
+
+# Outside the clone, so that a fresh clone reuses what was built: RocksDB's C++ takes many minutes.
+export CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/smalti/target
+# RocksDB is built once by itself and linked from there: see tests/scripts/rocksdb.
+export ROCKSDB_LIB_DIR := $(shell tests/scripts/rocksdb --where)
+export ROCKSDB_STATIC := 1
+export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
+
+# For `make up`.
+DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/smalti/up
+NODES ?= 3
+SIZE ?= 2G
+# For `make test` and `make bench`: names of black-box tests, words in names of jobs.
+ONLY ?=
+
+smalti := $(CARGO_TARGET_DIR)/release/smalti
+
+.DEFAULT_GOAL := help
+.PHONY: help deps rocksdb build demo test verify lint up down bench fmt fix
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile | expand -t 16
+
+deps: ## install the Debian packages and the Rust toolchain that are missing
+	@tests/scripts/deps
+
+rocksdb: deps ## compile the C++ of RocksDB, once
+	@tests/scripts/rocksdb
+
+build: rocksdb ## build the programs
+	cargo build --release --locked --workspace --bins
+
+demo: build ## three nodes, a disk image, a node killed, everything back identical
+	@tests/scripts/demo
+
+test: rocksdb ## run every test; ends with `N passed, N failed, N skipped`
+	@tests/scripts/run-tests $(ONLY)
+
+lint: rocksdb ## formatting, clippy, documentation, dependencies, spelling
+	@tests/scripts/lint
+
+verify: deps ## all that has to hold before a change lands; changes nothing
+	@.ci/run
+
+up: build ## a local cluster in the foreground: DIR, NODES, SIZE
+	@mkdir -p "$(DIR)"
+	$(smalti) up --nodes $(NODES) --dir "$(DIR)" --volume v --size $(SIZE)
+
+down: ## stop the cluster of `make up`, if it was left behind
+	$(smalti) down --dir "$(DIR)"
+
+bench: build ## figures of a local 2+1 cluster: SECS, RUNS, SIZE, ONLY
+	@$(CARGO_TARGET_DIR)/release/smalti-bench $(ONLY)
+
+fmt: ## format all code
+	cargo fmt --all
+
+fix: fmt ## format and apply what clippy can repair by itself
+	cargo clippy --release --workspace --all-targets --fix --allow-dirty --allow-staged
