@@ -1,0 +1,30 @@
+//! Keys: how they are derived, wrapped, split among custodians and kept at rest.
+//!
+//! ```text
+//! master secret  --split t of m--> custodians     --HKDF--> MasterKey
+//!   MasterKey    --derive_shard_key(shard, time)--> ShardKey, one for each column and key epoch
+//!   MasterKey    --derive_place_key(volume)-------> PlaceKey
+//! wrapping secret --split t of m--> custodians    --HKDF--> WrappingKey
+//!   WrappingKey  --encrypt_shard_key--> WrappedKey, public metadata
+//! ShardKey       --HKDF(session salt, stripe, slot)--> session key (in `seal`)
+//! ```
+//!
+//! The master secret is put together only to derive new keys, the wrapping secret only to attach a
+//! volume; neither is ever stored whole. [`derive`] makes keys, [`wrap`] binds them to their place
+//! in the metadata, [`share`] splits secrets verifiably, [`rest`] seals parts on disk.
+
+pub mod derive;
+pub mod rest;
+pub mod share;
+pub mod wrap;
+
+pub use derive::{MasterKey, ShardId, ShardKey, WrappingKey, derive_place_key, derive_shard_key};
+pub use rest::{RestError, open_at_rest, seal_at_rest};
+pub use share::{
+    Commitments, Dealing, KeyPart, PartError, Secret, get_key_parts, reconstruct_symmetric_key,
+    verify_part,
+};
+pub use wrap::{
+    KeyBinding, KeyError, WrappedKey, decrypt_place_key, decrypt_shard_key, encrypt_place_key,
+    encrypt_shard_key,
+};

@@ -1,0 +1,443 @@
+//! The shard store in memory: the twin of the one on disk, for simulators and tests.
+//!
+//! Deterministic, without clock or randomness. What it holds survives [`MemoryStore::restart`],
+//! which stands for the end of a process and the start of the next, and nothing else.
+//!
+//! M1. A restart loses whole relaxed batches from the end and nothing else.
+//! M2. A batch that does not fit changes nothing and leaves the store failed until a restart,
+//!     as a disk's does.
+
+use super::{
+    Batch, Change, Opened, ShardStore, SlotVersions, Space, StoreError, VersionMeta, VolumeState,
+};
+use crate::ids::{GroupNo, Incarnation, RowAddr, RowSlot, Slot, StoreId, Ver, VolumeNo};
+use bytes::Bytes;
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::hash::{Hash, Hasher};
+use std::ops::Bound;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use twox_hash::XxHash3_128;
+
+/// What one version takes besides its record, in bytes: keys, metadata and their indexes on disk,
+/// roughly.
+const VERSION_COST: u64 = 256;
+
+/// A shard store that lives in memory. Shared by reference; see [`MemoryStore::fork`] for a copy.
+#[derive(Debug)]
+pub struct MemoryStore {
+    inner: Mutex<Inner>,
+}
+
+/// How a [`MemoryStore`] ends one run and begins the next.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Restart {
+    /// Whether the run ended with a clean marker.
+    pub clean: bool,
+    /// How many of the relaxed batches at the very end are lost; more than there are means all.
+    pub lost: usize,
+}
+
+#[derive(Clone, Debug)]
+struct Inner {
+    id: StoreId,
+    incarnation: Incarnation,
+    clean: bool,
+    closed: bool,
+    failed: Option<String>,
+    capacity: u64,
+    /// Shared with forks until one of them writes.
+    content: Arc<Content>,
+    /// How to undo each relaxed batch since the last durable one, oldest first.
+    undo: Vec<Vec<Undo>>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Content {
+    rows: BTreeMap<RowSlot, BTreeMap<Reverse<Ver>, Stored>>,
+    prepared: BTreeMap<RowSlot, Ver>,
+    volumes: BTreeMap<VolumeNo, VolumeState>,
+    used: u64,
+}
+
+#[derive(Clone, Debug, Hash)]
+struct Stored {
+    meta: VersionMeta,
+    record: Bytes,
+    meta_corrupt: bool,
+}
+
+impl Stored {
+    fn cost(&self) -> u64 {
+        VERSION_COST + self.record.len() as u64
+    }
+}
+
+/// What stood in a place before a change.
+#[derive(Clone, Debug)]
+enum Undo {
+    Version(RowSlot, Ver, Option<Stored>),
+    Mark(RowSlot, Option<Ver>),
+    Volume(VolumeNo, Option<VolumeState>),
+}
+
+impl MemoryStore {
+    /// An empty store of its first incarnation, as large as can be.
+    pub fn new(id: StoreId) -> Self {
+        Self {
+            inner: Mutex::new(Inner {
+                id,
+                incarnation: Incarnation(1),
+                clean: true,
+                closed: false,
+                failed: None,
+                capacity: u64::MAX,
+                content: Arc::default(),
+                undo: Vec::new(),
+            }),
+        }
+    }
+
+    /// Limits the bytes it takes; a commit that would go over it fails as on a full disk.
+    #[must_use]
+    pub fn with_capacity(self, bytes: u64) -> Self {
+        self.set_capacity(bytes);
+        self
+    }
+
+    /// Changes the limit of [`Self::with_capacity`]; one below what is used lets nothing be added.
+    pub fn set_capacity(&self, bytes: u64) {
+        self.lock().capacity = bytes;
+    }
+
+    /// An independent copy, cheap until one of both is written to. Restarted later it is the disk
+    /// as it was now: a way to play a disk that forgets.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        Self { inner: Mutex::new(self.lock().clone()) }
+    }
+
+    /// Ends this run and begins the next one over the same content.
+    pub fn restart(&self, how: Restart) -> Opened {
+        let mut inner = self.lock();
+        for _ in 0..how.lost.min(inner.undo.len()) {
+            let undo = inner.undo.pop().expect("not more than there are");
+            Arc::make_mut(&mut inner.content).undo(undo);
+        }
+        inner.undo.clear();
+        inner.incarnation.0 += 1;
+        inner.clean = how.clean;
+        inner.closed = false;
+        inner.failed = None;
+        inner.opened()
+    }
+
+    /// Flips every bit of one byte of a stored record, counted round its end. False if there is
+    /// no such record or it has no bytes.
+    pub fn corrupt_record(&self, at: RowSlot, ver: Ver, byte: usize) -> bool {
+        let mut inner = self.lock();
+        let Some(stored) = Arc::make_mut(&mut inner.content).stored_mut(at, ver) else {
+            return false;
+        };
+        if stored.record.is_empty() {
+            return false;
+        }
+        let mut bytes = stored.record.to_vec();
+        let place = byte % bytes.len();
+        bytes[place] ^= 0xff;
+        stored.record = bytes.into();
+        true
+    }
+
+    /// Makes the metadata of a version unreadable. False if there is no such version.
+    pub fn corrupt_meta(&self, at: RowSlot, ver: Ver) -> bool {
+        let mut inner = self.lock();
+        let content = Arc::make_mut(&mut inner.content);
+        content.stored_mut(at, ver).map(|stored| stored.meta_corrupt = true).is_some()
+    }
+
+    /// Loses one version without a trace, as a disk does that dropped a write. False if there is
+    /// no such version.
+    pub fn forget(&self, at: RowSlot, ver: Ver) -> bool {
+        let mut inner = self.lock();
+        Arc::make_mut(&mut inner.content).set_version(at, ver, None).is_some()
+    }
+
+    /// A hash of all content: equal for stores that answer everything alike. Tells nothing of
+    /// identity, incarnation and limits.
+    pub fn fingerprint(&self) -> u128 {
+        let content = Arc::clone(&self.lock().content);
+        let mut hasher = Fingerprint(XxHash3_128::new());
+        content.rows.hash(&mut hasher);
+        content.prepared.hash(&mut hasher);
+        content.volumes.hash(&mut hasher);
+        hasher.0.finish_128()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Nothing is left half done by a panic: a change is made whole or undone under the lock.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn content(&self) -> Arc<Content> {
+        Arc::clone(&self.lock().content)
+    }
+}
+
+impl Inner {
+    fn opened(&self) -> Opened {
+        Opened { id: self.id, incarnation: self.incarnation, clean: self.clean }
+    }
+
+    fn commit(&mut self, batch: Batch) -> Result<(), StoreError> {
+        if let Some(why) = &self.failed {
+            return Err(StoreError::Io(why.clone()));
+        }
+        if self.closed {
+            return Err(StoreError::Io("the store is closed".into()));
+        }
+        batch.check()?;
+        let before = self.content.used;
+        let content = Arc::make_mut(&mut self.content);
+        let mut undo = Vec::with_capacity(batch.changes.len());
+        for change in batch.changes {
+            content.apply(change, &mut undo);
+        }
+        if content.used > before && content.used > self.capacity {
+            content.undo(undo);
+            let why = "no space left on device".to_owned();
+            self.failed = Some(why.clone());
+            return Err(StoreError::Io(why));
+        }
+        if batch.relaxed {
+            self.undo.push(undo);
+        } else {
+            self.undo.clear();
+        }
+        Ok(())
+    }
+}
+
+impl Content {
+    fn apply(&mut self, change: Change, undo: &mut Vec<Undo>) {
+        match change {
+            Change::PutVersion { at, meta, record } => {
+                let ver = meta.ver;
+                let stored = Stored { meta, record, meta_corrupt: false };
+                undo.push(Undo::Version(at, ver, self.set_version(at, ver, Some(stored))));
+            }
+            Change::DeleteVersion { at, ver } => {
+                undo.push(Undo::Version(at, ver, self.set_version(at, ver, None)));
+            }
+            Change::SetPrepared { at, ver } => {
+                undo.push(Undo::Mark(at, self.prepared.insert(at, ver)));
+            }
+            Change::ClearPrepared { at } => undo.push(Undo::Mark(at, self.prepared.remove(&at))),
+            Change::DropSlot { at } => self.drop_range(at, at, undo),
+            Change::SetVolume { volume, state } => {
+                undo.push(Undo::Volume(volume, self.volumes.insert(volume, state)));
+            }
+            Change::DropGroup { volume, group } => {
+                let (first, last) = group_bounds(volume, group);
+                self.drop_range(first, last, undo);
+            }
+            Change::DropVolume { volume } => {
+                let (first, _) = group_bounds(volume, GroupNo(0));
+                let (_, last) = group_bounds(volume, GroupNo(u16::MAX));
+                self.drop_range(first, last, undo);
+                undo.push(Undo::Volume(volume, self.volumes.remove(&volume)));
+            }
+        }
+    }
+
+    /// Forgets the rows and marks of `first..=last`.
+    fn drop_range(&mut self, first: RowSlot, last: RowSlot, undo: &mut Vec<Undo>) {
+        let slots: Vec<_> = self.rows.range(first..=last).map(|(at, _)| *at).collect();
+        for at in slots {
+            for (Reverse(ver), stored) in self.rows.remove(&at).unwrap_or_default() {
+                self.used -= stored.cost();
+                undo.push(Undo::Version(at, ver, Some(stored)));
+            }
+        }
+        let marks: Vec<_> = self.prepared.range(first..=last).map(|(at, _)| *at).collect();
+        for at in marks {
+            undo.push(Undo::Mark(at, self.prepared.remove(&at)));
+        }
+    }
+
+    fn undo(&mut self, undo: Vec<Undo>) {
+        for step in undo.into_iter().rev() {
+            match step {
+                Undo::Version(at, ver, old) => drop(self.set_version(at, ver, old)),
+                Undo::Mark(at, Some(ver)) => drop(self.prepared.insert(at, ver)),
+                Undo::Mark(at, None) => drop(self.prepared.remove(&at)),
+                Undo::Volume(volume, Some(state)) => drop(self.volumes.insert(volume, state)),
+                Undo::Volume(volume, None) => drop(self.volumes.remove(&volume)),
+            }
+        }
+    }
+
+    /// Puts or removes one version and answers what stood there.
+    fn set_version(&mut self, at: RowSlot, ver: Ver, new: Option<Stored>) -> Option<Stored> {
+        self.used += new.as_ref().map_or(0, Stored::cost);
+        let old = match new {
+            Some(stored) => self.rows.entry(at).or_default().insert(Reverse(ver), stored),
+            None => {
+                let versions = self.rows.get_mut(&at)?;
+                let old = versions.remove(&Reverse(ver));
+                if versions.is_empty() {
+                    self.rows.remove(&at);
+                }
+                old
+            }
+        };
+        self.used -= old.as_ref().map_or(0, Stored::cost);
+        old
+    }
+
+    fn stored(&self, at: RowSlot, ver: Ver) -> Option<&Stored> {
+        self.rows.get(&at)?.get(&Reverse(ver))
+    }
+
+    fn stored_mut(&mut self, at: RowSlot, ver: Ver) -> Option<&mut Stored> {
+        self.rows.get_mut(&at)?.get_mut(&Reverse(ver))
+    }
+
+    fn versions(&self, at: RowSlot) -> Result<Vec<VersionMeta>, StoreError> {
+        let versions = self.rows.get(&at).into_iter().flat_map(BTreeMap::values);
+        versions.map(|stored| readable(at, stored)).collect()
+    }
+
+    fn record(&self, at: RowSlot, ver: Ver) -> Option<Bytes> {
+        self.stored(at, ver).filter(|stored| stored.meta.present).map(|s| s.record.clone())
+    }
+}
+
+impl ShardStore for MemoryStore {
+    fn opened(&self) -> Opened {
+        self.lock().opened()
+    }
+
+    fn versions(&self, at: RowSlot) -> Result<Vec<VersionMeta>, StoreError> {
+        self.content().versions(at)
+    }
+
+    fn head(&self, at: RowSlot) -> Result<Option<VersionMeta>, StoreError> {
+        let content = self.content();
+        let newest = content.rows.get(&at).and_then(|versions| versions.values().next());
+        newest.map(|stored| readable(at, stored)).transpose()
+    }
+
+    fn meta(&self, at: RowSlot, ver: Ver) -> Result<Option<VersionMeta>, StoreError> {
+        self.content().stored(at, ver).map(|stored| readable(at, stored)).transpose()
+    }
+
+    fn record(&self, at: RowSlot, ver: Ver) -> Result<Option<Bytes>, StoreError> {
+        Ok(self.content().record(at, ver))
+    }
+
+    fn records(&self, wanted: &[(RowSlot, Ver)]) -> Vec<Result<Option<Bytes>, StoreError>> {
+        let content = self.content();
+        wanted.iter().map(|(at, ver)| Ok(content.record(*at, *ver))).collect()
+    }
+
+    fn scan(
+        &self,
+        volume: VolumeNo,
+        group: GroupNo,
+        after: Option<RowSlot>,
+        limit: usize,
+    ) -> Result<Vec<SlotVersions>, StoreError> {
+        let (first, last) = group_bounds(volume, group);
+        let start = match after {
+            Some(after) if after >= last => return Ok(Vec::new()),
+            Some(after) if after >= first => Bound::Excluded(after),
+            _ => Bound::Included(first),
+        };
+        let content = self.content();
+        let mut page = Vec::new();
+        for at in content.rows.range((start, Bound::Included(last))).map(|(at, _)| *at).take(limit)
+        {
+            match content.versions(at) {
+                Ok(versions) => page.push((at, versions)),
+                Err(error) if page.is_empty() => return Err(error),
+                Err(_) => break,
+            }
+        }
+        Ok(page)
+    }
+
+    fn prepared(&self, volume: VolumeNo) -> Result<Vec<(RowSlot, Ver)>, StoreError> {
+        let (first, _) = group_bounds(volume, GroupNo(0));
+        let (_, last) = group_bounds(volume, GroupNo(u16::MAX));
+        let content = self.content();
+        Ok(content.prepared.range(first..=last).map(|(at, ver)| (*at, *ver)).collect())
+    }
+
+    fn volume(&self, volume: VolumeNo) -> Result<VolumeState, StoreError> {
+        Ok(self.content().volumes.get(&volume).copied().unwrap_or_default())
+    }
+
+    fn volumes(&self) -> Result<Vec<VolumeNo>, StoreError> {
+        let content = self.content();
+        let mut all: Vec<_> = content.volumes.keys().copied().collect();
+        all.extend(content.rows.keys().map(|at| at.volume));
+        all.sort_unstable();
+        all.dedup();
+        Ok(all)
+    }
+
+    fn commit(&self, batch: Batch) -> Result<(), StoreError> {
+        self.lock().commit(batch)
+    }
+
+    fn space(&self) -> Result<Space, StoreError> {
+        let inner = self.lock();
+        let free = inner.capacity.saturating_sub(inner.content.used);
+        Ok(Space { total: inner.capacity, free })
+    }
+
+    fn close(&self) -> Result<(), StoreError> {
+        let mut inner = self.lock();
+        if let Some(why) = &inner.failed {
+            return Err(StoreError::Io(why.clone()));
+        }
+        inner.undo.clear();
+        inner.closed = true;
+        Ok(())
+    }
+}
+
+fn readable(at: RowSlot, stored: &Stored) -> Result<VersionMeta, StoreError> {
+    if stored.meta_corrupt {
+        return Err(StoreError::Corrupt { at, what: "metadata" });
+    }
+    Ok(stored.meta.clone())
+}
+
+/// The smallest and the largest row slot of a group.
+fn group_bounds(volume: VolumeNo, group: GroupNo) -> (RowSlot, RowSlot) {
+    let at = |stripe, index, slot| RowSlot {
+        volume,
+        row: RowAddr { group, stripe, index },
+        slot: Slot(slot),
+    };
+    (at(0, 0, 0), at(u64::MAX, u32::MAX, u8::MAX))
+}
+
+struct Fingerprint(XxHash3_128);
+
+impl Hasher for Fingerprint {
+    fn write(&mut self, bytes: &[u8]) {
+        self.0.write(bytes);
+    }
+
+    fn finish(&self) -> u64 {
+        #[expect(clippy::cast_possible_truncation, reason = "a part of the hash is asked for")]
+        let low = self.0.finish_128() as u64;
+        low
+    }
+}
+
+#[cfg(test)]
+mod tests;

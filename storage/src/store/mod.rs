@@ -1,0 +1,285 @@
+//! The shard store: versions of row slots, kept durably.
+//!
+//! A store knows no volume names, no keys and no plaintext; it keeps, for each slot of a row it
+//! was given, one or more immutable *versions*, and a little state per volume. Its users decide
+//! what a version means. Two implementations stand behind one trait and pass one conformance
+//! suite: [`memory::MemoryStore`] here, and the RocksDB store in the `smalti-rocks` crate.
+//!
+//! S1. [`ShardStore::commit`] is atomic, and durable when it returns unless the batch is relaxed.
+//! S2. What a read returns was committed; a reader never sees part of a batch.
+//! S3. A version, once written, never changes; only whole versions are deleted.
+
+use crate::ids::{Epoch, GroupNo, Incarnation, RowSlot, SlotSet, StoreId, Ver, VolumeNo, Wid};
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+pub mod memory;
+pub mod suite;
+
+/// One entry of a parity slot's version vector: which version of data slot `j` this parity covers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct VecEntry {
+    /// Version of the data slot's record.
+    pub ver: Ver,
+    /// The client write that made it.
+    pub wid: Wid,
+    /// The newest snapshot when that write was issued.
+    pub snap: u32,
+}
+
+/// Everything about a version but its record.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct VersionMeta {
+    /// This version.
+    pub ver: Ver,
+    /// The version of this slot that it replaced.
+    pub base: Ver,
+    /// All slots the update touched: changed data slots and every parity slot.
+    pub touched: SlotSet,
+    /// The newest snapshot when the write was issued (0: none).
+    pub snap: u32,
+    /// The client write, on data slots; on parity slots the newest of the vector.
+    pub wid: Wid,
+    /// Parity slots: one entry per data slot. Empty on data slots.
+    pub vec: Vec<VecEntry>,
+    /// Whether the record holds bytes. An absent record is all zeroes and is not stored.
+    pub present: bool,
+    /// [`record_hash`] over identity, the fields above and the record.
+    pub hash: RecordHash,
+}
+
+/// Detects bit rot, torn, lost and misdirected writes; not a defence against an adversary (the
+/// record's AEAD tag is).
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct RecordHash(pub [u8; 16]);
+
+impl fmt::Debug for RecordHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", u128::from_be_bytes(self.0))
+    }
+}
+
+impl VersionMeta {
+    /// Computes the hash that belongs to this version at `at` with `record` (empty when absent).
+    ///
+    /// XXH3-128 over a fixed-layout encoding of place, every field but the hash, and the record's
+    /// bytes, so that a record that lies at the wrong place or under another version never
+    /// verifies.
+    pub fn compute_hash(&self, at: RowSlot, record: &[u8]) -> RecordHash {
+        use twox_hash::XxHash3_128;
+        let mut head = Vec::with_capacity(96 + self.vec.len() * 28);
+        head.extend_from_slice(&at.volume.0.to_be_bytes());
+        head.extend_from_slice(&at.row.group.0.to_be_bytes());
+        head.extend_from_slice(&at.row.stripe.to_be_bytes());
+        head.extend_from_slice(&at.row.index.to_be_bytes());
+        head.push(at.slot.0);
+        for ver in [self.ver, self.base] {
+            head.extend_from_slice(&ver.epoch.0.to_be_bytes());
+            head.extend_from_slice(&ver.seq.to_be_bytes());
+        }
+        head.extend_from_slice(&self.touched.0.to_be_bytes());
+        head.extend_from_slice(&self.snap.to_be_bytes());
+        head.extend_from_slice(&self.wid.generation.to_be_bytes());
+        head.extend_from_slice(&self.wid.seq.to_be_bytes());
+        head.push(u8::from(self.present));
+        for entry in &self.vec {
+            head.extend_from_slice(&entry.ver.epoch.0.to_be_bytes());
+            head.extend_from_slice(&entry.ver.seq.to_be_bytes());
+            head.extend_from_slice(&entry.wid.generation.to_be_bytes());
+            head.extend_from_slice(&entry.wid.seq.to_be_bytes());
+            head.extend_from_slice(&entry.snap.to_be_bytes());
+        }
+        // Chained by seeding: the record is hashed on its own, so its bytes are not copied.
+        let seed = XxHash3_128::oneshot(&head);
+        #[expect(clippy::cast_possible_truncation, reason = "the low half of the hash is the seed")]
+        let body = XxHash3_128::oneshot_with_seed(seed as u64, record);
+        RecordHash((seed ^ body.rotate_left(1)).to_be_bytes())
+    }
+
+    /// Sets the hash; the last step in making a version.
+    #[must_use]
+    pub fn sealed_for(mut self, at: RowSlot, record: &[u8]) -> Self {
+        self.hash = self.compute_hash(at, record);
+        self
+    }
+
+    /// Whether `record` is what was written at `at` as this version.
+    pub fn verifies(&self, at: RowSlot, record: &[u8]) -> bool {
+        self.hash == self.compute_hash(at, record)
+    }
+}
+
+/// Durable state of one volume on one store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct VolumeState {
+    /// The newest epoch this store promised to; it serves nothing older.
+    pub promised: Epoch,
+    /// Every version at or below it is known committed (a lower bound).
+    pub watermark: Ver,
+}
+
+/// One change within a [`Batch`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the fields are what their types say")]
+pub enum Change {
+    /// Adds a version. `record` is empty exactly when `meta.present` is false.
+    PutVersion { at: RowSlot, meta: VersionMeta, record: Bytes },
+    /// Removes a version and its record; removing one that is not there is no error.
+    DeleteVersion { at: RowSlot, ver: Ver },
+    /// Marks a version as prepared and not known committed; one mark per row slot.
+    SetPrepared { at: RowSlot, ver: Ver },
+    /// Clears the mark of a row slot.
+    ClearPrepared { at: RowSlot },
+    /// Forgets every version and the mark of one row slot, readable or not: the way out when its
+    /// metadata is corrupt.
+    DropSlot { at: RowSlot },
+    /// Replaces the state of a volume.
+    SetVolume { volume: VolumeNo, state: VolumeState },
+    /// Forgets everything of one group of a volume.
+    DropGroup { volume: VolumeNo, group: GroupNo },
+    /// Forgets everything of a volume.
+    DropVolume { volume: VolumeNo },
+}
+
+/// Changes that become durable together, applied in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// The changes, in order.
+    pub changes: Vec<Change>,
+    /// Need not be durable when [`ShardStore::commit`] returns; for lazy garbage collection. A
+    /// relaxed batch is durable once any later batch that is not relaxed is: a crash loses only
+    /// whole relaxed batches at the very end.
+    pub relaxed: bool,
+}
+
+impl Batch {
+    /// A batch that is durable when its commit returns.
+    pub fn durable(changes: Vec<Change>) -> Self {
+        Self { changes, relaxed: false }
+    }
+
+    /// A batch that a crash may lose, until a later durable one.
+    pub fn relaxed(changes: Vec<Change>) -> Self {
+        Self { changes, relaxed: true }
+    }
+
+    /// Refuses what no store may take, before anything is applied.
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`] when a record and its `present` contradict each other.
+    pub fn check(&self) -> Result<(), StoreError> {
+        for change in &self.changes {
+            if let Change::PutVersion { at, meta, record } = change
+                && meta.present == record.is_empty()
+            {
+                let ver = meta.ver;
+                let what = if meta.present { "present without bytes" } else { "absent with bytes" };
+                return Err(StoreError::Refused(format!("version {ver} of {at} is {what}")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How a store came up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opened {
+    /// The store's identity, drawn when its directory was made.
+    pub id: StoreId,
+    /// This start's number.
+    pub incarnation: Incarnation,
+    /// Whether the last run ended with [`ShardStore::close`]. A store that did not may have lost
+    /// the tail of what it acknowledged if its disk lied.
+    pub clean: bool,
+}
+
+/// One row slot with all its versions, newest first.
+pub type SlotVersions = (RowSlot, Vec<VersionMeta>);
+
+/// Space on the device below the store, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Space {
+    /// Size of the file system.
+    pub total: u64,
+    /// Free for us.
+    pub free: u64,
+}
+
+/// What a store may answer instead of data.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// The disk failed; the process must stop, because a failed write or sync can not be retried.
+    #[error("store i/o failed: {0}")]
+    Io(String),
+    /// Bytes are there but are not what was written.
+    #[error("stored {what} of {at} does not verify")]
+    Corrupt {
+        /// Which row slot.
+        at: RowSlot,
+        /// Which part: metadata or record.
+        what: &'static str,
+    },
+    /// The directory is not a store, or another one's, or of a newer format.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// A shard store. Methods block; callers run them off the async runtime.
+pub trait ShardStore: Send + Sync + 'static {
+    /// How this store came up.
+    fn opened(&self) -> Opened;
+
+    /// All versions of a row slot, newest first; empty when never written.
+    fn versions(&self, at: RowSlot) -> Result<Vec<VersionMeta>, StoreError>;
+
+    /// The newest version of a row slot.
+    fn head(&self, at: RowSlot) -> Result<Option<VersionMeta>, StoreError>;
+
+    /// One version's metadata.
+    fn meta(&self, at: RowSlot, ver: Ver) -> Result<Option<VersionMeta>, StoreError>;
+
+    /// A version's record bytes, *not* verified against its hash: the caller has the metadata and
+    /// must. `None` when the version is not there or has no bytes.
+    fn record(&self, at: RowSlot, ver: Ver) -> Result<Option<Bytes>, StoreError>;
+
+    /// Several records at once; the answers stand in the order of the questions.
+    fn records(&self, wanted: &[(RowSlot, Ver)]) -> Vec<Result<Option<Bytes>, StoreError>>;
+
+    /// Up to `limit` row slots of a group after `after`, in order of row and slot. Fewer than
+    /// `limit` means the end only when the next call answers nothing: a page ends early before a
+    /// row slot whose metadata is corrupt, and only a page that would begin with it is the error
+    /// [`StoreError::Corrupt`]; go on after the row slot it names.
+    fn scan(
+        &self,
+        volume: VolumeNo,
+        group: GroupNo,
+        after: Option<RowSlot>,
+        limit: usize,
+    ) -> Result<Vec<SlotVersions>, StoreError>;
+
+    /// All prepared marks of a volume, in order.
+    fn prepared(&self, volume: VolumeNo) -> Result<Vec<(RowSlot, Ver)>, StoreError>;
+
+    /// The prepared mark of one row slot.
+    fn prepared_at(&self, at: RowSlot) -> Result<Option<Ver>, StoreError> {
+        let all = self.prepared(at.volume)?;
+        Ok(all.into_iter().find(|(marked, _)| *marked == at).map(|(_, ver)| ver))
+    }
+
+    /// The volume's state; the default when it was never set.
+    fn volume(&self, volume: VolumeNo) -> Result<VolumeState, StoreError>;
+
+    /// Every volume with state or rows here.
+    fn volumes(&self) -> Result<Vec<VolumeNo>, StoreError>;
+
+    /// Makes a batch durable, atomically. An error leaves the store unusable: stop the process.
+    fn commit(&self, batch: Batch) -> Result<(), StoreError>;
+
+    /// Space below the store.
+    fn space(&self) -> Result<Space, StoreError>;
+
+    /// Ends the run and leaves the clean marker.
+    fn close(&self) -> Result<(), StoreError>;
+}
