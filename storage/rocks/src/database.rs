@@ -1,0 +1,191 @@
+//! Opening RocksDB, and what its errors mean to us.
+
+use crate::label::{Directory, Label};
+use crate::options::{DATA, META, PREP, RocksOptions, STATE, WalCheck};
+use crate::value;
+use rocksdb::statistics::Ticker;
+use rocksdb::{ColumnFamily, DB, ErrorKind, Options, WriteOptions};
+use serde::{Deserialize, Serialize};
+use smalti_storage::ids::{Incarnation, RowSlot, StoreId};
+use smalti_storage::store::StoreError;
+use std::fmt;
+use std::path::Path;
+use tracing::warn;
+
+/// The key in the state family under which the store's own record lies.
+const RUN: &[u8] = b"run";
+
+/// A row overwritten again and again leaves two dead entries each time in the buffer, which every
+/// look at its versions walks over. They meet and vanish when the buffer is written out, so that
+/// is done once a walk gets this long. (The option has no setter of its own.)
+const SCAN_FLUSH: [(&str, &str); 1] = [("memtable_op_scan_flush_trigger", "512")];
+
+/// The open database with its families.
+pub(crate) struct Database {
+    pub(crate) db: DB,
+    /// What it was opened with; the counters hang on it.
+    options: Options,
+}
+
+/// Ties the database to its label, and counts starts should the label be lost or restored.
+#[derive(Serialize, Deserialize)]
+struct Run {
+    store: StoreId,
+    incarnation: Incarnation,
+}
+
+/// A database that is open but does not serve yet.
+pub(crate) struct Started {
+    pub(crate) database: Database,
+    pub(crate) incarnation: Incarnation,
+    /// Whether everything the last run left is there, as far as RocksDB can tell.
+    pub(crate) whole: bool,
+}
+
+impl Database {
+    /// Opens the database of a labelled directory and begins its next incarnation, durably.
+    pub(crate) fn start(
+        directory: &Directory,
+        label: &Label,
+        options: &RocksOptions,
+    ) -> Result<Started, StoreError> {
+        let path = directory.database();
+        let new = label.incarnation == Incarnation(0);
+        if !new {
+            check_families(directory, &path)?;
+        }
+        if label.clean.is_some() {
+            // From here on the manifest is no longer the one of the clean marker.
+            directory.write(&Label { clean: None, ..label.clone() })?;
+        }
+        let open = |wals| {
+            let settings = options.database(new, wals);
+            let db = DB::open_cf_descriptors(&settings, &path, options.families())?;
+            Ok(Self { db, options: settings })
+        };
+        let (database, mut whole) = match open(WalCheck::On) {
+            Ok(database) => (database, true),
+            Err(error) if lost_wal(&error) => {
+                // Serving what is left is right for a suspect store: its peers compare.
+                warn!(store = %label.store, %error, "store log was shortened");
+                (open(WalCheck::Off).map_err(|error| not_opened(directory, &error))?, false)
+            }
+            Err(error) => return Err(not_opened(directory, &error)),
+        };
+        let set = database.db.set_options_cf(database.meta(), &SCAN_FLUSH);
+        set.map_err(|error| failed(&error))?;
+        let run = database.run(directory)?;
+        if let Some(run) = &run
+            && run.store != label.store
+        {
+            let other = run.store;
+            return Err(directory.refuse(format_args!("holds the data of another store ({other})")));
+        }
+        whole &= new || run.as_ref().is_some_and(|run| run.incarnation == label.incarnation);
+        let last = run.map_or(label.incarnation, |run| run.incarnation.max(label.incarnation));
+        let incarnation = Incarnation(last.0 + 1);
+        let run = Run { store: label.store, incarnation };
+        let bytes = value::encode(RUN, &run);
+        let put = database.db.put_cf_opt(database.state(), RUN, bytes, &synced());
+        put.map_err(|error| failed(&error))?;
+        Ok(Started { database, incarnation, whole })
+    }
+
+    fn run(&self, directory: &Directory) -> Result<Option<Run>, StoreError> {
+        let found = self.db.get_pinned_cf(self.state(), RUN).map_err(|error| failed(&error))?;
+        let run = found.map(|bytes| value::decode(RUN, &bytes)).transpose();
+        run.map_err(|_| {
+            directory.refuse("is damaged: its state does not verify; rebuild the store")
+        })
+    }
+
+    /// How often the log was synced since the start.
+    pub(crate) fn log_syncs(&self) -> u64 {
+        self.options.get_ticker_count(Ticker::WalFileSynced)
+    }
+
+    pub(crate) fn meta(&self) -> &ColumnFamily {
+        self.family(META)
+    }
+
+    pub(crate) fn data(&self) -> &ColumnFamily {
+        self.family(DATA)
+    }
+
+    pub(crate) fn prep(&self) -> &ColumnFamily {
+        self.family(PREP)
+    }
+
+    pub(crate) fn state(&self) -> &ColumnFamily {
+        self.family(STATE)
+    }
+
+    fn family(&self, name: &str) -> &ColumnFamily {
+        self.db.cf_handle(name).expect("opened with all families, and none is ever dropped")
+    }
+}
+
+impl fmt::Debug for Database {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Database").finish_non_exhaustive()
+    }
+}
+
+pub(crate) fn synced() -> WriteOptions {
+    let mut options = WriteOptions::default();
+    options.set_sync(true);
+    options
+}
+
+/// A failure that ends the store.
+pub(crate) fn failed(error: &rocksdb::Error) -> StoreError {
+    StoreError::Io(one_line(error))
+}
+
+/// A failure to read something of `at`: damaged bytes can be replaced, anything else ends the
+/// store.
+pub(crate) fn read_failed(error: &rocksdb::Error, at: RowSlot, what: &'static str) -> StoreError {
+    match error.kind() {
+        ErrorKind::Corruption => {
+            warn!(%at, what, %error, "stored bytes are damaged");
+            StoreError::Corrupt { at, what }
+        }
+        _ => failed(error),
+    }
+}
+
+/// Reads the manifest through before RocksDB opens it for writing, which would replace it.
+fn check_families(directory: &Directory, path: &Path) -> Result<(), StoreError> {
+    let found =
+        DB::list_cf(&Options::default(), path).map_err(|error| not_opened(directory, &error))?;
+    let missing =
+        [META, DATA, PREP, STATE].into_iter().find(|name| !found.iter().any(|f| f == name));
+    match missing {
+        Some(name) => Err(directory.refuse(format_args!(
+            "is damaged: the manifest does not know the {name} family; rebuild the store"
+        ))),
+        None => Ok(()),
+    }
+}
+
+fn not_opened(directory: &Directory, error: &rocksdb::Error) -> StoreError {
+    let text = one_line(error);
+    match error.kind() {
+        ErrorKind::IOError if text.contains("While lock file") || text.contains("lock hold by") => {
+            directory.refuse("is in use")
+        }
+        ErrorKind::IOError if !text.contains("No such file") => failed(error),
+        _ => directory.refuse(format_args!("is damaged: {text}; rebuild the store")),
+    }
+}
+
+/// Whether a log that the manifest says was synced is missing or shorter than it says.
+fn lost_wal(error: &rocksdb::Error) -> bool {
+    let text = error.as_ref();
+    error.kind() == ErrorKind::Corruption
+        && (text.contains("Missing WAL") || text.contains("Size mismatch: WAL"))
+}
+
+fn one_line(error: &rocksdb::Error) -> String {
+    error.as_ref().lines().next().unwrap_or("unknown error").to_owned()
+}

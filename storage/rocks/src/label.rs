@@ -1,0 +1,312 @@
+//! The label of a store directory: which store it is, and how its last run ended.
+//!
+//! A small text file, replaced as a whole, so that a directory can be judged, by us and by people,
+//! before RocksDB is let near it:
+//!
+//! ```text
+//! smalti store
+//! format 1
+//! store 5f0c8a5e-...
+//! cluster 0b6f3c1d-...
+//! incarnation 7
+//! state clean MANIFEST-000031 1744         (or: state open)
+//! check 8d1f20a9c03b5e77
+//! ```
+
+use crate::options::Expect;
+use rustix::fs::{FlockOperation, flock};
+use smalti_storage::ids::{ClusterId, Incarnation, StoreId};
+use smalti_storage::store::StoreError;
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Read, Write};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use twox_hash::XxHash3_128;
+use uuid::Uuid;
+
+const FILE: &str = "STORE";
+const TEMPORARY: &str = "STORE.new";
+/// Where RocksDB lives inside the directory.
+const DATABASE: &str = "db";
+const TITLE: &str = "smalti store";
+const FORMAT: u32 = 1;
+/// No label is nearly as long; nothing longer is read.
+const LEN_MAX: u64 = 4096;
+
+/// A store directory, locked for this process as long as it lives.
+#[derive(Debug)]
+pub(crate) struct Directory {
+    path: PathBuf,
+    /// Holds the lock.
+    handle: File,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Label {
+    pub(crate) store: StoreId,
+    pub(crate) cluster: ClusterId,
+    /// 0 until the store served for the first time.
+    pub(crate) incarnation: Incarnation,
+    /// The manifest as the last run left it, if it ended cleanly.
+    pub(crate) clean: Option<Manifest>,
+}
+
+/// RocksDB's manifest: its name and length tell whether anything was changed or cut since.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Manifest {
+    name: String,
+    len: u64,
+}
+
+impl Directory {
+    /// Locks a store directory and reads its label. Makes the directory and a new label when it is
+    /// absent or empty and `create` allows it; writes nothing otherwise.
+    pub(crate) fn open(
+        path: &Path,
+        expect: Expect,
+        create: bool,
+    ) -> Result<(Self, Label), StoreError> {
+        let handle = match File::open(path) {
+            Err(error) if error.kind() == ErrorKind::NotFound && create => {
+                fs::create_dir_all(path).map_err(|error| failed(path, &error))?;
+                if let Some(parent) = path.canonicalize().ok().as_deref().and_then(Path::parent) {
+                    sync_directory(parent)?;
+                }
+                File::open(path)
+            }
+            other => other,
+        };
+        let handle = handle.map_err(|error| failed(path, &error))?;
+        let directory = Self { path: path.to_owned(), handle };
+        if !directory.handle.metadata().map_err(|error| failed(path, &error))?.is_dir() {
+            return Err(directory.refuse("is not a directory"));
+        }
+        match flock(&directory.handle, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(directory.refuse("is in use")),
+            Err(error) => return Err(failed(path, &error.into())),
+        }
+        let label = match directory.read_label()? {
+            Some(label) => label,
+            None => directory.label_new(expect, create)?,
+        };
+        if label.cluster != expect.cluster {
+            let other = label.cluster;
+            return Err(directory.refuse(format_args!("belongs to another cluster ({other})")));
+        }
+        directory.check_manifest(&label)?;
+        Ok((directory, label))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn database(&self) -> PathBuf {
+        self.path.join(DATABASE)
+    }
+
+    /// An error that names this directory, on one line.
+    pub(crate) fn refuse(&self, what: impl fmt::Display) -> StoreError {
+        StoreError::Refused(format!("store directory {} {what}", self.path.display()))
+    }
+
+    /// Replaces the label durably.
+    pub(crate) fn write(&self, label: &Label) -> Result<(), StoreError> {
+        let temporary = self.path.join(TEMPORARY);
+        let result = (|| {
+            let mut file = File::create(&temporary)?;
+            file.write_all(label.to_string().as_bytes())?;
+            file.sync_all()?;
+            fs::rename(&temporary, self.path.join(FILE))?;
+            self.handle.sync_all()
+        })();
+        result.map_err(|error| failed(&temporary, &error))
+    }
+
+    /// The manifest as it is now; the error says what is wrong with it.
+    pub(crate) fn manifest(&self) -> Result<Manifest, String> {
+        let database = self.database();
+        let current = fs::read_to_string(database.join("CURRENT"))
+            .map_err(|error| format!("CURRENT can not be read: {error}"))?;
+        let name = current.strip_suffix('\n').filter(|name| {
+            let number = name.strip_prefix("MANIFEST-").unwrap_or_default();
+            !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
+        });
+        let Some(name) = name else { return Err("CURRENT is damaged".to_owned()) };
+        match fs::metadata(database.join(name)) {
+            Ok(found) if found.len() == 0 => Err(format!("{name} is empty")),
+            Ok(found) => Ok(Manifest { name: name.to_owned(), len: found.len() }),
+            Err(error) => Err(format!("{name} can not be read: {error}")),
+        }
+    }
+
+    fn read_label(&self) -> Result<Option<Label>, StoreError> {
+        let path = self.path.join(FILE);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed(&path, &error)),
+        };
+        let mut bytes = Vec::new();
+        file.take(LEN_MAX).read_to_end(&mut bytes).map_err(|error| failed(&path, &error))?;
+        let text = String::from_utf8(bytes).map_err(|_| self.refuse("is not a store"))?;
+        text.parse().map(Some).map_err(|why| self.refuse(why))
+    }
+
+    fn label_new(&self, expect: Expect, create: bool) -> Result<Label, StoreError> {
+        for entry in fs::read_dir(&self.path).map_err(|error| failed(&self.path, &error))? {
+            let name = entry.map_err(|error| failed(&self.path, &error))?.file_name();
+            // A label that was never finished, and what a new file system begins with.
+            if name != TEMPORARY && name != "lost+found" {
+                return Err(self.refuse("is not a store, and not empty"));
+            }
+        }
+        if !create {
+            return Err(self.refuse("is empty: is the disk mounted?"));
+        }
+        let label = Label {
+            store: StoreId(Uuid::new_v4()),
+            cluster: expect.cluster,
+            incarnation: Incarnation(0),
+            clean: None,
+        };
+        self.write(&label)?;
+        Ok(label)
+    }
+
+    fn check_manifest(&self, label: &Label) -> Result<(), StoreError> {
+        if label.incarnation == Incarnation(0) {
+            return Ok(());
+        }
+        let found = self
+            .manifest()
+            .map_err(|why| self.refuse(format_args!("is damaged: {why}; rebuild the store")))?;
+        match &label.clean {
+            Some(left) if *left != found => Err(self.refuse(format_args!(
+                "is damaged: {} of {} bytes was left behind, {} of {} is there; rebuild the store",
+                left.name, left.len, found.name, found.len
+            ))),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Label {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { store, cluster, incarnation, clean } = self;
+        let state = match clean {
+            Some(Manifest { name, len }) => format!("clean {name} {len}"),
+            None => "open".to_owned(),
+        };
+        let text = format!(
+            "{TITLE}\nformat {FORMAT}\nstore {store}\ncluster {cluster}\n\
+             incarnation {}\nstate {state}\n",
+            incarnation.0
+        );
+        writeln!(f, "{text}check {}", check(&text))
+    }
+}
+
+impl FromStr for Label {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut lines = text.lines();
+        if lines.next() != Some(TITLE) {
+            return Err("is not a store".to_owned());
+        }
+        // Before the check: another format may end otherwise.
+        let format = lines.next().and_then(|line| line.strip_prefix("format ")?.parse().ok());
+        match format {
+            Some(FORMAT) => {}
+            Some(newer @ FORMAT..) => return Err(format!("has the newer format {newer}")),
+            _ => return Err("has a damaged label".to_owned()),
+        }
+        Self::parse(text).ok_or_else(|| "has a damaged label".to_owned())
+    }
+}
+
+impl Label {
+    fn parse(text: &str) -> Option<Self> {
+        let end = text.rfind("check ")?;
+        let (content, sum) = text.split_at(end);
+        if sum != format!("check {}\n", check(content)) {
+            return None;
+        }
+        let mut lines = content.lines().skip(2);
+        let mut field = |name: &str| lines.next()?.strip_prefix(name)?.strip_prefix(' ');
+        let label = Self {
+            store: StoreId(field("store")?.parse().ok()?),
+            cluster: ClusterId(field("cluster")?.parse().ok()?),
+            incarnation: Incarnation(field("incarnation")?.parse().ok()?),
+            clean: match field("state")? {
+                "open" => None,
+                state => {
+                    let (name, len) = state.strip_prefix("clean ")?.split_once(' ')?;
+                    Some(Manifest { name: name.to_owned(), len: len.parse().ok()? })
+                }
+            },
+        };
+        lines.next().is_none().then_some(label)
+    }
+}
+
+fn check(text: &str) -> String {
+    #[expect(clippy::cast_possible_truncation, reason = "64 bits are enough against accidents")]
+    let sum = XxHash3_128::oneshot(text.as_bytes()) as u64;
+    format!("{sum:016x}")
+}
+
+fn sync_directory(path: &Path) -> Result<(), StoreError> {
+    File::open(path).and_then(|file| file.sync_all()).map_err(|error| failed(path, &error))
+}
+
+fn failed(path: &Path, error: &io::Error) -> StoreError {
+    StoreError::Io(format!("{}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn label(clean: Option<Manifest>) -> Label {
+        Label {
+            store: StoreId(Uuid::from_u128(1)),
+            cluster: ClusterId(Uuid::from_u128(2)),
+            incarnation: Incarnation(7),
+            clean,
+        }
+    }
+
+    #[test]
+    fn labels_round_trip() {
+        for clean in [None, Some(Manifest { name: "MANIFEST-000031".to_owned(), len: 1744 })] {
+            let label = label(clean);
+            assert_eq!(label.to_string().parse(), Ok(label));
+        }
+    }
+
+    #[test]
+    fn version_1_stays_readable() {
+        let old = "smalti store\nformat 1\nstore 00000000-0000-0000-0000-000000000001\n\
+                   cluster 00000000-0000-0000-0000-000000000002\nincarnation 7\n\
+                   state clean MANIFEST-000031 1744\ncheck 570cd37b2614102b\n";
+        let clean = Some(Manifest { name: "MANIFEST-000031".to_owned(), len: 1744 });
+        assert_eq!(label(clean).to_string(), old);
+        assert_eq!(old.parse::<Label>().map(|label| label.incarnation), Ok(Incarnation(7)));
+    }
+
+    #[test]
+    fn no_cut_or_changed_byte_is_taken() {
+        let good = label(None).to_string();
+        for at in 0..good.len() {
+            assert!(good[..at].parse::<Label>().is_err(), "cut at {at}");
+            let mut bad = good.clone().into_bytes();
+            bad[at] ^= 1;
+            let bad = String::from_utf8(bad).expect("ascii stays ascii");
+            assert!(bad.parse::<Label>().is_err(), "changed at {at}: {bad}");
+        }
+    }
+}

@@ -1,0 +1,381 @@
+//! The store itself: reads, commits, start and end.
+
+use crate::apply::{Claims, prepare};
+use crate::database::{Database, failed, read_failed};
+use crate::keys::{after_prefix, slot, version, volume};
+use crate::label::{Directory, Label};
+use crate::options::{Expect, RocksOptions};
+use crate::reclaim::Reclaim;
+use crate::value;
+use bytes::Bytes;
+use rocksdb::{DBPinnableSlice, FlushOptions, ReadOptions, WriteOptions};
+use smalti_storage::ids::{GroupNo, RowSlot, Ver, VolumeNo};
+use smalti_storage::store::{
+    Batch, Opened, ShardStore, SlotVersions, Space, StoreError, VersionMeta, VolumeState,
+};
+use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock};
+use tracing::{error, info};
+
+/// Pages from this many row slots on read ahead and stay out of the cache.
+const LONG_SCAN: usize = 64;
+const READAHEAD: usize = 256 * 1024;
+/// Records pinned at once by one multi-get.
+const MULTI_GET: usize = 256;
+
+/// A shard store in a directory, locked for this process.
+///
+/// Dropping it without [`ShardStore::close`] is as good as a crash: nothing acknowledged is lost,
+/// and the next start is not clean.
+#[derive(Debug)]
+pub struct RocksStore {
+    database: Arc<Database>,
+    directory: Directory,
+    label: Label,
+    opened: Opened,
+    reclaim: Reclaim,
+    claims: Claims,
+    /// Held for reading by every commit on its way, for writing to end them.
+    phase: RwLock<Phase>,
+}
+
+#[derive(Clone, Debug)]
+enum Phase {
+    Serving,
+    Closed,
+    Failed(String),
+}
+
+impl RocksStore {
+    /// Opens the store in `path`, or makes a new one where there is nothing.
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`] with one line to show when the directory is in use, is no store, is
+    /// another cluster's, of a newer format or damaged; then nothing was written to it.
+    /// [`StoreError::Io`] when the disk fails.
+    pub fn open(
+        path: impl AsRef<Path>,
+        options: &RocksOptions,
+        expect: Expect,
+    ) -> Result<Self, StoreError> {
+        let (directory, label) = Directory::open(path.as_ref(), expect, options.create)?;
+        let started = Database::start(&directory, &label, options)?;
+        let new = label.incarnation.0 == 0;
+        let opened = Opened {
+            id: label.store,
+            incarnation: started.incarnation,
+            clean: started.whole && (new || label.clean.is_some()),
+        };
+        let label = Label { incarnation: started.incarnation, clean: None, ..label };
+        directory.write(&label)?;
+        let database = Arc::new(started.database);
+        let reclaim = Reclaim::start(Arc::clone(&database))
+            .map_err(|error| StoreError::Io(format!("no thread to reclaim space: {error}")))?;
+        info!(store = %opened.id, incarnation = %opened.incarnation, clean = opened.clean,
+            path = %directory.path().display(), "store opened");
+        Ok(Self {
+            database,
+            directory,
+            label,
+            opened,
+            reclaim,
+            claims: Claims::default(),
+            phase: RwLock::new(Phase::Serving),
+        })
+    }
+
+    /// How often the log was synced to the disk since the store was opened. Several commits at
+    /// once may share a sync.
+    pub fn log_syncs(&self) -> u64 {
+        self.database.log_syncs()
+    }
+
+    /// Reads the versions whose keys begin with the slot's, newest first, at most `limit`.
+    fn newest(&self, at: RowSlot, limit: usize) -> Result<Vec<VersionMeta>, StoreError> {
+        let prefix = slot::encode(at);
+        let mut options = ReadOptions::default();
+        options.set_prefix_same_as_start(true);
+        options.set_iterate_upper_bound(after_prefix(&prefix));
+        let mut iterator = self.database.db.raw_iterator_cf_opt(self.database.meta(), options);
+        iterator.seek(prefix);
+        let mut versions = Vec::new();
+        while let Some((key, bytes)) = iterator.item() {
+            versions.push(decode_meta(at, key, bytes)?);
+            // A step further may walk over all that was deleted since the last write-out.
+            if versions.len() == limit {
+                break;
+            }
+            iterator.next();
+        }
+        iterator.status().map_err(|error| read_failed(&error, at, "metadata"))?;
+        Ok(versions)
+    }
+
+    fn fail(&self, why: StoreError) -> StoreError {
+        let mut phase = self.phase.write().unwrap_or_else(PoisonError::into_inner);
+        if let Phase::Serving = *phase {
+            error!(store = %self.opened.id, error = %why, "store failed");
+            *phase = Phase::Failed(match &why {
+                StoreError::Io(text) => text.clone(),
+                other => other.to_string(),
+            });
+        }
+        why
+    }
+
+    /// Whether a write-out or compaction failed behind our back.
+    fn check_background(&self) -> Result<(), StoreError> {
+        let errors = self.database.db.property_int_value(rocksdb::properties::BACKGROUND_ERRORS);
+        match errors.map_err(|error| failed(&error))? {
+            None | Some(0) => Ok(()),
+            Some(count) => {
+                Err(StoreError::Io(format!("{count} errors in the background, see db/LOG")))
+            }
+        }
+    }
+
+    fn write(&self, batch: &Batch) -> Result<(), StoreError> {
+        self.check_background()?;
+        let claim = self.claims.claim(batch);
+        let prepared = prepare(&self.database, batch)?;
+        let mut options = WriteOptions::default();
+        options.set_sync(!batch.relaxed);
+        self.database.db.write_opt(prepared.write, &options).map_err(|error| failed(&error))?;
+        drop(claim);
+        for range in prepared.dropped {
+            self.reclaim.dropped(range);
+        }
+        Ok(())
+    }
+
+    /// Writes everything out, so that the log is empty and only the manifest and what it names
+    /// matter, and puts the clean marker into the label.
+    fn finish(&self) -> Result<(), StoreError> {
+        let db = &self.database.db;
+        let families = [
+            self.database.meta(),
+            self.database.data(),
+            self.database.prep(),
+            self.database.state(),
+        ];
+        let flushed = db.flush_cfs_opt(&families, &FlushOptions::default());
+        flushed.map_err(|error| failed(&error))?;
+        db.flush_wal(true).map_err(|error| failed(&error))?;
+        self.check_background()?;
+        db.cancel_all_background_work(true);
+        self.reclaim.stop();
+        let manifest = self.directory.manifest().map_err(StoreError::Io)?;
+        self.directory.write(&Label { clean: Some(manifest), ..self.label.clone() })
+    }
+}
+
+impl ShardStore for RocksStore {
+    fn opened(&self) -> Opened {
+        self.opened
+    }
+
+    fn versions(&self, at: RowSlot) -> Result<Vec<VersionMeta>, StoreError> {
+        self.newest(at, usize::MAX)
+    }
+
+    fn head(&self, at: RowSlot) -> Result<Option<VersionMeta>, StoreError> {
+        Ok(self.newest(at, 1)?.pop())
+    }
+
+    fn meta(&self, at: RowSlot, ver: Ver) -> Result<Option<VersionMeta>, StoreError> {
+        let key = version::encode(at, ver);
+        let found = self.database.db.get_pinned_cf(self.database.meta(), key);
+        let found = found.map_err(|error| read_failed(&error, at, "metadata"))?;
+        found.map(|bytes| decode_meta(at, &key, &bytes)).transpose()
+    }
+
+    fn record(&self, at: RowSlot, ver: Ver) -> Result<Option<Bytes>, StoreError> {
+        let key = version::encode(at, ver);
+        record_answer(at, self.database.db.get_pinned_cf(self.database.data(), key))
+    }
+
+    fn records(&self, wanted: &[(RowSlot, Ver)]) -> Vec<Result<Option<Bytes>, StoreError>> {
+        let mut answers = Vec::with_capacity(wanted.len());
+        for wanted in wanted.chunks(MULTI_GET) {
+            let keys: Vec<_> = wanted.iter().map(|(at, ver)| version::encode(*at, *ver)).collect();
+            let found =
+                self.database.db.batched_multi_get_cf(self.database.data(), keys.iter(), false);
+            answers
+                .extend(wanted.iter().zip(found).map(|((at, _), found)| record_answer(*at, found)));
+        }
+        answers
+    }
+
+    fn scan(
+        &self,
+        volume: VolumeNo,
+        group: GroupNo,
+        after: Option<RowSlot>,
+        limit: usize,
+    ) -> Result<Vec<SlotVersions>, StoreError> {
+        let first = slot::of_group(volume, group);
+        let end = after_prefix(&first);
+        let start = after.map_or(Vec::new(), |after| after_prefix(&slot::encode(after)));
+        let start = start.max(first.to_vec());
+        if limit == 0 || start >= end {
+            return Ok(Vec::new());
+        }
+        let mut options = ReadOptions::default();
+        options.set_total_order_seek(true);
+        options.set_iterate_upper_bound(end);
+        if limit >= LONG_SCAN {
+            options.set_readahead_size(READAHEAD);
+            options.fill_cache(false);
+        }
+        let mut iterator = self.database.db.raw_iterator_cf_opt(self.database.meta(), options);
+        iterator.seek(&start);
+        let mut page: Vec<SlotVersions> = Vec::new();
+        while let Some((key, bytes)) = iterator.item() {
+            let at = slot_of(key)?;
+            let is_new = page.last().is_none_or(|(last, _)| *last != at);
+            if is_new && page.len() == limit {
+                break;
+            }
+            match decode_meta(at, key, bytes) {
+                Ok(meta) if is_new => page.push((at, vec![meta])),
+                Ok(meta) => page.last_mut().expect("not new").1.push(meta),
+                Err(error) => {
+                    // The page ends before the row slot that has it, see the trait.
+                    page.pop_if(|(last, _)| *last == at);
+                    return if page.is_empty() { Err(error) } else { Ok(page) };
+                }
+            }
+            iterator.next();
+        }
+        // Unlike one damaged value this is a table that can not be walked: no page would be whole.
+        iterator.status().map_err(|error| failed(&error))?;
+        Ok(page)
+    }
+
+    fn prepared(&self, volume: VolumeNo) -> Result<Vec<(RowSlot, Ver)>, StoreError> {
+        let first = slot::of_volume(volume);
+        let mut options = ReadOptions::default();
+        options.set_iterate_upper_bound(after_prefix(&first));
+        let mut iterator = self.database.db.raw_iterator_cf_opt(self.database.prep(), options);
+        iterator.seek(first);
+        let mut marks = Vec::new();
+        while let Some((key, bytes)) = iterator.item() {
+            let at = slot_of(key)?;
+            let ver = value::decode(key, bytes)
+                .map_err(|_| StoreError::Corrupt { at, what: "prepared mark" })?;
+            marks.push((at, ver));
+            iterator.next();
+        }
+        iterator.status().map_err(|error| failed(&error))?;
+        Ok(marks)
+    }
+
+    fn volume(&self, volume: VolumeNo) -> Result<VolumeState, StoreError> {
+        let key = volume::encode(volume);
+        let found = self.database.db.get_pinned_cf(self.database.state(), key);
+        let Some(bytes) = found.map_err(|error| failed(&error))? else {
+            return Ok(VolumeState::default());
+        };
+        // A store that forgot what it promised may serve nobody.
+        value::decode(&key, &bytes)
+            .map_err(|_| StoreError::Io(format!("stored state of {volume} does not verify")))
+    }
+
+    fn volumes(&self) -> Result<Vec<VolumeNo>, StoreError> {
+        let mut volumes = Vec::new();
+        let mut options = ReadOptions::default();
+        options.set_iterate_upper_bound(after_prefix(&volume::PREFIX));
+        let mut states = self.database.db.raw_iterator_cf_opt(self.database.state(), options);
+        states.seek(volume::PREFIX);
+        while let Some(key) = states.key() {
+            volumes.extend(volume::decode(key));
+            states.next();
+        }
+        states.status().map_err(|error| failed(&error))?;
+
+        let mut options = ReadOptions::default();
+        options.set_total_order_seek(true);
+        let mut rows = self.database.db.raw_iterator_cf_opt(self.database.meta(), options);
+        rows.seek_to_first();
+        while let Some(key) = rows.key() {
+            let volume = slot_of(key)?.volume;
+            volumes.push(volume);
+            rows.seek(after_prefix(&slot::of_volume(volume)));
+        }
+        rows.status().map_err(|error| failed(&error))?;
+        volumes.sort_unstable();
+        volumes.dedup();
+        Ok(volumes)
+    }
+
+    fn commit(&self, batch: Batch) -> Result<(), StoreError> {
+        batch.check()?;
+        let result = {
+            let phase = self.phase.read().unwrap_or_else(PoisonError::into_inner);
+            match &*phase {
+                Phase::Serving => self.write(&batch),
+                Phase::Closed => return Err(StoreError::Io("the store is closed".to_owned())),
+                Phase::Failed(why) => return Err(StoreError::Io(why.clone())),
+            }
+        };
+        result.map_err(|why| self.fail(why))
+    }
+
+    fn space(&self) -> Result<Space, StoreError> {
+        let found = rustix::fs::statvfs(self.directory.path())
+            .map_err(|error| StoreError::Io(format!("free space is not known: {error}")))?;
+        let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
+        Ok(Space { total: bytes(found.f_blocks), free: bytes(found.f_bavail) })
+    }
+
+    fn close(&self) -> Result<(), StoreError> {
+        let mut phase = self.phase.write().unwrap_or_else(PoisonError::into_inner);
+        match &*phase {
+            Phase::Closed => return Ok(()),
+            Phase::Failed(why) => return Err(StoreError::Io(why.clone())),
+            Phase::Serving => {}
+        }
+        let result = self.finish();
+        *phase = match &result {
+            Ok(()) => Phase::Closed,
+            Err(why) => Phase::Failed(why.to_string()),
+        };
+        drop(phase);
+        if result.is_ok() {
+            info!(store = %self.opened.id, "store closed");
+        }
+        result
+    }
+}
+
+impl Drop for RocksStore {
+    fn drop(&mut self) {
+        // Otherwise the thread would keep the database open, and its lock held, for as long as a
+        // compaction takes.
+        self.database.db.cancel_all_background_work(true);
+        self.reclaim.stop();
+    }
+}
+
+fn decode_meta(at: RowSlot, key: &[u8], bytes: &[u8]) -> Result<VersionMeta, StoreError> {
+    let corrupt = StoreError::Corrupt { at, what: "metadata" };
+    match value::decode::<VersionMeta>(key, bytes) {
+        Ok(meta) if version::decode(key) == Some((at, meta.ver)) => Ok(meta),
+        _ => Err(corrupt),
+    }
+}
+
+/// The row slot a slot or version key belongs to.
+fn slot_of(key: &[u8]) -> Result<RowSlot, StoreError> {
+    key.get(..slot::LEN)
+        .and_then(slot::decode)
+        .ok_or_else(|| StoreError::Io("a stored key is too short".to_owned()))
+}
+
+fn record_answer(
+    at: RowSlot,
+    found: Result<Option<DBPinnableSlice<'_>>, rocksdb::Error>,
+) -> Result<Option<Bytes>, StoreError> {
+    let found = found.map_err(|error| read_failed(&error, at, "record"))?;
+    Ok(found.map(|bytes| Bytes::copy_from_slice(&bytes)))
+}

@@ -1,0 +1,297 @@
+//! Directories that are not ours, not whole or in use: one clear line, and nothing written.
+
+use smalti_rocks::{Expect, RocksOptions, RocksStore};
+use smalti_storage::ids::ClusterId;
+use smalti_storage::store::suite::{place, put, ver};
+use smalti_storage::store::{Batch, ShardStore, StoreError};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use tempfile::TempDir;
+
+const EXPECT: Expect = Expect { cluster: ClusterId(uuid::Uuid::from_u128(7)) };
+
+fn open(path: &Path) -> Result<RocksStore, StoreError> {
+    RocksStore::open(path, &RocksOptions::default(), EXPECT)
+}
+
+/// A closed store of a few rows.
+fn closed() -> TempDir {
+    let directory = TempDir::new().expect("a temporary directory");
+    let store = open(directory.path()).expect("a new store");
+    fill(&store);
+    store.close().expect("close");
+    directory
+}
+
+/// A store that ended without being closed.
+fn killed() -> TempDir {
+    let directory = closed();
+    drop(open(directory.path()).expect("open"));
+    directory
+}
+
+fn fill(store: &RocksStore) {
+    let rows = (0..10).map(|i| put(place(1, 0, i, 0, 0), ver(1, 1), 1, 4160)).collect();
+    store.commit(Batch::durable(rows)).expect("commit");
+}
+
+fn is_whole(store: &RocksStore) -> bool {
+    (0..10).all(|i| {
+        let at = place(1, 0, i, 0, 0);
+        let meta = store.head(at).expect("head").expect("the row is there");
+        let record = store.record(at, meta.ver).expect("record").expect("it has bytes");
+        meta.verifies(at, &record)
+    })
+}
+
+fn content(path: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut all = BTreeMap::new();
+    for entry in fs::read_dir(path).expect("a directory") {
+        let entry = entry.expect("an entry").path();
+        if entry.is_dir() {
+            all.extend(content(&entry));
+            all.insert(entry, Vec::new());
+        } else {
+            let bytes = fs::read(&entry).expect("a file");
+            all.insert(entry, bytes);
+        }
+    }
+    all
+}
+
+/// Opens what must be refused, and answers the one line.
+fn refused(path: &Path, expect: Expect, options: &RocksOptions) -> String {
+    let before = content(path);
+    let line = match RocksStore::open(path, options, expect) {
+        Err(StoreError::Refused(line)) => line,
+        other => panic!("not refused: {other:?}"),
+    };
+    assert_eq!(content(path), before, "something was written");
+    assert!(!line.contains('\n'), "{line}");
+    assert!(line.contains(&path.display().to_string()), "{line}");
+    line
+}
+
+fn refused_line(path: &Path) -> String {
+    refused(path, EXPECT, &RocksOptions::default())
+}
+
+fn edit(path: &Path, change: impl FnOnce(String) -> String) {
+    let text = fs::read_to_string(path).expect("a text file");
+    fs::write(path, change(text)).expect("write");
+}
+
+fn manifest(directory: &TempDir) -> PathBuf {
+    let database = directory.path().join("db");
+    let name = fs::read_to_string(database.join("CURRENT")).expect("CURRENT");
+    database.join(name.trim_end())
+}
+
+fn truncate(path: &Path, len: u64) {
+    let file = fs::OpenOptions::new().write(true).open(path).expect("a file");
+    file.set_len(len).expect("truncate");
+}
+
+fn logs(directory: &TempDir) -> Vec<PathBuf> {
+    let database = directory.path().join("db");
+    let files = fs::read_dir(database).expect("a directory");
+    let mut logs: Vec<_> = files
+        .map(|file| file.expect("an entry").path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "log"))
+        .collect();
+    logs.sort_unstable();
+    logs
+}
+
+#[test]
+fn a_directory_in_use_is_refused() {
+    let directory = TempDir::new().expect("a temporary directory");
+    let store = open(directory.path()).expect("a new store");
+    let Err(StoreError::Refused(line)) = open(directory.path()) else { panic!("opened twice") };
+    assert!(line.ends_with("is in use"), "{line}");
+    fill(&store);
+    drop(store);
+    assert!(is_whole(&open(directory.path()).expect("free again")));
+}
+
+#[test]
+fn other_directories_are_refused() {
+    let directory = TempDir::new().expect("a temporary directory");
+    fs::write(directory.path().join("thesis.txt"), "do not lose").expect("write");
+    assert!(refused_line(directory.path()).contains("is not a store, and not empty"));
+
+    let file = directory.path().join("thesis.txt");
+    let Err(StoreError::Refused(line)) = open(&file) else { panic!("opened a file") };
+    assert!(line.ends_with("is not a directory"), "{line}");
+
+    let empty = TempDir::new().expect("a temporary directory");
+    let options = RocksOptions { create: false, ..RocksOptions::default() };
+    assert!(refused(empty.path(), EXPECT, &options).contains("is the disk mounted?"));
+}
+
+#[test]
+fn a_store_of_another_cluster_is_refused() {
+    let directory = closed();
+    let other = Expect { cluster: ClusterId(uuid::Uuid::from_u128(8)) };
+    let line = refused(directory.path(), other, &RocksOptions::default());
+    assert!(line.contains("belongs to another cluster (00000000-"), "{line}");
+    assert!(open(directory.path()).expect("still ours").opened().clean);
+}
+
+#[test]
+fn a_newer_format_and_a_damaged_label_are_refused() {
+    let directory = closed();
+    let label = directory.path().join("STORE");
+    edit(&label, |text| text.replace("format 1", "format 2"));
+    assert!(refused_line(directory.path()).contains("newer format 2"));
+    edit(&label, |text| {
+        text.replace("format 2", "format 1").replace("incarnation 1", "incarnation 9")
+    });
+    assert!(refused_line(directory.path()).contains("damaged label"));
+    truncate(&label, 20);
+    assert!(refused_line(directory.path()).contains("damaged label"));
+    truncate(&label, 0);
+    assert!(refused_line(directory.path()).contains("is not a store"));
+    fs::remove_file(&label).expect("remove");
+    assert!(refused_line(directory.path()).contains("is not a store, and not empty"));
+}
+
+#[test]
+fn a_damaged_current_or_manifest_is_refused() {
+    for directory in [closed(), killed()] {
+        let current = directory.path().join("db/CURRENT");
+        let good = fs::read(&current).expect("CURRENT");
+        truncate(&current, good.len() as u64 - 1);
+        assert!(refused_line(directory.path()).contains("CURRENT is damaged"));
+        truncate(&current, 0);
+        assert!(refused_line(directory.path()).contains("CURRENT is damaged"));
+        fs::write(&current, "MANIFEST-999999\n").expect("write");
+        assert!(refused_line(directory.path()).contains("MANIFEST-999999 can not be read"));
+        fs::remove_file(&current).expect("remove");
+        assert!(refused_line(directory.path()).contains("CURRENT can not be read"));
+        fs::write(&current, good).expect("write");
+
+        let manifest = manifest(&directory);
+        let good = fs::read(&manifest).expect("the manifest");
+        for len in [0, 1, 20, good.len() / 8] {
+            truncate(&manifest, len as u64);
+            assert!(refused_line(directory.path()).contains("is damaged"), "cut to {len}");
+            fs::write(&manifest, &good).expect("write");
+        }
+        assert!(is_whole(&open(directory.path()).expect("as good as before")));
+    }
+}
+
+#[test]
+fn a_manifest_cut_anywhere_after_a_clean_end_is_refused() {
+    let directory = closed();
+    let manifest = manifest(&directory);
+    let good = fs::read(&manifest).expect("the manifest");
+    for len in (0..good.len()).step_by(7).chain([good.len() - 1]) {
+        truncate(&manifest, len as u64);
+        assert!(refused_line(directory.path()).contains("is damaged"), "cut to {len}");
+        fs::write(&manifest, &good).expect("write");
+    }
+    let store = open(directory.path()).expect("as good as before");
+    assert!(store.opened().clean && is_whole(&store));
+}
+
+#[test]
+fn the_data_of_another_store_is_refused() {
+    let (ours, other) = (killed(), killed());
+    fs::remove_dir_all(ours.path().join("db")).expect("remove");
+    fs::rename(other.path().join("db"), ours.path().join("db")).expect("rename");
+    let Err(StoreError::Refused(line)) = open(ours.path()) else { panic!("taken for ours") };
+    assert!(line.contains("holds the data of another store"), "{line}");
+}
+
+#[test]
+fn a_start_that_was_cut_short_does_no_harm() {
+    // Between the database's start and the label's.
+    let directory = killed();
+    let label = directory.path().join("STORE");
+    let before = fs::read(&label).expect("the label");
+    let opened = open(directory.path()).expect("open").opened();
+    fs::write(&label, before).expect("write");
+    let next = open(directory.path()).expect("open");
+    assert!(next.opened().incarnation > opened.incarnation, "no incarnation comes twice");
+    assert!(!next.opened().clean && is_whole(&next));
+}
+
+#[test]
+fn the_clean_marker_goes_before_the_database_changes() {
+    let directory = closed();
+    let database = directory.path().join("db");
+    let files = fs::read_dir(&database).expect("a directory");
+    let table = files
+        .map(|file| file.expect("an entry").path())
+        .find(|path| path.extension().is_some_and(|extension| extension == "sst"))
+        .expect("a table");
+    let away = directory.path().join("db/away");
+    fs::rename(&table, &away).expect("rename");
+    let Err(StoreError::Refused(line)) = open(directory.path()) else { panic!("a table is gone") };
+    assert!(line.contains("is damaged") && !line.contains('\n'), "{line}");
+    // Whatever RocksDB did to its manifest meanwhile, the store is not refused for it later.
+    fs::rename(&away, &table).expect("rename");
+    let store = open(directory.path()).expect("the table is back");
+    assert!(!store.opened().clean && is_whole(&store));
+}
+
+#[test]
+fn after_a_clean_end_the_log_holds_nothing() {
+    let directory = closed();
+    for log in logs(&directory) {
+        fs::remove_file(log).expect("remove");
+    }
+    assert!(is_whole(&open(directory.path()).expect("nothing of it is needed")));
+}
+
+#[test]
+fn a_shortened_log_is_never_clean_and_leaves_a_prefix() {
+    let directory = killed();
+    let store = open(directory.path()).expect("open");
+    fill(&store);
+    for i in 0..20 {
+        let row = vec![put(place(2, 0, i, 0, 0), ver(1, 1), 2, 4160)];
+        store.commit(Batch::durable(row)).expect("commit");
+    }
+    drop(store);
+    let log = logs(&directory).pop().expect("a log");
+    let len = fs::metadata(&log).expect("a log").len();
+    truncate(&log, len - 3 * 4160 - 100);
+    let store = open(directory.path()).expect("a shortened log is no reason to give up");
+    assert!(!store.opened().clean);
+    assert!(is_whole(&store));
+    let there = |i| store.head(place(2, 0, i, 0, 0)).expect("head").is_some();
+    let kept = (0..20).take_while(|i| there(*i)).count() as u64;
+    assert!((10..20).contains(&kept), "{kept}");
+    assert!((kept..20).all(|i| !there(i)), "no hole");
+}
+
+#[test]
+fn a_log_that_lost_what_was_synced_is_noticed() {
+    let directory = TempDir::new().expect("a temporary directory");
+    // Small buffers of records fill fast and begin new logs; the metadata keeps the old ones.
+    let options = RocksOptions { data_buffer_bytes: 256 << 10, ..RocksOptions::default() };
+    let open = || RocksStore::open(directory.path(), &options, EXPECT);
+    let store = open().expect("a new store");
+    fill(&store);
+    for i in 0..300 {
+        let row = vec![put(place(2, 0, i, 0, 0), ver(1, 1), 2, 4160)];
+        store.commit(Batch::durable(row)).expect("commit");
+    }
+    let incarnation = store.opened().incarnation;
+    drop(store);
+    let logs = logs(&directory);
+    assert!(logs.len() > 2, "{logs:?}");
+    fs::remove_file(&logs[1]).expect("remove");
+    let store = open().expect("suspect, but its peers can do with it what is right");
+    assert!(!store.opened().clean);
+    assert!(store.opened().incarnation > incarnation);
+    assert!(is_whole(&store), "what stood before the hole is there");
+    fill(&store);
+    store.close().expect("close");
+    drop(store);
+    assert!(open().expect("open").opened().clean);
+}
