@@ -1,0 +1,184 @@
+//! Who coordinates a volume and which slots are in sync: the compare-and-set commands.
+
+use super::invalid;
+use crate::command::{Applied, GrowSlot, Rejection};
+use crate::types::{ClusterMap, Coordinator, Group, Learner, Volume};
+use smalti_storage::ids::{Epoch, GroupNo, Incarnation, NodeId, StoreId, VolumeNo};
+use std::collections::BTreeSet;
+
+impl ClusterMap {
+    pub(super) fn shrink(
+        &mut self,
+        volume: VolumeNo,
+        epoch: Epoch,
+        stores: &[StoreId],
+    ) -> Result<Applied, Rejection> {
+        let volume = self.planned_mut(volume, epoch)?;
+        let next = volume.next_epoch()?;
+        let mut changed = false;
+        let mut refused = Vec::new();
+        let min_insync = u32::from(volume.min_insync);
+        // Nothing is written before `changed` is set, so a refusal leaves no trace.
+        for (no, group) in (0u16..).map(GroupNo).zip(&mut volume.groups) {
+            let mut kept = false;
+            for store in stores {
+                let Some(slot) = group.slot_of(*store) else { continue };
+                if group.insync.contains(slot) {
+                    if group.insync.len() > min_insync {
+                        group.insync = group.insync.without(slot);
+                        changed = true;
+                    } else {
+                        kept = true;
+                    }
+                } else if group.learners.remove(&slot).is_some() {
+                    changed = true;
+                }
+            }
+            if kept {
+                refused.push(no);
+            }
+        }
+        if !changed {
+            return Err(if refused.is_empty() {
+                invalid("not in sync anywhere")
+            } else {
+                Rejection::MinInsync
+            });
+        }
+        volume.epoch = next;
+        Ok(Applied::Epoch { epoch: next, refused })
+    }
+
+    pub(super) fn elect(
+        &mut self,
+        volume: VolumeNo,
+        epoch: Epoch,
+        node: NodeId,
+        incarnation: Incarnation,
+    ) -> Result<Applied, Rejection> {
+        self.planned(volume, epoch)?;
+        let entry = self.nodes.get(&node).ok_or_else(|| invalid(format!("no node {node}")))?;
+        // Incarnation 0 is a member that never registered, so nothing runs under it.
+        if entry.incarnation != incarnation || incarnation == Incarnation(0) {
+            return Err(Rejection::Incarnation);
+        }
+        let volume = self.planned_mut(volume, epoch)?;
+        let next = volume.next_epoch()?;
+        volume.epoch = next;
+        volume.coordinator = Some(Coordinator { node, incarnation });
+        volume.activated = false;
+        volume.writer_gen = next.0;
+        // What a learner missed was known only to the coordinator that admitted it.
+        for group in &mut volume.groups {
+            group.learners.clear();
+        }
+        Ok(done(next))
+    }
+
+    pub(super) fn activate(
+        &mut self,
+        volume: VolumeNo,
+        epoch: Epoch,
+    ) -> Result<Applied, Rejection> {
+        let volume = self.planned_mut(volume, epoch)?;
+        if volume.coordinator.is_none() {
+            return Err(invalid("there is no coordinator to activate"));
+        }
+        if volume.activated {
+            return Err(invalid("activated already"));
+        }
+        volume.activated = true;
+        Ok(done(epoch))
+    }
+
+    pub(super) fn add_learners(
+        &mut self,
+        volume: VolumeNo,
+        epoch: Epoch,
+        slots: &[GrowSlot],
+    ) -> Result<Applied, Rejection> {
+        self.growable(volume, epoch, slots)?;
+        let volume = self.planned_mut(volume, epoch)?;
+        for grow in slots {
+            let learner = Learner { store: grow.store, incarnation: grow.incarnation };
+            group_mut(volume, grow.group)?.learners.insert(grow.slot, learner);
+        }
+        Ok(done(epoch))
+    }
+
+    pub(super) fn grow(
+        &mut self,
+        volume: VolumeNo,
+        epoch: Epoch,
+        slots: &[GrowSlot],
+    ) -> Result<Applied, Rejection> {
+        let planned = self.growable(volume, epoch, slots)?;
+        for grow in slots {
+            let expected = Learner { store: grow.store, incarnation: grow.incarnation };
+            let learner =
+                planned.group(grow.group).and_then(|group| group.learners.get(&grow.slot));
+            if learner != Some(&expected) {
+                return Err(invalid(format!("{}/{} is not such a learner", grow.group, grow.slot)));
+            }
+        }
+        let volume = self.planned_mut(volume, epoch)?;
+        let next = volume.next_epoch()?;
+        for grow in slots {
+            let group = group_mut(volume, grow.group)?;
+            group.learners.remove(&grow.slot);
+            group.insync = group.insync.with(grow.slot);
+        }
+        volume.epoch = next;
+        Ok(done(next))
+    }
+
+    /// What `AddLearners` and `Grow` both demand: an activated coordinator, and each slot out of
+    /// sync, named once, with the store of the table in its registered incarnation.
+    fn growable(
+        &self,
+        volume: VolumeNo,
+        epoch: Epoch,
+        slots: &[GrowSlot],
+    ) -> Result<&Volume, Rejection> {
+        let volume = self.planned(volume, epoch)?;
+        if !volume.activated {
+            return Err(invalid("the coordinator has not finished its takeover"));
+        }
+        if slots.is_empty() {
+            return Err(invalid("no slot is named"));
+        }
+        let mut seen = BTreeSet::new();
+        for grow in slots {
+            let GrowSlot { group: no, slot, store, incarnation } = *grow;
+            let group = volume.group(no).ok_or_else(|| invalid(format!("no group {no}")))?;
+            if group.slots.get(slot.index()) != Some(&store) {
+                return Err(invalid(format!("{no}/{slot} is not a slot of store {store}")));
+            }
+            if group.insync.contains(slot) {
+                return Err(invalid(format!("{no}/{slot} is in sync already")));
+            }
+            if !seen.insert((no, slot)) {
+                return Err(invalid(format!("{no}/{slot} is named twice")));
+            }
+            let registered = self.stores.get(&store).map(|entry| entry.incarnation);
+            if registered != Some(incarnation) {
+                return Err(Rejection::Incarnation);
+            }
+        }
+        Ok(volume)
+    }
+}
+
+impl Volume {
+    fn next_epoch(&self) -> Result<Epoch, Rejection> {
+        self.epoch.0.checked_add(1).map(Epoch).ok_or_else(|| invalid("epochs are used up"))
+    }
+}
+
+fn group_mut(volume: &mut Volume, no: GroupNo) -> Result<&mut Group, Rejection> {
+    volume.groups.get_mut(usize::from(no.0)).ok_or_else(|| invalid(format!("no group {no}")))
+}
+
+fn done(epoch: Epoch) -> Applied {
+    Applied::Epoch { epoch, refused: Vec::new() }
+}

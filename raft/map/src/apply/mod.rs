@@ -1,0 +1,88 @@
+//! Applying commands.
+//!
+//! Every arm checks first and changes after, so a refused command leaves the map as it was, but
+//! for its version: that counts applied log entries, and refusals are entries too.
+
+mod cluster;
+mod membership;
+mod volume;
+
+use crate::command::{Applied, Command, Rejection};
+use crate::types::{ClusterMap, Volume};
+use smalti_storage::ids::{Epoch, VolumeNo};
+
+/// Bounds of the map. It is held in memory by every node and copied when it changes, so each list
+/// in it has an end.
+pub mod limits {
+    /// Members of the cluster.
+    pub const NODES: usize = 255;
+    /// Shard stores.
+    pub const STORES: usize = 4096;
+    /// Volumes.
+    pub const VOLUMES: usize = 4096;
+    /// Groups of one volume: what a `GroupNo` can number.
+    pub const GROUPS: usize = 1 << 16;
+    /// Slots of one group: what a `SlotSet` can hold.
+    pub const SLOTS: u8 = 32;
+    /// Bytes of a name.
+    pub const NAME: usize = 64;
+    /// Bytes of one wrapped key.
+    pub const WRAPPED_KEY: usize = 256;
+    /// Bytes of the commitments of one custody.
+    pub const COMMITMENTS: usize = 64 << 10;
+    /// Bytes of a shard: 64 KiB to 64 MiB.
+    pub const SHARD_SIZE: std::ops::RangeInclusive<u32> = (64 << 10)..=(64 << 20);
+    /// Bytes of a volume: what an NBD client can address with a signed offset.
+    pub const VOLUME_SIZE: u64 = i64::MAX as u64;
+}
+
+impl ClusterMap {
+    /// Applies one command. Deterministic: equal maps and equal commands give equal maps and equal
+    /// answers, on every node and in every year.
+    ///
+    /// A refused command grows `version` and changes nothing else.
+    pub fn apply(&mut self, command: &Command) -> Applied {
+        // A version is one log entry; even a billion a second leave it 500 years.
+        self.version += 1;
+        let result = match command {
+            Command::InitCluster { cluster, nodes, custody } => {
+                self.init_cluster(*cluster, nodes, custody)
+            }
+            Command::RegisterNode { node, addresses } => self.register_node(*node, addresses),
+            Command::RegisterStore { store, node, incarnation, clean } => {
+                self.register_store(*store, *node, *incarnation, *clean)
+            }
+            Command::CreateVolume(new) => self.create_volume(new),
+            Command::DeleteVolume { volume, id } => self.delete_volume(*volume, *id),
+            Command::Shrink { volume, epoch, stores } => self.shrink(*volume, *epoch, stores),
+            Command::Elect { volume, epoch, node, incarnation } => {
+                self.elect(*volume, *epoch, *node, *incarnation)
+            }
+            Command::Activate { volume, epoch } => self.activate(*volume, *epoch),
+            Command::AddLearners { volume, epoch, slots } => {
+                self.add_learners(*volume, *epoch, slots)
+            }
+            Command::Grow { volume, epoch, slots } => self.grow(*volume, *epoch, slots),
+        };
+        result.unwrap_or_else(Applied::Rejected)
+    }
+
+    /// The compare of every compare-and-set on a volume.
+    fn planned(&self, volume: VolumeNo, epoch: Epoch) -> Result<&Volume, Rejection> {
+        let found = self.volumes.get(&volume).ok_or(Rejection::NoVolume(volume))?;
+        if found.epoch != epoch {
+            return Err(Rejection::StaleEpoch { planned: epoch, current: found.epoch });
+        }
+        Ok(found)
+    }
+
+    /// As [`Self::planned`], to change it.
+    fn planned_mut(&mut self, volume: VolumeNo, epoch: Epoch) -> Result<&mut Volume, Rejection> {
+        self.planned(volume, epoch)?;
+        self.volumes.get_mut(&volume).ok_or(Rejection::NoVolume(volume))
+    }
+}
+
+fn invalid(text: impl Into<String>) -> Rejection {
+    Rejection::Invalid(text.into())
+}

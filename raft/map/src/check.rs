@@ -1,0 +1,199 @@
+//! The invariants of the map, in one place: what a new volume is checked against, what tests
+//! assert after every command, and what a snapshot must satisfy before it is taken over.
+
+use crate::apply::limits;
+use crate::types::{ClusterMap, Custody, Group, KeyEpoch, Node, Volume};
+use smalti_storage::ids::{ClusterId, Epoch, Incarnation, KeyEpochNo, NodeId, StoreId, VolumeId};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The rule is broken, in words.
+type Broken = Result<(), String>;
+
+impl ClusterMap {
+    /// Whether the whole map is consistent.
+    ///
+    /// # Errors
+    /// The first broken invariant, in words.
+    pub fn check(&self) -> Result<(), String> {
+        if self.cluster == ClusterId::default() {
+            let empty = Self { version: self.version, ..Self::default() };
+            return ensure(*self == empty, || "an unfounded cluster has content".into());
+        }
+        ensure(self.nodes.len() <= limits::NODES, || "too many nodes".into())?;
+        ensure(self.stores.len() <= limits::STORES, || "too many stores".into())?;
+        ensure(self.volumes.len() <= limits::VOLUMES, || "too many volumes".into())?;
+        check_custody(&self.custody, &self.nodes)?;
+        for (id, store) in &self.stores {
+            ensure(self.nodes.contains_key(&store.node), || {
+                format!("store {id} is on no known node")
+            })?;
+            ensure(store.incarnation > Incarnation(0), || format!("store {id} never started"))?;
+        }
+        let mut names = BTreeSet::new();
+        let mut ids = BTreeSet::new();
+        for (no, volume) in &self.volumes {
+            ensure(*no == volume.no, || format!("{no} is filed as {}", volume.no))?;
+            ensure(no.0 < self.next_volume, || format!("{no} was never handed out"))?;
+            ensure(names.insert(&volume.name), || format!("two volumes {}", volume.name))?;
+            ensure(ids.insert(volume.id), || format!("two volumes with id {}", volume.id))?;
+            volume.check().map_err(|broken| format!("{no}: {broken}"))?;
+            self.check_volume(volume).map_err(|broken| format!("{no}: {broken}"))?;
+        }
+        Ok(())
+    }
+
+    /// Whether what a volume names exists: its stores, their nodes, its coordinator.
+    pub(crate) fn check_volume(&self, volume: &Volume) -> Broken {
+        if let Some(coordinator) = volume.coordinator {
+            let registered = self.nodes.get(&coordinator.node).map(|node| node.incarnation);
+            ensure(registered >= Some(coordinator.incarnation), || {
+                "the coordinator is no registered start of a node".into()
+            })?;
+        }
+        for key_epoch in volume.key_epochs.values() {
+            check_custody(&key_epoch.custody, &self.nodes)?;
+        }
+        for (no, group) in volume.groups.iter().enumerate() {
+            // Two slots of a group on one node would be lost together: not k independent failures.
+            let mut nodes: BTreeSet<NodeId> = BTreeSet::new();
+            for store in &group.slots {
+                let node = self.node_of(*store);
+                let node = node.ok_or_else(|| format!("group {no}: no store {store}"))?;
+                ensure(nodes.insert(node), || format!("group {no}: two slots on {node}"))?;
+            }
+            for (slot, learner) in &group.learners {
+                let registered = self.stores.get(&learner.store).map(|store| store.incarnation);
+                ensure(registered == Some(learner.incarnation), || {
+                    format!("group {no}: the learner of {slot} is not the registered start")
+                })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Volume {
+    /// Whether the volume is consistent in itself. Whether the stores it names exist is checked by
+    /// [`ClusterMap::check`].
+    ///
+    /// # Errors
+    /// The first broken invariant, in words.
+    pub fn check(&self) -> Result<(), String> {
+        ensure(self.id != VolumeId::default(), || "a volume needs an identity".into())?;
+        check_name(&self.name)?;
+        ensure(self.size > 0 && self.size.is_multiple_of(512), || {
+            format!("size {} is not a positive multiple of 512", self.size)
+        })?;
+        ensure(self.size <= limits::VOLUME_SIZE, || format!("size {} is too large", self.size))?;
+        ensure(self.data >= 1 && self.parity >= 1, || {
+            format!("{}+{} needs at least one data and one parity slot", self.data, self.parity)
+        })?;
+        let slots = self.data.checked_add(self.parity).filter(|slots| *slots <= limits::SLOTS);
+        let slots = slots.ok_or_else(|| {
+            format!("{}+{} has more than {} slots", self.data, self.parity, limits::SLOTS)
+        })?;
+        ensure(
+            limits::SHARD_SIZE.contains(&self.shard_size) && self.shard_size.is_multiple_of(4096),
+            || {
+                format!(
+                    "shard size {} is not a multiple of 4096 in 64 KiB..64 MiB",
+                    self.shard_size
+                )
+            },
+        )?;
+        ensure((self.data..=slots).contains(&self.min_insync), || {
+            format!("min_insync {} is not in {}..={slots}", self.min_insync, self.data)
+        })?;
+        ensure(self.epoch >= Epoch(1), || "epochs count from 1".into())?;
+        ensure(self.writer_gen <= self.epoch.0, || "the writer generation is ahead".into())?;
+        ensure((self.writer_gen == 0) == self.coordinator.is_none(), || {
+            "an election sets both coordinator and writer generation".into()
+        })?;
+        ensure(!self.activated || self.coordinator.is_some(), || {
+            "activated without a coordinator".into()
+        })?;
+        ensure(!self.groups.is_empty() && self.groups.len() <= limits::GROUPS, || {
+            format!("{} groups are not 1..={}", self.groups.len(), limits::GROUPS)
+        })?;
+        ensure(self.key_epochs.contains_key(&self.key_epoch), || "no current key epoch".into())?;
+        for (no, key_epoch) in &self.key_epochs {
+            ensure(*no == key_epoch.no && *no > KeyEpochNo(0), || {
+                format!("key epoch {no} is filed wrong")
+            })?;
+            self.check_keys(key_epoch)?;
+        }
+        for (no, group) in self.groups.iter().enumerate() {
+            self.check_group(group).map_err(|broken| format!("group {no}: {broken}"))?;
+        }
+        Ok(())
+    }
+
+    fn check_group(&self, group: &Group) -> Broken {
+        ensure(group.slots.len() == usize::from(self.slots()), || {
+            format!("{} stores for {} slots", group.slots.len(), self.slots())
+        })?;
+        let distinct: BTreeSet<StoreId> = group.slots.iter().copied().collect();
+        ensure(distinct.len() == group.slots.len(), || "a store fills two slots".into())?;
+        ensure(group.insync.is_subset(self.all_slots()), || "unknown slots in sync".into())?;
+        ensure(group.insync.len() >= u32::from(self.min_insync), || {
+            format!("{} in sync, fewer than min_insync {}", group.insync, self.min_insync)
+        })?;
+        for (slot, learner) in &group.learners {
+            ensure(group.slots.get(slot.index()) == Some(&learner.store), || {
+                format!("the learner of {slot} is not the store of the table")
+            })?;
+            ensure(!group.insync.contains(*slot), || format!("{slot} learns while in sync"))?;
+        }
+        Ok(())
+    }
+
+    fn check_keys(&self, key_epoch: &KeyEpoch) -> Broken {
+        let expected = self.groups.len() * usize::from(self.data);
+        ensure(key_epoch.shard_keys.len() == expected, || {
+            format!("{} shard keys, expected {expected}", key_epoch.shard_keys.len())
+        })?;
+        let mut keys = key_epoch.shard_keys.iter().chain([&key_epoch.place_key]);
+        ensure(keys.all(|key| !key.is_empty() && key.len() <= limits::WRAPPED_KEY), || {
+            format!("a wrapped key has not 1..={} bytes", limits::WRAPPED_KEY)
+        })
+    }
+}
+
+/// `1..=64` of `a-z A-Z 0-9 . _ -`, not beginning with `.` or `-`: safe as a file name, an option
+/// argument and an NBD export name.
+pub(crate) fn check_name(name: &str) -> Broken {
+    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    ensure(
+        (1..=limits::NAME).contains(&name.len())
+            && name.chars().all(legal)
+            && !name.starts_with(['.', '-']),
+        || format!("{name:?} is not a name: 1 to 64 of a-z A-Z 0-9 . _ -, not first . or -"),
+    )
+}
+
+pub(crate) fn check_custody(custody: &Custody, nodes: &BTreeMap<NodeId, Node>) -> Broken {
+    let holders = custody.holders.len();
+    ensure(custody.threshold >= 1 && usize::from(custody.threshold) <= holders, || {
+        format!("{} of {holders} shares is not a threshold", custody.threshold)
+    })?;
+    ensure(custody.commitments.len() <= limits::COMMITMENTS, || {
+        "the commitments are too large".into()
+    })?;
+    // Two shares with one holder would count as two places where there is one.
+    let mut seen = BTreeSet::new();
+    for holder in &custody.holders {
+        ensure(nodes.contains_key(&holder.node), || {
+            format!("custodian {} is no member", holder.node)
+        })?;
+        ensure(seen.insert(holder.node), || format!("{} holds two shares", holder.node))?;
+    }
+    ensure(
+        custody.holders.first().is_none_or(|holder| holder.share >= 1)
+            && custody.holders.is_sorted_by(|a, b| a.share < b.share),
+        || "share numbers do not grow from 1".into(),
+    )
+}
+
+fn ensure(holds: bool, otherwise: impl FnOnce() -> String) -> Broken {
+    if holds { Ok(()) } else { Err(otherwise()) }
+}

@@ -1,0 +1,178 @@
+//! What can be asked of the map, and what it answers.
+
+use crate::types::{Custody, KeyEpoch, NodeAddresses};
+use serde::{Deserialize, Serialize};
+use smalti_storage::ids::{
+    ClusterId, Epoch, GroupNo, Incarnation, NodeId, Slot, StoreId, VolumeId, VolumeNo,
+};
+use thiserror::Error;
+
+/// A change of the map.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// Founds the cluster; refused when there is one.
+    InitCluster {
+        /// Its identity.
+        cluster: ClusterId,
+        /// First members.
+        nodes: Vec<(NodeId, String, NodeAddresses)>,
+        /// Custody of the master secret.
+        custody: Custody,
+    },
+    /// A node started: sets its addresses and gives it the next incarnation.
+    RegisterNode {
+        /// Who.
+        node: NodeId,
+        /// Where it listens now.
+        addresses: NodeAddresses,
+    },
+    /// A store started, before it serves. Refused when a newer start is registered already, or
+    /// when the store belongs to another node.
+    RegisterStore {
+        /// Which store.
+        store: StoreId,
+        /// On which node.
+        node: NodeId,
+        /// The store's own durable count of starts.
+        incarnation: Incarnation,
+        /// Whether its last run ended in order.
+        clean: bool,
+    },
+    /// Makes a volume.
+    CreateVolume(Box<NewVolume>),
+    /// Removes a volume and its wrapped keys.
+    DeleteVolume {
+        /// Which, by number.
+        volume: VolumeNo,
+        /// And by identity.
+        id: VolumeId,
+    },
+    /// Takes stores out of the in-sync set of every group where at least `min_insync` remain.
+    Shrink {
+        /// Which volume.
+        volume: VolumeNo,
+        /// Planned against.
+        epoch: Epoch,
+        /// Stores to take out.
+        stores: Vec<StoreId>,
+    },
+    /// Names a new coordinator.
+    Elect {
+        /// Which volume.
+        volume: VolumeNo,
+        /// Planned against.
+        epoch: Epoch,
+        /// The node to elect.
+        node: NodeId,
+        /// Its registered incarnation.
+        incarnation: Incarnation,
+    },
+    /// The coordinator of `epoch` has finished its takeover.
+    Activate {
+        /// Which volume.
+        volume: VolumeNo,
+        /// Whose.
+        epoch: Epoch,
+    },
+    /// Stores begin to catch up on slots they hold in the table but are not in sync on.
+    AddLearners {
+        /// Which volume.
+        volume: VolumeNo,
+        /// Planned against.
+        epoch: Epoch,
+        /// Which slots.
+        slots: Vec<GrowSlot>,
+    },
+    /// Caught-up learners become in-sync.
+    Grow {
+        /// Which volume.
+        volume: VolumeNo,
+        /// Planned against.
+        epoch: Epoch,
+        /// Which slots.
+        slots: Vec<GrowSlot>,
+    },
+}
+
+/// A slot and the start of the store that fills it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GrowSlot {
+    /// The group.
+    pub group: GroupNo,
+    /// The slot.
+    pub slot: Slot,
+    /// The store.
+    pub store: StoreId,
+    /// The start of the store that caught up.
+    pub incarnation: Incarnation,
+}
+
+/// What `CreateVolume` needs to know. The proposer has drawn and computed all of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewVolume {
+    /// Identity.
+    pub id: VolumeId,
+    /// Name: 1..=64 of `a-z A-Z 0-9 . _ -`, not beginning with `.` or `-`.
+    pub name: String,
+    /// Bytes; a positive multiple of 512.
+    pub size: u64,
+    /// n.
+    pub data: u8,
+    /// k.
+    pub parity: u8,
+    /// Mean bytes of one shard.
+    pub shard_size: u32,
+    /// Least in-sync slots of a group.
+    pub min_insync: u8,
+    /// Slot -> store table of each group.
+    pub groups: Vec<Vec<StoreId>>,
+    /// The first key epoch.
+    pub key_epoch: KeyEpoch,
+}
+
+/// What an accepted command did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Applied {
+    /// Done, nothing to tell.
+    Done,
+    /// `RegisterNode`: the incarnation to run under.
+    Registered(Incarnation),
+    /// `CreateVolume`: its number.
+    Created(VolumeNo),
+    /// A change of configuration: the volume's epoch now, and for `Shrink` the groups that could
+    /// not give up the store.
+    Epoch {
+        /// The epoch after the command.
+        epoch: Epoch,
+        /// Groups left as they were.
+        refused: Vec<GroupNo>,
+    },
+    /// The command was refused and changed nothing.
+    Rejected(Rejection),
+}
+
+/// Why a command was refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Error)]
+#[non_exhaustive]
+pub enum Rejection {
+    /// The volume moved on.
+    #[error("planned against epoch {planned}, the volume is at {current}")]
+    StaleEpoch {
+        /// The command's.
+        planned: Epoch,
+        /// The map's.
+        current: Epoch,
+    },
+    /// Taking the stores out would leave too few in sync everywhere.
+    #[error("too few in-sync slots would remain")]
+    MinInsync,
+    /// No such volume.
+    #[error("no volume {0}")]
+    NoVolume(VolumeNo),
+    /// The start named is not the registered one.
+    #[error("incarnation is not the registered one")]
+    Incarnation,
+    /// The command does not fit the map.
+    #[error("{0}")]
+    Invalid(String),
+}

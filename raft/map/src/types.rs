@@ -1,0 +1,214 @@
+//! The parts of the map.
+
+use serde::{Deserialize, Serialize};
+use smalti_storage::ids::{
+    ClusterId, Epoch, GroupNo, Incarnation, KeyEpochNo, NodeId, Slot, SlotSet, StoreId, VolumeId,
+    VolumeNo,
+};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+
+/// Everything the cluster agrees on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterMap {
+    /// The cluster; nil until `InitCluster` was applied.
+    pub cluster: ClusterId,
+    /// Grows with every applied command, refused ones included.
+    pub version: u64,
+    /// Members, by number.
+    pub nodes: BTreeMap<NodeId, Node>,
+    /// Shard stores, by identity.
+    pub stores: BTreeMap<StoreId, Store>,
+    /// Volumes, by short number.
+    pub volumes: BTreeMap<VolumeNo, Volume>,
+    /// The number the next volume gets. Numbers are never reused.
+    pub next_volume: u32,
+    /// Custody of the master secret.
+    pub custody: Custody,
+    /// Key epochs whose volume was deleted: custodians destroy their shares of them.
+    pub retired_keys: BTreeSet<(VolumeId, KeyEpochNo)>,
+}
+
+/// Where a node can be reached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeAddresses {
+    /// Its QUIC endpoint (data, Raft, custody).
+    pub quic: SocketAddr,
+    /// Its control API.
+    pub api: SocketAddr,
+    /// Its NBD service over TCP.
+    pub nbd: SocketAddr,
+}
+
+/// A member of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// Name for people.
+    pub name: String,
+    /// Its newest addresses.
+    pub addresses: NodeAddresses,
+    /// Which start of its process is the current one; 0 until it registered first.
+    pub incarnation: Incarnation,
+}
+
+/// A shard store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Store {
+    /// The node it is on.
+    pub node: NodeId,
+    /// Its current start.
+    pub incarnation: Incarnation,
+    /// Whether its last run ended in order.
+    pub clean: bool,
+}
+
+/// Which process may order the updates of a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Coordinator {
+    /// The node.
+    pub node: NodeId,
+    /// The start of its process; a restarted one needs a new epoch.
+    pub incarnation: Incarnation,
+}
+
+/// A volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Volume {
+    /// Short number, the name in messages and on disk.
+    pub no: VolumeNo,
+    /// Identity, bound into every sealed record.
+    pub id: VolumeId,
+    /// Name for people and for NBD.
+    pub name: String,
+    /// Size in bytes, a multiple of 512.
+    pub size: u64,
+    /// Data slots per row (n).
+    pub data: u8,
+    /// Parity slots per row (k).
+    pub parity: u8,
+    /// Mean bytes of one shard.
+    pub shard_size: u32,
+    /// No group may have fewer in-sync slots than this; at least n.
+    pub min_insync: u8,
+    /// The current configuration.
+    pub epoch: Epoch,
+    /// Who orders updates; none before the first election.
+    pub coordinator: Option<Coordinator>,
+    /// Whether that coordinator has finished its takeover.
+    pub activated: bool,
+    /// The epoch of the last election: writes of gateways with a smaller generation are fenced.
+    pub writer_gen: u32,
+    /// The newest snapshot number (0: none was ever made).
+    pub snap_seq: u32,
+    /// The key epoch for new records.
+    pub key_epoch: KeyEpochNo,
+    /// Key epochs that may still be in use.
+    pub key_epochs: BTreeMap<KeyEpochNo, KeyEpoch>,
+    /// Placement groups; the index is the group's number.
+    pub groups: Vec<Group>,
+}
+
+/// A placement group: the slot -> store table its stripes share, and who is in sync.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Group {
+    /// The store of each slot; distinct stores.
+    pub slots: Vec<StoreId>,
+    /// The slots that hold every acknowledged update.
+    pub insync: SlotSet,
+    /// Stores that are catching up, by slot.
+    pub learners: BTreeMap<Slot, Learner>,
+    /// Stores that held a slot before and must keep their data until the group is clean.
+    pub old_holders: Vec<StoreId>,
+}
+
+/// A store on its way into a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Learner {
+    /// The store.
+    pub store: StoreId,
+    /// The start with which it was admitted.
+    pub incarnation: Incarnation,
+}
+
+/// One generation of a volume's shard keys, all of them wrapped.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyEpoch {
+    /// Its number; from 1.
+    pub no: KeyEpochNo,
+    /// Unix seconds that went into the derivation.
+    pub timestamp: u64,
+    /// Wrapped shard keys, `groups x data` of them, group-major. Opaque bytes here.
+    pub shard_keys: Vec<Vec<u8>>,
+    /// The wrapped placement key of the volume.
+    pub place_key: Vec<u8>,
+    /// Custody of this epoch's wrapping secret.
+    pub custody: Custody,
+}
+
+/// A secret that is split over custodians: who holds which share, and the public commitments
+/// against which shares are verified.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Custody {
+    /// Shares needed.
+    pub threshold: u8,
+    /// Holders, in order of share number.
+    pub holders: Vec<ShareHolder>,
+    /// Feldman commitments, encoded by the key code. Opaque bytes here.
+    pub commitments: Vec<u8>,
+}
+
+/// One custodian's entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShareHolder {
+    /// The custodian's node.
+    pub node: NodeId,
+    /// The share's number, from 1.
+    pub share: u8,
+}
+
+impl ClusterMap {
+    /// The volume of that name.
+    pub fn volume_named(&self, name: &str) -> Option<&Volume> {
+        self.volumes.values().find(|volume| volume.name == name)
+    }
+
+    /// The node a store is on.
+    pub fn node_of(&self, store: StoreId) -> Option<NodeId> {
+        self.stores.get(&store).map(|entry| entry.node)
+    }
+
+    /// The stores of one node, in order.
+    pub fn stores_of(&self, node: NodeId) -> impl Iterator<Item = StoreId> {
+        self.stores.iter().filter(move |(_, entry)| entry.node == node).map(|(id, _)| *id)
+    }
+}
+
+impl Volume {
+    /// n + k.
+    pub fn slots(&self) -> u8 {
+        self.data + self.parity
+    }
+
+    /// All slots of a group.
+    pub fn all_slots(&self) -> SlotSet {
+        SlotSet::first(self.slots())
+    }
+
+    /// A group by number.
+    pub fn group(&self, group: GroupNo) -> Option<&Group> {
+        self.groups.get(usize::from(group.0))
+    }
+
+    /// Whether every group has all its slots in sync.
+    pub fn is_full(&self) -> bool {
+        self.groups.iter().all(|group| group.insync == self.all_slots())
+    }
+}
+
+impl Group {
+    /// The slot of a store in this group's table.
+    pub fn slot_of(&self, store: StoreId) -> Option<Slot> {
+        let index = self.slots.iter().position(|member| *member == store)?;
+        u8::try_from(index).ok().map(Slot)
+    }
+}

@@ -1,0 +1,248 @@
+//! Random command sequences: the invariants hold after every one of them.
+
+mod support;
+
+use proptest::prelude::*;
+use smalti_map::{Applied, ClusterMap, Command, GrowSlot, Volume};
+use smalti_storage::ids::{Epoch, GroupNo, Incarnation, NodeId, Slot, VolumeNo};
+use support::*;
+
+/// Numbers a little outside of what exists, so that refusals are common but not the rule.
+#[derive(Clone, Debug)]
+enum Step {
+    Node(u64),
+    Store {
+        no: u64,
+        ahead: u64,
+        clean: bool,
+    },
+    Create {
+        id: u128,
+        rotate: usize,
+        parity: u8,
+        strict: bool,
+    },
+    Delete {
+        volume: u32,
+        right: bool,
+    },
+    Shrink {
+        volume: u32,
+        lag: u32,
+        stores: Vec<u64>,
+    },
+    Elect {
+        volume: u32,
+        lag: u32,
+        node: u64,
+        behind: u64,
+    },
+    Activate {
+        volume: u32,
+        lag: u32,
+    },
+    /// `AddLearners` or `Grow` of what is out of sync or learning, chosen by bits.
+    Slots {
+        volume: u32,
+        lag: u32,
+        grow: bool,
+        pick: u32,
+        behind: u64,
+    },
+}
+
+fn lag() -> impl Strategy<Value = u32> {
+    prop_oneof![9 => Just(0), 1 => 0..3u32]
+}
+
+fn behind() -> impl Strategy<Value = u64> {
+    prop_oneof![9 => Just(0), 1 => 0..3u64]
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let volume = || prop_oneof![2 => Just(1), 1 => 0..5u32];
+    prop_oneof![
+        1 => (0..7u64).prop_map(Step::Node),
+        2 => (1..7u64, 0..3u64, any::<bool>())
+            .prop_map(|(no, ahead, clean)| Step::Store { no, ahead, clean }),
+        1 => (1..9u128, 0..5usize, 1..3u8, any::<bool>())
+            .prop_map(|(id, rotate, parity, strict)| Step::Create { id, rotate, parity, strict }),
+        1 => (0..8u32, prop::bool::weighted(0.5))
+            .prop_map(|(volume, right)| Step::Delete { volume, right }),
+        3 => (volume(), lag(), prop::collection::vec(0..7u64, 0..3))
+            .prop_map(|(volume, lag, stores)| Step::Shrink { volume, lag, stores }),
+        1 => (volume(), lag(), 0..7u64, behind())
+            .prop_map(|(volume, lag, node, behind)| Step::Elect { volume, lag, node, behind }),
+        4 => (volume(), lag()).prop_map(|(volume, lag)| Step::Activate { volume, lag }),
+        12 => (volume(), lag(), any::<bool>(), any::<u32>(), behind())
+            .prop_map(|(volume, lag, grow, pick, behind)| {
+                Step::Slots { volume, lag, grow, pick, behind }
+            }),
+    ]
+}
+
+fn command(map: &ClusterMap, step: &Step) -> Command {
+    let epoch = |no: u32, lag: u32| {
+        let current = map.volumes.get(&VolumeNo(no)).map_or(1, |volume| volume.epoch.0);
+        Epoch(current.saturating_sub(lag))
+    };
+    let incarnation = |no: u64| map.stores.get(&store(no)).map_or(0, |entry| entry.incarnation.0);
+    match *step {
+        Step::Node(no) => Command::RegisterNode { node: NodeId(no), addresses: addresses(4000) },
+        Step::Store { no, ahead, clean } => Command::RegisterStore {
+            store: store(no),
+            node: NodeId(no),
+            incarnation: Incarnation(incarnation(no) + ahead),
+            clean,
+        },
+        Step::Create { id, rotate, parity, strict } => {
+            let table = |by: usize| {
+                let members = 2 + u64::from(parity);
+                (0..members).map(|i| store(1 + (i + by as u64) % 5)).collect::<Vec<_>>()
+            };
+            let groups = (rotate..rotate + 3).map(table).collect();
+            let mut new = new_volume(&format!("v{id}"), id, 2, parity, groups);
+            new.min_insync += u8::from(strict);
+            Command::CreateVolume(Box::new(new))
+        }
+        Step::Delete { volume, right } => {
+            let known = map.volumes.get(&VolumeNo(volume)).map(|volume| volume.id);
+            let id = known.filter(|_| right).unwrap_or_default();
+            Command::DeleteVolume { volume: VolumeNo(volume), id }
+        }
+        Step::Shrink { volume, lag, ref stores } => Command::Shrink {
+            volume: VolumeNo(volume),
+            epoch: epoch(volume, lag),
+            stores: stores.iter().map(|no| store(*no)).collect(),
+        },
+        Step::Elect { volume, lag, node, behind } => {
+            let current = map.nodes.get(&NodeId(node)).map_or(0, |entry| entry.incarnation.0);
+            Command::Elect {
+                volume: VolumeNo(volume),
+                epoch: epoch(volume, lag),
+                node: NodeId(node),
+                incarnation: Incarnation(current.saturating_sub(behind)),
+            }
+        }
+        Step::Activate { volume, lag } => {
+            Command::Activate { volume: VolumeNo(volume), epoch: epoch(volume, lag) }
+        }
+        Step::Slots { volume, lag, grow, pick, behind } => {
+            let mut slots = Vec::new();
+            for (group, entry) in map.volumes.get(&VolumeNo(volume)).iter().flat_map(|v| {
+                v.groups.iter().enumerate().map(|(no, group)| (GroupNo(no as u16), group))
+            }) {
+                for (no, member) in entry.slots.iter().enumerate() {
+                    let slot = Slot(no as u8);
+                    let candidate = match grow {
+                        true => entry.learners.contains_key(&slot),
+                        false => !entry.insync.contains(slot),
+                    };
+                    let odd = pick.is_multiple_of(16);
+                    if odd || (candidate && pick >> (no as u16 + 4 * group.0) & 1 == 0) {
+                        let current = map.stores[member].incarnation.0;
+                        let incarnation = Incarnation(current.saturating_sub(behind));
+                        slots.push(GrowSlot { group, slot, store: *member, incarnation });
+                    }
+                }
+            }
+            let (volume, epoch) = (VolumeNo(volume), epoch(volume, lag));
+            match grow {
+                true => Command::Grow { volume, epoch, slots },
+                false => Command::AddLearners { volume, epoch, slots },
+            }
+        }
+    }
+}
+
+/// M1, M3 and M4 over one accepted command.
+fn transition(before: &Volume, after: &Volume, map: &ClusterMap, command: &Command) {
+    let insync = |volume: &Volume| volume.groups.iter().map(|g| g.insync).collect::<Vec<_>>();
+    let changed = insync(before) != insync(after) || before.coordinator != after.coordinator;
+    assert!(after.epoch >= before.epoch && after.epoch.0 <= before.epoch.0 + 1);
+    assert!(!changed || after.epoch > before.epoch, "a new configuration in an old epoch");
+    assert!(after.writer_gen >= before.writer_gen);
+    for (no, (old, new)) in before.groups.iter().zip(&after.groups).enumerate() {
+        assert_eq!(old.slots, new.slots);
+        for slot in new.insync.minus(old.insync).iter() {
+            assert!(before.activated, "grown before activation");
+            let Command::Grow { slots, .. } = command else { panic!("grown by {command:?}") };
+            let named = slots.iter().find(|s| usize::from(s.group.0) == no && s.slot == slot);
+            let named = named.expect("grown without being named");
+            assert_eq!(map.stores[&named.store].incarnation, named.incarnation);
+            let learner = old.learners.get(&slot).expect("grown without having learnt");
+            assert_eq!((learner.store, learner.incarnation), (named.store, named.incarnation));
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn random_commands_keep_the_invariants(steps in prop::collection::vec(step(), 1..150)) {
+        let mut map = active();
+        let mut replica = map.clone();
+        for step in &steps {
+            let command = command(&map, step);
+            let before = map.clone();
+            let applied = map.apply(&command);
+            prop_assert_eq!(&applied, &replica.apply(&command));
+            prop_assert_eq!(&map, &replica);
+            prop_assert_eq!(map.check(), Ok(()), "after {:?}", &command);
+            prop_assert_eq!(map.version, before.version + 1);
+            if matches!(applied, Applied::Rejected(_)) {
+                prop_assert_eq!(&ClusterMap { version: before.version, ..map.clone() }, &before);
+            }
+            prop_assert!(map.next_volume >= before.next_volume);
+            for (no, old) in &before.volumes {
+                if let Some(new) = map.volumes.get(no) {
+                    transition(old, new, &map, &command);
+                } else {
+                    let deleted = matches!(command, Command::DeleteVolume { .. });
+                    prop_assert!(deleted, "{} is gone", no);
+                }
+            }
+        }
+    }
+}
+
+/// The property above means something only if the sequences get past the refusals.
+#[test]
+fn random_commands_reach_every_kind_of_change() {
+    use proptest::strategy::ValueTree;
+    use proptest::test_runner::{RngSeed, TestRunner};
+    let config = ProptestConfig { rng_seed: RngSeed::Fixed(7), ..ProptestConfig::default() };
+    let mut runner = TestRunner::new(config);
+    let mut accepted = std::collections::BTreeMap::<&str, (usize, usize)>::new();
+    for _ in 0..100 {
+        let steps = prop::collection::vec(step(), 150).new_tree(&mut runner).expect("steps");
+        let mut map = active();
+        for step in steps.current() {
+            let command = command(&map, &step);
+            let kind = match command {
+                Command::InitCluster { .. } => "init",
+                Command::RegisterNode { .. } => "node",
+                Command::RegisterStore { .. } => "store",
+                Command::CreateVolume(_) => "create",
+                Command::DeleteVolume { .. } => "delete",
+                Command::Shrink { .. } => "shrink",
+                Command::Elect { .. } => "elect",
+                Command::Activate { .. } => "activate",
+                Command::AddLearners { .. } => "learn",
+                Command::Grow { .. } => "grow",
+            };
+            let count = accepted.entry(kind).or_default();
+            match map.apply(&command) {
+                Applied::Rejected(_) => count.1 += 1,
+                _ => count.0 += 1,
+            }
+        }
+    }
+    for kind in
+        ["node", "store", "create", "delete", "shrink", "elect", "activate", "learn", "grow"]
+    {
+        let (yes, no) = accepted[kind];
+        assert!(yes >= 50 && no >= 50, "{kind}: {yes} accepted, {no} refused");
+    }
+}

@@ -1,0 +1,366 @@
+//! The rules of each command, one test per rule.
+
+mod support;
+
+use smalti_map::{Applied, ClusterMap, Command, Custody, GrowSlot, NewVolume, Rejection};
+use smalti_storage::ids::{
+    ClusterId, Epoch, GroupNo, Incarnation, KeyEpochNo, NodeId, Slot, SlotSet, VolumeId, VolumeNo,
+};
+use support::*;
+
+fn shrink(epoch: u32, stores: &[u64]) -> Command {
+    let stores = stores.iter().map(|no| store(*no)).collect();
+    Command::Shrink { volume: VOLUME, epoch: Epoch(epoch), stores }
+}
+
+fn slot(group: u16, slot: u8, no: u64, incarnation: u64) -> GrowSlot {
+    GrowSlot {
+        group: GroupNo(group),
+        slot: Slot(slot),
+        store: store(no),
+        incarnation: Incarnation(incarnation),
+    }
+}
+
+fn learn(epoch: u32, slots: Vec<GrowSlot>) -> Command {
+    Command::AddLearners { volume: VOLUME, epoch: Epoch(epoch), slots }
+}
+
+fn grow(epoch: u32, slots: Vec<GrowSlot>) -> Command {
+    Command::Grow { volume: VOLUME, epoch: Epoch(epoch), slots }
+}
+
+fn epoch(no: u32) -> Applied {
+    Applied::Epoch { epoch: Epoch(no), refused: vec![] }
+}
+
+/// [`active`] after store 3 was taken out everywhere: epoch 3, slots 2 and 1 behind.
+fn shrunk() -> ClusterMap {
+    let mut map = active();
+    assert_eq!(accept(&mut map, &shrink(2, &[3])), epoch(3));
+    map
+}
+
+fn behind() -> Vec<GrowSlot> {
+    vec![slot(0, 2, 3, 1), slot(1, 1, 3, 1)]
+}
+
+#[test]
+fn a_cluster_is_founded_once() {
+    let mut map = ClusterMap::default();
+    assert_eq!(map.check(), Ok(()));
+    accept(&mut map, &init(3));
+    assert!(matches!(refuse(&mut map, &init(3)), Rejection::Invalid(_)));
+}
+
+#[test]
+fn founding_is_validated() {
+    let Command::InitCluster { cluster, nodes, custody } = init(3) else { unreachable!() };
+    let twice = vec![nodes[0].clone(), nodes[0].clone()];
+    let same_name = vec![nodes[0].clone(), (NodeId(9), nodes[0].1.clone(), addresses(1))];
+    let foreign = Custody { holders: support::custody(4).holders, ..custody.clone() };
+    let unreachable = Custody { threshold: 4, ..custody.clone() };
+    for (cluster, nodes, custody) in [
+        (ClusterId::default(), nodes.clone(), custody.clone()),
+        (cluster, vec![], custody.clone()),
+        (cluster, twice, custody.clone()),
+        (cluster, nodes.clone(), foreign),
+        (cluster, nodes.clone(), unreachable),
+        (cluster, same_name, custody),
+        (cluster, nodes, Custody::default()),
+    ] {
+        let command = Command::InitCluster { cluster, nodes, custody };
+        assert!(matches!(refuse(&mut ClusterMap::default(), &command), Rejection::Invalid(_)));
+    }
+}
+
+#[test]
+fn each_start_of_a_node_gets_the_next_incarnation() {
+    let mut map = ClusterMap::default();
+    accept(&mut map, &init(3));
+    for incarnation in 1..4 {
+        let command = Command::RegisterNode { node: NodeId(2), addresses: addresses(77) };
+        assert_eq!(accept(&mut map, &command), Applied::Registered(Incarnation(incarnation)));
+    }
+    assert_eq!(map.nodes[&NodeId(2)].addresses, addresses(77));
+    refuse(&mut map, &Command::RegisterNode { node: NodeId(9), addresses: addresses(77) });
+}
+
+#[test]
+fn a_store_registers_only_newer_starts() {
+    let mut map = cluster(3);
+    accept(&mut map, &register_store(1, 5));
+    assert_eq!(refuse(&mut map, &register_store(1, 4)), Rejection::Incarnation);
+    assert_eq!(accept(&mut map, &register_store(1, 5)), Applied::Done);
+    let unclean = |store, node| Command::RegisterStore {
+        store,
+        node,
+        incarnation: Incarnation(5),
+        clean: false,
+    };
+    assert_eq!(refuse(&mut map, &unclean(store(1), NodeId(1))), Rejection::Incarnation);
+    refuse(&mut map, &unclean(store(1), NodeId(2)));
+    refuse(&mut map, &unclean(store(8), NodeId(8)));
+    assert_eq!(refuse(&mut map, &register_store(2, 0)), Rejection::Incarnation);
+}
+
+#[test]
+fn a_volume_starts_in_sync_without_a_coordinator() {
+    let mut map = cluster(3);
+    let groups = vec![vec![store(3), store(1), store(2)]];
+    let new = Command::CreateVolume(Box::new(new_volume("a", 1, 2, 1, groups)));
+    assert_eq!(accept(&mut map, &new), Applied::Created(VolumeNo(1)));
+    let made = volume(&map);
+    assert_eq!((made.epoch, made.coordinator, made.activated), (Epoch(1), None, false));
+    assert!(made.is_full());
+    assert_eq!(made.group(GroupNo(0)).map(|group| group.insync), Some(SlotSet::first(3)));
+
+    // Numbers are never reused.
+    let gone = Command::DeleteVolume { volume: VOLUME, id: made.id };
+    refuse(&mut map, &Command::DeleteVolume { volume: VOLUME, id: VolumeId::default() });
+    accept(&mut map, &gone);
+    assert_eq!(refuse(&mut map, &gone), Rejection::NoVolume(VOLUME));
+    assert_eq!(accept(&mut map, &new), Applied::Created(VolumeNo(2)));
+}
+
+#[test]
+fn a_new_volume_is_validated() {
+    let mut map = cluster(4);
+    let groups = vec![vec![store(1), store(2), store(3)]; 2];
+    let good = new_volume("vol-1.a_B", 7, 2, 1, groups);
+    type Spoil = fn(&mut NewVolume);
+    let bad: Vec<(&str, Spoil)> = vec![
+        ("no name", |v| v.name.clear()),
+        ("long name", |v| v.name = "x".repeat(65)),
+        ("hidden name", |v| v.name = ".x".into()),
+        ("option name", |v| v.name = "-x".into()),
+        ("path name", |v| v.name = "a/b".into()),
+        ("nil id", |v| v.id = VolumeId::default()),
+        ("no size", |v| v.size = 0),
+        ("odd size", |v| v.size = 513),
+        ("huge size", |v| v.size = 1 << 63),
+        ("no data", |v| v.data = 0),
+        ("no parity", |v| v.parity = 0),
+        ("overflow", |v| (v.data, v.parity) = (255, 255)),
+        ("33 slots", |v| (v.data, v.parity) = (30, 3)),
+        ("shard size", |v| v.shard_size = 4096),
+        ("shard alignment", |v| v.shard_size = (64 << 10) + 512),
+        ("min_insync below n", |v| v.min_insync = 1),
+        ("min_insync above n+k", |v| v.min_insync = 4),
+        ("no groups", |v| v.groups.clear()),
+        ("short table", |v| _ = v.groups[1].pop()),
+        ("long table", |v| v.groups[1].push(store(4))),
+        ("store twice", |v| v.groups[1][2] = store(1)),
+        ("unknown store", |v| v.groups[1][2] = store(9)),
+        ("missing key", |v| _ = v.key_epoch.shard_keys.pop()),
+        ("empty key", |v| v.key_epoch.shard_keys[0].clear()),
+        ("huge key", |v| v.key_epoch.place_key = vec![0; 257]),
+        ("key epoch 0", |v| v.key_epoch.no = KeyEpochNo(0)),
+        ("no threshold", |v| v.key_epoch.custody.threshold = 0),
+        ("high threshold", |v| v.key_epoch.custody.threshold = 4),
+        ("foreign custodian", |v| v.key_epoch.custody.holders[0].node = NodeId(9)),
+        ("share twice", |v| v.key_epoch.custody.holders[1].share = 1),
+    ];
+    for (what, spoil) in bad {
+        let mut new = good.clone();
+        spoil(&mut new);
+        let rejection = refuse(&mut map, &Command::CreateVolume(Box::new(new)));
+        assert!(matches!(rejection, Rejection::Invalid(_)), "{what}: {rejection}");
+    }
+    accept(&mut map, &Command::CreateVolume(Box::new(good.clone())));
+    let other_id = NewVolume { id: new_volume("", 8, 1, 1, vec![]).id, ..good.clone() };
+    refuse(&mut map, &Command::CreateVolume(Box::new(other_id)));
+    let other_name = NewVolume { name: "other".into(), ..good };
+    refuse(&mut map, &Command::CreateVolume(Box::new(other_name)));
+}
+
+#[test]
+fn two_slots_of_a_group_are_never_on_one_node() {
+    let mut map = cluster(3);
+    let second = Command::RegisterStore {
+        store: store(33),
+        node: NodeId(3),
+        incarnation: Incarnation(1),
+        clean: true,
+    };
+    accept(&mut map, &second);
+    let groups = vec![vec![store(1), store(3), store(33)]];
+    refuse(&mut map, &Command::CreateVolume(Box::new(new_volume("a", 1, 2, 1, groups))));
+}
+
+#[test]
+fn every_volume_command_is_a_compare_and_set() {
+    let mut map = shrunk();
+    let node = NodeId(1);
+    let incarnation = Incarnation(1);
+    for stale in [0, 2, 4] {
+        let epoch = Epoch(stale);
+        for command in [
+            shrink(stale, &[1]),
+            Command::Elect { volume: VOLUME, epoch, node, incarnation },
+            Command::Activate { volume: VOLUME, epoch },
+            learn(stale, behind()),
+            grow(stale, behind()),
+        ] {
+            let expected = Rejection::StaleEpoch { planned: epoch, current: Epoch(3) };
+            assert_eq!(refuse(&mut map, &command), expected);
+        }
+    }
+    let absent = VolumeNo(9);
+    let command = Command::Activate { volume: absent, epoch: Epoch(1) };
+    assert_eq!(refuse(&mut map, &command), Rejection::NoVolume(absent));
+}
+
+#[test]
+fn shrink_takes_a_store_out_of_every_group() {
+    let map = shrunk();
+    let made = volume(&map);
+    assert_eq!(made.groups[0].insync, SlotSet::first(2));
+    assert_eq!(made.groups[1].insync, [Slot(0), Slot(2)].into_iter().collect());
+    assert!(made.activated, "the same coordinator goes on");
+    assert_eq!(made.coordinator.map(|coordinator| coordinator.node), Some(NodeId(1)));
+    assert_eq!(made.writer_gen, 2, "only an election fences writers");
+}
+
+#[test]
+fn shrink_never_goes_below_min_insync() {
+    let mut map = shrunk();
+    assert_eq!(refuse(&mut map, &shrink(3, &[1])), Rejection::MinInsync);
+    assert!(matches!(refuse(&mut map, &shrink(3, &[3])), Rejection::Invalid(_)));
+    assert!(matches!(refuse(&mut map, &shrink(3, &[])), Rejection::Invalid(_)));
+    // From full, one of two named stores can go; the other one is refused in each group.
+    let mut map = active();
+    let refused = vec![GroupNo(0), GroupNo(1)];
+    let applied = accept(&mut map, &shrink(2, &[2, 3]));
+    assert_eq!(applied, Applied::Epoch { epoch: Epoch(3), refused });
+    assert!(volume(&map).groups.iter().all(|group| group.insync.len() == 2));
+}
+
+#[test]
+fn shrink_names_only_the_groups_that_could_not() {
+    let mut map = active();
+    // Group 0 full, group 1 at its minimum.
+    accept(&mut map, &shrink(2, &[3]));
+    accept(&mut map, &learn(3, vec![slot(0, 2, 3, 1)]));
+    accept(&mut map, &grow(3, vec![slot(0, 2, 3, 1)]));
+    let applied = accept(&mut map, &shrink(4, &[1]));
+    assert_eq!(applied, Applied::Epoch { epoch: Epoch(5), refused: vec![GroupNo(1)] });
+}
+
+#[test]
+fn shrink_drops_a_learner() {
+    let mut map = shrunk();
+    accept(&mut map, &learn(3, behind()));
+    assert_eq!(accept(&mut map, &shrink(3, &[3])), epoch(4));
+    assert!(volume(&map).groups.iter().all(|group| group.learners.is_empty()));
+}
+
+#[test]
+fn only_the_registered_start_of_a_node_is_elected() {
+    let mut map = active();
+    let elect = |node, incarnation| Command::Elect {
+        volume: VOLUME,
+        epoch: Epoch(2),
+        node: NodeId(node),
+        incarnation: Incarnation(incarnation),
+    };
+    assert_eq!(refuse(&mut map, &elect(2, 2)), Rejection::Incarnation);
+    assert_eq!(refuse(&mut map, &elect(2, 0)), Rejection::Incarnation);
+    assert!(matches!(refuse(&mut map, &elect(9, 1)), Rejection::Invalid(_)));
+    assert_eq!(accept(&mut map, &elect(2, 1)), epoch(3));
+    let made = volume(&map);
+    assert_eq!(made.coordinator.map(|coordinator| coordinator.node), Some(NodeId(2)));
+    assert_eq!((made.activated, made.writer_gen), (false, 3));
+}
+
+#[test]
+fn a_member_that_never_started_is_not_elected() {
+    let mut map = active();
+    map.nodes.get_mut(&NodeId(3)).expect("member").incarnation = Incarnation(0);
+    let command = Command::Elect {
+        volume: VOLUME,
+        epoch: Epoch(2),
+        node: NodeId(3),
+        incarnation: Incarnation(0),
+    };
+    assert_eq!(refuse(&mut map, &command), Rejection::Incarnation);
+}
+
+#[test]
+fn an_election_clears_learners_and_activation() {
+    let mut map = shrunk();
+    accept(&mut map, &learn(3, behind()));
+    elect(&mut map, 2);
+    let made = volume(&map);
+    assert!(made.groups.iter().all(|group| group.learners.is_empty()) && !made.activated);
+    refuse(&mut map, &learn(4, behind()));
+    refuse(&mut map, &grow(4, behind()));
+}
+
+#[test]
+fn a_coordinator_is_activated_once() {
+    let mut map = active();
+    refuse(&mut map, &Command::Activate { volume: VOLUME, epoch: Epoch(2) });
+    elect(&mut map, 3);
+    let activate = Command::Activate { volume: VOLUME, epoch: Epoch(3) };
+    assert_eq!(accept(&mut map, &activate), epoch(3));
+
+    let mut map = cluster(3);
+    let groups = vec![vec![store(1), store(2), store(3)]];
+    accept(&mut map, &Command::CreateVolume(Box::new(new_volume("a", 1, 2, 1, groups))));
+    refuse(&mut map, &Command::Activate { volume: VOLUME, epoch: Epoch(1) });
+}
+
+#[test]
+fn a_learner_is_a_registered_store_of_the_table_out_of_sync() {
+    let mut map = shrunk();
+    for wrong in [
+        slot(2, 2, 3, 1), // no such group
+        slot(0, 3, 3, 1), // no such slot
+        slot(0, 1, 3, 1), // another store's slot
+        slot(0, 0, 1, 1), // in sync
+    ] {
+        let rejection = refuse(&mut map, &learn(3, vec![slot(1, 1, 3, 1), wrong]));
+        assert!(matches!(rejection, Rejection::Invalid(_)), "{rejection}");
+    }
+    refuse(&mut map, &learn(3, vec![]));
+    refuse(&mut map, &learn(3, vec![slot(0, 2, 3, 1), slot(0, 2, 3, 1)]));
+    assert_eq!(refuse(&mut map, &learn(3, vec![slot(0, 2, 3, 2)])), Rejection::Incarnation);
+    assert_eq!(accept(&mut map, &learn(3, behind())), epoch(3));
+}
+
+#[test]
+fn grow_needs_the_learner_it_names() {
+    let mut map = shrunk();
+    assert!(matches!(refuse(&mut map, &grow(3, behind())), Rejection::Invalid(_)));
+    accept(&mut map, &learn(3, vec![slot(0, 2, 3, 1)]));
+    refuse(&mut map, &grow(3, behind()));
+    assert_eq!(accept(&mut map, &grow(3, vec![slot(0, 2, 3, 1)])), epoch(4));
+    assert_eq!(volume(&map).groups[0].insync, SlotSet::first(3));
+    assert!(!volume(&map).is_full());
+    accept(&mut map, &learn(4, vec![slot(1, 1, 3, 1)]));
+    accept(&mut map, &grow(4, vec![slot(1, 1, 3, 1)]));
+    assert!(volume(&map).is_full());
+}
+
+#[test]
+fn a_store_that_restarts_while_it_catches_up_does_not_grow_in() {
+    let mut map = shrunk();
+    accept(&mut map, &learn(3, behind()));
+    accept(&mut map, &register_store(3, 2));
+    assert!(volume(&map).groups.iter().all(|group| group.learners.is_empty()));
+    assert_eq!(refuse(&mut map, &grow(3, behind())), Rejection::Incarnation);
+    let now: Vec<_> =
+        behind().into_iter().map(|s| GrowSlot { incarnation: Incarnation(2), ..s }).collect();
+    assert!(matches!(refuse(&mut map, &grow(3, now.clone())), Rejection::Invalid(_)));
+    accept(&mut map, &learn(3, now.clone()));
+    accept(&mut map, &grow(3, now));
+    assert!(volume(&map).is_full());
+}
+
+#[test]
+fn used_up_epochs_stop_the_volume_and_not_the_process() {
+    let mut map = active();
+    map.volumes.get_mut(&VOLUME).expect("volume").epoch = Epoch(u32::MAX);
+    refuse(&mut map, &shrink(u32::MAX, &[1]));
+}

@@ -1,0 +1,131 @@
+//! A small cluster to apply commands to.
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
+use smalti_map::{
+    Applied, ClusterMap, Command, Custody, KeyEpoch, NewVolume, NodeAddresses, ShareHolder, Volume,
+};
+use smalti_storage::ids::{
+    ClusterId, Incarnation, KeyEpochNo, NodeId, StoreId, VolumeId, VolumeNo,
+};
+use uuid::Uuid;
+
+pub(crate) const VOLUME: VolumeNo = VolumeNo(1);
+
+pub(crate) fn addresses(port: u16) -> NodeAddresses {
+    let at = |offset| ([127, 0, 0, 1], port + offset).into();
+    NodeAddresses { quic: at(0), api: at(1), nbd: at(2) }
+}
+
+/// The only store of node `no`.
+pub(crate) fn store(no: u64) -> StoreId {
+    StoreId(Uuid::from_u128(0x5_0000 + u128::from(no)))
+}
+
+pub(crate) fn custody(nodes: u64) -> Custody {
+    let holder = |no: u64| ShareHolder { node: NodeId(no), share: no as u8 };
+    Custody {
+        threshold: 1 + (nodes / 2) as u8,
+        holders: (1..=nodes).map(holder).collect(),
+        commitments: vec![7; 33],
+    }
+}
+
+pub(crate) fn init(nodes: u64) -> Command {
+    let member = |no: u64| (NodeId(no), format!("node-{no}"), addresses(1000 + 10 * no as u16));
+    Command::InitCluster {
+        cluster: ClusterId(Uuid::from_u128(0xc1)),
+        nodes: (1..=nodes).map(member).collect(),
+        custody: custody(nodes),
+    }
+}
+
+pub(crate) fn register_store(no: u64, incarnation: u64) -> Command {
+    Command::RegisterStore {
+        store: store(no),
+        node: NodeId(no),
+        incarnation: Incarnation(incarnation),
+        clean: true,
+    }
+}
+
+pub(crate) fn new_volume(
+    name: &str,
+    id: u128,
+    data: u8,
+    parity: u8,
+    groups: Vec<Vec<StoreId>>,
+) -> NewVolume {
+    NewVolume {
+        id: VolumeId(Uuid::from_u128(id)),
+        name: name.into(),
+        size: 64 << 20,
+        data,
+        parity,
+        shard_size: 1 << 20,
+        min_insync: data,
+        key_epoch: KeyEpoch {
+            no: KeyEpochNo(1),
+            timestamp: 1_700_000_000,
+            shard_keys: vec![vec![1; 60]; groups.len() * usize::from(data)],
+            place_key: vec![2; 60],
+            custody: custody(3),
+        },
+        groups,
+    }
+}
+
+/// `nodes` nodes with one store each, all registered once.
+pub(crate) fn cluster(nodes: u64) -> ClusterMap {
+    let mut map = ClusterMap::default();
+    accept(&mut map, &init(nodes));
+    for no in 1..=nodes {
+        let node = NodeId(no);
+        accept(&mut map, &Command::RegisterNode { node, addresses: addresses(2000) });
+        accept(&mut map, &register_store(no, 1));
+    }
+    map
+}
+
+/// Five nodes and a 2+1 volume of two groups over the first three, coordinated by node 1 and activated:
+/// epoch 2.
+pub(crate) fn active() -> ClusterMap {
+    let mut map = cluster(5);
+    let groups = vec![vec![store(1), store(2), store(3)], vec![store(2), store(3), store(1)]];
+    let new = new_volume("vol", 0xf1, 2, 1, groups);
+    assert_eq!(accept(&mut map, &Command::CreateVolume(Box::new(new))), Applied::Created(VOLUME));
+    elect(&mut map, 1);
+    let epoch = volume(&map).epoch;
+    accept(&mut map, &Command::Activate { volume: VOLUME, epoch });
+    map
+}
+
+pub(crate) fn elect(map: &mut ClusterMap, no: u64) {
+    let epoch = volume(map).epoch;
+    let incarnation = map.nodes[&NodeId(no)].incarnation;
+    accept(map, &Command::Elect { volume: VOLUME, epoch, node: NodeId(no), incarnation });
+}
+
+pub(crate) fn volume(map: &ClusterMap) -> &Volume {
+    &map.volumes[&VOLUME]
+}
+
+/// Applies a command that has to be accepted.
+#[track_caller]
+pub(crate) fn accept(map: &mut ClusterMap, command: &Command) -> Applied {
+    let applied = map.apply(command);
+    assert!(!matches!(applied, Applied::Rejected(_)), "{command:?}: {applied:?}");
+    assert_eq!(map.check(), Ok(()), "after {command:?}");
+    applied
+}
+
+/// Applies a command that has to be refused, and leave no trace but the version.
+#[track_caller]
+pub(crate) fn refuse(map: &mut ClusterMap, command: &Command) -> smalti_map::Rejection {
+    let before = map.clone();
+    let applied = map.apply(command);
+    let Applied::Rejected(rejection) = applied else { panic!("{command:?}: {applied:?}") };
+    assert_eq!(map.version, before.version + 1);
+    map.version = before.version;
+    assert_eq!(*map, before, "{command:?} was refused and changed something");
+    rejection
+}
