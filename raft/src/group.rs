@@ -1,0 +1,329 @@
+//! The handle of a group on one member.
+
+mod config;
+mod errors;
+mod metrics;
+mod serve;
+#[cfg(test)]
+mod tests;
+
+pub use config::RaftGroupConfig;
+pub use errors::{InitializeError, ProposeError, StartError};
+pub use metrics::{GroupMetrics, Role};
+
+use crate::codec;
+use crate::db::Db;
+use crate::log_store::LogStore;
+use crate::network::Network;
+use crate::rpc::{Request, Response};
+use crate::state_machine::{Published, StateMachine};
+use crate::transport::RaftTransport;
+use crate::types::{MAX_COMMAND_BYTES, Proposal, ProposalId, Raft};
+use openraft::EmptyNode;
+use smalti_map::view::MapView;
+use smalti_map::{Applied, Command};
+use smalti_storage::ids::NodeId;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+
+/// How long [`RaftGroup::propose`] and [`RaftGroup::linearizable`] go on trying. Elections take
+/// about a second; this outlasts several.
+const DEFAULT_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The longest one attempt waits for an answer, at either end. A leader without a majority never
+/// answers, and does not know that it should not be asked.
+const ATTEMPT: Duration = Duration::from_secs(2);
+
+/// Between two attempts, so that a quick refusal does not make a busy loop.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// How long [`RaftGroup::shutdown`] waits for the store to be let go.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// One member of the group that keeps the cluster map. Cheap to clone; all clones are the same
+/// member. Ends with [`RaftGroup::shutdown`].
+#[derive(Clone)]
+pub struct RaftGroup {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    node: NodeId,
+    raft: Raft,
+    network: Network,
+    map: watch::Receiver<MapView>,
+    next_index: watch::Receiver<u64>,
+    metrics: watch::Receiver<GroupMetrics>,
+    session: u64,
+    proposals: AtomicU64,
+    /// Ends with the store.
+    open: watch::Receiver<()>,
+    #[cfg(test)]
+    db: std::sync::Weak<Db>,
+}
+
+impl RaftGroup {
+    /// Opens the store in `config.dir`, or makes it, and takes up the group's work. The map as of
+    /// the last known commit is there when this returns; it may be behind the group.
+    ///
+    /// # Errors
+    /// [`StartError`] when the store can not be opened, is damaged, of a newer program or of
+    /// another node, or when the configuration makes no sense.
+    pub async fn start(
+        config: RaftGroupConfig,
+        transport: Arc<dyn RaftTransport>,
+    ) -> Result<Self, StartError> {
+        let options = Arc::new(config.openraft()?);
+        let node = config.node;
+        let dir = config.dir;
+        let opened = tokio::task::spawn_blocking(move || Db::open(&dir, node.0)).await;
+        let db = Arc::new(opened.map_err(StartError::store)?.map_err(StartError::store)?);
+        let open = db.open_until();
+        #[cfg(test)]
+        let weak = Arc::downgrade(&db);
+
+        let published = Published::default();
+        let map = published.map.subscribe();
+        let next_index = published.next_index.subscribe();
+        let machine = StateMachine::load(Arc::clone(&db), published).await;
+        let machine = machine.map_err(StartError::store)?;
+        let network = Network { transport };
+        let log = LogStore::new(db);
+        let raft = Raft::new(node.0, options, network.clone(), log, machine).await;
+        let raft = raft.map_err(StartError::store)?;
+        let metrics = metrics::translate(node, raft.metrics());
+        let inner = Inner {
+            node,
+            raft,
+            network,
+            map,
+            next_index,
+            metrics,
+            session: rand::random(),
+            proposals: AtomicU64::new(0),
+            open,
+            #[cfg(test)]
+            db: weak,
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// This member.
+    pub fn node(&self) -> NodeId {
+        self.inner.node
+    }
+
+    /// Founds the group with these voters. To be called once in the life of a group, on one of
+    /// its members or on several with the same list.
+    ///
+    /// # Errors
+    /// [`InitializeError::Already`] when this member has been in a group before.
+    pub async fn initialize(&self, voters: &[NodeId]) -> Result<(), InitializeError> {
+        if !voters.contains(&self.inner.node) {
+            return Err(InitializeError::NotAMember(self.inner.node));
+        }
+        let members: BTreeMap<u64, EmptyNode> =
+            voters.iter().map(|node| (node.0, EmptyNode {})).collect();
+        self.inner.raft.initialize(members).await.map_err(InitializeError::from)
+    }
+
+    /// Proposes a command and returns what it did, on whichever member this is: it is passed on
+    /// to the leader and tried again while there is none, for ten seconds.
+    ///
+    /// Attempts carry one identity, so an answered command was applied once even if attempts
+    /// were doubled on the way. After an error nothing is known: the command may have been applied, or
+    /// may still be. And the memory of the group for identities is finite
+    /// ([`REMEMBERED_ANSWERS`](crate::REMEMBERED_ANSWERS)). Every command is therefore a
+    /// compare-and-set or idempotent by itself; look at the map before proposing again.
+    ///
+    /// # Errors
+    /// [`ProposeError`]; a refusal of the command by the map is no error but
+    /// [`Applied::Rejected`].
+    pub async fn propose(&self, command: Command) -> Result<Applied, ProposeError> {
+        self.propose_within(command, DEFAULT_PATIENCE).await
+    }
+
+    /// As [`Self::propose`], with another patience.
+    ///
+    /// # Errors
+    /// As [`Self::propose`].
+    pub async fn propose_within(
+        &self,
+        command: Command,
+        patience: Duration,
+    ) -> Result<Applied, ProposeError> {
+        let deadline = Instant::now() + patience;
+        let size = codec::encode(&command).map_err(|error| ProposeError::encoding(&error))?.len();
+        if size > MAX_COMMAND_BYTES {
+            return Err(ProposeError::TooLarge(size));
+        }
+        let id = ProposalId {
+            node: self.inner.node.0,
+            session: self.inner.session,
+            seq: self.inner.proposals.fetch_add(1, Ordering::Relaxed),
+        };
+        let request = Request::Propose(Proposal { id, command });
+        match self.ask_leader(&request, deadline).await? {
+            Response::Propose(applied) => Ok(applied),
+            other => Err(ProposeError::Unexpected(format!("{other:?}"))),
+        }
+    }
+
+    /// A map that contains every command answered before this call, anywhere. Needs a majority
+    /// and a round of messages; tried again while there is no leader, for ten seconds.
+    ///
+    /// # Errors
+    /// [`ProposeError`] when no majority confirmed in time.
+    pub async fn linearizable(&self) -> Result<MapView, ProposeError> {
+        self.linearizable_within(DEFAULT_PATIENCE).await
+    }
+
+    /// As [`Self::linearizable`], with another patience.
+    ///
+    /// # Errors
+    /// As [`Self::linearizable`].
+    pub async fn linearizable_within(&self, patience: Duration) -> Result<MapView, ProposeError> {
+        let deadline = Instant::now() + patience;
+        let index = match self.ask_leader(&Request::ReadIndex, deadline).await? {
+            Response::ReadIndex(index) => index,
+            other => return Err(ProposeError::Unexpected(format!("{other:?}"))),
+        };
+        let mut next_index = self.inner.next_index.clone();
+        let applied = timeout_at(deadline, next_index.wait_for(|next| *next >= index)).await;
+        match applied {
+            // The map is published before the index.
+            Ok(Ok(_)) => Ok(self.map()),
+            Ok(Err(_closed)) => Err(self.stopped()),
+            Err(_elapsed) => Err(ProposeError::Timeout { last: "applying the log".into() }),
+        }
+    }
+
+    /// The newest map applied here: consistent, perhaps behind. Never waits.
+    pub fn map(&self) -> MapView {
+        Arc::clone(&self.inner.map.borrow())
+    }
+
+    /// The newest map applied here, and notice of newer ones. A slow reader skips versions.
+    pub fn watch(&self) -> watch::Receiver<MapView> {
+        self.inner.map.clone()
+    }
+
+    /// Leader, term and role as known here.
+    pub fn metrics(&self) -> GroupMetrics {
+        self.inner.metrics.borrow().clone()
+    }
+
+    /// As [`Self::metrics`], with notice of changes.
+    pub fn watch_metrics(&self) -> watch::Receiver<GroupMetrics> {
+        self.inner.metrics.clone()
+    }
+
+    /// Waits until this member has stopped by itself or by [`Self::shutdown`], and says why.
+    /// After a storage error the owner must stop the process, and not start the group again in
+    /// it: what a failed sync left behind is not known.
+    pub async fn stopped_because(&self) -> String {
+        let mut metrics = self.inner.metrics.clone();
+        match metrics.wait_for(|metrics| metrics.stopped.is_some()).await {
+            Ok(metrics) => metrics.stopped.clone().unwrap_or_default(),
+            Err(_closed) => "raft stopped".into(),
+        }
+    }
+
+    /// Makes the leader take a snapshot of the map now and drop the log before it.
+    ///
+    /// # Errors
+    /// [`ProposeError::Stopped`] when this member has stopped.
+    pub async fn snapshot(&self) -> Result<(), ProposeError> {
+        self.inner.raft.trigger().snapshot().await.map_err(|error| ProposeError::stopped(&error))
+    }
+
+    /// Stops this member and lets go of its store.
+    ///
+    /// # Errors
+    /// [`ProposeError::Timeout`] when the store is still in use after ten seconds.
+    pub async fn shutdown(&self) -> Result<(), ProposeError> {
+        if let Err(error) = self.inner.raft.shutdown().await {
+            tracing::error!(%error, "the raft task of the cluster map panicked");
+        }
+        // Tasks of openraft may outlive its shutdown by a moment, and hold the store.
+        let mut open = self.inner.open.clone();
+        match timeout(CLOSE_PATIENCE, open.changed()).await {
+            Ok(_closed) => Ok(()),
+            Err(_elapsed) => Err(ProposeError::Timeout { last: "closing the raft store".into() }),
+        }
+    }
+
+    /// Asks whoever leads until there is an answer.
+    async fn ask_leader(
+        &self,
+        request: &Request,
+        deadline: Instant,
+    ) -> Result<Response, ProposeError> {
+        let mut last = "there is no leader".to_owned();
+        loop {
+            let mut metrics = self.inner.metrics.clone();
+            let known = metrics.wait_for(|m| m.leader.is_some() || m.stopped.is_some());
+            let leader = match timeout_at(deadline, known).await {
+                Ok(Ok(metrics)) if metrics.stopped.is_none() => metrics.leader,
+                Ok(Ok(_) | Err(_)) => return Err(self.stopped()),
+                Err(_elapsed) => return Err(ProposeError::Timeout { last }),
+            };
+            let Some(leader) = leader else { continue };
+            let limit = deadline.min(Instant::now() + ATTEMPT);
+            // A dead leader does not answer that it is dead: a new one ends the wait for it.
+            let other = metrics.wait_for(|m| m.leader != Some(leader));
+            let outcome = tokio::select! {
+                outcome = self.attempt(leader, request, limit) => outcome,
+                _ = other => Err(format!("{leader} does not lead any more")),
+            };
+            match outcome {
+                Ok(Response::NotLeader) => last = format!("{leader} does not lead a majority"),
+                Ok(Response::Stopped) if leader == self.inner.node => return Err(self.stopped()),
+                Ok(Response::Stopped) => last = format!("{leader} has stopped"),
+                Ok(Response::Refused(reason)) => return Err(ProposeError::Unexpected(reason)),
+                Ok(response) => return Ok(response),
+                Err(reason) => last = reason,
+            }
+            let next = Instant::now() + PAUSE;
+            if next >= deadline {
+                return Err(ProposeError::Timeout { last });
+            }
+            sleep_until(next).await;
+        }
+    }
+
+    async fn attempt(
+        &self,
+        leader: NodeId,
+        request: &Request,
+        limit: Instant,
+    ) -> Result<Response, String> {
+        let left = limit.saturating_duration_since(Instant::now());
+        let answer = async {
+            if leader == self.inner.node {
+                return Ok(match request {
+                    Request::Propose(proposal) => self.lead_proposal(proposal.clone()).await,
+                    _ => self.lead_read().await,
+                });
+            }
+            self.inner.network.call(leader.0, request, left).await.map_err(|e| e.to_string())
+        };
+        let answer = timeout_at(limit, answer).await;
+        answer.unwrap_or_else(|_| Err(format!("{leader} did not answer in {left:?}")))
+    }
+
+    fn stopped(&self) -> ProposeError {
+        let reason = self.inner.metrics.borrow().stopped.clone();
+        ProposeError::Stopped(reason.unwrap_or_else(|| "raft stopped".into()))
+    }
+}
+
+impl std::fmt::Debug for RaftGroup {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RaftGroup").field("node", &self.inner.node).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,129 @@
+//! openraft's network on top of [`RaftTransport`].
+
+use crate::codec;
+use crate::rpc::{Request, Response};
+use crate::transport::RaftTransport;
+use crate::types::MapRaft;
+use bytes::Bytes;
+use openraft::error::{InstallSnapshotError, RPCError, RaftError, RemoteError, Unreachable};
+use openraft::network::{Backoff, RPCOption};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse,
+    VoteRequest, VoteResponse,
+};
+use openraft::{AnyError, EmptyNode, RaftNetwork, RaftNetworkFactory};
+use smalti_storage::ids::NodeId;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long replication to an unreachable member pauses. Shorter than any election timeout, so
+/// that a member that comes back hears of its leader before it campaigns.
+const UNREACHABLE_PAUSE: Duration = Duration::from_millis(100);
+
+/// Makes connections to members.
+#[derive(Clone)]
+pub(crate) struct Network {
+    pub(crate) transport: Arc<dyn RaftTransport>,
+}
+
+impl Network {
+    pub(crate) async fn call(
+        &self,
+        to: u64,
+        request: &Request,
+        timeout: Duration,
+    ) -> Result<Response, AnyError> {
+        let bytes = codec::encode(request).map_err(|error| AnyError::new(&error))?;
+        let answer = self.transport.call(NodeId(to), Bytes::from(bytes), timeout).await;
+        let answer = answer.map_err(|error| AnyError::new(&error))?;
+        codec::decode(&answer).map_err(|error| AnyError::new(&error))
+    }
+}
+
+impl RaftNetworkFactory<MapRaft> for Network {
+    type Network = Peer;
+
+    async fn new_client(&mut self, target: u64, _node: &EmptyNode) -> Peer {
+        Peer { network: self.clone(), target }
+    }
+}
+
+/// One member as seen from here.
+pub(crate) struct Peer {
+    network: Network,
+    target: u64,
+}
+
+type RpcError<E = RaftError<u64>> = RPCError<u64, EmptyNode, E>;
+
+impl Peer {
+    async fn call<E: std::error::Error>(
+        &self,
+        request: Request,
+        option: RPCOption,
+    ) -> Result<Response, RpcError<E>> {
+        let answer = self.network.call(self.target, &request, option.hard_ttl()).await;
+        answer.map_err(|error| RPCError::Unreachable(Unreachable::new(&error)))
+    }
+}
+
+/// An answer that is no answer to the request: openraft tries again at its own pace.
+fn unexpected<E: std::error::Error>(response: &Response) -> RpcError<E> {
+    let text = match response {
+        Response::Stopped => "the group has stopped there".into(),
+        Response::Refused(reason) => format!("refused: {reason}"),
+        Response::NotLeader
+        | Response::Append(_)
+        | Response::Vote(_)
+        | Response::Snapshot(_)
+        | Response::SnapshotMismatch(_)
+        | Response::Propose(_)
+        | Response::ReadIndex(_) => "an answer to another question".to_owned(),
+    };
+    // As unreachable, because it is followed by a pause.
+    RPCError::Unreachable(Unreachable::new(&AnyError::error(text)))
+}
+
+impl RaftNetwork<MapRaft> for Peer {
+    async fn append_entries(
+        &mut self,
+        rpc: AppendEntriesRequest<MapRaft>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<u64>, RpcError> {
+        match self.call(Request::Append(rpc), option).await? {
+            Response::Append(response) => Ok(response),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        rpc: InstallSnapshotRequest<MapRaft>,
+        option: RPCOption,
+    ) -> Result<InstallSnapshotResponse<u64>, RpcError<RaftError<u64, InstallSnapshotError>>> {
+        match self.call(Request::Snapshot(rpc), option).await? {
+            Response::Snapshot(response) => Ok(response),
+            Response::SnapshotMismatch(mismatch) => {
+                let error = InstallSnapshotError::SnapshotMismatch(mismatch);
+                let error = RaftError::APIError(error);
+                Err(RPCError::RemoteError(RemoteError::new(self.target, error)))
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn vote(
+        &mut self,
+        rpc: VoteRequest<u64>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<u64>, RpcError> {
+        match self.call(Request::Vote(rpc), option).await? {
+            Response::Vote(response) => Ok(response),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn backoff(&self) -> Backoff {
+        Backoff::new(std::iter::repeat(UNREACHABLE_PAUSE))
+    }
+}

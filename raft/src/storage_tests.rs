@@ -1,0 +1,379 @@
+//! The store against openraft's own suite, and what the suite does not ask.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use crate::codec;
+use crate::db::{Batch, Db, DbError, key};
+use crate::log_store::LogStore;
+use crate::state_machine::{Published, REMEMBERED_ANSWERS, SnapshotBody, StateMachine};
+use crate::types::{Entry, LogId, MapRaft, Proposal, ProposalId, SnapshotMeta, StorageError};
+use openraft::storage::{RaftLogStorage, RaftLogStorageExt, RaftStateMachine};
+use openraft::testing::{StoreBuilder, Suite};
+use openraft::{
+    CommittedLeaderId, EmptyNode, EntryPayload, Membership, RaftLogReader, RaftSnapshotBuilder,
+    StorageIOError, StoredMembership, Vote,
+};
+use smalti_map::{Applied, ClusterMap, Command, Custody, NodeAddresses, ShareHolder};
+use smalti_storage::ids::{ClusterId, Incarnation, NodeId};
+use std::collections::{BTreeSet, VecDeque};
+use std::path::Path;
+use std::sync::Arc;
+use tempfile::TempDir;
+use uuid::Uuid;
+
+struct Builder;
+
+impl StoreBuilder<MapRaft, LogStore, StateMachine, TempDir> for Builder {
+    async fn build(&self) -> Result<(TempDir, LogStore, StateMachine), StorageError> {
+        let dir = tempfile::tempdir().unwrap();
+        let (log, machine) = open(dir.path()).await.map_err(|error| {
+            StorageError::from(StorageIOError::read(openraft::AnyError::new(&error)))
+        })?;
+        Ok((dir, log, machine))
+    }
+}
+
+async fn open(dir: &Path) -> Result<(LogStore, StateMachine), DbError> {
+    let db = Arc::new(Db::open(dir, 1)?);
+    let machine = StateMachine::load(Arc::clone(&db), Published::default()).await?;
+    Ok((LogStore::new(db), machine))
+}
+
+#[test]
+fn openraft_suite_passes() {
+    Suite::test_all(Builder).unwrap();
+}
+
+fn log_id(index: u64) -> LogId {
+    LogId::new(CommittedLeaderId::new(3, 1), index)
+}
+
+fn addresses() -> NodeAddresses {
+    let at = |port: u16| ([127, 0, 0, 1], port).into();
+    NodeAddresses { quic: at(1), api: at(2), nbd: at(3) }
+}
+
+fn init() -> Command {
+    let node = NodeId(1);
+    Command::InitCluster {
+        cluster: ClusterId(Uuid::from_u128(0xc1)),
+        nodes: vec![(node, "a".into(), addresses())],
+        custody: Custody {
+            threshold: 1,
+            holders: vec![ShareHolder { node, share: 1 }],
+            commitments: vec![9],
+        },
+    }
+}
+
+fn register() -> Command {
+    Command::RegisterNode { node: NodeId(1), addresses: addresses() }
+}
+
+fn entry(index: u64, command: Command) -> Entry {
+    let id = ProposalId { node: 1, session: 5, seq: index };
+    Entry { log_id: log_id(index), payload: EntryPayload::Normal(Proposal { id, command }) }
+}
+
+#[tokio::test]
+async fn everything_survives_a_reopen() {
+    let dir = tempfile::tempdir().unwrap();
+    let vote = Vote::new_committed(3, 1);
+    {
+        let (mut log, _machine) = open(dir.path()).await.unwrap();
+        log.save_vote(&vote).await.unwrap();
+        log.blocking_append((1..=9).map(|index| entry(index, register()))).await.unwrap();
+        log.truncate(log_id(8)).await.unwrap();
+        log.purge(log_id(3)).await.unwrap();
+        log.save_committed(Some(log_id(5))).await.unwrap();
+    }
+    let (mut log, _machine) = open(dir.path()).await.unwrap();
+    assert_eq!(log.read_vote().await.unwrap(), Some(vote));
+    assert_eq!(log.read_committed().await.unwrap(), Some(log_id(5)));
+    let state = log.get_log_state().await.unwrap();
+    assert_eq!(state.last_purged_log_id, Some(log_id(3)));
+    assert_eq!(state.last_log_id, Some(log_id(7)));
+    let entries = log.try_get_log_entries(..).await.unwrap();
+    let expected: Vec<Entry> = (4..=7).map(|index| entry(index, register())).collect();
+    assert_eq!(entries, expected);
+}
+
+#[tokio::test]
+async fn appends_are_read_in_pieces_of_a_bounded_size() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut log, _machine) = open(dir.path()).await.unwrap();
+    let large = |index| {
+        let Command::InitCluster { cluster, nodes, mut custody } = init() else { unreachable!() };
+        custody.commitments = vec![1; 300 << 10];
+        entry(index, Command::InitCluster { cluster, nodes, custody })
+    };
+    log.blocking_append((0..8).map(large)).await.unwrap();
+    assert_eq!(log.limited_get_log_entries(0, 8).await.unwrap().len(), 4);
+    assert_eq!(log.limited_get_log_entries(7, 8).await.unwrap().len(), 1);
+    assert_eq!(log.try_get_log_entries(0..8).await.unwrap().len(), 8);
+}
+
+#[tokio::test]
+async fn a_hole_or_a_misplaced_entry_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let db = Arc::new(Db::open(dir.path(), 1).unwrap());
+    let mut batch = Batch::new(&db);
+    for index in [1, 2, 4] {
+        batch.put_log(index, &entry(index, register())).unwrap();
+    }
+    batch.put_log(6, &entry(7, register())).unwrap();
+    batch.commit_synced().unwrap();
+    let mut log = LogStore::new(db);
+    assert_eq!(log.try_get_log_entries(1..3).await.unwrap().len(), 2);
+    let hole = log.try_get_log_entries(1..5).await.unwrap_err().to_string();
+    assert!(hole.contains("hole before 4"), "{hole}");
+    let misplaced = log.try_get_log_entries(6..7).await.unwrap_err().to_string();
+    assert!(misplaced.contains("entry 7 stands at 6"), "{misplaced}");
+}
+
+#[tokio::test]
+async fn a_store_of_another_node_or_layout_is_not_opened() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(Db::open(dir.path(), 1).unwrap());
+    let error = Db::open(dir.path(), 2).err().unwrap();
+    assert!(matches!(error, DbError::WrongNode { found: 1, expected: 2 }));
+    {
+        let db = Db::open(dir.path(), 1).unwrap();
+        let mut batch = Batch::new(&db);
+        batch.put_meta(key::FORMAT, &2u32).unwrap();
+        batch.commit_synced().unwrap();
+    }
+    assert!(matches!(Db::open(dir.path(), 1).err().unwrap(), DbError::Format(2)));
+}
+
+#[tokio::test]
+async fn a_repeated_proposal_gets_its_answer_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_log, mut machine) = open(dir.path()).await.unwrap();
+    let again = |index: u64, of: u64| Entry { log_id: log_id(index), ..entry(of, register()) };
+    let answers = machine
+        .apply([entry(1, init()), entry(2, register()), again(3, 2), entry(4, register())])
+        .await
+        .unwrap();
+    let registered = |no| Applied::Registered(Incarnation(no));
+    assert_eq!(answers, [Applied::Done, registered(1), registered(1), registered(2)]);
+
+    // The memory goes with the snapshot, to this member's next start and to others.
+    let snapshot = machine.get_snapshot_builder().await.build_snapshot().await.unwrap();
+    let other = tempfile::tempdir().unwrap();
+    let (_log2, mut taken_over) = open(other.path()).await.unwrap();
+    taken_over.install_snapshot(&snapshot.meta, snapshot.snapshot).await.unwrap();
+    drop((machine, _log));
+    let (_log, mut reopened) = open(dir.path()).await.unwrap();
+    for machine in [&mut reopened, &mut taken_over] {
+        assert_eq!(machine.apply([again(5, 2)]).await.unwrap(), [registered(1)]);
+    }
+
+    // And it ends where it is said to end.
+    let many = (6..6 + REMEMBERED_ANSWERS as u64).map(|index| entry(index, register()));
+    reopened.apply(many).await.unwrap();
+    let next = REMEMBERED_ANSWERS as u64 + 3;
+    assert_eq!(reopened.apply([again(900, 2)]).await.unwrap(), [registered(next)]);
+}
+
+#[tokio::test]
+async fn readers_keep_the_map_they_hold() {
+    let dir = tempfile::tempdir().unwrap();
+    let db = Arc::new(Db::open(dir.path(), 1).unwrap());
+    let published = Published::default();
+    let watch = published.map.subscribe();
+    let mut machine = StateMachine::load(db, published).await.unwrap();
+    machine.apply([entry(1, init())]).await.unwrap();
+    let held = Arc::clone(&watch.borrow());
+    machine.apply([entry(2, register()), entry(3, register())]).await.unwrap();
+    assert_eq!(held.version, 1);
+    assert_eq!(watch.borrow().version, 3);
+}
+
+#[tokio::test]
+async fn an_older_snapshot_does_not_replace_a_newer_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_log, mut machine) = open(dir.path()).await.unwrap();
+    machine.apply([entry(1, init())]).await.unwrap();
+    let mut slow = machine.get_snapshot_builder().await;
+    machine.apply([entry(2, register())]).await.unwrap();
+    machine.get_snapshot_builder().await.build_snapshot().await.unwrap();
+    slow.build_snapshot().await.unwrap();
+    let current = machine.get_current_snapshot().await.unwrap().unwrap();
+    assert_eq!(current.meta.last_log_id, Some(log_id(2)));
+}
+
+#[tokio::test]
+async fn an_impossible_snapshot_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_log, mut machine) = open(dir.path()).await.unwrap();
+    machine.apply([entry(1, init())]).await.unwrap();
+    let snapshot = machine.get_snapshot_builder().await.build_snapshot().await.unwrap();
+    let good = snapshot.snapshot.into_inner();
+    let mut body: SnapshotBody = codec::decode(&good).unwrap();
+    Arc::make_mut(&mut body.map).nodes.clear();
+    for bytes in [codec::encode(&body).unwrap(), good[..good.len() - 1].to_vec(), vec![]] {
+        let data = Box::new(std::io::Cursor::new(bytes));
+        machine.install_snapshot(&snapshot.meta, data).await.unwrap_err();
+    }
+    let current = machine.get_current_snapshot().await.unwrap().unwrap();
+    assert_eq!(current.snapshot.into_inner(), good);
+}
+
+/// Bytes as version 1 wrote them. They never change: a new version gets new ones beside them.
+mod fixtures {
+    use super::*;
+    use smalti_map::{GrowSlot, KeyEpoch, NewVolume, Rejection};
+    use smalti_storage::ids::{Epoch, GroupNo, KeyEpochNo, Slot, StoreId, VolumeId, VolumeNo};
+
+    const NORMAL: &str = "010301ac02010105ac020101007f00000101007f00000102007f00000103";
+    const BLANK: &str = "0103010100";
+    const MEMBERSHIP: &str = "01030102020203010203030203040401020304";
+    const COMMANDS: &str = "010a0010000000000000000000000000000000c101010161007f00000101007f00000102007f000001030101010101090101007f00000101007f00000102007f000001030210000000000000000000000000000000570105010310000000000000000000000000000000f0017680804002018080400201031000000000000000000000000000000057100000000000000000000000000000005710000000000000000000000000000000570180e2cfaa0602020102020304020506010101010109040310000000000000000000000000000000f00503090110000000000000000000000000000000570603090205070309080309010102100000000000000000000000000000005705090309010102100000000000000000000000000000005705";
+    const ANSWERS: &str = "010900010402060308010704000102040104020304030404026e6f";
+    const VOTE: &str = "01070201";
+    const META: &str = "010103010901030102020301020303020304040102030405332d312d39";
+    const BODY: &str = "0110000000000000000000000000000000c10a03010161007f00000101007f00000102007f0000010301020162007f00000101007f00000102007f0000010300030163007f00000101007f00000102007f00000103000310000000000000000000000000000000010101001000000000000000000000000000000002020101100000000000000000000000000000000303010001010110000000000000000000000000000000f00176808040020180804002030101010102000101010180e2cfaa06020201020203040205060101010101090103100000000000000000000000000000000110000000000000000000000000000000021000000000000000000000000000000003030102100000000000000000000000000000000301000201010101010900010105010104";
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    fn unhex(text: &str) -> Vec<u8> {
+        let digits = text.as_bytes().chunks(2);
+        digits.map(|d| u8::from_str_radix(std::str::from_utf8(d).unwrap(), 16).unwrap()).collect()
+    }
+
+    #[track_caller]
+    fn holds<T>(value: &T, fixture: &str)
+    where
+        T: serde::Serialize + serde::de::DeserializeOwned + PartialEq + std::fmt::Debug,
+    {
+        assert_eq!(hex(&codec::encode(value).unwrap()), fixture);
+        assert_eq!(&codec::decode::<T>(&unhex(fixture)).unwrap(), value);
+    }
+
+    fn membership() -> Membership<u64, EmptyNode> {
+        let joint = vec![BTreeSet::from([1, 2, 3]), BTreeSet::from([2, 3, 4])];
+        Membership::new(joint, BTreeSet::from([1, 2, 3, 4]))
+    }
+
+    #[test]
+    fn log_entries() {
+        holds(&entry(300, register()), NORMAL);
+        holds(&Entry { log_id: log_id(1), payload: EntryPayload::Blank }, BLANK);
+        let payload = EntryPayload::Membership(membership());
+        holds(&Entry { log_id: log_id(2), payload }, MEMBERSHIP);
+    }
+
+    /// One of each, in the order of the variants.
+    fn commands() -> Vec<Command> {
+        let (volume, epoch, incarnation) = (VolumeNo(3), Epoch(9), Incarnation(5));
+        let store = StoreId(Uuid::from_u128(0x57));
+        let id = VolumeId(Uuid::from_u128(0xf0));
+        let grow = GrowSlot { group: GroupNo(1), slot: Slot(2), store, incarnation };
+        let Command::InitCluster { custody, .. } = init() else { unreachable!() };
+        let key_epoch = KeyEpoch {
+            no: KeyEpochNo(1),
+            timestamp: 1_700_000_000,
+            shard_keys: vec![vec![1, 2], vec![3, 4]],
+            place_key: vec![5, 6],
+            custody,
+        };
+        vec![
+            init(),
+            register(),
+            Command::RegisterStore { store, node: NodeId(1), incarnation, clean: true },
+            Command::CreateVolume(Box::new(NewVolume {
+                id,
+                name: "v".into(),
+                size: 1 << 20,
+                data: 2,
+                parity: 1,
+                shard_size: 1 << 20,
+                min_insync: 2,
+                groups: vec![vec![store; 3]],
+                key_epoch,
+            })),
+            Command::DeleteVolume { volume, id },
+            Command::Shrink { volume, epoch, stores: vec![store] },
+            Command::Elect { volume, epoch, node: NodeId(2), incarnation },
+            Command::Activate { volume, epoch },
+            Command::AddLearners { volume, epoch, slots: vec![grow] },
+            Command::Grow { volume, epoch, slots: vec![grow] },
+        ]
+    }
+
+    #[test]
+    fn commands_and_answers() {
+        holds(&commands(), COMMANDS);
+        let rejections = [
+            Rejection::StaleEpoch { planned: Epoch(1), current: Epoch(2) },
+            Rejection::MinInsync,
+            Rejection::NoVolume(VolumeNo(3)),
+            Rejection::Incarnation,
+            Rejection::Invalid("no".into()),
+        ];
+        let mut answers = vec![
+            Applied::Done,
+            Applied::Registered(Incarnation(4)),
+            Applied::Created(VolumeNo(6)),
+            Applied::Epoch { epoch: Epoch(8), refused: vec![GroupNo(7)] },
+        ];
+        answers.extend(rejections.map(Applied::Rejected));
+        holds(&answers, ANSWERS);
+    }
+
+    #[test]
+    fn votes() {
+        holds(&Vote::<u64>::new_committed(7, 2), VOTE);
+    }
+
+    /// Make a map in which no list is empty but the old holders, which nothing fills yet.
+    fn snapshot_commands() -> Vec<Command> {
+        let node = |no: u64| NodeId(no);
+        let store = |no: u64| StoreId(Uuid::from_u128(no.into()));
+        let Command::InitCluster { cluster, mut nodes, custody } = init() else { unreachable!() };
+        nodes.push((node(2), "b".into(), addresses()));
+        nodes.push((node(3), "c".into(), addresses()));
+        let mut list = vec![Command::InitCluster { cluster, nodes, custody }];
+        let (volume, incarnation) = (VolumeNo(1), Incarnation(1));
+        let start = |no| Command::RegisterStore {
+            store: store(no),
+            node: node(no),
+            incarnation,
+            clean: no == 2,
+        };
+        list.extend((1..=3).map(start));
+        list.push(register());
+        let Command::CreateVolume(mut new) = commands().swap_remove(3) else { unreachable!() };
+        new.groups = vec![(1..=3).map(store).collect()];
+        list.push(Command::CreateVolume(new));
+        let grow = GrowSlot { group: GroupNo(0), slot: Slot(2), store: store(3), incarnation };
+        let (one, two, three) = (Epoch(1), Epoch(2), Epoch(3));
+        list.extend([
+            Command::Elect { volume, epoch: one, node: node(1), incarnation },
+            Command::Activate { volume, epoch: two },
+            Command::Shrink { volume, epoch: two, stores: vec![store(3)] },
+            Command::AddLearners { volume, epoch: three, slots: vec![grow] },
+        ]);
+        list
+    }
+
+    #[test]
+    fn snapshots() {
+        let meta = SnapshotMeta {
+            last_log_id: Some(log_id(9)),
+            last_membership: StoredMembership::new(Some(log_id(2)), membership()),
+            snapshot_id: "3-1-9".into(),
+        };
+        holds(&meta, META);
+        let mut map = ClusterMap::default();
+        for command in snapshot_commands() {
+            let applied = map.apply(&command);
+            assert!(!matches!(applied, Applied::Rejected(_)), "{applied:?}");
+        }
+        let id = ProposalId { node: 1, session: 5, seq: 1 };
+        let answers = VecDeque::from([(id, Applied::Registered(Incarnation(4)))]);
+        holds(&SnapshotBody { map: Arc::new(map), answers }, BODY);
+    }
+}
