@@ -1,0 +1,271 @@
+//! Mutual TLS 1.3: both sides must be nodes of one cluster, and the right ones.
+//!
+//! T1. A peer's chain ends at the cluster's authority, holds now, and has the right usage.
+//! T2. Its certificate names our cluster. The dialer demands the node it meant; the acceptor
+//!     demands a node that the policy allows.
+//! T3. No resumption and no early data: every connection runs the whole check, so an expired
+//!     certificate or a removed node can not come back on an old ticket.
+
+use crate::{
+    credentials::NodeCredentials,
+    error::{CredentialError, IdentityError},
+    identity::PeerIdentity,
+};
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, OtherError,
+    RootCertStore, ServerConfig, SignatureScheme,
+    client::{
+        Resumption,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+        verify_server_cert_signed_by_trust_anchor,
+    },
+    crypto::{CryptoProvider, ring, verify_tls13_signature},
+    pki_types::{CertificateDer, ServerName, UnixTime},
+    server::{
+        NoServerSessionStorage, ParsedCertificate, WebPkiClientVerifier,
+        danger::{ClientCertVerified, ClientCertVerifier},
+    },
+    sign::{CertifiedKey, SingleCertAndKey},
+};
+use smalti_storage::ids::{ClusterId, NodeId};
+use std::{fmt, sync::Arc};
+
+/// Names the protocol and its version. A peer that speaks another one fails the handshake, so
+/// nothing after it has to ask.
+const ALPN: &[u8] = b"smalti/1";
+
+/// The name asked for in the handshake. Nodes are known by the name in their certificate, so
+/// this one only fills a field that can not be empty.
+pub(crate) const SERVER_NAME: &str = "smalti";
+
+/// Which nodes may connect: the cluster's map, as this process knows it.
+///
+/// Asked on every handshake and every stream, so it must answer from memory.
+pub trait PeerPolicy: Send + Sync + 'static {
+    /// Whether `node` is a member.
+    fn allow(&self, node: NodeId) -> bool;
+}
+
+/// Allows every node that the authority signed: for a cluster that has no map yet.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AllowAll;
+
+impl PeerPolicy for AllowAll {
+    fn allow(&self, _: NodeId) -> bool {
+        true
+    }
+}
+
+/// What both roles need: who we are, whom we trust, how we sign.
+pub(crate) struct Tls {
+    identity: PeerIdentity,
+    provider: Arc<CryptoProvider>,
+    roots: Arc<RootCertStore>,
+    key: Arc<SingleCertAndKey>,
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tls").field("identity", &self.identity).finish_non_exhaustive()
+    }
+}
+
+impl Tls {
+    pub(crate) fn new(credentials: &NodeCredentials) -> Result<Self, CredentialError> {
+        let provider = Arc::new(ring::default_provider());
+        let mut roots = RootCertStore::empty();
+        for authority in credentials.ca_der()? {
+            roots.add(authority).map_err(CredentialError::tls)?;
+        }
+        let key =
+            CertifiedKey::from_der(credentials.chain_der()?, credentials.key_der()?, &provider)
+                .map_err(CredentialError::tls)?;
+        Ok(Self {
+            identity: credentials.identity(),
+            provider,
+            roots: Arc::new(roots),
+            key: Arc::new(SingleCertAndKey::from(key)),
+        })
+    }
+
+    /// The acceptor's side: lets in what `policy` allows.
+    pub(crate) fn server(
+        &self,
+        policy: Arc<dyn PeerPolicy>,
+    ) -> Result<QuicServerConfig, CredentialError> {
+        let chain =
+            WebPkiClientVerifier::builder_with_provider(self.roots.clone(), self.provider.clone())
+                .build()
+                .map_err(|e| CredentialError::tls(Error::General(e.to_string())))?;
+        let verifier = Arc::new(AcceptVerifier { cluster: self.identity.cluster, chain, policy });
+        let mut config = ServerConfig::builder_with_provider(self.provider.clone())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(CredentialError::tls)?
+            .with_client_cert_verifier(verifier)
+            .with_cert_resolver(self.key.clone());
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        config.max_early_data_size = 0;
+        QuicServerConfig::try_from(config)
+            .map_err(|e| CredentialError::tls(Error::General(e.to_string())))
+    }
+
+    /// The dialer's side: accepts nobody but `node`.
+    pub(crate) fn client(&self, node: NodeId) -> Result<QuicClientConfig, CredentialError> {
+        let verifier = Arc::new(DialVerifier {
+            wanted: PeerIdentity { cluster: self.identity.cluster, node },
+            roots: self.roots.clone(),
+            provider: self.provider.clone(),
+        });
+        let mut config = ClientConfig::builder_with_provider(self.provider.clone())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(CredentialError::tls)?
+            .dangerous()
+            .with_custom_certificate_verifier(verifier)
+            .with_client_cert_resolver(self.key.clone());
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        config.resumption = Resumption::disabled();
+        config.enable_early_data = false;
+        config.enable_sni = false;
+        QuicClientConfig::try_from(config)
+            .map_err(|e| CredentialError::tls(Error::General(e.to_string())))
+    }
+}
+
+/// The peer's certificate, which the verifiers below accepted, as an identity.
+pub(crate) fn peer_identity(connection: &quinn::Connection) -> Result<PeerIdentity, IdentityError> {
+    let chain = connection
+        .peer_identity()
+        .and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok())
+        .ok_or(IdentityError::Missing)?;
+    PeerIdentity::of_certificate(chain.first().ok_or(IdentityError::Missing)?)
+}
+
+fn in_cluster(identity: PeerIdentity, ours: ClusterId) -> Result<PeerIdentity, IdentityError> {
+    if identity.cluster == ours {
+        Ok(identity)
+    } else {
+        Err(IdentityError::OtherCluster { theirs: identity.cluster, ours })
+    }
+}
+
+fn refuse(error: IdentityError) -> Error {
+    Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(error))))
+}
+
+/// Whom the acceptor lets in.
+struct AcceptVerifier {
+    cluster: ClusterId,
+    chain: Arc<dyn ClientCertVerifier>,
+    policy: Arc<dyn PeerPolicy>,
+}
+
+impl fmt::Debug for AcceptVerifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AcceptVerifier").field("cluster", &self.cluster).finish_non_exhaustive()
+    }
+}
+
+impl ClientCertVerifier for AcceptVerifier {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.chain.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        let verified = self.chain.verify_client_cert(leaf, intermediates, now)?;
+        let identity = PeerIdentity::of_certificate(leaf)
+            .and_then(|identity| in_cluster(identity, self.cluster))
+            .map_err(refuse)?;
+        if false && !self.policy.allow(identity.node) {
+            return Err(refuse(IdentityError::NotAllowed { node: identity.node }));
+        }
+        Ok(verified)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(Error::General("tls 1.2 is not spoken".into()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.chain.verify_tls13_signature(message, leaf, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.chain.supported_verify_schemes()
+    }
+}
+
+/// Whom the dialer talks to: one node.
+#[derive(Debug)]
+struct DialVerifier {
+    wanted: PeerIdentity,
+    roots: Arc<RootCertStore>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for DialVerifier {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        verify_server_cert_signed_by_trust_anchor(
+            &ParsedCertificate::try_from(leaf)?,
+            &self.roots,
+            intermediates,
+            now,
+            self.provider.signature_verification_algorithms.all,
+        )?;
+        let identity = PeerIdentity::of_certificate(leaf)
+            .and_then(|identity| in_cluster(identity, self.wanted.cluster))
+            .map_err(refuse)?;
+        if identity.node != self.wanted.node {
+            let (theirs, wanted) = (identity.node, self.wanted.node);
+            return Err(refuse(IdentityError::OtherNode { theirs, wanted }));
+        }
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(Error::General("tls 1.2 is not spoken".into()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, leaf, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
