@@ -1,0 +1,208 @@
+//! What goes into a coordinator and what comes out of it.
+
+use crate::msg::{Frame, Reply};
+use bytes::Bytes;
+use smalti_map::{ClusterMap, Command, Coordinator as Coordinating, Rejection};
+use smalti_storage::ids::{RowAddr, Slot, StoreId, VolumeNo, Wid};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What a coordinator needs to be told.
+#[derive(Clone, Debug)]
+pub struct CoordinatorConfig {
+    /// Which process it runs in.
+    pub me: Coordinating,
+    /// The volume.
+    pub volume: VolumeNo,
+    /// Bytes of a record.
+    pub record_len: usize,
+    /// How long a read lease lasts.
+    pub lease: Duration,
+    /// A store that owes an answer for this long is taken out of the in-sync sets.
+    pub suspect_after: Duration,
+    /// The same during a takeover, where stores may still be starting.
+    pub takeover_patience: Duration,
+    /// Rows whose version vectors stay in memory.
+    pub cached_rows: usize,
+    /// Rows repaired at once by catch-up.
+    pub catchup_window: usize,
+}
+
+impl CoordinatorConfig {
+    /// The defaults for a volume.
+    pub fn new(me: Coordinating, volume: VolumeNo) -> Self {
+        Self {
+            me,
+            volume,
+            record_len: smalti_storage::record::RECORD_LEN,
+            lease: Duration::from_millis(1500),
+            suspect_after: Duration::from_millis(500),
+            takeover_patience: Duration::from_millis(1500),
+            cached_rows: 256 * 1024,
+            catchup_window: 64,
+        }
+    }
+}
+
+/// One block to write: where, which client write, and its sealed record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlockWrite {
+    /// The row.
+    pub row: RowAddr,
+    /// The data slot.
+    pub slot: Slot,
+    /// The client write; grows per block.
+    pub wid: Wid,
+    /// The newest snapshot.
+    pub snap: u32,
+    /// The sealed record; empty makes the block absent.
+    pub record: Bytes,
+}
+
+/// What happens to a coordinator.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A newer map.
+    Map(Arc<ClusterMap>),
+    /// A session with a store began. Session numbers grow for ever within one process.
+    LinkUp {
+        /// The store.
+        store: StoreId,
+        /// The session's number.
+        session: u64,
+    },
+    /// The session with a store ended.
+    LinkDown {
+        /// The store.
+        store: StoreId,
+    },
+    /// A store answered.
+    Reply {
+        /// The store.
+        store: StoreId,
+        /// What.
+        reply: Reply,
+    },
+    /// Blocks to write, acknowledged together; no block twice.
+    Write {
+        /// Chosen by the caller.
+        op: u64,
+        /// The blocks.
+        blocks: Vec<BlockWrite>,
+    },
+    /// Blocks to read.
+    Read {
+        /// Chosen by the caller.
+        op: u64,
+        /// The blocks.
+        blocks: Vec<(RowAddr, Slot)>,
+    },
+    /// A proposal was refused by the map.
+    Refused {
+        /// The proposal.
+        command: Command,
+        /// The reason.
+        why: Rejection,
+    },
+    /// Some time has passed; every 10 to 50 ms.
+    Tick,
+}
+
+/// What a coordinator wants done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// Send requests to a store over its current session.
+    Send {
+        /// The store.
+        store: StoreId,
+        /// The requests.
+        frame: Frame,
+    },
+    /// Propose a change of the map. The outcome shows in the map, or as [`Event::Refused`].
+    Propose(Command),
+    /// A write has ended. An error leaves the blocks with the old or the new contents.
+    WriteDone {
+        /// The operation.
+        op: u64,
+        /// Durable, or why not.
+        result: Result<(), OpError>,
+    },
+    /// A read has ended.
+    ReadDone {
+        /// The operation.
+        op: u64,
+        /// The records in the order asked; empty means absent.
+        result: Result<Vec<Bytes>, OpError>,
+    },
+    /// Something an operator should know.
+    Alarm(Alarm),
+}
+
+/// Why an operation failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpError {
+    /// This coordinator was replaced; another one may have carried the operation out or not.
+    #[error("the coordinator was replaced")]
+    Fenced,
+    /// A store is full.
+    #[error("no space left on a store")]
+    NoSpace,
+    /// Fewer than n shards of a row can be read and agree.
+    #[error("too few shards of a row can be read")]
+    Unreadable,
+    /// The request does not fit the volume.
+    #[error("request does not fit the volume")]
+    Invalid,
+}
+
+/// What went wrong without failing an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Alarm {
+    /// A slot's record did not verify and is being repaired from the others.
+    Corrupt {
+        /// The row.
+        row: RowAddr,
+        /// The slot.
+        slot: Slot,
+    },
+    /// An acknowledged version of the row can not be constructed.
+    RowLost {
+        /// The row.
+        row: RowAddr,
+    },
+    /// A store was silent for too long.
+    Silent {
+        /// The store.
+        store: StoreId,
+    },
+}
+
+/// Where a coordinator stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Not the coordinator, as far as its map says.
+    Idle,
+    /// Taking over: collecting promises and settling undecided rows.
+    TakingOver,
+    /// Waiting for the map to say activated.
+    Activating,
+    /// Serving.
+    Active,
+}
+
+/// Counters for people and metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Rows known to be behind on some slot.
+    pub rows_behind: u64,
+    /// Slots, over all groups, that are not in sync.
+    pub slots_out: u64,
+    /// Rows brought up to date on some slot so far.
+    pub rows_repaired: u64,
+    /// Records that did not verify so far.
+    pub corrupt_records: u64,
+    /// Updates in flight.
+    pub in_flight: u64,
+}

@@ -1,0 +1,405 @@
+//! Bringing slots that are out of sync back: learner, walk, repair, growth.
+//!
+//! From the moment the map names a learner it is sent every update of its slot. Then all rows of
+//! the group are compared by metadata, page by page ([`super::walk`]), and those that differ are
+//! repaired under their row lock. When no row is behind, acknowledgements and leases begin to
+//! count the learner too, and `Grow` is proposed.
+//!
+//! K1. Once `Grow` was proposed in an epoch, its slot counts until that epoch is over or the
+//!     store is registered with another start: the proposal may be accepted at any time.
+
+use super::walk::Walk;
+use super::{Coordinator, Phase, Place, Purpose};
+use crate::msg::Ask;
+use smalti_map::{Command, GrowSlot};
+use smalti_storage::ids::{Epoch, GroupNo, Incarnation, RowAddr, Slot, SlotSet, StoreId, Ver};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// All slots that are catching up.
+#[derive(Debug, Default)]
+pub(super) struct Catchup {
+    pub(super) learners: BTreeMap<Place, Learning>,
+    /// Repairs that wait or run: by row and slot.
+    claimed: BTreeSet<(RowAddr, Slot)>,
+    lives: u64,
+    pub(super) rounds: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct Learning {
+    store: StoreId,
+    incarnation: Incarnation,
+    pub(super) stage: Stage,
+    pub(super) behind: BTreeSet<RowAddr>,
+    pub(super) repairing: usize,
+    /// Changes it was sent and has not answered.
+    outstanding: u64,
+    /// Tells repairs of this admission from those of an earlier one.
+    life: u64,
+}
+
+#[derive(Debug)]
+pub(super) enum Stage {
+    /// Updates that were in flight when the learner came do not reach it, and what an earlier
+    /// session sent it may still arrive: waits for the former to end and for the first answer of
+    /// this session, after which the store takes nothing of an earlier one.
+    Barrier { after: Ver, opened: bool },
+    /// Being compared; what is found behind is repaired meanwhile.
+    Walking(Walk),
+    /// Compared; the rest is being repaired.
+    Repairing,
+    /// In every acknowledgement and lease; growth proposed in this epoch.
+    Growing { proposed: Option<Epoch> },
+}
+
+impl Catchup {
+    /// Slots of the group that are sent updates.
+    pub(super) fn learning(&self, group: GroupNo) -> SlotSet {
+        if self.learners.is_empty() {
+            return SlotSet::EMPTY;
+        }
+        self.of(group).map(|((_, slot), _)| *slot).collect()
+    }
+
+    /// Slots of the group whose answers acknowledgements wait for already.
+    pub(super) fn pending_growth(&self, group: GroupNo) -> SlotSet {
+        if self.learners.is_empty() {
+            return SlotSet::EMPTY;
+        }
+        self.of(group).filter(|(_, l)| l.is_growing()).map(|((_, slot), _)| *slot).collect()
+    }
+
+    pub(super) fn growing_stores(&self) -> impl Iterator<Item = StoreId> {
+        self.learners.values().filter(|l| l.is_growing()).map(|l| l.store)
+    }
+
+    pub(super) fn is_growing(&self, store: StoreId) -> bool {
+        self.growing_stores().any(|growing| growing == store)
+    }
+
+    pub(super) fn is_learning(&self, place: Place) -> bool {
+        self.learners.contains_key(&place)
+    }
+
+    fn of(&self, group: GroupNo) -> impl Iterator<Item = (&Place, &Learning)> {
+        self.learners.range((group, Slot(0))..=(group, Slot(u8::MAX)))
+    }
+
+    /// Notes a request to a slot, and that it has ended: a learner is not grown while changes of
+    /// its rows are on their way.
+    pub(super) fn asked(&mut self, place: Place, ask: &Ask) {
+        if !ask.is_read()
+            && let Some(learning) = self.learners.get_mut(&place)
+        {
+            learning.outstanding += 1;
+        }
+    }
+
+    pub(super) fn settled(&mut self, place: Place, ask: &Ask) {
+        if !ask.is_read()
+            && let Some(learning) = self.learners.get_mut(&place)
+        {
+            learning.outstanding = learning.outstanding.saturating_sub(1);
+        }
+    }
+
+    pub(super) fn opened(&mut self, place: Place) {
+        if let Some(Learning { stage: Stage::Barrier { opened, .. }, .. }) =
+            self.learners.get_mut(&place)
+        {
+            *opened = true;
+        }
+    }
+
+    /// An update did not reach the learner. `outdated`: because it had another base, which the
+    /// walk will see by itself if it has not come to the row yet.
+    pub(super) fn behind(&mut self, row: RowAddr, slot: Slot, outdated: bool) {
+        let Some(learning) = self.learners.get_mut(&(row.group, slot)) else { return };
+        let ahead = match &learning.stage {
+            Stage::Barrier { .. } => true,
+            Stage::Walking(walk) => walk.is_ahead(row),
+            Stage::Repairing | Stage::Growing { .. } => false,
+        };
+        if !(outdated && ahead) {
+            learning.behind.insert(row);
+        }
+    }
+
+    pub(super) fn rows_behind(&self) -> u64 {
+        self.learners.values().map(|l| (l.behind.len() + l.repairing) as u64).sum()
+    }
+
+    pub(super) fn is_quiet(&self) -> bool {
+        self.learners.is_empty() && self.claimed.is_empty()
+    }
+
+    /// Claims the repair of a row slot; false when one waits or runs already.
+    pub(super) fn claim_repair(&mut self, row: RowAddr, slot: Slot) -> bool {
+        self.claimed.insert((row, slot))
+    }
+
+    /// A claimed repair has ended.
+    pub(super) fn repaired(&mut self, row: RowAddr, slot: Slot, life: Option<u64>, good: bool) {
+        self.claimed.remove(&(row, slot));
+        if let Some(learning) = self.learners.get_mut(&(row.group, slot))
+            && life == Some(learning.life)
+        {
+            learning.repairing = learning.repairing.saturating_sub(1);
+            if !good {
+                learning.behind.insert(row);
+            }
+        }
+    }
+}
+
+impl Learning {
+    fn is_growing(&self) -> bool {
+        matches!(self.stage, Stage::Growing { .. })
+    }
+}
+
+impl Coordinator {
+    /// The map or a link changed: adopts learners, and asks to admit slots that are out of sync
+    /// and reachable.
+    pub(super) fn catchup_on_map(&mut self) {
+        if self.phase != Phase::Active {
+            return;
+        }
+        self.catchup_retain();
+        let Some(volume) = &self.volume else { return };
+        let mut admit = Vec::new();
+        let mut adopt = Vec::new();
+        for (no, group) in (0u16..).map(GroupNo).zip(&volume.groups) {
+            for slot in volume.all_slots().minus(group.insync).iter() {
+                let Some(store) = group.slots.get(slot.index()).copied() else { continue };
+                let Some(entry) = self.map.stores.get(&store) else { continue };
+                let patience = self.config.suspect_after;
+                if !self.links.is_up(store) || self.links.is_silent(store, self.now, patience) {
+                    continue;
+                }
+                let incarnation = entry.incarnation;
+                let admitted = group
+                    .learners
+                    .get(&slot)
+                    .is_some_and(|l| l.store == store && l.incarnation == incarnation);
+                if !admitted {
+                    admit.push(GrowSlot { group: no, slot, store, incarnation });
+                } else if !self.catchup.is_learning((no, slot)) {
+                    adopt.push(((no, slot), store, incarnation));
+                }
+            }
+        }
+        for (place, store, incarnation) in adopt {
+            self.adopt_learner(place, store, incarnation);
+        }
+        if !admit.is_empty() {
+            let (volume, epoch) = (self.config.volume, self.epoch);
+            self.propose("learn", Command::AddLearners { volume, epoch, slots: admit });
+        }
+        self.doubt_restarted();
+    }
+
+    fn adopt_learner(&mut self, place: Place, store: StoreId, incarnation: Incarnation) {
+        self.catchup.lives += 1;
+        let learning = Learning {
+            store,
+            incarnation,
+            stage: Stage::Barrier { after: self.last_issued, opened: false },
+            behind: BTreeSet::new(),
+            repairing: 0,
+            outstanding: 0,
+            life: self.catchup.lives,
+        };
+        self.catchup.learners.insert(place, learning);
+        let (group, slot) = place;
+        self.ask(group, slot, Ask::Nop, Purpose::Opened { group, slot });
+    }
+
+    /// Drops what the map does not call a learner any more.
+    pub(super) fn catchup_retain(&mut self) {
+        if self.catchup.learners.is_empty() {
+            return;
+        }
+        let Some(volume) = &self.volume else { return };
+        let (mut grown, mut gone, mut again) = (Vec::new(), Vec::new(), Vec::new());
+        for (place, learning) in &self.catchup.learners {
+            let (no, slot) = *place;
+            let Some(group) = volume.group(no) else { continue };
+            if group.insync.contains(slot) {
+                grown.push((*place, learning.store, learning.incarnation));
+                continue;
+            }
+            let registered = self.map.stores.get(&learning.store).map(|entry| entry.incarnation);
+            let same_start = registered == Some(learning.incarnation);
+            let bound = match learning.stage {
+                Stage::Growing { proposed } => proposed == Some(self.epoch),
+                _ => false,
+            };
+            let admitted = group.learners.get(&slot).is_some_and(|l| {
+                l.store == learning.store && l.incarnation == learning.incarnation
+            });
+            let reached = admitted && self.links.is_up(learning.store);
+            if !(same_start && (bound || reached)) {
+                gone.push(*place);
+            } else if !bound && learning.is_growing() {
+                again.push(*place);
+            }
+        }
+        for place in again {
+            if let Some(learning) = self.catchup.learners.get_mut(&place) {
+                learning.stage = Stage::Growing { proposed: None };
+            }
+        }
+        for (place, store, incarnation) in grown {
+            // What it has not answered is waited for as from any slot in sync.
+            self.catchup.learners.remove(&place);
+            self.incarnations.insert(store, incarnation);
+        }
+        self.forget_learners(&gone);
+    }
+
+    fn forget_learners(&mut self, places: &[Place]) {
+        if places.is_empty() {
+            return;
+        }
+        for place in places {
+            self.catchup.learners.remove(place);
+        }
+        let lost: Vec<u64> = self
+            .pending
+            .iter()
+            .filter(|(_, p)| p.place.is_some_and(|place| places.contains(&place)))
+            .map(|(id, _)| *id)
+            .collect();
+        self.give_up(&lost);
+        self.runnable.extend(self.tasks.keys().copied());
+    }
+
+    /// An in-sync store that came back without having ended in order may have lost what it
+    /// acknowledged: it is taken out and compared, where that leaves enough others.
+    fn doubt_restarted(&mut self) {
+        let doubtful: Vec<StoreId> = self
+            .insync_stores
+            .iter()
+            .copied()
+            .filter(|store| {
+                let known = self.incarnations.get(store);
+                self.map.stores.get(store).is_some_and(|entry| {
+                    !entry.clean && known.is_some_and(|known| *known < entry.incarnation)
+                })
+            })
+            .filter(|store| self.may_shrink(*store))
+            .collect();
+        self.shrink(doubtful);
+    }
+
+    /// Learners of a store that a growth binds may not be forgotten.
+    fn unbound_places(&self, store: StoreId) -> Vec<Place> {
+        let unbound = |l: &Learning| match l.stage {
+            Stage::Growing { proposed } => proposed != Some(self.epoch),
+            _ => true,
+        };
+        let of_store = self.catchup.learners.iter().filter(|(_, l)| l.store == store);
+        of_store.filter(|(_, l)| unbound(l)).map(|(place, _)| *place).collect()
+    }
+
+    /// The link to a store went down: what it was sent may not have arrived.
+    pub(super) fn catchup_lost(&mut self, store: StoreId) {
+        let places = self.unbound_places(store);
+        self.forget_learners(&places);
+    }
+
+    /// A store has been silent for too long: its learners begin anew once it answers.
+    pub(super) fn catchup_silent(&mut self, store: StoreId) {
+        let places = self.unbound_places(store);
+        if !places.is_empty() {
+            // The answer to this one tells when that is.
+            self.ask_store(store, None, Ask::Nop, Purpose::Forget);
+            self.forget_learners(&places);
+        }
+    }
+
+    pub(super) fn catchup_tick(&mut self) {
+        self.catchup_on_map();
+        self.catchup_pump();
+        self.propose_growth();
+    }
+
+    /// Moves every learner on as far as it goes.
+    pub(super) fn catchup_pump(&mut self) {
+        if self.catchup.learners.is_empty() {
+            return;
+        }
+        let places: Vec<Place> = self.catchup.learners.keys().copied().collect();
+        let oldest = self.inflight.keys().next().copied();
+        for place in places {
+            let Some(learning) = self.catchup.learners.get_mut(&place) else { continue };
+            let idle = learning.behind.is_empty() && learning.repairing == 0;
+            match &mut learning.stage {
+                Stage::Barrier { after, opened } => {
+                    if *opened && oldest.is_none_or(|oldest| oldest > *after) {
+                        learning.stage = Stage::Walking(Walk::default());
+                        self.next_pages(place);
+                    }
+                    continue;
+                }
+                Stage::Walking(_) => self.resume_walk(place),
+                Stage::Repairing if idle && learning.outstanding == 0 => {
+                    learning.stage = Stage::Growing { proposed: None };
+                }
+                Stage::Repairing | Stage::Growing { .. } => {}
+            }
+            self.repair_learner(place);
+        }
+    }
+
+    fn repair_learner(&mut self, place: Place) {
+        let Some(learning) = self.catchup.learners.get(&place) else { return };
+        let room = self.config.catchup_window.saturating_sub(learning.repairing);
+        let life = learning.life;
+        let rows: Vec<RowAddr> = learning.behind.iter().take(room).copied().collect();
+        for row in rows {
+            if self.catchup.claim_repair(row, place.1) {
+                if let Some(learning) = self.catchup.learners.get_mut(&place) {
+                    learning.behind.remove(&row);
+                    learning.repairing += 1;
+                }
+                self.add_repair(row, place.1, Some(life));
+            }
+        }
+    }
+
+    fn propose_growth(&mut self) {
+        // All slots of one store in one step: each step is an epoch.
+        let ready = |l: &Learning| l.is_growing() && l.behind.is_empty() && l.repairing == 0;
+        let waiting: BTreeSet<StoreId> =
+            self.catchup.learners.values().filter(|l| !ready(l)).map(|l| l.store).collect();
+        let ready: Vec<(Place, StoreId, Incarnation)> = self
+            .catchup
+            .learners
+            .iter()
+            .filter(|(_, l)| !waiting.contains(&l.store))
+            .map(|(place, l)| (*place, l.store, l.incarnation))
+            .collect();
+        if ready.is_empty() {
+            return;
+        }
+        let slots = ready
+            .iter()
+            .map(|((group, slot), store, incarnation)| GrowSlot {
+                group: *group,
+                slot: *slot,
+                store: *store,
+                incarnation: *incarnation,
+            })
+            .collect();
+        let (volume, epoch) = (self.config.volume, self.epoch);
+        if self.propose("grow", Command::Grow { volume, epoch, slots }) {
+            for (place, ..) in ready {
+                if let Some(learning) = self.catchup.learners.get_mut(&place) {
+                    learning.stage = Stage::Growing { proposed: Some(epoch) };
+                }
+            }
+        }
+    }
+}

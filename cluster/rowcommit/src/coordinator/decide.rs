@@ -1,0 +1,315 @@
+//! What becomes of a row that was being updated when its coordinator went away.
+//!
+//! The rule is evidence or constructibility: the newest version that is known committed somewhere,
+//! or of which n consistent shards exist, is completed; what is newer is undone. Counting "prepared
+//! on every survivor" instead would lose an acknowledged version as soon as one disk forgot it.
+
+use smalti_storage::ids::{Slot, SlotSet, Ver, Wid};
+use smalti_storage::store::{VecEntry, VersionMeta};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What one in-sync slot holds of a row.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Facts {
+    /// Versions, newest first, each with whether it verifies.
+    pub(super) versions: Vec<(VersionMeta, bool)>,
+    /// The undecided one.
+    pub(super) prepared: Option<Ver>,
+    /// All versions up to here are committed, by this slot's store.
+    pub(super) watermark: Ver,
+    /// What it holds can not be told: it counts for nothing, also not as absence.
+    pub(super) unreadable: bool,
+}
+
+impl Facts {
+    fn find(&self, ver: Ver) -> Option<&(VersionMeta, bool)> {
+        self.versions.iter().find(|(meta, _)| meta.ver == ver)
+    }
+
+    fn holds(&self, ver: Ver) -> bool {
+        self.find(ver).is_some_and(|(_, good)| *good)
+    }
+
+    /// The newest version here that is known committed.
+    fn committed(&self) -> Option<Ver> {
+        let mut versions = self.versions.iter().map(|(meta, _)| meta.ver);
+        versions.find(|ver| self.prepared != Some(*ver) || *ver <= self.watermark)
+    }
+
+    /// The newest version here that is not newer than `limit`.
+    fn upto(&self, limit: Ver) -> Option<&VersionMeta> {
+        self.versions.iter().map(|(meta, _)| meta).find(|meta| meta.ver <= limit)
+    }
+}
+
+/// The version a row goes forward to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Chosen {
+    pub(super) ver: Ver,
+    pub(super) touched: SlotSet,
+    pub(super) snap: u32,
+    pub(super) vec: Vec<VecEntry>,
+    /// In-sync slots that must hold it and do not, and what their newest version is once newer
+    /// ones are undone.
+    pub(super) lacking: BTreeMap<Slot, Ver>,
+}
+
+/// What becomes of a row.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Decision {
+    /// Completed on the slots that lack it.
+    pub(super) chosen: Option<Chosen>,
+    /// Undone.
+    pub(super) aborts: Vec<(Slot, Ver)>,
+    /// A version that is or may be acknowledged can not be constructed from what is readable.
+    /// Nothing of it is undone: what is missing may come back.
+    pub(super) lost: bool,
+}
+
+/// Decides a row from what its in-sync slots hold. `n` data slots come first, then parity.
+///
+/// Versions are judged from the newest on. A committed one is always among them, if the row ever
+/// had one: it is not collected before its successor is committed, and it stands on at least one
+/// in-sync slot. So nothing older than the newest committed version is ever looked at.
+pub(super) fn decide(facts: &BTreeMap<Slot, Facts>, n: u8) -> Decision {
+    let versions: BTreeSet<Ver> =
+        facts.values().flat_map(|f| f.versions.iter().map(|(meta, _)| meta.ver)).collect();
+    // Known committed anywhere is committed everywhere: what one slot was built on since, another
+    // may still hold for undecided.
+    let watermark = facts.values().map(|f| f.watermark).max().unwrap_or(Ver::NONE);
+    let covered = versions.range(..=watermark).next_back().copied();
+    let committed = facts.values().filter_map(Facts::committed).chain(covered).max();
+    let committed = committed.unwrap_or(Ver::NONE);
+    for ver in versions.into_iter().rev() {
+        let Some(judged) = judge(facts, n, ver, committed) else { continue };
+        let aborts = newer_than(facts, ver);
+        if judged.constructible {
+            let chosen = (!judged.chosen.lacking.is_empty()).then_some(judged.chosen);
+            return Decision { chosen, aborts, lost: false };
+        }
+        if ver <= committed || judged.everywhere {
+            let lost = ver > committed || !judged.chosen.lacking.is_empty();
+            return Decision { chosen: None, aborts, lost };
+        }
+    }
+    Decision { aborts: newer_than(facts, Ver::NONE), ..Decision::default() }
+}
+
+fn newer_than(facts: &BTreeMap<Slot, Facts>, limit: Ver) -> Vec<(Slot, Ver)> {
+    facts
+        .iter()
+        .flat_map(|(slot, facts)| facts.versions.iter().map(|(meta, _)| (*slot, meta.ver)))
+        .filter(|(_, ver)| *ver > limit)
+        .collect()
+}
+
+struct Judged {
+    chosen: Chosen,
+    constructible: bool,
+    /// No slot that can be asked lacks it, so it may have been acknowledged.
+    everywhere: bool,
+}
+
+fn judge(
+    facts: &BTreeMap<Slot, Facts>,
+    n: u8,
+    ver: Ver,
+    committed: Ver,
+) -> Option<Judged> {
+    let data = SlotSet::first(n);
+    let found = || facts.values().filter_map(|f| f.find(ver));
+    let (meta, _) = found().find(|(_, good)| *good).or_else(|| found().next())?;
+    let insync: SlotSet = facts.keys().copied().collect();
+    let touched = meta.touched.and(insync);
+    let vec = vector_of(facts, n, meta, committed);
+    let good = |(slot, f): &(&Slot, &Facts)| {
+        if meta.touched.contains(**slot) {
+            return f.holds(ver);
+        }
+        // A parity slot is touched by every update; one that is not can not be right.
+        let entry = vec.as_ref().and_then(|vec| vec.get(slot.index()));
+        data.contains(**slot)
+            && entry.is_some_and(|entry| entry.ver.is_none() || f.holds(entry.ver))
+    };
+    let consistent = facts.iter().filter(good).count();
+    let of = |slot: Slot| facts.get(&slot);
+    let lacking = touched
+        .iter()
+        .filter_map(|slot| Some((slot, of(slot)?)))
+        .filter(|(_, f)| !f.holds(ver))
+        .map(|(slot, f)| {
+            (slot, f.upto(ver).map_or(Ver::NONE, |meta| meta.ver))
+        })
+        .collect();
+    let everywhere = touched
+        .iter()
+        .filter_map(of)
+        .all(|f| f.unreadable || f.find(ver).is_some());
+    let constructible = vec.is_some() && consistent >= usize::from(n);
+    let chosen = Chosen {
+        ver,
+        touched: meta.touched,
+        snap: meta.snap,
+        vec: vec.unwrap_or_default(),
+        lacking,
+    };
+    Some(Judged { chosen, constructible, everywhere })
+}
+
+/// The version vector a version stands for: from a parity slot that holds it, else from what
+/// the row was before, with the changed slots moved to it. `None` when that can not be told.
+fn vector_of(
+    facts: &BTreeMap<Slot, Facts>,
+    n: u8,
+    meta: &VersionMeta,
+    committed: Ver,
+) -> Option<Vec<VecEntry>> {
+    let ver = meta.ver;
+    let base = committed.min(ver);
+    let data = SlotSet::first(n);
+    let full = |vec: &[VecEntry]| {
+        let mut vec = vec.to_vec();
+        vec.resize(usize::from(n), VecEntry::default());
+        vec
+    };
+    let readable_parity = || {
+        facts.iter().filter(|(slot, f)| !data.contains(**slot) && !f.unreadable).map(|(_, f)| f)
+    };
+    let held = || readable_parity().filter_map(|f| f.find(ver));
+    if let Some((held, _)) = held().find(|(_, good)| *good).or_else(|| held().next()) {
+        return Some(full(&held.vec));
+    }
+    let mut vec = if readable_parity().next().is_some() {
+        let base = readable_parity().filter_map(|f| f.upto(base)).max_by_key(|meta| meta.ver);
+        full(base.map_or(&[], |meta| &meta.vec))
+    } else {
+        // No parity slot can tell: the committed versions of all data slots are the vector.
+        let upto = |slot: Slot| {
+            let f = facts.get(&slot).filter(|f| !f.unreadable)?;
+            let entry = |m: &VersionMeta| VecEntry { ver: m.ver, wid: m.wid, snap: m.snap };
+            Some(f.upto(base).map_or_else(VecEntry::default, entry))
+        };
+        data.iter().map(upto).collect::<Option<Vec<_>>>()?
+    };
+    for slot in meta.touched.and(data).iter() {
+        let held = facts.get(&slot).and_then(|f| f.find(ver));
+        let wid = held.map_or(Wid::default(), |(meta, _)| meta.wid);
+        if let Some(entry) = vec.get_mut(slot.index()) {
+            *entry = VecEntry { ver, wid, snap: meta.snap };
+        }
+    }
+    Some(vec)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use smalti_storage::ids::Epoch;
+
+    fn ver(seq: u64) -> Ver {
+        Ver { epoch: Epoch(1), seq }
+    }
+
+    fn entry(seq: u64) -> VecEntry {
+        if seq == 0 { VecEntry::default() } else { VecEntry { ver: ver(seq), ..VecEntry::default() } }
+    }
+
+    fn held(seq: u64, touched: &[u8], vec: &[u64]) -> (VersionMeta, bool) {
+        let meta = VersionMeta {
+            ver: ver(seq),
+            touched: touched.iter().map(|slot| Slot(*slot)).collect(),
+            vec: vec.iter().map(|seq| entry(*seq)).collect(),
+            ..VersionMeta::default()
+        };
+        (meta, true)
+    }
+
+    fn facts(prepared: u64, versions: Vec<(VersionMeta, bool)>) -> Facts {
+        let prepared = (prepared > 0).then(|| ver(prepared));
+        Facts { versions, prepared, watermark: Ver::NONE }
+    }
+
+    fn row(slots: Vec<Facts>) -> BTreeMap<Slot, Facts> {
+        slots.into_iter().enumerate().map(|(i, f)| (Slot(i as u8), f)).collect()
+    }
+
+    // 2+1; version 1 wrote the whole row, version 2 changes slot 0.
+    const BASE: u64 = 1;
+
+    #[test]
+    fn an_update_on_one_data_slot_is_constructible_with_the_other_one() {
+        let all = &[0, 1, 2];
+        let decision = decide(
+            &row(vec![
+                facts(2, vec![held(2, &[0, 2], &[]), held(BASE, all, &[])]),
+                facts(0, vec![held(BASE, all, &[])]),
+                facts(0, vec![held(BASE, all, &[1, 1])]),
+            ]),
+            2,
+        );
+        let chosen = decision.chosen.expect("two consistent shards exist");
+        assert_eq!(chosen.ver, ver(2));
+        assert_eq!(chosen.vec, vec![entry(2), entry(1)]);
+        assert_eq!(chosen.lacking, [(Slot(2), ver(1))].into());
+        assert!(decision.aborts.is_empty());
+    }
+
+    #[test]
+    fn a_whole_row_on_one_slot_only_is_undone() {
+        let all = &[0, 1, 2];
+        let decision = decide(
+            &row(vec![
+                facts(2, vec![held(2, all, &[]), held(BASE, all, &[])]),
+                facts(0, vec![held(BASE, all, &[])]),
+                facts(0, vec![held(BASE, all, &[1, 1])]),
+            ]),
+            2,
+        );
+        assert_eq!(decision.chosen, None);
+        assert_eq!(decision.aborts, vec![(Slot(0), ver(2))]);
+    }
+
+    #[test]
+    fn a_committed_version_is_completed_even_when_a_disk_forgot_it() {
+        let all = &[0, 1, 2];
+        let decision = decide(
+            &row(vec![
+                facts(0, vec![held(2, all, &[])]),
+                facts(0, vec![held(BASE, all, &[])]),
+                facts(2, vec![held(2, all, &[2, 2]), held(BASE, all, &[1, 1])]),
+            ]),
+            2,
+        );
+        let chosen = decision.chosen.expect("committed on slot 0");
+        assert!(chosen.evidence && chosen.constructible);
+        assert_eq!(chosen.lacking, [(Slot(1), ver(1))].into());
+    }
+
+    #[test]
+    fn without_parity_in_sync_a_prepared_data_slot_goes_forward() {
+        let decision = decide(
+            &row(vec![
+                facts(2, vec![held(2, &[0, 2], &[]), held(BASE, &[0, 1, 2], &[])]),
+                facts(0, vec![held(BASE, &[0, 1, 2], &[])]),
+            ]),
+            2,
+        );
+        let chosen = decision.chosen.expect("its only in-sync slot holds it");
+        assert_eq!(chosen.vec, vec![entry(2), entry(1)]);
+        assert!(chosen.lacking.is_empty());
+    }
+
+    #[test]
+    fn a_first_write_that_nobody_completed_is_undone() {
+        let decision = decide(
+            &row(vec![
+                facts(1, vec![held(1, &[0, 1, 2], &[])]),
+                facts(0, vec![]),
+                facts(0, vec![]),
+            ]),
+            2,
+        );
+        assert_eq!(decision.aborts, vec![(Slot(0), ver(1))]);
+        assert_eq!(decision.chosen, None);
+    }
+}

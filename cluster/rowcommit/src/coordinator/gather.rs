@@ -1,0 +1,334 @@
+//! Gathering records of one row at one version vector: directly where a slot has them, decoded
+//! from n others where it has not.
+//!
+//! A data record is usable when it verifies and its version is the one the vector names; a parity
+//! record when it verifies and carries that very vector. Nothing else is ever an input.
+
+use super::cache::RowVec;
+use super::rows::TaskId;
+use super::{Action, Alarm, Coordinator, Purpose};
+use crate::msg::{Answer, Ask, Want};
+use bytes::Bytes;
+use smalti_storage::ids::{RowAddr, Slot, SlotSet, Ver};
+use smalti_storage::store::{VecEntry, VersionMeta};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// What a gather has found so far.
+#[derive(Debug, Default)]
+pub(super) struct Gather {
+    /// Slots whose records are wanted.
+    pub(super) need: SlotSet,
+    /// Slots never to use: they are being repaired, or have been found wanting.
+    pub(super) avoid: SlotSet,
+    /// The vector to gather at; found out when not given.
+    pub(super) vec: Option<RowVec>,
+    /// Given in a takeover: the version parity slots must be at.
+    pub(super) parity_ver: Option<Ver>,
+    /// Metadata of a parity slot at the vector.
+    pub(super) parity_meta: Option<VersionMeta>,
+    /// Usable records; empty bytes are the absent record.
+    pub(super) records: BTreeMap<Slot, Bytes>,
+    unchecked: BTreeMap<Slot, (VersionMeta, Bytes)>,
+    heads: BTreeMap<Slot, VecEntry>,
+    asked: SlotSet,
+    asked_vec: SlotSet,
+    /// Tells answers to this gather from those to an earlier one of the same task.
+    round: u32,
+}
+
+/// How far a gather is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Progress {
+    Waiting,
+    Done,
+    Failed,
+}
+
+impl Gather {
+    pub(super) fn reset(&mut self, need: SlotSet, avoid: SlotSet) {
+        *self = Self { need, avoid, round: self.round + 1, ..Self::default() };
+    }
+
+    fn usable(&self, slot: Slot) -> bool {
+        self.records.contains_key(&slot)
+    }
+
+    /// Judges records once the vector is known, and answers which slots were found wanting.
+    fn check(&mut self, data: SlotSet) -> SlotSet {
+        let Some(vec) = self.vec.clone() else { return SlotSet::EMPTY };
+        let mut bad = SlotSet::EMPTY;
+        for (slot, (meta, record)) in std::mem::take(&mut self.unchecked) {
+            let good = if data.contains(slot) {
+                vec.get(slot.index()).is_some_and(|entry| entry.ver == meta.ver)
+            } else {
+                same_vector(&meta.vec, &vec) && self.parity_ver.is_none_or(|ver| ver == meta.ver)
+            };
+            if good {
+                self.records.insert(slot, record);
+                if !data.contains(slot) {
+                    self.parity_meta = Some(meta);
+                }
+            } else {
+                bad = bad.with(slot);
+            }
+        }
+        self.avoid = self.avoid.or(bad);
+        for slot in data.iter() {
+            // Never written: all zeroes on every slot, known without asking.
+            if vec.get(slot.index()).is_none_or(|entry| entry.ver.is_none()) {
+                self.records.insert(slot, Bytes::new());
+            }
+        }
+        bad
+    }
+}
+
+/// Whether a stored vector (shorter when its tail was never written) equals a full one.
+pub(super) fn same_vector(stored: &[VecEntry], full: &[VecEntry]) -> bool {
+    stored.len() <= full.len()
+        && full.iter().enumerate().all(|(j, entry)| {
+            stored.get(j).copied().unwrap_or_default().ver == entry.ver
+        })
+}
+
+impl Coordinator {
+    /// Moves a task's gather on: asks for what is missing, decodes what can be decoded.
+    pub(super) fn gather(&mut self, id: TaskId) -> Progress {
+        let Some(task) = self.tasks.get_mut(&id) else { return Progress::Failed };
+        let row = task.row;
+        let mut gather = std::mem::take(&mut task.gather);
+        let progress = self.gather_step(id, row, &mut gather);
+        if let Some(task) = self.tasks.get_mut(&id) {
+            task.gather = gather;
+        }
+        progress
+    }
+
+    fn gather_step(&mut self, id: TaskId, row: RowAddr, g: &mut Gather) -> Progress {
+        let insync = self.insync(row.group);
+        let data = self.data_slots();
+        if g.vec.is_none() {
+            g.vec = self.cache.find(row);
+        }
+        if g.vec.is_none() && !self.gather_vec(id, row, g, insync) {
+            return Progress::Failed;
+        }
+        let bad = g.check(data);
+        self.found_wanting(row, bad);
+        let direct = g.need.and(insync).minus(g.avoid).minus(g.asked);
+        for slot in direct.iter().filter(|slot| !g.usable(*slot)).collect::<Vec<_>>() {
+            self.ask_record(id, row, slot, g);
+        }
+        let missing: SlotSet = g.need.iter().filter(|slot| !g.usable(*slot)).collect();
+        if g.vec.is_none() {
+            return Progress::Waiting;
+        }
+        if missing.is_empty() {
+            return Progress::Done;
+        }
+        if missing.and(g.asked).minus(g.avoid) == missing {
+            return Progress::Waiting;
+        }
+        self.gather_decode(id, row, g, insync, missing)
+    }
+
+    /// Finds the row's committed vector. False: there is no way to.
+    fn gather_vec(&mut self, id: TaskId, row: RowAddr, g: &mut Gather, insync: SlotSet) -> bool {
+        let parity = self.parity_slots().and(insync).minus(g.avoid);
+        if let Some(slot) = self.nearest(row, parity) {
+            if g.asked_vec.and(parity).is_empty() {
+                g.asked_vec = g.asked_vec.with(slot);
+                let purpose = Purpose::Vec { task: id, slot, round: g.round };
+                self.ask(row.group, slot, Ask::Fetch { row, slot, want: Want::HeadMeta }, purpose);
+            }
+            return true;
+        }
+        // No parity slot to ask: then hash, place and membership vouch for the data slots, which
+        // must all be there.
+        let data = self.data_slots();
+        if !data.is_subset(insync.minus(g.avoid)) {
+            return false;
+        }
+        for slot in data.minus(g.asked_vec).iter().collect::<Vec<_>>() {
+            g.asked_vec = g.asked_vec.with(slot);
+            let purpose = Purpose::Vec { task: id, slot, round: g.round };
+            self.ask(row.group, slot, Ask::Fetch { row, slot, want: Want::HeadMeta }, purpose);
+        }
+        if data.iter().all(|slot| g.heads.contains_key(&slot)) {
+            g.vec = Some(g.heads.values().copied().collect());
+            self.remember(row, g);
+        }
+        true
+    }
+
+    /// The slot of the set whose store answers soonest: one on this node, else the first.
+    fn nearest(&self, row: RowAddr, slots: SlotSet) -> Option<Slot> {
+        let here = |slot: &Slot| {
+            self.store_of(row.group, *slot).and_then(|store| self.map.node_of(store))
+                == Some(self.config.me.node)
+        };
+        slots.iter().find(here).or_else(|| slots.iter().next())
+    }
+
+    fn remember(&mut self, row: RowAddr, g: &Gather) {
+        if g.parity_ver.is_none()
+            && let Some(vec) = &g.vec
+        {
+            self.cache.put(row, Arc::clone(vec));
+        }
+    }
+
+    fn ask_record(&mut self, id: TaskId, row: RowAddr, slot: Slot, g: &mut Gather) {
+        g.asked = g.asked.with(slot);
+        let named = if self.data_slots().contains(slot) {
+            g.vec.as_ref().and_then(|vec| vec.get(slot.index())).map(|entry| entry.ver)
+        } else {
+            g.parity_ver
+        };
+        let want = named.map_or(Want::Head, Want::Version);
+        let purpose = Purpose::Task { task: id, slot, round: g.round };
+        self.ask(row.group, slot, Ask::Fetch { row, slot, want }, purpose);
+    }
+
+    /// Collects any n usable shards, then computes what is missing.
+    fn gather_decode(
+        &mut self,
+        id: TaskId,
+        row: RowAddr,
+        g: &mut Gather,
+        insync: SlotSet,
+        missing: SlotSet,
+    ) -> Progress {
+        let n = u32::from(self.n());
+        let all = self.data_slots().or(self.parity_slots());
+        let usable: SlotSet = all.iter().filter(|slot| g.usable(*slot)).collect();
+        if usable.len() >= n {
+            return self.decode(g, usable, missing);
+        }
+        let on_the_way = g.asked.minus(g.avoid).minus(usable);
+        let mut short = n.saturating_sub(usable.len() + on_the_way.len());
+        // Slots that are out of sync may be read too: what agrees with the vector is good.
+        let out = |slot: &Slot| {
+            self.store_of(row.group, *slot).is_some_and(|store| self.links.is_up(store))
+        };
+        let outside: SlotSet = all.minus(insync).iter().filter(out).collect();
+        let candidates = insync.or(outside).minus(g.asked).minus(g.avoid).minus(usable);
+        let inside_first = candidates.and(insync).iter().chain(candidates.minus(insync).iter());
+        for slot in inside_first.collect::<Vec<_>>() {
+            if short == 0 {
+                break;
+            }
+            short -= 1;
+            self.ask_record(id, row, slot, g);
+        }
+        if short > 0 { Progress::Failed } else { Progress::Waiting }
+    }
+
+    fn decode(&self, g: &mut Gather, usable: SlotSet, missing: SlotSet) -> Progress {
+        let Some(code) = &self.code else { return Progress::Failed };
+        let zeroes = Arc::clone(&self.zeroes);
+        let sources: Vec<(Slot, &[u8])> = usable
+            .iter()
+            .filter_map(|slot| {
+                let record = g.records.get(&slot)?;
+                Some((slot, if record.is_empty() { &*zeroes } else { record.as_ref() }))
+            })
+            .take(usize::from(self.n()))
+            .collect();
+        let want: Vec<Slot> = missing.iter().collect();
+        let Ok(decoded) = code.reconstruct(&sources, &want) else { return Progress::Failed };
+        for (slot, record) in decoded {
+            g.records.insert(slot, compact(record));
+        }
+        Progress::Done
+    }
+
+    pub(super) fn on_vec(&mut self, id: TaskId, slot: Slot, round: u32, answer: Answer) {
+        let data = self.data_slots();
+        let n = usize::from(self.n());
+        let Some(task) = self.tasks.get_mut(&id) else { return };
+        if task.gather.round != round {
+            return;
+        }
+        let row = task.row;
+        let meta = match answer {
+            Answer::Version { meta, .. } => Some(meta),
+            Answer::Missing => None,
+            _ => {
+                task.gather.avoid = task.gather.avoid.with(slot);
+                self.found_wanting(row, SlotSet::EMPTY.with(slot));
+                self.runnable.push_back(id);
+                return;
+            }
+        };
+        if data.contains(slot) {
+            let entry = meta.map_or_else(VecEntry::default, |meta| VecEntry {
+                ver: meta.ver,
+                wid: meta.wid,
+                snap: meta.snap,
+            });
+            task.gather.heads.insert(slot, entry);
+        } else if task.gather.vec.is_none() {
+            let mut vec = meta.as_ref().map(|meta| meta.vec.clone()).unwrap_or_default();
+            vec.resize(n, VecEntry::default());
+            task.gather.parity_meta = meta;
+            task.gather.vec = Some(vec.into());
+            let vec = task.gather.vec.clone();
+            if let Some(vec) = vec {
+                self.cache.put(row, vec);
+            }
+        }
+        self.runnable.push_back(id);
+    }
+
+    pub(super) fn on_gathered(&mut self, id: TaskId, slot: Slot, round: u32, answer: Answer) {
+        let data = self.data_slots();
+        let Some(task) = self.tasks.get_mut(&id) else { return };
+        // A record that the vector made superfluous meanwhile proves nothing by missing.
+        if task.gather.round != round || task.gather.usable(slot) {
+            return;
+        }
+        let row = task.row;
+        let known = task.gather.vec.is_some();
+        match answer {
+            Answer::Version { meta, record } => {
+                task.gather.unchecked.insert(slot, (meta, record));
+                let bad = task.gather.check(data);
+                self.found_wanting(row, bad);
+            }
+            Answer::Missing if !known => {
+                // A row nobody wrote, most likely; the vector will tell.
+                task.gather.unchecked.insert(slot, (VersionMeta::default(), Bytes::new()));
+            }
+            _ => {
+                task.gather.avoid = task.gather.avoid.with(slot);
+                self.found_wanting(row, SlotSet::EMPTY.with(slot));
+            }
+        }
+        self.runnable.push_back(id);
+    }
+
+    /// The store of a slot has left: its answer will not come.
+    pub(super) fn slot_is_gone(&mut self, id: TaskId, slot: Slot, round: u32) {
+        if let Some(task) = self.tasks.get_mut(&id).filter(|task| task.gather.round == round) {
+            task.gather.avoid = task.gather.avoid.with(slot);
+            self.runnable.push_back(id);
+        }
+    }
+
+    /// In-sync slots that should hold a record and do not: told, and repaired once the row is
+    /// free. Others are not expected to.
+    fn found_wanting(&mut self, row: RowAddr, slots: SlotSet) {
+        for slot in slots.and(self.insync(row.group)).iter() {
+            self.stats.corrupt_records += 1;
+            self.actions.push(Action::Alarm(Alarm::Corrupt { row, slot }));
+            self.repair_later(row, slot);
+        }
+    }
+}
+
+/// All zeroes is the absent record, which is kept without bytes.
+pub(super) fn compact(record: Bytes) -> Bytes {
+    if record.iter().all(|byte| *byte == 0) { Bytes::new() } else { record }
+}

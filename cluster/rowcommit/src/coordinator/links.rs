@@ -1,0 +1,438 @@
+//! Sessions with stores: what is outstanding, who is silent, who granted a lease.
+
+use super::{Action, Alarm, Coordinator, Pending, Phase, Place, Purpose};
+use crate::msg::{Ask, Frame, Request};
+use crate::time::Time;
+use smalti_map::Command;
+use smalti_storage::ids::{GroupNo, Slot, StoreId, Ver};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// A frame is closed when its records pass this many bytes, so that one large request does not
+/// become one huge message.
+const FRAME_BYTES_MAX: usize = 2 << 20;
+
+/// The watermark travels with every frame; after this long without one it travels alone.
+const IDLE_WATERMARK: Duration = Duration::from_millis(50);
+
+/// A request that one side's map was too old for is sent again after this long.
+const HELD_AGAIN: Duration = Duration::from_millis(20);
+
+/// A store may go on answering reads and leases while its disk hangs: an update that is overdue
+/// by this many times the patience counts as silence too.
+const OVERDUE: u32 = 4;
+
+#[derive(Debug, Default)]
+struct Link {
+    session: Option<u64>,
+    /// Since when answers are owed without any having come.
+    waiting_since: Option<Time>,
+    /// Requests without an answer.
+    owed: u64,
+    lease_until: Time,
+    lease_asked: Option<Time>,
+    told: Ver,
+    told_at: Time,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Links {
+    links: BTreeMap<StoreId, Link>,
+}
+
+impl Links {
+    pub(super) fn stores(&self) -> Vec<StoreId> {
+        self.links.keys().copied().collect()
+    }
+
+    pub(super) fn is_up(&self, store: StoreId) -> bool {
+        self.links.get(&store).is_some_and(|link| link.session.is_some())
+    }
+
+    /// Whether answers have been owed for longer than `patience` and none came.
+    pub(super) fn is_silent(&self, store: StoreId, now: Time, patience: Duration) -> bool {
+        self.links
+            .get(&store)
+            .and_then(|link| link.waiting_since)
+            .is_some_and(|since| now.since(since) > patience)
+    }
+
+    /// Notes an answer; false when it belongs to an older session.
+    pub(super) fn heard(&mut self, store: StoreId, session: u64, now: Time) -> bool {
+        match self.links.get_mut(&store) {
+            Some(link) if link.session == Some(session) => {
+                link.waiting_since = (link.owed > 0).then_some(now);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn owe(&mut self, store: StoreId, now: Time) {
+        let link = self.links.entry(store).or_default();
+        link.owed += 1;
+        link.waiting_since.get_or_insert(now);
+    }
+
+    fn paid(&mut self, store: StoreId) {
+        if let Some(link) = self.links.get_mut(&store) {
+            link.owed = link.owed.saturating_sub(1);
+            if link.owed == 0 && link.session.is_some() {
+                link.waiting_since = None;
+            }
+        }
+    }
+
+    pub(super) fn leased(&mut self, store: StoreId, until: Time) {
+        let link = self.links.entry(store).or_default();
+        link.lease_until = link.lease_until.max(until);
+    }
+
+    pub(super) fn has_lease(&self, store: StoreId, now: Time) -> bool {
+        self.links.get(&store).is_some_and(|link| link.lease_until > now)
+    }
+
+    pub(super) fn forget_epoch(&mut self) {
+        for link in self.links.values_mut() {
+            let session = link.session;
+            *link = Link { session, ..Link::default() };
+        }
+    }
+
+    /// This side has been asleep: what it missed is nobody's silence.
+    fn forgive(&mut self, now: Time) {
+        for since in self.links.values_mut().filter_map(|link| link.waiting_since.as_mut()) {
+            *since = now;
+        }
+    }
+}
+
+impl Coordinator {
+    pub(super) fn on_link_up(&mut self, store: StoreId, session: u64) {
+        let now = self.now;
+        let link = self.links.links.entry(store).or_default();
+        link.session = Some(session);
+        link.lease_asked = None;
+        link.waiting_since = (link.owed > 0).then_some(now);
+        self.outbox.remove(&store);
+        // Everything unanswered goes again, in order: every request may be repeated.
+        let again: Vec<u64> =
+            self.pending.iter().filter(|(_, p)| p.store == store).map(|(id, _)| *id).collect();
+        for id in again {
+            self.send_again(id);
+        }
+        if self.phase == Phase::Active {
+            self.catchup_on_map();
+        }
+    }
+
+    pub(super) fn on_link_down(&mut self, store: StoreId) {
+        let now = self.now;
+        let link = self.links.links.entry(store).or_default();
+        link.session = None;
+        link.waiting_since.get_or_insert(now);
+        self.outbox.remove(&store);
+        self.catchup_lost(store);
+        self.drop_lost(Some(store));
+    }
+
+    /// Gives up requests to slots that are neither in sync nor catching up; of one store, also
+    /// those that a new session makes anew.
+    pub(super) fn drop_lost(&mut self, only: Option<StoreId>) {
+        let lost = |p: &Pending| match p.place {
+            Some(place) => !self.is_insync(place) && !self.catchup.is_learning(place),
+            None => only.is_some() && !matches!(p.purpose, Purpose::Promise),
+        };
+        let lost: Vec<u64> = self
+            .pending
+            .iter()
+            .filter(|(_, p)| only.is_none_or(|store| p.store == store) && lost(p))
+            .map(|(id, _)| *id)
+            .collect();
+        self.give_up(&lost);
+    }
+
+    pub(super) fn give_up(&mut self, ids: &[u64]) {
+        for id in ids {
+            if let Some(pending) = self.take_pending(*id) {
+                self.outbox_remove(pending.store, *id);
+                self.lose_answer(&pending);
+            }
+        }
+    }
+
+    /// Forgets requests as if they had never been made; what follows them undoes what they did.
+    pub(super) fn withdraw(&mut self, ids: &[u64]) {
+        for id in ids {
+            if let Some(pending) = self.take_pending(*id) {
+                self.outbox_remove(pending.store, *id);
+            }
+        }
+    }
+
+    pub(super) fn take_pending(&mut self, id: u64) -> Option<Pending> {
+        let pending = self.pending.remove(&id)?;
+        self.links.paid(pending.store);
+        if let Some(place) = pending.place {
+            self.catchup.settled(place, &pending.ask);
+        }
+        Some(pending)
+    }
+
+    fn send_again(&mut self, id: u64) {
+        if let Some(pending) = self.pending.get_mut(&id) {
+            pending.held = false;
+            pending.sent_at = self.now;
+            let request = Request { id, ask: pending.ask.clone() };
+            if self.links.is_up(pending.store) {
+                self.outbox.entry(pending.store).or_default().push(request);
+            }
+        }
+    }
+
+    /// Sends again what was refused because one side's map was behind.
+    pub(super) fn release_held(&mut self) {
+        let mut held = std::mem::take(&mut self.held);
+        held.sort_unstable();
+        held.dedup();
+        for id in held {
+            if self.pending.get(&id).is_some_and(|pending| pending.held) {
+                self.send_again(id);
+            }
+        }
+    }
+
+    /// Asks the store that holds a slot.
+    pub(super) fn ask(&mut self, group: GroupNo, slot: Slot, ask: Ask, purpose: Purpose) {
+        if let Some(store) = self.store_of(group, slot) {
+            self.ask_store(store, Some((group, slot)), ask, purpose);
+        }
+    }
+
+    pub(super) fn ask_store(
+        &mut self,
+        store: StoreId,
+        place: Option<Place>,
+        ask: Ask,
+        purpose: Purpose,
+    ) {
+        let id = self.next_request;
+        self.next_request += 1;
+        let now = self.now;
+        self.links.owe(store, now);
+        if let Some(place) = place {
+            self.catchup.asked(place, &ask);
+        }
+        if self.links.is_up(store) {
+            self.outbox.entry(store).or_default().push(Request { id, ask: ask.clone() });
+        }
+        let pending = Pending { store, place, ask, purpose, sent_at: now, held: false };
+        self.pending.insert(id, pending);
+    }
+
+    fn outbox_remove(&mut self, store: StoreId, id: u64) {
+        if let Some(requests) = self.outbox.get_mut(&store) {
+            requests.retain(|request| request.id != id);
+        }
+    }
+
+    /// Every version at or below it is decided and committed.
+    pub(super) fn watermark(&self) -> Ver {
+        if self.phase != Phase::Active {
+            return Ver::NONE;
+        }
+        match self.inflight.keys().next() {
+            Some(oldest) => Ver { seq: oldest.seq.saturating_sub(1), ..*oldest },
+            None => self.last_issued,
+        }
+    }
+
+    /// Turns what waits for each store into frames.
+    pub(super) fn flush(&mut self) {
+        let watermark = self.watermark();
+        for (store, requests) in std::mem::take(&mut self.outbox) {
+            let Some(link) = self.links.links.get_mut(&store) else { continue };
+            let Some(session) = link.session else { continue };
+            let (reads, ordered): (Vec<_>, Vec<_>) =
+                requests.into_iter().partition(|request| request.ask.is_read());
+            if !ordered.is_empty() {
+                link.told = link.told.max(watermark);
+                link.told_at = self.now;
+            }
+            for requests in split(ordered).into_iter().chain(split(reads)) {
+                let frame = Frame {
+                    volume: self.config.volume,
+                    epoch: self.epoch,
+                    incarnation: self.config.me.incarnation,
+                    session,
+                    watermark,
+                    requests,
+                };
+                self.actions.push(Action::Send { store, frame });
+            }
+        }
+    }
+
+    pub(super) fn on_tick(&mut self) {
+        if self.phase == Phase::Idle {
+            self.idle_tick();
+            return;
+        }
+        if self.now.since(self.last_tick) > self.config.suspect_after / 2 {
+            self.links.forgive(self.now);
+        }
+        self.last_tick = self.now;
+        let aged = |id: &u64| {
+            self.pending.get(id).is_some_and(|p| self.now.since(p.sent_at) > HELD_AGAIN)
+        };
+        if self.held.iter().any(aged) {
+            self.release_held();
+        }
+        self.give_up_slow_reads();
+        self.suspect_silent();
+        match self.phase {
+            Phase::TakingOver => self.takeover_tick(),
+            Phase::Activating => self.propose_activate(),
+            Phase::Active => {
+                self.renew_leases();
+                self.catchup_tick();
+                self.check_leases();
+                self.tell_watermark();
+            }
+            Phase::Idle => {}
+        }
+    }
+
+    fn tell_watermark(&mut self) {
+        let (watermark, now) = (self.watermark(), self.now);
+        let behind = |link: &Link| {
+            link.session.is_some()
+                && link.told < watermark
+                && now.since(link.told_at) >= IDLE_WATERMARK
+        };
+        let idle: Vec<StoreId> =
+            self.links.links.iter().filter(|(_, l)| behind(l)).map(|(store, _)| *store).collect();
+        for store in idle {
+            if self.is_member(store) {
+                self.ask_store(store, None, Ask::Nop, Purpose::Forget);
+            }
+        }
+    }
+
+    fn is_member(&self, store: StoreId) -> bool {
+        self.volume.iter().flat_map(|v| &v.groups).any(|group| group.slots.contains(&store))
+    }
+
+    fn renew_leases(&mut self) {
+        let every = self.config.lease / 4;
+        let mut stores = self.insync_stores.clone();
+        stores.extend(self.catchup.growing_stores());
+        stores.sort_unstable();
+        stores.dedup();
+        for store in stores {
+            let now = self.now;
+            let Some(link) = self.links.links.get_mut(&store) else { continue };
+            let due = link.lease_asked.is_none_or(|asked| now.since(asked) >= every);
+            if link.session.is_some() && due {
+                link.lease_asked = Some(now);
+                let duration_us =
+                    u64::try_from(self.config.lease.as_micros()).unwrap_or(u64::MAX);
+                self.ask_store(store, None, Ask::Lease { duration_us }, Purpose::Lease);
+            }
+        }
+    }
+
+    fn patience(&self) -> Duration {
+        match self.phase {
+            Phase::Active => self.config.suspect_after,
+            _ => self.config.takeover_patience,
+        }
+    }
+
+    /// Slots that are out of sync may be read in need, but nothing waits for them for long.
+    fn give_up_slow_reads(&mut self) {
+        let slow = |p: &Pending| {
+            p.ask.is_read()
+                && self.now.since(p.sent_at) > self.config.suspect_after
+                && p.place.is_some_and(|place| !self.is_insync(place))
+        };
+        let slow: Vec<u64> =
+            self.pending.iter().filter(|(_, p)| slow(p)).map(|(id, _)| *id).collect();
+        self.give_up(&slow);
+    }
+
+    /// Takes silent stores out, where enough others remain; silent learners begin anew.
+    fn suspect_silent(&mut self) {
+        let patience = self.patience();
+        let mut silent: Vec<StoreId> = self
+            .pending
+            .values()
+            .filter(|p| {
+                !p.ask.is_read() && !p.held && self.now.since(p.sent_at) > OVERDUE * patience
+            })
+            .map(|p| p.store)
+            .collect();
+        let quiet = |store: &&StoreId| self.links.is_silent(**store, self.now, patience);
+        silent.extend(self.links.links.keys().filter(quiet));
+        silent.sort_unstable();
+        silent.dedup();
+        for store in &silent {
+            self.catchup_silent(*store);
+        }
+        silent.retain(|store| self.may_shrink(*store));
+        self.shrink(silent);
+    }
+
+    pub(super) fn shrink(&mut self, stores: Vec<StoreId>) {
+        if stores.is_empty() || self.volume.is_none() {
+            return;
+        }
+        let (volume, epoch) = (self.config.volume, self.epoch);
+        if self.propose("shrink", Command::Shrink { volume, epoch, stores: stores.clone() }) {
+            let alarms = stores.into_iter().map(|store| Action::Alarm(Alarm::Silent { store }));
+            self.actions.extend(alarms);
+        }
+    }
+
+    /// Whether taking the store out would change anything.
+    pub(super) fn may_shrink(&self, store: StoreId) -> bool {
+        self.catchup.is_growing(store)
+            || self.volume.as_ref().is_some_and(|volume| {
+                volume.groups.iter().any(|group| {
+                    group.insync.len() > u32::from(volume.min_insync)
+                        && group.slot_of(store).is_some_and(|slot| group.insync.contains(slot))
+                })
+            })
+    }
+
+    /// Whether enough stores of the group granted a lease that is valid now: k + 1 of n + k when
+    /// all are in sync, and any set of that size meets every later in-sync set. A slot whose
+    /// growth is proposed may be in the next one already, so it counts as if it had grown.
+    pub(super) fn lease_ok(&self, group: GroupNo) -> bool {
+        let members = self.insync(group).or(self.catchup.pending_growth(group));
+        let needed = (members.len() + 1).saturating_sub(u32::from(self.n()));
+        let held = |slot: &Slot| {
+            self.store_of(group, *slot).is_some_and(|store| self.links.has_lease(store, self.now))
+        };
+        members.iter().filter(held).count() >= needed as usize
+    }
+}
+
+/// Splits requests into frames of bounded size.
+fn split(requests: Vec<Request>) -> Vec<Vec<Request>> {
+    let mut frames = Vec::new();
+    let mut frame = Vec::new();
+    let mut bytes = 0;
+    for request in requests {
+        bytes += request.ask.payload_len() + 64;
+        frame.push(request);
+        if bytes > FRAME_BYTES_MAX {
+            frames.push(std::mem::take(&mut frame));
+            bytes = 0;
+        }
+    }
+    if !frame.is_empty() {
+        frames.push(frame);
+    }
+    frames
+}

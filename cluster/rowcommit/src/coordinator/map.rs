@@ -1,0 +1,176 @@
+//! What a newer map changes: who serves, in which epoch, with whom.
+
+use super::catchup::Catchup;
+use super::takeover::Takeover;
+use super::{Action, Coordinator, Event, OpError, Phase};
+use smalti_map::{ClusterMap, Command};
+use smalti_storage::code::Code;
+use smalti_storage::ids::Ver;
+use std::sync::Arc;
+
+impl Coordinator {
+    pub(super) fn on_map(&mut self, map: Arc<ClusterMap>) {
+        if map.version < self.map.version {
+            return;
+        }
+        self.map = map;
+        let Some(volume) = self.map.volumes.get(&self.config.volume).cloned() else {
+            self.volume = None;
+            self.insync_stores.clear();
+            self.resign();
+            return;
+        };
+        let mine = volume.coordinator == Some(self.config.me);
+        let (before, epoch, activated) = (self.epoch, volume.epoch, volume.activated);
+        if self.code.is_none() {
+            self.code = Code::new(volume.data, volume.parity).ok().map(Arc::new);
+        }
+        self.volume = Some(volume);
+        self.note_stores();
+        if !mine {
+            self.idle_since = None;
+            self.resign();
+            return;
+        }
+        self.epoch = epoch;
+        match self.phase {
+            Phase::Active if activated => {
+                if epoch != before {
+                    self.adopt_epoch();
+                }
+                self.catchup_on_map();
+                self.release_held();
+            }
+            // Elected anew, with others in between maybe.
+            Phase::Active => {
+                self.resign();
+                self.begin_takeover();
+            }
+            // The epoch has moved on if a shrink of ours followed the activation.
+            Phase::Activating if activated => self.become_active(),
+            Phase::TakingOver | Phase::Activating if epoch == before => self.release_held(),
+            // An earlier life in this very process issued versions in this epoch. Acting in it
+            // again would issue them twice.
+            Phase::Idle if activated || self.released == Some(epoch) => {
+                self.idle_since.get_or_insert(self.now);
+            }
+            _ => self.begin_takeover(),
+        }
+    }
+
+    /// Named, but not serving: after a while asks for an epoch to serve in.
+    pub(super) fn idle_tick(&mut self) {
+        let patience = self.config.takeover_patience;
+        if self.idle_since.is_some_and(|since| self.now.since(since) > patience) {
+            let (volume, epoch) = (self.config.volume, self.epoch);
+            let (node, incarnation) = (self.config.me.node, self.config.me.incarnation);
+            self.propose("elect", Command::Elect { volume, epoch, node, incarnation });
+        }
+    }
+
+    fn note_stores(&mut self) {
+        let mut stores = Vec::new();
+        for group in self.volume.iter().flat_map(|volume| &volume.groups) {
+            let members = group.insync.iter().filter_map(|slot| group.slots.get(slot.index()));
+            stores.extend(members.copied());
+        }
+        stores.sort_unstable();
+        stores.dedup();
+        self.insync_stores = stores;
+    }
+
+    pub(super) fn become_active(&mut self) {
+        self.phase = Phase::Active;
+        self.last_issued = self.last_issued.max(Ver { epoch: self.epoch, seq: 0 });
+        for store in self.insync_stores.clone() {
+            if let Some(start) = self.takeover.incarnation(store) {
+                self.incarnations.insert(store, start);
+            }
+        }
+        self.note_incarnations();
+        self.catchup_on_map();
+        self.release_held();
+        for event in std::mem::take(&mut self.waiting_ops) {
+            match event {
+                Event::Write { op, blocks } => self.start_write(op, blocks),
+                Event::Read { op, blocks } => self.start_read(op, &blocks),
+                _ => {}
+            }
+        }
+    }
+
+    /// Ends every operation with [`OpError::Fenced`] and forgets all state of the epoch.
+    pub(super) fn resign(&mut self) {
+        self.phase = Phase::Idle;
+        let fenced = Err(OpError::Fenced);
+        for op in std::mem::take(&mut self.writes).into_keys() {
+            self.actions.push(Action::WriteDone { op, result: fenced });
+        }
+        for op in std::mem::take(&mut self.reads).into_keys() {
+            self.actions.push(Action::ReadDone { op, result: Err(OpError::Fenced) });
+        }
+        for event in std::mem::take(&mut self.waiting_ops) {
+            match event {
+                Event::Write { op, .. } => {
+                    self.actions.push(Action::WriteDone { op, result: fenced });
+                }
+                Event::Read { op, .. } => {
+                    self.actions.push(Action::ReadDone { op, result: Err(OpError::Fenced) });
+                }
+                _ => {}
+            }
+        }
+        self.forget_epoch();
+    }
+
+    fn forget_epoch(&mut self) {
+        self.pending.clear();
+        self.held.clear();
+        self.outbox.clear();
+        self.repairs.clear();
+        self.rows.clear();
+        self.tasks.clear();
+        self.runnable.clear();
+        self.inflight.clear();
+        self.lease_wait.clear();
+        self.lost_rows.clear();
+        self.cache.clear();
+        self.catchup = Catchup::default();
+        self.takeover = Takeover::default();
+        self.incarnations.clear();
+        self.links.forget_epoch();
+        self.proposed.clear();
+    }
+
+    pub(super) fn begin_takeover(&mut self) {
+        // Client operations of an earlier life in this process were ended by `resign`; those that
+        // wait for activation stay.
+        self.forget_epoch();
+        self.idle_since = None;
+        self.phase = Phase::TakingOver;
+        self.next_seq = 1;
+        self.last_issued = Ver { epoch: self.epoch, seq: 0 };
+        self.start_promises();
+    }
+
+    /// The same coordinator goes on in a new epoch: the in-sync sets changed under it.
+    fn adopt_epoch(&mut self) {
+        self.catchup_retain();
+        self.drop_lost(None);
+        self.note_incarnations();
+        self.runnable.extend(self.tasks.keys().copied());
+        self.check_leases();
+    }
+
+    /// Remembers with which start each in-sync store is in sync.
+    fn note_incarnations(&mut self) {
+        let stores = &self.insync_stores;
+        self.incarnations.retain(|store, _| stores.binary_search(store).is_ok());
+        for store in stores {
+            let registered = self.map.stores.get(store).map(|entry| entry.incarnation);
+            if let Some(start) = registered {
+                self.incarnations.entry(*store).or_insert(start);
+            }
+        }
+    }
+}

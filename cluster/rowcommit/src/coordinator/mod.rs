@@ -1,0 +1,368 @@
+//! The coordinator of one volume: the single party that orders updates of its rows in an epoch.
+//!
+//! Feed it [`Event`]s with [`Coordinator::handle`], as many as are at hand, then perform what
+//! [`Coordinator::drain`] returns: requests that wait for the same store leave in one frame, and
+//! the store makes them durable with one sync.
+//!
+//! C1. Nothing is read or written for a client before `Activate` of this epoch is in the map.
+//! C2. A version is issued once, while active, and the watermark never passes an undecided one.
+//! C3. An update is acknowledged when all its slots in `insync ∪ pending growth` hold it durably.
+//! C4. A read is answered after its bytes are in hand *and then* enough leases were found valid.
+//! C5. A row has at most one undecided update; reads of a row and updates of it exclude each other.
+
+mod api;
+mod cache;
+mod catchup;
+mod decide;
+mod gather;
+mod links;
+mod map;
+mod read;
+mod repair;
+mod rows;
+mod settle;
+mod takeover;
+mod walk;
+mod write;
+
+pub use api::{
+    Action, Alarm, BlockWrite, CoordinatorConfig, Event, OpError, Phase, Stats,
+};
+
+use crate::msg::{Answer, Ask, Reject, Reply, Request};
+use crate::time::Time;
+use cache::VecCache;
+use catchup::Catchup;
+use links::Links;
+use rows::{Row, Task, TaskId};
+use smalti_map::{ClusterMap, Command, Volume};
+use smalti_storage::code::Code;
+use smalti_storage::ids::{
+    Epoch, GroupNo, Incarnation, RowAddr, Slot, SlotSet, StoreId, Ver,
+};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+use takeover::Takeover;
+
+/// A proposal without effect is made again after this long: it may have been lost with a leader,
+/// and the compare-and-set on the epoch makes the repetition harmless.
+const PROPOSE_AGAIN: Duration = Duration::from_millis(400);
+
+/// One slot of one group.
+type Place = (GroupNo, Slot);
+
+/// Why a request was sent: what to do with its answer.
+#[derive(Clone, Debug)]
+enum Purpose {
+    Task { task: TaskId, slot: Slot, round: u32 },
+    Prep { task: TaskId, row: RowAddr, slot: Slot },
+    Abort { task: TaskId, slot: Slot },
+    Vec { task: TaskId, slot: Slot, round: u32 },
+    Look { task: TaskId },
+    Repaired { task: TaskId },
+    Lease,
+    Forget,
+    Promise,
+    Settle { row: RowAddr, slot: Slot },
+    SettleDone,
+    Opened { group: GroupNo, slot: Slot },
+    Scan { group: GroupNo, learner: Slot, of: Slot, round: u64 },
+}
+
+#[derive(Clone, Debug)]
+struct Pending {
+    store: StoreId,
+    place: Option<Place>,
+    ask: Ask,
+    purpose: Purpose,
+    sent_at: Time,
+    /// To be sent again once this side or the other has caught up with the map.
+    held: bool,
+}
+
+/// The coordinator of one volume.
+pub struct Coordinator {
+    config: CoordinatorConfig,
+    now: Time,
+    last_tick: Time,
+    map: Arc<ClusterMap>,
+    volume: Option<Volume>,
+    /// Stores in sync in some group of the volume.
+    insync_stores: Vec<StoreId>,
+    code: Option<Arc<Code>>,
+    zeroes: Arc<[u8]>,
+    epoch: Epoch,
+    phase: Phase,
+    /// Since when the map names this process for an epoch that it does not act in.
+    idle_since: Option<Time>,
+    /// The epoch that was given up.
+    released: Option<Epoch>,
+    links: Links,
+    next_request: u64,
+    pending: BTreeMap<u64, Pending>,
+    held: Vec<u64>,
+    outbox: BTreeMap<StoreId, Vec<Request>>,
+    actions: Vec<Action>,
+    takeover: Takeover,
+    catchup: Catchup,
+    cache: VecCache,
+    repairs: BTreeMap<TaskId, (Slot, repair::RepairState)>,
+    rows: BTreeMap<RowAddr, Row>,
+    tasks: BTreeMap<TaskId, Task>,
+    next_task: u64,
+    /// Tasks that may be able to go on.
+    runnable: VecDeque<TaskId>,
+    next_seq: u64,
+    last_issued: Ver,
+    inflight: BTreeMap<Ver, RowAddr>,
+    waiting_ops: VecDeque<Event>,
+    writes: BTreeMap<u64, write::WriteOp>,
+    reads: BTreeMap<u64, read::ReadOp>,
+    lease_wait: BTreeSet<u64>,
+    lost_rows: BTreeSet<RowAddr>,
+    /// The start of each in-sync store that this epoch began with.
+    incarnations: BTreeMap<StoreId, Incarnation>,
+    proposed: BTreeMap<&'static str, (Epoch, Time)>,
+    stats: Stats,
+}
+
+impl std::fmt::Debug for Coordinator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Coordinator")
+            .field("volume", &self.config.volume)
+            .field("epoch", &self.epoch)
+            .field("phase", &self.phase)
+            .field("pending", &self.pending.len())
+            .field("tasks", &self.tasks.len())
+            .field("rows", &self.rows.len())
+            .field("inflight", &self.inflight)
+            .field("catchup", &self.catchup)
+            .field("takeover", &self.takeover)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Coordinator {
+    /// A coordinator that does nothing until a map names it.
+    pub fn new(config: CoordinatorConfig) -> Self {
+        Self {
+            cache: VecCache::new(config.cached_rows),
+            zeroes: vec![0; config.record_len].into(),
+            config,
+            now: Time::default(),
+            last_tick: Time::default(),
+            map: Arc::default(),
+            volume: None,
+            insync_stores: Vec::new(),
+            code: None,
+            epoch: Epoch(0),
+            phase: Phase::Idle,
+            idle_since: None,
+            released: None,
+            links: Links::default(),
+            next_request: 1,
+            pending: BTreeMap::new(),
+            held: Vec::new(),
+            outbox: BTreeMap::new(),
+            actions: Vec::new(),
+            takeover: Takeover::default(),
+            catchup: Catchup::default(),
+            repairs: BTreeMap::new(),
+            rows: BTreeMap::new(),
+            tasks: BTreeMap::new(),
+            next_task: 1,
+            runnable: VecDeque::new(),
+            next_seq: 1,
+            last_issued: Ver::NONE,
+            inflight: BTreeMap::new(),
+            waiting_ops: VecDeque::new(),
+            writes: BTreeMap::new(),
+            reads: BTreeMap::new(),
+            lease_wait: BTreeSet::new(),
+            lost_rows: BTreeSet::new(),
+            incarnations: BTreeMap::new(),
+            proposed: BTreeMap::new(),
+            stats: Stats::default(),
+        }
+    }
+
+    /// Where it stands.
+    pub fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// The epoch it acts in.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// Counters.
+    pub fn stats(&self) -> Stats {
+        let slots_out = self.volume.as_ref().map_or(0, |volume| {
+            let all = volume.all_slots();
+            volume.groups.iter().map(|g| u64::from(all.minus(g.insync).len())).sum()
+        });
+        Stats {
+            rows_behind: self.catchup.rows_behind(),
+            slots_out,
+            in_flight: self.inflight.len() as u64,
+            ..self.stats
+        }
+    }
+
+    /// Whether nothing is queued, in flight, asked or remembered for any operation; what is left
+    /// are leases and the caches. For tests that look for leaks.
+    pub fn is_quiet(&self) -> bool {
+        self.rows.is_empty()
+            && self.tasks.is_empty()
+            && self.repairs.is_empty()
+            && self.inflight.is_empty()
+            && self.writes.is_empty()
+            && self.reads.is_empty()
+            && self.lease_wait.is_empty()
+            && self.waiting_ops.is_empty()
+            && self.catchup.is_quiet()
+            && self.pending.values().all(|p| matches!(p.purpose, Purpose::Lease | Purpose::Forget))
+    }
+
+    /// Takes one event. `now` must have been read after the event was received: a lease that was
+    /// valid before a reply's bytes were read on the store proves nothing about them.
+    pub fn handle(&mut self, now: Time, event: Event) {
+        self.now = now;
+        match event {
+            Event::Map(map) => self.on_map(map),
+            Event::LinkUp { store, session } => self.on_link_up(store, session),
+            Event::LinkDown { store } => self.on_link_down(store),
+            Event::Reply { store, reply } => self.on_reply(store, reply),
+            Event::Write { .. } | Event::Read { .. } if self.phase != Phase::Active => {
+                self.waiting_ops.push_back(event);
+            }
+            Event::Write { op, blocks } => self.start_write(op, blocks),
+            Event::Read { op, blocks } => self.start_read(op, &blocks),
+            // Whatever refused it is in a map that is on its way, and that decides.
+            Event::Refused { .. } => {}
+            Event::Tick => self.on_tick(),
+        }
+        self.run_tasks();
+    }
+
+    /// What is to be done since the last call.
+    pub fn drain(&mut self) -> Vec<Action> {
+        self.flush();
+        std::mem::take(&mut self.actions)
+    }
+
+    /// Stops serving: gives leases back and fails what is in flight. Used before a handover. If
+    /// nobody else has been elected after a while, this process has itself elected anew.
+    pub fn release(&mut self) {
+        for store in self.links.stores() {
+            self.ask_store(store, None, Ask::Release, Purpose::Forget);
+        }
+        self.flush();
+        self.released = Some(self.epoch);
+        self.idle_since = Some(self.now);
+        self.resign();
+    }
+
+    fn on_reply(&mut self, store: StoreId, reply: Reply) {
+        if !self.links.heard(store, reply.session, self.now) {
+            return;
+        }
+        for (id, answer) in reply.answers {
+            if let Answer::Rejected(Reject::StaleEpoch { .. }) = answer {
+                // One of us is behind. Kept, and sent again when our map moves or time passes.
+                if let Some(pending) = self.pending.get_mut(&id) {
+                    pending.held = true;
+                    self.held.push(id);
+                }
+                continue;
+            }
+            let Some(pending) = self.take_pending(id) else { continue };
+            self.dispatch(pending, answer);
+        }
+    }
+
+    fn dispatch(&mut self, pending: Pending, answer: Answer) {
+        match pending.purpose {
+            Purpose::Task { task, slot, round } => self.on_gathered(task, slot, round, answer),
+            Purpose::Vec { task, slot, round } => self.on_vec(task, slot, round, answer),
+            Purpose::Prep { task, row, slot } => self.on_prepared(task, row, slot, &answer),
+            Purpose::Abort { task, slot } => self.on_aborted(task, slot),
+            Purpose::Lease => {
+                if answer == Answer::Granted {
+                    let held = crate::time::lease_held(self.config.lease);
+                    self.links.leased(pending.store, pending.sent_at.after(held));
+                    self.check_leases();
+                }
+            }
+            Purpose::Look { task } => self.on_looked(task, answer),
+            Purpose::Repaired { task } => self.on_repaired(task, &answer),
+            Purpose::Forget => {}
+            Purpose::Promise => self.on_promised(pending.store, answer),
+            Purpose::Settle { row, slot } => self.on_versions(row, slot, answer),
+            Purpose::SettleDone => self.on_settled(&answer),
+            Purpose::Opened { group, slot } => self.catchup.opened((group, slot)),
+            Purpose::Scan { group, learner, of, round } => {
+                self.on_scanned((group, learner), of, round, answer);
+            }
+        }
+    }
+
+    /// An answer that will never come, because the slot is not reached or needed any more.
+    fn lose_answer(&mut self, pending: &Pending) {
+        match pending.purpose {
+            Purpose::Task { task, slot, round } | Purpose::Vec { task, slot, round } => {
+                self.slot_is_gone(task, slot, round);
+            }
+            Purpose::Prep { task, .. } => self.runnable.push_back(task),
+            Purpose::Abort { task, slot } => self.on_aborted(task, slot),
+            Purpose::Look { task } | Purpose::Repaired { task } => self.repair_lost(task),
+            Purpose::Scan { group, learner, round, .. } => {
+                self.scan_lost((group, learner), round);
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether the proposal was made now, and not lately.
+    fn propose(&mut self, kind: &'static str, command: Command) -> bool {
+        if let Some((epoch, at)) = self.proposed.get(kind)
+            && *epoch == self.epoch
+            && self.now.since(*at) < PROPOSE_AGAIN
+        {
+            return false;
+        }
+        self.proposed.insert(kind, (self.epoch, self.now));
+        self.actions.push(Action::Propose(command));
+        true
+    }
+
+    fn n(&self) -> u8 {
+        self.volume.as_ref().map_or(0, |volume| volume.data)
+    }
+
+    fn data_slots(&self) -> SlotSet {
+        SlotSet::first(self.n())
+    }
+
+    fn parity_slots(&self) -> SlotSet {
+        self.volume.as_ref().map_or(SlotSet::EMPTY, |v| SlotSet::range(v.data, v.slots()))
+    }
+
+    fn insync(&self, group: GroupNo) -> SlotSet {
+        let group = self.volume.as_ref().and_then(|volume| volume.group(group));
+        group.map_or(SlotSet::EMPTY, |group| group.insync)
+    }
+
+    fn is_insync(&self, (group, slot): Place) -> bool {
+        self.insync(group).contains(slot)
+    }
+
+    fn store_of(&self, group: GroupNo, slot: Slot) -> Option<StoreId> {
+        self.volume.as_ref()?.group(group)?.slots.get(slot.index()).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests;

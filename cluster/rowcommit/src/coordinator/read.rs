@@ -1,0 +1,100 @@
+//! Client reads.
+
+use super::gather::Progress;
+use super::rows::{Kind, TaskId};
+use super::{Action, Coordinator, OpError};
+use bytes::Bytes;
+use smalti_storage::ids::{GroupNo, RowAddr, Slot, SlotSet};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A read in progress.
+#[derive(Debug)]
+pub(super) struct ReadOp {
+    records: Vec<Bytes>,
+    rows_left: usize,
+    groups: BTreeSet<GroupNo>,
+}
+
+impl Coordinator {
+    pub(super) fn start_read(&mut self, op: u64, blocks: &[(RowAddr, Slot)]) {
+        let data = self.data_slots();
+        let mut rows: BTreeMap<RowAddr, Vec<(usize, Slot)>> = BTreeMap::new();
+        let mut groups = BTreeSet::new();
+        for (place, (row, slot)) in blocks.iter().enumerate() {
+            let fits = data.contains(*slot) && self.store_of(row.group, *slot).is_some();
+            if !fits {
+                self.actions.push(Action::ReadDone { op, result: Err(OpError::Invalid) });
+                return;
+            }
+            rows.entry(*row).or_default().push((place, *slot));
+            groups.insert(row.group);
+        }
+        if rows.keys().any(|row| self.lost_rows.contains(row)) {
+            self.actions.push(Action::ReadDone { op, result: Err(OpError::Unreadable) });
+            return;
+        }
+        let records = vec![Bytes::new(); blocks.len()];
+        self.reads.insert(op, ReadOp { records, rows_left: rows.len(), groups });
+        if rows.is_empty() {
+            self.finish_read(op);
+        }
+        for (row, want) in rows {
+            self.add_task(row, Kind::Read { op, want });
+        }
+    }
+
+    pub(super) fn run_read(&mut self, id: TaskId) {
+        let Some(task) = self.tasks.get_mut(&id) else { return };
+        let Kind::Read { want, .. } = &task.kind else { return };
+        if task.gather.need.is_empty() {
+            task.gather.need = want.iter().map(|(_, slot)| *slot).collect::<SlotSet>();
+        }
+        match self.gather(id) {
+            Progress::Waiting => {}
+            Progress::Done => self.end_read_row(id, true),
+            Progress::Failed => self.end_read_row(id, false),
+        }
+    }
+
+    fn end_read_row(&mut self, id: TaskId, good: bool) {
+        let Some(task) = self.end_task(id) else { return };
+        let Kind::Read { op, want } = task.kind else { return };
+        if !good {
+            if self.reads.remove(&op).is_some() {
+                self.actions.push(Action::ReadDone { op, result: Err(OpError::Unreadable) });
+            }
+            return;
+        }
+        let Some(read) = self.reads.get_mut(&op) else { return };
+        for (place, slot) in want {
+            if let (Some(to), Some(record)) =
+                (read.records.get_mut(place), task.gather.records.get(&slot))
+            {
+                *to = record.clone();
+            }
+        }
+        read.rows_left -= 1;
+        if read.rows_left == 0 {
+            self.finish_read(op);
+        }
+    }
+
+    /// All bytes are in hand: answers if the leases are valid *now*, else waits for them.
+    fn finish_read(&mut self, op: u64) {
+        let Some(read) = self.reads.get(&op) else { return };
+        if read.groups.iter().all(|group| self.lease_ok(*group)) {
+            if let Some(read) = self.reads.remove(&op) {
+                self.actions.push(Action::ReadDone { op, result: Ok(read.records) });
+            }
+        } else {
+            self.lease_wait.insert(op);
+        }
+    }
+
+    /// Leases or in-sync sets changed.
+    pub(super) fn check_leases(&mut self) {
+        for op in std::mem::take(&mut self.lease_wait) {
+            self.finish_read(op);
+        }
+    }
+}

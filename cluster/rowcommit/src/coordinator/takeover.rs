@@ -1,0 +1,193 @@
+//! Taking over a volume: promises from every in-sync store, then every undecided row settled,
+//! then `Activate`. Nothing is served before that, so a decision may differ between two attempts:
+//! nobody has seen the first.
+
+use super::decide::{Facts, decide};
+use super::rows::Kind;
+use super::settle::Forward;
+use super::{Action, Alarm, Coordinator, Phase, Purpose};
+use crate::msg::{Answer, Ask};
+use crate::time::Time;
+use smalti_map::Command;
+use smalti_storage::ids::{Incarnation, RowAddr, Slot, StoreId, Ver};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// What a takeover knows so far.
+#[derive(Debug, Default)]
+pub(super) struct Takeover {
+    promised: BTreeMap<StoreId, Promised>,
+    ask_again: BTreeMap<StoreId, Time>,
+    looking: bool,
+    facts: BTreeMap<RowAddr, BTreeMap<Slot, Facts>>,
+    answers_due: usize,
+    /// Aborts, installs and forward tasks that have not ended.
+    pub(super) open: usize,
+    /// Something did not go as decided: begin again.
+    pub(super) again: bool,
+}
+
+#[derive(Debug)]
+struct Promised {
+    incarnation: Incarnation,
+    watermark: Ver,
+    rows: Vec<(RowAddr, Slot)>,
+}
+
+impl Takeover {
+    /// The start of a store that promised this epoch.
+    pub(super) fn incarnation(&self, store: StoreId) -> Option<Incarnation> {
+        self.promised.get(&store).map(|promised| promised.incarnation)
+    }
+}
+
+impl Coordinator {
+    pub(super) fn start_promises(&mut self) {
+        for store in self.insync_stores.clone() {
+            self.ask_store(store, None, Ask::Promise, Purpose::Promise);
+        }
+    }
+
+    pub(super) fn on_promised(&mut self, store: StoreId, answer: Answer) {
+        if self.phase != Phase::TakingOver {
+            return;
+        }
+        match answer {
+            Answer::Promised { incarnation, watermark, prepared, .. } => {
+                let promised = Promised { incarnation, watermark, rows: prepared };
+                self.takeover.promised.insert(store, promised);
+            }
+            Answer::PromiseLater(micros) => {
+                let at = self.now.after(Duration::from_micros(micros));
+                self.takeover.ask_again.insert(store, at);
+            }
+            _ => {
+                let at = self.now.after(Duration::from_millis(50));
+                self.takeover.ask_again.insert(store, at);
+            }
+        }
+        self.look_at_rows();
+    }
+
+    pub(super) fn takeover_tick(&mut self) {
+        let due: Vec<StoreId> = self
+            .takeover
+            .ask_again
+            .iter()
+            .filter(|(_, at)| **at <= self.now)
+            .map(|(store, _)| *store)
+            .collect();
+        for store in due {
+            self.takeover.ask_again.remove(&store);
+            self.ask_store(store, None, Ask::Promise, Purpose::Promise);
+        }
+        if self.takeover.again {
+            self.begin_takeover();
+        }
+    }
+
+    /// Once everybody has promised: asks for all versions of every undecided row.
+    fn look_at_rows(&mut self) {
+        let all = self.insync_stores.iter().all(|store| self.takeover.promised.contains_key(store));
+        if !all || self.takeover.looking {
+            return;
+        }
+        self.takeover.looking = true;
+        let rows: BTreeSet<RowAddr> = self
+            .takeover
+            .promised
+            .iter()
+            .flat_map(|(store, promised)| promised.rows.iter().map(move |at| (*store, *at)))
+            .filter(|(store, (row, slot))| {
+                self.insync(row.group).contains(*slot)
+                    && self.store_of(row.group, *slot) == Some(*store)
+            })
+            .map(|(_, (row, _))| row)
+            .collect();
+        for row in rows {
+            for slot in self.insync(row.group).iter() {
+                self.takeover.answers_due += 1;
+                self.ask(row.group, slot, Ask::Versions { row, slot }, Purpose::Settle { row, slot });
+            }
+        }
+        if self.takeover.answers_due == 0 {
+            self.settled();
+        }
+    }
+
+    pub(super) fn on_versions(&mut self, row: RowAddr, slot: Slot, answer: Answer) {
+        if self.phase != Phase::TakingOver {
+            return;
+        }
+        let store = self.store_of(row.group, slot);
+        let watermark = store
+            .and_then(|store| self.takeover.promised.get(&store))
+            .map_or(Ver::NONE, |promised| promised.watermark);
+        let facts = match answer {
+            Answer::Versions { versions, prepared } => {
+                Facts { versions, prepared, watermark, unreadable: false }
+            }
+            _ => Facts { watermark, unreadable: true, ..Facts::default() },
+        };
+        self.takeover.facts.entry(row).or_default().insert(slot, facts);
+        self.takeover.answers_due = self.takeover.answers_due.saturating_sub(1);
+        if self.takeover.answers_due == 0 {
+            self.settle_rows();
+        }
+    }
+
+    fn settle_rows(&mut self) {
+        let n = self.n();
+        for (row, facts) in std::mem::take(&mut self.takeover.facts) {
+            let decision = decide(&facts, n);
+            for (slot, ver) in decision.aborts {
+                self.takeover.open += 1;
+                self.ask(row.group, slot, Ask::Abort { row, slot, ver }, Purpose::SettleDone);
+            }
+            if decision.lost {
+                self.lost_rows.insert(row);
+                self.actions.push(Action::Alarm(Alarm::RowLost { row }));
+            }
+            if let Some(chosen) = decision.chosen {
+                self.takeover.open += 1;
+                self.add_task(row, Kind::Forward(Forward { chosen }));
+            }
+        }
+        self.check_settled();
+    }
+
+    pub(super) fn on_settled(&mut self, answer: &Answer) {
+        self.takeover.open = self.takeover.open.saturating_sub(1);
+        if *answer != Answer::Ok {
+            self.takeover.again = true;
+        }
+        self.check_settled();
+    }
+
+    pub(super) fn check_settled(&mut self) {
+        let done = self.phase == Phase::TakingOver
+            && self.takeover.looking
+            && self.takeover.answers_due == 0
+            && self.takeover.open == 0
+            && !self.takeover.again;
+        if done {
+            self.settled();
+        }
+    }
+
+    /// Every in-sync store promised and no row is undecided any more.
+    fn settled(&mut self) {
+        self.phase = Phase::Activating;
+        if self.volume.as_ref().is_some_and(|volume| volume.activated) {
+            // By an earlier attempt of ours in this epoch, which had come this far too.
+            self.become_active();
+        } else {
+            self.propose_activate();
+        }
+    }
+
+    pub(super) fn propose_activate(&mut self) {
+        let (volume, epoch) = (self.config.volume, self.epoch);
+        self.propose("activate", Command::Activate { volume, epoch });
+    }
+}

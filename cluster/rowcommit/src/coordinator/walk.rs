@@ -1,0 +1,168 @@
+//! The walk over all rows of a group: which of them a learner has wrong, by metadata alone.
+//!
+//! Pages of row slots are read from the learner and from whoever it is compared with: one parity
+//! slot in sync, whose vectors name every row and version, or else all data slots. The reads are
+//! not atomic; a row that changes meanwhile may look different and is looked at again under its
+//! lock, but one that looks equal *is* equal: versions are unique, and from the barrier on every
+//! update either reached the learner or put the row behind.
+
+use super::catchup::Stage;
+use super::{Coordinator, Place, Purpose};
+use crate::msg::{Answer, Ask, SCAN_LIMIT};
+use smalti_storage::ids::{RowAddr, Slot, SlotSet, Ver};
+use smalti_storage::store::{VecEntry, VersionMeta};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Rows behind that a walk may run ahead of the repairs: what a wholly new store lacks must not
+/// all be listed at once.
+const WALK_AHEAD: usize = 4096;
+
+/// A walk in progress.
+#[derive(Debug, Default)]
+pub(super) struct Walk {
+    after: Option<RowAddr>,
+    round: u64,
+    pages: BTreeMap<Slot, Page>,
+    due: SlotSet,
+    /// Waits for repairs to catch up.
+    paused: bool,
+}
+
+#[derive(Debug, Default)]
+struct Page {
+    /// `None`: there, but its metadata is damaged.
+    rows: BTreeMap<RowAddr, Option<VersionMeta>>,
+    /// The last row the page tells of; `None` when it tells of all that follow.
+    upto: Option<RowAddr>,
+}
+
+impl Walk {
+    /// Whether the walk has still to come to the row.
+    pub(super) fn is_ahead(&self, row: RowAddr) -> bool {
+        self.after.is_none_or(|after| row > after)
+    }
+}
+
+impl Coordinator {
+    /// Asks for the next page of rows of everybody concerned.
+    pub(super) fn next_pages(&mut self, place: Place) {
+        let (group, slot) = place;
+        let insync = self.insync(group).without(slot);
+        let compared = match self.parity_slots().and(insync).iter().next() {
+            Some(parity) => SlotSet::EMPTY.with(parity),
+            None => self.data_slots().and(insync),
+        };
+        let Some(learning) = self.catchup.learners.get_mut(&place) else { return };
+        let Stage::Walking(walk) = &mut learning.stage else { return };
+        self.catchup.rounds += 1;
+        let round = self.catchup.rounds;
+        let after = walk.after.map(|row| (row, Slot(u8::MAX)));
+        *walk = Walk { after: walk.after, round, due: compared.with(slot), ..Walk::default() };
+        let limit = u32::try_from(SCAN_LIMIT).unwrap_or(u32::MAX);
+        for of in compared.with(slot).iter() {
+            let purpose = Purpose::Scan { group, learner: slot, of, round };
+            self.ask(group, of, Ask::Scan { group, after, limit }, purpose);
+        }
+    }
+
+    /// A page will not come: whoever was asked is not in sync any more.
+    pub(super) fn scan_lost(&mut self, place: Place, round: u64) {
+        if let Some(learning) = self.catchup.learners.get_mut(&place)
+            && let Stage::Walking(walk) = &mut learning.stage
+            && walk.round == round
+        {
+            // At the next turn, when the map has been adopted as a whole.
+            walk.paused = true;
+        }
+    }
+
+    pub(super) fn resume_walk(&mut self, place: Place) {
+        if let Some(learning) = self.catchup.learners.get(&place)
+            && let Stage::Walking(walk) = &learning.stage
+            && walk.paused
+            && learning.behind.len() < WALK_AHEAD
+        {
+            self.next_pages(place);
+        }
+    }
+
+    pub(super) fn on_scanned(&mut self, place: Place, of: Slot, round: u64, answer: Answer) {
+        let Some(learning) = self.catchup.learners.get_mut(&place) else { return };
+        let Stage::Walking(walk) = &mut learning.stage else { return };
+        if walk.round != round {
+            return;
+        }
+        let Answer::Scanned { entries, done } = answer else {
+            walk.paused = true;
+            return;
+        };
+        let upto = if done { None } else { entries.last().map(|(row, _, _)| *row) };
+        let rows =
+            entries.into_iter().filter(|(_, s, _)| *s == of).map(|(row, _, m)| (row, m)).collect();
+        walk.pages.insert(of, Page { rows, upto });
+        walk.due = walk.due.without(of);
+        if walk.due.is_empty() {
+            self.compare_pages(place);
+            self.catchup_pump();
+        }
+    }
+
+    fn compare_pages(&mut self, place: Place) {
+        let data = self.data_slots();
+        let slot = place.1;
+        let Some(learning) = self.catchup.learners.get_mut(&place) else { return };
+        let Stage::Walking(walk) = &mut learning.stage else { return };
+        // Rows up to here are on every page that could have them.
+        let upto = walk.pages.values().filter_map(|page| page.upto).min();
+        let rows: BTreeSet<RowAddr> = walk
+            .pages
+            .values()
+            .flat_map(|page| page.rows.keys().copied())
+            .filter(|row| upto.is_none_or(|upto| *row <= upto))
+            .collect();
+        for row in rows {
+            let of_row = walk.pages.iter().map(|(of, page)| (*of, page.rows.get(&row)));
+            if !agrees(slot, data, of_row) {
+                learning.behind.insert(row);
+            }
+        }
+        walk.pages.clear();
+        if upto.is_some() {
+            walk.after = upto;
+            walk.paused = true;
+        } else {
+            learning.stage = Stage::Repairing;
+        }
+    }
+}
+
+/// Whether what the learner at `slot` holds of a row is what the others say it should.
+fn agrees<'a>(
+    slot: Slot,
+    data: SlotSet,
+    of_row: impl Iterator<Item = (Slot, Option<&'a Option<VersionMeta>>)>,
+) -> bool {
+    let nothing = VersionMeta::default();
+    let mut metas: BTreeMap<Slot, &VersionMeta> = BTreeMap::new();
+    for (of, meta) in of_row {
+        match meta {
+            None => metas.insert(of, &nothing),
+            Some(Some(meta)) => metas.insert(of, meta),
+            // Damaged: only a look under the lock can tell.
+            Some(None) => return false,
+        };
+    }
+    let Some(held) = metas.remove(&slot) else { return false };
+    let entry = |vec: &[VecEntry], j: usize| vec.get(j).map_or(Ver::NONE, |entry| entry.ver);
+    metas.into_iter().all(|(of, meta)| match (data.contains(slot), data.contains(of)) {
+        (true, false) => held.ver == entry(&meta.vec, slot.index()),
+        (false, false) => {
+            let longest = meta.vec.len().max(held.vec.len());
+            held.ver == meta.ver
+                && (0..longest).all(|j| entry(&meta.vec, j) == entry(&held.vec, j))
+        }
+        (false, true) => entry(&held.vec, of.index()) == meta.ver,
+        // A data slot is out only where a parity slot is in sync, which is compared instead.
+        (true, true) => false,
+    })
+}

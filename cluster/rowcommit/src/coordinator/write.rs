@@ -1,0 +1,441 @@
+//! Client writes: one update of one row at a time, prepared on every slot it touches.
+//!
+//! A row all of whose data slots change needs nothing but the new records. Any other update is a
+//! delta: the old records of the changed slots are gathered, and each parity slot is sent the
+//! coded difference, which it adds to what it has (the code is linear).
+
+use super::gather::{Progress, compact};
+use super::rows::{Kind, TaskId};
+use super::{Action, BlockWrite, Coordinator, OpError, Purpose};
+use crate::msg::{self, Answer, Ask, Changed, Reject};
+use bytes::Bytes;
+use smalti_storage::code::Code;
+use smalti_storage::ids::{RowAddr, Slot, SlotSet, Ver, Wid};
+use smalti_storage::store::VecEntry;
+use std::collections::BTreeMap;
+
+/// Times an update is begun anew after a store refused its base, before it fails.
+const ATTEMPTS_MAX: u32 = 8;
+
+/// A write in progress.
+#[derive(Debug)]
+pub(super) struct WriteOp {
+    rows_left: usize,
+    result: Result<(), OpError>,
+}
+
+/// One update of one row, for one or more client writes.
+#[derive(Debug, Default)]
+pub(super) struct Update {
+    writes: BTreeMap<Slot, (Wid, Bytes)>,
+    ops: Vec<u64>,
+    snap: u32,
+    attempts: u32,
+    /// A store knew a newer client write of some block: looks at the vector first from now on.
+    careful: bool,
+    phase: UpdatePhase,
+}
+
+#[derive(Debug, Default)]
+enum UpdatePhase {
+    #[default]
+    Begin,
+    Gathering,
+    Preparing {
+        ver: Ver,
+        touched: SlotSet,
+        acked: SlotSet,
+        vec: Vec<VecEntry>,
+        known: bool,
+    },
+    /// Undone on every slot that may hold it; then begun anew, or failed.
+    Aborting {
+        ver: Ver,
+        waiting: SlotSet,
+        then: Result<Option<Slot>, OpError>,
+    },
+    /// Waiting for a slot to be repaired under this row lock.
+    Repairing,
+}
+
+impl Coordinator {
+    pub(super) fn start_write(&mut self, op: u64, blocks: Vec<BlockWrite>) {
+        let data = self.data_slots();
+        let fits = |write: &BlockWrite| {
+            data.contains(write.slot)
+                && self.store_of(write.row.group, write.slot).is_some()
+                && (write.record.is_empty() || write.record.len() == self.config.record_len)
+        };
+        let writer_gen = self.volume.as_ref().map_or(0, |volume| volume.writer_gen);
+        let refused = if !blocks.iter().all(fits) {
+            Some(OpError::Invalid)
+        } else if blocks.iter().any(|write| write.wid.generation < writer_gen) {
+            Some(OpError::Fenced)
+        } else if blocks.iter().any(|write| self.lost_rows.contains(&write.row)) {
+            Some(OpError::Unreadable)
+        } else {
+            None
+        };
+        if let Some(error) = refused {
+            self.actions.push(Action::WriteDone { op, result: Err(error) });
+            return;
+        }
+        let mut rows: BTreeMap<RowAddr, Vec<BlockWrite>> = BTreeMap::new();
+        for write in blocks {
+            rows.entry(write.row).or_default().push(write);
+        }
+        self.writes.insert(op, WriteOp { rows_left: rows.len(), result: Ok(()) });
+        if rows.is_empty() {
+            self.writes.remove(&op);
+            self.actions.push(Action::WriteDone { op, result: Ok(()) });
+        }
+        for (row, writes) in rows {
+            if let Some(queued) = self.queued_update(row) {
+                queued.merge(op, writes);
+            } else {
+                let mut update = Update::default();
+                update.merge(op, writes);
+                self.add_task(row, Kind::Update(update));
+            }
+        }
+    }
+
+    pub(super) fn run_update(&mut self, id: TaskId) {
+        loop {
+            let Some(Kind::Update(update)) = self.tasks.get_mut(&id).map(|task| &mut task.kind)
+            else {
+                return;
+            };
+            match &mut update.phase {
+                UpdatePhase::Begin => {
+                    let changed: SlotSet = update.writes.keys().copied().collect();
+                    update.phase = UpdatePhase::Gathering;
+                    self.begin_gather(id, changed);
+                }
+                UpdatePhase::Gathering => match self.gather_for_update(id) {
+                    Progress::Waiting => return,
+                    Progress::Done => return self.prepare(id),
+                    Progress::Failed => return self.end_update(id, Err(OpError::Unreadable)),
+                },
+                UpdatePhase::Preparing { .. } => return self.check_committed(id),
+                UpdatePhase::Aborting { .. } => return self.check_aborted(id),
+                UpdatePhase::Repairing => match self.repair_step(id) {
+                    Progress::Waiting => return,
+                    Progress::Done => {
+                        if let Some(Kind::Update(update)) =
+                            self.tasks.get_mut(&id).map(|task| &mut task.kind)
+                        {
+                            update.phase = UpdatePhase::Begin;
+                        }
+                    }
+                    Progress::Failed => return self.end_update(id, Err(OpError::Unreadable)),
+                },
+            }
+        }
+    }
+
+    fn begin_gather(&mut self, id: TaskId, changed: SlotSet) {
+        let whole = changed == self.data_slots();
+        let Some(task) = self.tasks.get(&id) else { return };
+        let has_parity = !self.parity_slots().and(self.members(task.row)).is_empty();
+        // Without a parity slot to send one to, no delta is needed.
+        let need = if whole || !has_parity { SlotSet::EMPTY } else { changed };
+        if let Some(task) = self.tasks.get_mut(&id) {
+            task.gather.reset(need, SlotSet::EMPTY);
+        }
+    }
+
+    fn gather_for_update(&mut self, id: TaskId) -> Progress {
+        let Some(task) = self.tasks.get(&id) else { return Progress::Failed };
+        if let Kind::Update(update) = &task.kind
+            && update.writes.len() == usize::from(self.n())
+            && !update.careful
+        {
+            let known = self.cache.find(task.row);
+            if let Some(task) = self.tasks.get_mut(&id) {
+                task.gather.vec = known;
+            }
+            return Progress::Done;
+        }
+        // The in-sync parity may have gone while this gathered, or come.
+        self.gather(id)
+    }
+
+    /// Issues a version and sends the prepares.
+    fn prepare(&mut self, id: TaskId) {
+        let n = usize::from(self.n());
+        let parity = self.parity_slots();
+        let Some(code) = self.code.clone() else { return };
+        let Some(row) = self.tasks.get(&id).map(|task| task.row) else { return };
+        let members = self.members(row);
+        let Some(task) = self.tasks.get_mut(&id) else { return };
+        let Kind::Update(update) = &mut task.kind else { return };
+        // A late duplicate of a write that a newer one has replaced since is done already.
+        if let Some(vec) = &task.gather.vec {
+            let before = update.writes.len();
+            update.writes.retain(|slot, (wid, _)| {
+                vec.get(slot.index()).is_none_or(|entry| *wid > entry.wid)
+            });
+            if update.writes.is_empty() {
+                return self.end_update(id, Ok(()));
+            }
+            if before == n && update.writes.len() < n {
+                // Not a whole row any more: the old records are needed after all.
+                update.phase = UpdatePhase::Begin;
+                self.runnable.push_back(id);
+                return;
+            }
+        }
+        let changed: SlotSet = update.writes.keys().copied().collect();
+        let whole = changed.len() as usize == n;
+        let old_at_hand = changed.iter().all(|slot| task.gather.records.contains_key(&slot));
+        if !whole && !old_at_hand && !parity.and(members).is_empty() {
+            // Writes were merged in, or a parity slot came, while this gathered.
+            update.phase = UpdatePhase::Begin;
+            self.runnable.push_back(id);
+            return;
+        }
+        let Some(coded) = code_update(&code, update, &task.gather.records, whole, &self.zeroes)
+        else {
+            return self.end_update(id, Err(OpError::Invalid));
+        };
+        let ver = Ver { epoch: self.epoch, seq: self.next_seq };
+        self.next_seq += 1;
+        self.last_issued = ver;
+        self.inflight.insert(ver, row);
+        let touched = changed.or(parity);
+        let before = task.gather.vec.clone();
+        let mut vec =
+            before.as_ref().map_or_else(|| vec![VecEntry::default(); n], |vec| vec.to_vec());
+        let mut asks: Vec<(Slot, Ask)> = Vec::new();
+        let about = msg::Update { ver, touched, snap: update.snap };
+        let mut changes = Vec::new();
+        for (slot, (wid, record)) in &update.writes {
+            let Some(entry) = vec.get_mut(slot.index()) else { continue };
+            let base = entry.ver;
+            *entry = VecEntry { ver, wid: *wid, snap: update.snap };
+            changes.push(Changed { slot: *slot, base, wid: *wid });
+            let (slot, wid, record) = (*slot, *wid, record.clone());
+            if whole {
+                let vec = Vec::new();
+                asks.push((slot, Ask::PrepFull { row, slot, update: about, wid, vec, record }));
+            } else {
+                asks.push((slot, Ask::PrepData { row, slot, update: about, base, wid, record }));
+            }
+        }
+        let wid = vec.iter().map(|entry| entry.wid).max().unwrap_or_default();
+        for (slot, coded) in parity.iter().zip(coded) {
+            asks.push((
+                slot,
+                if whole {
+                    let (vec, record) = (vec.clone(), coded);
+                    Ask::PrepFull { row, slot, update: about, wid, vec, record }
+                } else {
+                    let (changed, delta) = (changes.clone(), coded);
+                    Ask::PrepDelta { row, slot, update: about, changed, delta }
+                },
+            ));
+        }
+        let known = before.is_some() || whole;
+        let acked = SlotSet::EMPTY;
+        update.phase = UpdatePhase::Preparing { ver, touched, acked, vec, known };
+        for (slot, ask) in asks {
+            if members.contains(slot) {
+                self.ask(row.group, slot, ask, Purpose::Prep { task: id, row, slot });
+            }
+        }
+    }
+
+    /// Slots that are sent every update: in sync, or catching up.
+    pub(super) fn members(&self, row: RowAddr) -> SlotSet {
+        self.insync(row.group).or(self.catchup.learning(row.group))
+    }
+
+    /// Slots whose answer an acknowledgement waits for.
+    fn required(&self, row: RowAddr) -> SlotSet {
+        self.insync(row.group).or(self.catchup.pending_growth(row.group))
+    }
+
+    pub(super) fn on_prepared(&mut self, id: TaskId, row: RowAddr, slot: Slot, answer: &Answer) {
+        let required = self.required(row).contains(slot);
+        let update = match self.tasks.get_mut(&id).map(|task| &mut task.kind) {
+            Some(Kind::Update(update)) => Some(update),
+            _ => None,
+        };
+        let good = *answer == Answer::Ok;
+        if !good && !required {
+            let outdated = matches!(answer, Answer::Rejected(Reject::Base { .. }));
+            self.catchup.behind(row, slot, outdated);
+        }
+        let Some(update) = update else { return };
+        let UpdatePhase::Preparing { ver, acked, .. } = &mut update.phase else { return };
+        if good {
+            *acked = acked.with(slot);
+        } else if required {
+            let ver = *ver;
+            let then = match answer {
+                Answer::Rejected(Reject::Base { .. } | Reject::Corrupt) | Answer::Corrupt => {
+                    Ok(Some(slot))
+                }
+                Answer::Rejected(Reject::NoSpace) => Err(OpError::NoSpace),
+                Answer::Rejected(Reject::OldWid) => {
+                    update.careful = true;
+                    Ok(None)
+                }
+                _ => Err(OpError::Invalid),
+            };
+            self.abort_update(id, ver, then);
+        }
+        self.runnable.push_back(id);
+    }
+
+    fn check_committed(&mut self, id: TaskId) {
+        let Some(task) = self.tasks.get(&id) else { return };
+        let row = task.row;
+        let Kind::Update(update) = &task.kind else { return };
+        let UpdatePhase::Preparing { ver, touched, acked, vec, known } = &update.phase else {
+            return;
+        };
+        if !touched.and(self.required(row)).is_subset(*acked) {
+            return;
+        }
+        let (ver, vec, known) = (*ver, vec.clone(), *known);
+        self.inflight.remove(&ver);
+        if known {
+            self.cache.put(row, vec.into());
+        }
+        self.end_update(id, Ok(()));
+    }
+
+    fn abort_update(&mut self, id: TaskId, ver: Ver, then: Result<Option<Slot>, OpError>) {
+        let Some(task) = self.tasks.get(&id) else { return };
+        let row = task.row;
+        let Kind::Update(update) = &task.kind else { return };
+        let UpdatePhase::Preparing { touched, .. } = update.phase else { return };
+        let waiting = touched.and(self.members(row));
+        if let Some(Kind::Update(update)) = self.tasks.get_mut(&id).map(|task| &mut task.kind) {
+            update.phase = UpdatePhase::Aborting { ver, waiting, then };
+        }
+        // A prepare that was refused for want of a map must not be sent again after its abort.
+        let preps: Vec<u64> = self
+            .pending
+            .iter()
+            .filter(|(_, p)| matches!(p.purpose, Purpose::Prep { task, .. } if task == id))
+            .map(|(id, _)| *id)
+            .collect();
+        self.withdraw(&preps);
+        for slot in waiting.iter() {
+            let ask = Ask::Abort { row, slot, ver };
+            self.ask(row.group, slot, ask, Purpose::Abort { task: id, slot });
+        }
+    }
+
+    pub(super) fn on_aborted(&mut self, id: TaskId, slot: Slot) {
+        if let Some(Kind::Update(update)) = self.tasks.get_mut(&id).map(|task| &mut task.kind)
+            && let UpdatePhase::Aborting { waiting, .. } = &mut update.phase
+        {
+            *waiting = waiting.without(slot);
+            self.runnable.push_back(id);
+        }
+    }
+
+    fn check_aborted(&mut self, id: TaskId) {
+        let Some(task) = self.tasks.get(&id) else { return };
+        let row = task.row;
+        let Kind::Update(update) = &task.kind else { return };
+        let UpdatePhase::Aborting { ver, waiting, then } = update.phase else { return };
+        // A slot that left the in-sync set will not answer and need not.
+        if !waiting.and(self.required(row)).is_empty() {
+            return;
+        }
+        self.inflight.remove(&ver);
+        let attempts = update.attempts;
+        match then {
+            Err(error) => self.end_update(id, Err(error)),
+            Ok(_) if attempts >= ATTEMPTS_MAX => self.end_update(id, Err(OpError::Unreadable)),
+            Ok(slot) => {
+                if let Some(Kind::Update(update)) =
+                    self.tasks.get_mut(&id).map(|task| &mut task.kind)
+                {
+                    update.attempts += 1;
+                    update.phase = UpdatePhase::Repairing;
+                }
+                // The cached vector may be what was wrong.
+                self.cache.forget(row);
+                if let Some(slot) = slot {
+                    self.begin_repair(id, slot);
+                }
+                self.runnable.push_back(id);
+            }
+        }
+    }
+
+    fn end_update(&mut self, id: TaskId, result: Result<(), OpError>) {
+        let Some(task) = self.end_task(id) else { return };
+        let Kind::Update(update) = task.kind else { return };
+        for op in update.ops {
+            let Some(write) = self.writes.get_mut(&op) else { continue };
+            write.rows_left -= 1;
+            write.result = write.result.and(result);
+            if write.rows_left == 0 {
+                let result = write.result;
+                self.writes.remove(&op);
+                self.actions.push(Action::WriteDone { op, result });
+            }
+        }
+    }
+}
+
+impl Update {
+    fn merge(&mut self, op: u64, writes: Vec<BlockWrite>) {
+        for write in writes {
+            self.snap = self.snap.max(write.snap);
+            let entry = self.writes.entry(write.slot).or_default();
+            if write.wid >= entry.0 {
+                *entry = (write.wid, write.record);
+            }
+        }
+        self.ops.push(op);
+    }
+}
+
+/// `old + new` over GF(2), where empty stands for zeroes; empty when equal.
+fn difference(old: &Bytes, new: &Bytes) -> Bytes {
+    match (old.is_empty(), new.is_empty()) {
+        (true, _) => new.clone(),
+        (_, true) => old.clone(),
+        _ => old.iter().zip(new.iter()).map(|(a, b)| a ^ b).collect(),
+    }
+}
+
+/// What each parity slot is sent: its record for a whole row, else what to add to its record.
+/// `None` when a record's length does not fit the code.
+fn code_update(
+    code: &Code,
+    update: &Update,
+    old: &BTreeMap<Slot, Bytes>,
+    whole: bool,
+    zeroes: &[u8],
+) -> Option<Vec<Bytes>> {
+    if whole {
+        let full: Vec<&[u8]> = update
+            .writes
+            .values()
+            .map(|(_, record)| if record.is_empty() { zeroes } else { record.as_ref() })
+            .collect();
+        return Some(code.encode(&full).ok()?.into_iter().map(compact).collect());
+    }
+    let mut sums: Vec<Bytes> = Vec::new();
+    for (slot, (_, record)) in &update.writes {
+        let delta = old.get(slot).map_or_else(Bytes::new, |old| difference(old, record));
+        let parts = code.delta(*slot, if delta.is_empty() { zeroes } else { &delta }).ok()?;
+        if sums.is_empty() {
+            sums = parts;
+        } else {
+            for (sum, part) in sums.iter_mut().zip(parts) {
+                *sum = difference(sum, &part);
+            }
+        }
+    }
+    Some(sums)
+}

@@ -1,0 +1,273 @@
+//! What a coordinator and a store say to each other, and how it is written on the wire.
+//!
+//! Messages to one store travel first-in first-out in one numbered session; a store drops what
+//! comes from an older session, so a prepare can never arrive after its own abort. All requests
+//! that wait for one store travel in one [`Frame`], and a store makes all updates of a frame
+//! durable with one sync.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use smalti_storage::ids::{Epoch, GroupNo, Incarnation, RowAddr, Slot, SlotSet, Ver, VolumeNo, Wid};
+use smalti_storage::store::{VecEntry, VersionMeta};
+
+/// The version of this encoding; the first byte of every frame.
+pub const WIRE_VERSION: u8 = 1;
+
+/// Most row slots that one scan answers with.
+pub const SCAN_LIMIT: usize = 1024;
+
+/// A coordinator's requests to one store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Frame {
+    /// The volume all requests are about.
+    pub volume: VolumeNo,
+    /// The epoch the coordinator acts in.
+    pub epoch: Epoch,
+    /// The start of the coordinator's process.
+    pub incarnation: Incarnation,
+    /// The session; grows with every reconnect.
+    pub session: u64,
+    /// Every version at or below it is committed. `NONE` while the store is not in sync.
+    pub watermark: Ver,
+    /// The requests, in order.
+    pub requests: Vec<Request>,
+}
+
+/// One numbered request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// Chosen by the coordinator; echoed by the answer.
+    pub id: u64,
+    /// What is asked.
+    pub ask: Ask,
+}
+
+/// A store's answers to one session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reply {
+    /// The volume.
+    pub volume: VolumeNo,
+    /// The session the requests came in.
+    pub session: u64,
+    /// Pairs of request number and answer.
+    pub answers: Vec<(u64, Answer)>,
+}
+
+/// What a version is made of, apart from its base and vector.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Update {
+    /// Its version.
+    pub ver: Ver,
+    /// Changed data slots and all parity slots.
+    pub touched: SlotSet,
+    /// The newest snapshot when it was issued.
+    pub snap: u32,
+}
+
+/// One changed data slot, as a parity slot needs to know it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Changed {
+    /// The data slot.
+    pub slot: Slot,
+    /// The version it must be at before.
+    pub base: Ver,
+    /// The client write that changes it.
+    pub wid: Wid,
+}
+
+/// Which bytes a fetch wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Want {
+    /// Metadata of the newest version.
+    HeadMeta,
+    /// The newest version.
+    Head,
+    /// This version.
+    Version(Ver),
+}
+
+/// A request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Ask {
+    /// Promise the frame's epoch: serve nothing older from now on.
+    Promise,
+    /// A record or its metadata.
+    Fetch { row: RowAddr, slot: Slot, want: Want },
+    /// All versions of a row slot, each with its record verified.
+    Versions { row: RowAddr, slot: Slot },
+    /// The next row slots of a group, in order, with their versions.
+    Scan { group: GroupNo, after: Option<(RowAddr, Slot)>, limit: u32 },
+    /// Prepare a changed data slot. An empty record is the absent one.
+    PrepData { row: RowAddr, slot: Slot, update: Update, base: Ver, wid: Wid, record: Bytes },
+    /// Prepare a parity slot by adding `delta` to its record.
+    PrepDelta { row: RowAddr, slot: Slot, update: Update, changed: Vec<Changed>, delta: Bytes },
+    /// Prepare a slot of a row all of whose data slots change, whatever it held before.
+    PrepFull {
+        row: RowAddr,
+        slot: Slot,
+        update: Update,
+        wid: Wid,
+        vec: Vec<VecEntry>,
+        record: Bytes,
+    },
+    /// Forget a prepared version.
+    Abort { row: RowAddr, slot: Slot, ver: Ver },
+    /// Put a version in place if the slot's newest is `expect`. `prepared` keeps the older
+    /// versions and marks this one as undecided; otherwise it replaces all others.
+    Install {
+        row: RowAddr,
+        slot: Slot,
+        meta: VersionMeta,
+        record: Bytes,
+        prepared: bool,
+        expect: Ver,
+    },
+    /// Forget a row slot whose newest version is `expect`: no in-sync slot knows the row.
+    Purge { row: RowAddr, slot: Slot, expect: Ver },
+    /// Grant a read lease, or renew it.
+    Lease { duration_us: u64 },
+    /// Give the read lease back: the coordinator has stopped serving.
+    Release,
+    /// Nothing; carries the watermark.
+    Nop,
+}
+
+/// An answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Answer {
+    /// Promised; with all that is undecided here.
+    Promised {
+        /// This start of the store.
+        incarnation: Incarnation,
+        /// The last run did not end in order.
+        suspect: bool,
+        /// All versions at or below it are committed.
+        watermark: Ver,
+        /// Rows with an undecided version.
+        prepared: Vec<(RowAddr, Slot)>,
+    },
+    /// Not before this many microseconds have passed: a read lease of another coordinator, or
+    /// one that was forgotten in a restart, may still be valid.
+    PromiseLater(u64),
+    /// A version, with its record where it was wanted. The record is empty when absent.
+    Version {
+        /// Its metadata.
+        meta: VersionMeta,
+        /// Its bytes.
+        record: Bytes,
+    },
+    /// The row slot, or that version of it, is not here.
+    Missing,
+    /// It is here but does not verify.
+    Corrupt,
+    /// All versions, newest first.
+    Versions {
+        /// Each with whether its record verifies.
+        versions: Vec<(VersionMeta, bool)>,
+        /// Which of them is undecided.
+        prepared: Option<Ver>,
+    },
+    /// The next row slots.
+    Scanned {
+        /// Row slots in order, with their newest version; `None` where the metadata is damaged.
+        entries: Vec<(RowAddr, Slot, Option<VersionMeta>)>,
+        /// Whether these were the last.
+        done: bool,
+    },
+    /// Durable (prepares, aborts, installs), or simply done (`Release`, `Nop`).
+    Ok,
+    /// A lease, valid from when it was asked for.
+    Granted,
+    /// Refused.
+    Rejected(Reject),
+}
+
+/// Why a store refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Reject {
+    /// The sender is not the coordinator of this epoch as far as the store knows.
+    StaleEpoch {
+        /// The newest epoch the store knows.
+        known: Epoch,
+    },
+    /// The slot's newest version is not the expected one.
+    Base {
+        /// It is this one.
+        have: Ver,
+    },
+    /// The version to build on does not verify.
+    Corrupt,
+    /// The disk is full.
+    NoSpace,
+    /// The block holds a newer client write already.
+    OldWid,
+    /// The request makes no sense.
+    Invalid,
+}
+
+/// Why bytes are not a frame.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum WireError {
+    /// Another version of the encoding.
+    #[error("wire version {0} is not spoken here")]
+    Version(u8),
+    /// Damaged, or not ours.
+    #[error("malformed message")]
+    Malformed,
+}
+
+macro_rules! wire {
+    ($name:ident) => {
+        impl $name {
+            /// Writes it with its leading version byte.
+            pub fn encode(&self) -> Bytes {
+                let out = postcard::to_extend(self, vec![WIRE_VERSION])
+                    .expect("a vector grows and every field is serialisable");
+                Bytes::from(out)
+            }
+
+            /// Reads it.
+            ///
+            /// # Errors
+            /// [`WireError`] for another version, damage or bytes left over.
+            pub fn decode(bytes: &[u8]) -> Result<Self, WireError> {
+                let (version, body) = bytes.split_first().ok_or(WireError::Malformed)?;
+                if *version != WIRE_VERSION {
+                    return Err(WireError::Version(*version));
+                }
+                match postcard::take_from_bytes(body) {
+                    Ok((value, [])) => Ok(value),
+                    _ => Err(WireError::Malformed),
+                }
+            }
+        }
+    };
+}
+
+wire!(Frame);
+wire!(Reply);
+
+impl Ask {
+    /// Whether the request only reads, so that it needs no place in the order of updates.
+    pub fn is_read(&self) -> bool {
+        matches!(self, Self::Fetch { .. } | Self::Versions { .. } | Self::Scan { .. })
+    }
+
+    /// Whether a store that accepts it binds itself to the epoch: every change, and a lease.
+    /// `Promise` is not among them, because it may have to wait first.
+    pub fn binds(&self) -> bool {
+        !self.is_read() && !matches!(self, Self::Promise | Self::Release | Self::Nop)
+    }
+
+    /// Bytes of record data it carries.
+    pub fn payload_len(&self) -> usize {
+        match self {
+            Self::PrepData { record, .. }
+            | Self::PrepFull { record, .. }
+            | Self::Install { record, .. } => record.len(),
+            Self::PrepDelta { delta, .. } => delta.len(),
+            _ => 0,
+        }
+    }
+}

@@ -1,0 +1,377 @@
+//! The store side of the protocol: what one shard store accepts, keeps and answers.
+//!
+//! [`StoreCore::handle`] takes one frame after another and collects their changes; the caller makes
+//! [`StoreCore::take_batch`] durable and only then sends the answers. Requests that only read may
+//! also be served beside it by [`read::ReadSide`], which sees durable state alone.
+//!
+//! S1. Nothing is accepted from anyone but the coordinator of the epoch in the store's own map,
+//!     and nothing older than what it promised.
+//! S2. An undecided version keeps its pre-image until it is known committed.
+//! S3. Bytes are checked against hash, place and version before anything is built on them.
+
+mod prepare;
+pub mod read;
+mod rows;
+
+use crate::msg::{Answer, Ask, Frame, Reject, Reply};
+use crate::time::{Time, lease_granted};
+use read::Fence;
+use rows::Rows;
+use smalti_map::{ClusterMap, Coordinator as Coordinating, Group};
+use smalti_storage::ids::{Epoch, GroupNo, NodeId, RowSlot, Ver, VolumeNo};
+use smalti_storage::store::{Batch, Change, Opened, ShardStore, StoreError, VolumeState};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What a store needs to be told.
+#[derive(Clone, Copy, Debug)]
+pub struct StoreConfig {
+    /// The longest read lease any coordinator may hold.
+    pub lease_max: Duration,
+    /// Row slots whose versions stay in memory.
+    pub cached_rows: usize,
+}
+
+impl Default for StoreConfig {
+    fn default() -> Self {
+        Self { lease_max: Duration::from_millis(1500), cached_rows: 4096 }
+    }
+}
+
+/// One volume as this store sees it.
+#[derive(Debug)]
+struct VolumeSide {
+    /// Epoch and coordinator by this node's own map.
+    epoch: Epoch,
+    coordinator: Option<Coordinating>,
+    /// Durable state, and whether the copy here is newer than the disk's.
+    state: VolumeState,
+    dirty: bool,
+    /// Undecided versions, both ways round.
+    prepared: BTreeMap<RowSlot, Ver>,
+    by_ver: BTreeMap<Ver, RowSlot>,
+    /// Until when other parties may believe in a read lease from here. Lost in a restart.
+    grants: Vec<(Coordinating, Time)>,
+    /// The newest session heard of, and whose it is.
+    session: Option<(Coordinating, u64)>,
+    /// Groups in which this store is in sync by its own map. Only there does the watermark tell
+    /// anything: elsewhere an undecided version may be one that was undone behind its back.
+    in_sync: Vec<bool>,
+    /// The store came to be in sync somewhere: what the watermark covered already is to be looked
+    /// through again, for it was not believed there.
+    sweep: bool,
+}
+
+impl VolumeSide {
+    fn in_sync(&self, group: GroupNo) -> bool {
+        self.in_sync.get(usize::from(group.0)).copied().unwrap_or(false)
+    }
+
+    /// The newest epoch heard of: nothing of an older one is accepted.
+    fn known(&self) -> Epoch {
+        self.epoch.max(self.state.promised)
+    }
+}
+
+/// The store side of the protocol.
+pub struct StoreCore {
+    store: Arc<dyn ShardStore>,
+    opened: Opened,
+    config: StoreConfig,
+    boot: Time,
+    space_low: bool,
+    volumes: BTreeMap<VolumeNo, VolumeSide>,
+    rows: Rows,
+    batch: Batch,
+    /// Whether the batch holds anything an answer depends on.
+    must_sync: bool,
+    fence: Arc<Fence>,
+    /// The map moved on while changes were being collected that readers can not see yet.
+    fence_due: bool,
+}
+
+impl std::fmt::Debug for StoreCore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StoreCore").field("opened", &self.opened).finish_non_exhaustive()
+    }
+}
+
+impl StoreCore {
+    /// A store that came up at `boot`.
+    pub fn new(store: Arc<dyn ShardStore>, config: StoreConfig, boot: Time) -> Self {
+        Self {
+            opened: store.opened(),
+            rows: Rows::new(Arc::clone(&store), config.cached_rows),
+            store,
+            config,
+            boot,
+            space_low: false,
+            volumes: BTreeMap::new(),
+            batch: Batch::default(),
+            must_sync: false,
+            fence: Arc::default(),
+            fence_due: false,
+        }
+    }
+
+    /// What readers beside this core check requests against.
+    pub fn fence(&self) -> Arc<Fence> {
+        Arc::clone(&self.fence)
+    }
+
+    /// Whether new data is refused for lack of space. Aborts, commits and repairs go on.
+    pub fn set_space_low(&mut self, low: bool) {
+        self.space_low = low;
+    }
+
+    /// Adopts a newer map; forgets volumes that were deleted. Readers beside this core adopt it
+    /// once the changes collected so far are durable: at once when there are none, else with the
+    /// next call of [`Self::committed`]. A reader of the new epoch must not miss what was accepted
+    /// in the old one.
+    ///
+    /// # Errors
+    /// When the disk can not be read.
+    pub fn set_map(&mut self, map: &ClusterMap) -> Result<(), StoreError> {
+        let nothing_waits = self.batch.changes.is_empty();
+        for volume in map.volumes.values() {
+            let side = match self.volumes.remove(&volume.no) {
+                Some(side) => side,
+                None => self.load(volume.no)?,
+            };
+            let me = self.opened.id;
+            let in_sync = |group: &Group| {
+                group.slot_of(me).is_some_and(|slot| group.insync.contains(slot))
+            };
+            let in_sync: Vec<bool> = volume.groups.iter().map(in_sync).collect();
+            let side = VolumeSide {
+                epoch: volume.epoch,
+                coordinator: volume.coordinator,
+                sweep: side.sweep || in_sync != side.in_sync,
+                in_sync,
+                ..side
+            };
+            self.volumes.insert(volume.no, side);
+        }
+
+        let gone = |no: &VolumeNo| no.0 < map.next_volume && !map.volumes.contains_key(no);
+        for no in self.store.volumes()?.into_iter().filter(gone) {
+            self.volumes.remove(&no);
+            self.rows.forget_volume(no);
+            self.batch.changes.push(Change::DropVolume { volume: no });
+        }
+        self.volumes.retain(|no, _| !gone(no));
+        self.fence_due = true;
+        if nothing_waits {
+            self.committed();
+        }
+        Ok(())
+    }
+
+    /// What [`Self::take_batch`] gave is durable now.
+    pub fn committed(&mut self) {
+        if std::mem::take(&mut self.fence_due) {
+            let entry = |(no, side): (&VolumeNo, &VolumeSide)| {
+                (*no, (side.known(), side.coordinator))
+            };
+            self.fence.replace(self.volumes.iter().map(entry).collect());
+        }
+    }
+
+    fn load(&self, no: VolumeNo) -> Result<VolumeSide, StoreError> {
+        let prepared: BTreeMap<_, _> = self.store.prepared(no)?.into_iter().collect();
+        Ok(VolumeSide {
+            epoch: Epoch(0),
+            coordinator: None,
+            state: self.store.volume(no)?,
+            dirty: false,
+            by_ver: prepared.iter().map(|(at, ver)| (*ver, *at)).collect(),
+            prepared,
+            grants: Vec::new(),
+            session: None,
+            in_sync: Vec::new(),
+            sweep: false,
+        })
+    }
+
+    /// The volumes' epoch this store knows; the caller holds a frame of a newer one back until
+    /// its map has caught up.
+    pub fn epoch_of(&self, volume: VolumeNo) -> Option<Epoch> {
+        self.volumes.get(&volume).map(|side| side.epoch)
+    }
+
+    /// Takes one frame. `None`: it belongs to an older session and is dropped. The answers may be
+    /// sent once the batch taken after this call is durable.
+    ///
+    /// # Errors
+    /// When the disk fails: the process must stop.
+    pub fn handle(
+        &mut self,
+        now: Time,
+        from: NodeId,
+        frame: Frame,
+    ) -> Result<Option<Reply>, StoreError> {
+        if self.batch.changes.is_empty() {
+            // Whatever was taken has been committed, or this would not be called.
+            self.committed();
+        }
+        let (volume, session) = (frame.volume, frame.session);
+        let reply = |answers| Ok(Some(Reply { volume, session, answers }));
+        let sender = Coordinating { node: from, incarnation: frame.incarnation };
+        let refused = match self.volumes.get_mut(&volume) {
+            None => Some(Epoch(0)),
+            Some(side) => {
+                let known = side.known();
+                if side.coordinator != Some(sender) || frame.epoch != known {
+                    Some(known)
+                } else if matches!(side.session, Some((who, at)) if who == sender && at > session) {
+                    return Ok(None);
+                } else {
+                    side.session = Some((sender, session));
+                    None
+                }
+            }
+        };
+        if let Some(known) = refused {
+            let stale = Answer::Rejected(Reject::StaleEpoch { known });
+            return reply(frame.requests.into_iter().map(|r| (r.id, stale.clone())).collect());
+        }
+        self.advance_watermark(volume, frame.watermark)?;
+        let mut answers = Vec::with_capacity(frame.requests.len());
+        for request in frame.requests {
+            if request.ask.binds() {
+                self.raise_promise(volume, frame.epoch);
+            }
+            let answer = self.answer(now, sender, volume, frame.epoch, request.ask)?;
+            answers.push((request.id, answer));
+        }
+        reply(answers)
+    }
+
+    /// The changes since the last call, and whether answers wait for them to be durable.
+    pub fn take_batch(&mut self) -> (Batch, bool) {
+        for (no, side) in &mut self.volumes {
+            if std::mem::take(&mut side.dirty) {
+                self.batch.changes.push(Change::SetVolume { volume: *no, state: side.state });
+            }
+        }
+        self.rows.trim();
+        let must_sync = std::mem::take(&mut self.must_sync);
+        let mut batch = std::mem::take(&mut self.batch);
+        batch.relaxed = !must_sync;
+        (batch, must_sync)
+    }
+
+    fn answer(
+        &mut self,
+        now: Time,
+        sender: Coordinating,
+        volume: VolumeNo,
+        epoch: Epoch,
+        ask: Ask,
+    ) -> Result<Answer, StoreError> {
+        let at = |row, slot| RowSlot { volume, row, slot };
+        Ok(match ask {
+            Ask::Promise => self.promise(now, sender, volume, epoch),
+            Ask::Lease { duration_us } => {
+                self.grant(now, sender, volume, Duration::from_micros(duration_us))
+            }
+            Ask::Release => {
+                if let Some(side) = self.volumes.get_mut(&volume) {
+                    side.grants.retain(|(who, _)| *who != sender);
+                }
+                Answer::Ok
+            }
+            Ask::Nop => Answer::Ok,
+            Ask::PrepData { row, slot, update, base, wid, record } => {
+                self.prep_data(at(row, slot), update, base, wid, record)?
+            }
+            Ask::PrepDelta { row, slot, update, changed, delta } => {
+                self.prep_delta(at(row, slot), update, &changed, &delta)?
+            }
+            Ask::PrepFull { row, slot, update, wid, vec, record } => {
+                self.prep_full(at(row, slot), update, wid, vec, record)?
+            }
+            Ask::Abort { row, slot, ver } => self.abort(at(row, slot), ver)?,
+            Ask::Install { row, slot, meta, record, prepared, expect } => {
+                self.install(at(row, slot), meta, record, prepared, expect)?
+            }
+            Ask::Purge { row, slot, expect } => self.purge(at(row, slot), expect)?,
+            read @ (Ask::Fetch { .. } | Ask::Versions { .. } | Ask::Scan { .. }) => {
+                // Served in order here too, but it must not see a change that is not yet durable:
+                // whoever calls this flushes before reads (the shell sends them past this core).
+                read::serve(self.store.as_ref(), volume, &read)?
+            }
+        })
+    }
+
+    /// A store that accepts anything in an epoch serves no older one any more, not even after a
+    /// restart with an older map. Stores that were out of sync in the takeover come to know the
+    /// epoch this way.
+    fn raise_promise(&mut self, volume: VolumeNo, epoch: Epoch) {
+        if let Some(side) = self.volumes.get_mut(&volume)
+            && side.state.promised < epoch
+        {
+            side.state.promised = epoch;
+            side.dirty = true;
+            self.must_sync = true;
+        }
+    }
+
+    fn promise(
+        &mut self,
+        now: Time,
+        sender: Coordinating,
+        volume: VolumeNo,
+        epoch: Epoch,
+    ) -> Answer {
+        let lease_max = lease_granted(self.config.lease_max);
+        let Some(side) = self.volumes.get_mut(&volume) else {
+            return Answer::Rejected(Reject::Invalid);
+        };
+        side.grants.retain(|(_, until)| *until > now);
+        let others = side.grants.iter().filter(|(who, _)| *who != sender);
+        let mut wait_until = others.map(|(_, until)| *until).max().unwrap_or(now);
+        // Whatever this store granted before it went down it has forgotten; nothing was granted
+        // where nothing was ever promised.
+        if side.state.promised > Epoch(0) && side.state.promised < epoch {
+            wait_until = wait_until.max(self.boot.after(lease_max));
+        }
+        if wait_until > now {
+            let wait = wait_until.since(now).as_micros();
+            return Answer::PromiseLater(u64::try_from(wait).unwrap_or(u64::MAX));
+        }
+        if side.state.promised < epoch {
+            side.state.promised = epoch;
+            side.dirty = true;
+        }
+        self.must_sync = true;
+        Answer::Promised {
+            incarnation: self.opened.incarnation,
+            suspect: !self.opened.clean,
+            watermark: side.state.watermark,
+            prepared: side.prepared.keys().map(|at| (at.row, at.slot)).collect(),
+        }
+    }
+
+    fn grant(
+        &mut self,
+        now: Time,
+        sender: Coordinating,
+        volume: VolumeNo,
+        lease: Duration,
+    ) -> Answer {
+        let Some(side) = self.volumes.get_mut(&volume) else {
+            return Answer::Rejected(Reject::Invalid);
+        };
+        if lease > self.config.lease_max {
+            return Answer::Rejected(Reject::Invalid);
+        }
+        side.grants.retain(|(who, until)| *who != sender && *until > now);
+        side.grants.push((sender, now.after(lease_granted(lease))));
+        Answer::Granted
+    }
+}
+
+#[cfg(test)]
+mod tests;

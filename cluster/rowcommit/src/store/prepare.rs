@@ -1,0 +1,359 @@
+//! Prepares, commits, aborts and installs: everything that changes rows.
+
+use super::StoreCore;
+use crate::msg::{Answer, Changed, Reject, Update};
+use bytes::{Bytes, BytesMut};
+use smalti_storage::ids::{RowSlot, Ver, VolumeNo, Wid};
+use smalti_storage::store::{Change, StoreError, VecEntry, VersionMeta};
+
+type Answered = Result<Answer, StoreError>;
+
+impl StoreCore {
+    pub(super) fn prep_data(
+        &mut self,
+        at: RowSlot,
+        update: Update,
+        base: Ver,
+        wid: Wid,
+        record: Bytes,
+    ) -> Answered {
+        if let Some(answer) = self.before_prepare(at, update.ver, Some(base))? {
+            return Ok(answer);
+        }
+        let row = self.rows.at(at)?;
+        if row.head_ver() != base {
+            return Ok(Answer::Rejected(Reject::Base { have: row.head_ver() }));
+        }
+        if row.head().is_some_and(|head| wid <= head.wid) {
+            return Ok(Answer::Rejected(Reject::OldWid));
+        }
+        let meta = new_version(update, base, wid, Vec::new(), &record).sealed_for(at, &record);
+        self.put_prepared(at, meta, record)
+    }
+
+    pub(super) fn prep_delta(
+        &mut self,
+        at: RowSlot,
+        update: Update,
+        changed: &[Changed],
+        delta: &Bytes,
+    ) -> Answered {
+        // The base of a parity slot is the version its vector stands at, whichever that is: the
+        // entries of the changed slots are what must match.
+        if let Some(answer) = self.before_prepare(at, update.ver, None)? {
+            return Ok(answer);
+        }
+        let head = self.rows.at(at)?.head().cloned();
+        let head = head.unwrap_or_default();
+        let mut vec = head.vec.clone();
+        for change in changed {
+            let j = change.slot.index();
+            if j >= 32 {
+                return Ok(Answer::Rejected(Reject::Invalid));
+            }
+            if vec.len() <= j {
+                // A row this parity slot never saw has an empty vector: all entries are NONE.
+                vec.resize(j + 1, VecEntry::default());
+            }
+            if vec[j].ver != change.base {
+                return Ok(Answer::Rejected(Reject::Base { have: head.ver }));
+            }
+            if change.wid <= vec[j].wid {
+                return Ok(Answer::Rejected(Reject::OldWid));
+            }
+            vec[j] = VecEntry { ver: update.ver, wid: change.wid, snap: update.snap };
+        }
+        let record = match self.rows.verified_record(at, &head)? {
+            _ if head.ver.is_none() => Bytes::new(),
+            Some(record) => record,
+            None => return Ok(Answer::Rejected(Reject::Corrupt)),
+        };
+        let Some(record) = add_delta(&record, delta) else {
+            return Ok(Answer::Rejected(Reject::Invalid));
+        };
+        let wid = vec.iter().map(|entry| entry.wid).max().unwrap_or_default();
+        let meta = new_version(update, head.ver, wid, vec, &record).sealed_for(at, &record);
+        self.put_prepared(at, meta, record)
+    }
+
+    pub(super) fn prep_full(
+        &mut self,
+        at: RowSlot,
+        update: Update,
+        wid: Wid,
+        vec: Vec<VecEntry>,
+        record: Bytes,
+    ) -> Answered {
+        if let Some(answer) = self.before_prepare(at, update.ver, None)? {
+            return Ok(answer);
+        }
+        let row = self.rows.at(at)?;
+        if vec.is_empty() && row.head().is_some_and(|head| wid <= head.wid) {
+            return Ok(Answer::Rejected(Reject::OldWid));
+        }
+        let base = row.head_ver();
+        let meta = new_version(update, base, wid, vec, &record).sealed_for(at, &record);
+        self.put_prepared(at, meta, record)
+    }
+
+    /// What every prepare has in common: repeated ones are simply confirmed, late ones refused,
+    /// and an undecided version that this one was not built on is dropped.
+    fn before_prepare(
+        &mut self,
+        at: RowSlot,
+        ver: Ver,
+        base: Option<Ver>,
+    ) -> Result<Option<Answer>, StoreError> {
+        let row = self.rows.at(at)?;
+        if row.corrupt {
+            return Ok(Some(Answer::Corrupt));
+        }
+        if row.has(ver) {
+            // It may be of a batch that is still being collected.
+            self.must_sync = true;
+            return Ok(Some(Answer::Ok));
+        }
+        let have = row.head_ver();
+        let Some(side) = self.volumes.get(&at.volume) else {
+            return Ok(Some(Answer::Rejected(Reject::Invalid)));
+        };
+        if ver <= side.state.watermark || ver.epoch > side.epoch {
+            return Ok(Some(Answer::Rejected(Reject::Invalid)));
+        }
+        if ver < have {
+            // A late one for a slot that was repaired past it meanwhile.
+            return Ok(Some(Answer::Rejected(Reject::Base { have })));
+        }
+        if self.space_low {
+            return Ok(Some(Answer::Rejected(Reject::NoSpace)));
+        }
+        let undecided = side.prepared.get(&at).copied();
+        if let (Some(undecided), Some(base)) = (undecided, base)
+            && undecided != base
+        {
+            let row = self.rows.at(at)?;
+            let built_on = row.versions.iter().find(|meta| meta.ver == undecided);
+            if built_on.is_some_and(|meta| meta.base == base) {
+                self.drop_undecided(at, undecided)?;
+            }
+        }
+        Ok(None)
+    }
+
+    /// An update is only ever built on a committed version, so what is older than its base has
+    /// had its time. Without this a row that is written again and again while the watermark
+    /// stands still would collect versions without end.
+    fn put_prepared(&mut self, at: RowSlot, meta: VersionMeta, record: Bytes) -> Answered {
+        let (ver, base) = (meta.ver, meta.base);
+        self.delete_older(at, base)?;
+        self.put_version(at, meta, record)?;
+        self.mark(at, ver);
+        self.must_sync = true;
+        Ok(Answer::Ok)
+    }
+
+    fn put_version(
+        &mut self,
+        at: RowSlot,
+        meta: VersionMeta,
+        record: Bytes,
+    ) -> Result<(), StoreError> {
+        self.rows.put(at, meta.clone(), record.clone())?;
+        self.batch.changes.push(Change::PutVersion { at, meta, record });
+        Ok(())
+    }
+
+    fn delete_older(&mut self, at: RowSlot, limit: Ver) -> Result<(), StoreError> {
+        let row = self.rows.at(at)?;
+        let older: Vec<_> =
+            row.versions.iter().map(|meta| meta.ver).filter(|other| *other < limit).collect();
+        older.into_iter().try_for_each(|ver| self.delete_version(at, ver))
+    }
+
+    fn delete_version(&mut self, at: RowSlot, ver: Ver) -> Result<(), StoreError> {
+        self.rows.delete(at, ver)?;
+        self.batch.changes.push(Change::DeleteVersion { at, ver });
+        Ok(())
+    }
+
+    fn mark(&mut self, at: RowSlot, ver: Ver) {
+        if let Some(side) = self.volumes.get_mut(&at.volume) {
+            if let Some(older) = side.prepared.insert(at, ver) {
+                side.by_ver.remove(&older);
+            }
+            side.by_ver.insert(ver, at);
+            self.batch.changes.push(Change::SetPrepared { at, ver });
+        }
+    }
+
+    fn unmark(&mut self, at: RowSlot) {
+        if let Some(side) = self.volumes.get_mut(&at.volume)
+            && let Some(ver) = side.prepared.remove(&at)
+        {
+            side.by_ver.remove(&ver);
+            self.batch.changes.push(Change::ClearPrepared { at });
+        }
+    }
+
+    fn drop_undecided(&mut self, at: RowSlot, ver: Ver) -> Result<(), StoreError> {
+        self.delete_version(at, ver)?;
+        self.unmark(at);
+        Ok(())
+    }
+
+    /// Everything up to `watermark` is committed: older versions of those rows may go.
+    pub(super) fn advance_watermark(
+        &mut self,
+        volume: VolumeNo,
+        watermark: Ver,
+    ) -> Result<(), StoreError> {
+        let Some(side) = self.volumes.get_mut(&volume) else { return Ok(()) };
+        if watermark > side.state.watermark {
+            side.state.watermark = watermark;
+            side.dirty = true;
+        } else if !std::mem::take(&mut side.sweep) {
+            return Ok(());
+        }
+        side.sweep = false;
+        let watermark = side.state.watermark;
+        let committed: Vec<_> = side
+            .by_ver
+            .range(..=watermark)
+            .filter(|(_, at)| side.in_sync(at.row.group))
+            .map(|(ver, at)| (*ver, *at))
+            .collect();
+        for (ver, at) in committed {
+            if self.rows.at(at)?.corrupt {
+                continue;
+            }
+            self.delete_older(at, ver)?;
+            self.unmark(at);
+        }
+        Ok(())
+    }
+
+    pub(super) fn abort(&mut self, at: RowSlot, ver: Ver) -> Answered {
+        self.must_sync = true;
+        let Some(side) = self.volumes.get(&at.volume) else {
+            return Ok(Answer::Rejected(Reject::Invalid));
+        };
+        let marked = side.prepared.get(&at) == Some(&ver);
+        let row = self.rows.at(at)?;
+        if row.corrupt {
+            return Ok(Answer::Corrupt);
+        }
+        if row.has(ver) {
+            if !marked {
+                // Committed: nobody may take that back.
+                return Ok(Answer::Rejected(Reject::Invalid));
+            }
+            self.drop_undecided(at, ver)?;
+        }
+        Ok(Answer::Ok)
+    }
+
+    pub(super) fn install(
+        &mut self,
+        at: RowSlot,
+        meta: VersionMeta,
+        record: Bytes,
+        prepared: bool,
+        expect: Ver,
+    ) -> Answered {
+        self.must_sync = true;
+        if meta.present == record.is_empty() {
+            return Ok(Answer::Rejected(Reject::Invalid));
+        }
+        self.clear_corrupt(at)?;
+        let meta = meta.sealed_for(at, &record);
+        let (ver, head) = (meta.ver, self.rows.at(at)?.head().cloned());
+        let have = head.as_ref().map_or(Ver::NONE, |head| head.ver);
+        if prepared && have == ver && let Some(head) = head {
+            if self.rows.verified_record(at, &head)?.is_none() {
+                self.delete_version(at, ver)?;
+                self.put_version(at, meta, record)?;
+            }
+            self.mark(at, ver);
+            return Ok(Answer::Ok);
+        }
+        if have != expect {
+            return Ok(Answer::Rejected(Reject::Base { have }));
+        }
+        if prepared {
+            self.put_version(at, meta, record)?;
+            self.mark(at, ver);
+            return Ok(Answer::Ok);
+        }
+        self.delete_all(at)?;
+        self.put_version(at, meta, record)?;
+        Ok(Answer::Ok)
+    }
+
+    fn delete_all(&mut self, at: RowSlot) -> Result<(), StoreError> {
+        let all: Vec<_> = self.rows.at(at)?.versions.iter().map(|meta| meta.ver).collect();
+        for ver in all {
+            self.delete_version(at, ver)?;
+        }
+        self.unmark(at);
+        Ok(())
+    }
+
+    /// Forgets a row slot whose metadata can not be read: there is no other way to replace it.
+    fn clear_corrupt(&mut self, at: RowSlot) -> Result<(), StoreError> {
+        if self.rows.at(at)?.corrupt {
+            self.rows.drop_slot(at)?;
+            self.unmark(at);
+            self.batch.changes.push(Change::DropSlot { at });
+        }
+        Ok(())
+    }
+
+    pub(super) fn purge(&mut self, at: RowSlot, expect: Ver) -> Answered {
+        self.must_sync = true;
+        self.clear_corrupt(at)?;
+        let have = self.rows.at(at)?.head_ver();
+        if have.is_none() {
+            return Ok(Answer::Ok);
+        }
+        if have != expect {
+            return Ok(Answer::Rejected(Reject::Base { have }));
+        }
+        self.delete_all(at)?;
+        Ok(Answer::Ok)
+    }
+}
+
+fn new_version(
+    update: Update,
+    base: Ver,
+    wid: Wid,
+    vec: Vec<VecEntry>,
+    record: &[u8],
+) -> VersionMeta {
+    VersionMeta {
+        ver: update.ver,
+        base,
+        touched: update.touched,
+        snap: update.snap,
+        wid,
+        vec,
+        present: !record.is_empty(),
+        hash: smalti_storage::store::RecordHash::default(),
+    }
+}
+
+/// `record + delta` over GF(2); empty stands for all zeroes on both sides.
+fn add_delta(record: &Bytes, delta: &Bytes) -> Option<Bytes> {
+    if delta.is_empty() {
+        return Some(record.clone());
+    }
+    if record.is_empty() {
+        return Some(if delta.iter().all(|byte| *byte == 0) { Bytes::new() } else { delta.clone() });
+    }
+    if record.len() != delta.len() {
+        return None;
+    }
+    let mut sum = BytesMut::with_capacity(record.len());
+    sum.extend(record.iter().zip(delta.iter()).map(|(a, b)| a ^ b));
+    Some(if sum.iter().all(|byte| *byte == 0) { Bytes::new() } else { sum.freeze() })
+}

@@ -1,0 +1,182 @@
+//! Requests that only read: served from durable state, beside the order of updates.
+
+use crate::msg::{Answer, Ask, Frame, Reject, Reply, SCAN_LIMIT, Want};
+use bytes::Bytes;
+use smalti_map::Coordinator as Coordinating;
+use smalti_storage::ids::{Epoch, GroupNo, NodeId, RowSlot, VolumeNo};
+use smalti_storage::store::{ShardStore, StoreError, VersionMeta};
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+type Entries = BTreeMap<VolumeNo, (Epoch, Option<Coordinating>)>;
+
+/// Whom readers obey: per volume the newest epoch known or promised, and its coordinator.
+#[derive(Debug, Default)]
+pub struct Fence {
+    entries: RwLock<Entries>,
+}
+
+impl Fence {
+    pub(super) fn replace(&self, entries: Entries) {
+        *self.entries.write().unwrap_or_else(PoisonError::into_inner) = entries;
+    }
+
+    fn refuses(&self, from: NodeId, frame: &Frame) -> Option<Epoch> {
+        let sender = Coordinating { node: from, incarnation: frame.incarnation };
+        let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
+        let (epoch, coordinator) = entries.get(&frame.volume)?;
+        (*coordinator != Some(sender) || *epoch != frame.epoch).then_some(*epoch)
+    }
+
+    /// The newest epoch of a volume that readers know.
+    pub fn epoch_of(&self, volume: VolumeNo) -> Option<Epoch> {
+        let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
+        entries.get(&volume).map(|(epoch, _)| *epoch)
+    }
+}
+
+/// Serves reading requests concurrently with the core.
+#[derive(Clone)]
+pub struct ReadSide {
+    store: Arc<dyn ShardStore>,
+    fence: Arc<Fence>,
+}
+
+impl std::fmt::Debug for ReadSide {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ReadSide").field("fence", &self.fence).finish_non_exhaustive()
+    }
+}
+
+impl ReadSide {
+    /// Readers of `store` that obey `fence`.
+    pub fn new(store: Arc<dyn ShardStore>, fence: Arc<Fence>) -> Self {
+        Self { store, fence }
+    }
+
+    /// The newest epoch of a volume that readers know.
+    pub fn epoch_of(&self, volume: VolumeNo) -> Option<Epoch> {
+        self.fence.epoch_of(volume)
+    }
+
+    /// Answers a frame of nothing but reads.
+    ///
+    /// # Errors
+    /// When the disk fails: the process must stop.
+    pub fn handle(&self, from: NodeId, frame: &Frame) -> Result<Reply, StoreError> {
+        let refused = match self.fence.epoch_of(frame.volume) {
+            None => Some(Epoch(0)),
+            Some(_) => self.fence.refuses(from, frame),
+        };
+        let mut answers = Vec::with_capacity(frame.requests.len());
+        for request in &frame.requests {
+            let answer = match refused {
+                Some(known) => Answer::Rejected(Reject::StaleEpoch { known }),
+                None => serve(self.store.as_ref(), frame.volume, &request.ask)?,
+            };
+            answers.push((request.id, answer));
+        }
+        Ok(Reply { volume: frame.volume, session: frame.session, answers })
+    }
+}
+
+/// Answers one reading request.
+pub(super) fn serve(
+    store: &dyn ShardStore,
+    volume: VolumeNo,
+    ask: &Ask,
+) -> Result<Answer, StoreError> {
+    let answer = match ask {
+        Ask::Fetch { row, slot, want } => {
+            fetch(store, RowSlot { volume, row: *row, slot: *slot }, *want)
+        }
+        Ask::Versions { row, slot } => {
+            versions(store, RowSlot { volume, row: *row, slot: *slot })
+        }
+        Ask::Scan { group, after, limit } => {
+            let after = after.map(|(row, slot)| RowSlot { volume, row, slot });
+            let limit = usize::try_from(*limit).unwrap_or(SCAN_LIMIT).clamp(1, SCAN_LIMIT);
+            scan(store, volume, *group, after, limit)
+        }
+        _ => Ok(Answer::Rejected(Reject::Invalid)),
+    };
+    match answer {
+        Err(StoreError::Corrupt { .. }) => Ok(Answer::Corrupt),
+        other => other,
+    }
+}
+
+/// A page of a group, whole but for the end. A row slot with damaged metadata stands in it as
+/// such, so that one bad sector does not end the walk over all others.
+fn scan(
+    store: &dyn ShardStore,
+    volume: VolumeNo,
+    group: GroupNo,
+    mut after: Option<RowSlot>,
+    limit: usize,
+) -> Result<Answer, StoreError> {
+    let mut entries = Vec::new();
+    while entries.len() < limit {
+        let last = match store.scan(volume, group, after, limit - entries.len()) {
+            Ok(page) => {
+                let last = page.last().map(|(at, _)| *at);
+                entries.extend(page.into_iter().filter_map(|(at, versions)| {
+                    Some((at.row, at.slot, Some(versions.into_iter().next()?)))
+                }));
+                last
+            }
+            Err(StoreError::Corrupt { at, .. }) => {
+                entries.push((at.row, at.slot, None));
+                Some(at)
+            }
+            Err(error) => return Err(error),
+        };
+        if last.is_none() || last <= after {
+            return Ok(Answer::Scanned { entries, done: true });
+        }
+        after = last;
+    }
+    Ok(Answer::Scanned { entries, done: false })
+}
+
+fn fetch(store: &dyn ShardStore, at: RowSlot, want: Want) -> Result<Answer, StoreError> {
+    let meta = match want {
+        Want::Version(ver) => store.meta(at, ver)?,
+        Want::Head | Want::HeadMeta => store.head(at)?,
+    };
+    let Some(meta) = meta else { return Ok(Answer::Missing) };
+    if want == Want::HeadMeta {
+        return Ok(Answer::Version { meta, record: Bytes::new() });
+    }
+    Ok(match verified(store, at, &meta)? {
+        Some(record) => Answer::Version { meta, record },
+        None => Answer::Corrupt,
+    })
+}
+
+fn versions(store: &dyn ShardStore, at: RowSlot) -> Result<Answer, StoreError> {
+    let mut versions = Vec::new();
+    for meta in store.versions(at)? {
+        let good = verified(store, at, &meta)?.is_some();
+        versions.push((meta, good));
+    }
+    let prepared = store.prepared_at(at)?;
+    Ok(Answer::Versions { versions, prepared })
+}
+
+fn verified(
+    store: &dyn ShardStore,
+    at: RowSlot,
+    meta: &VersionMeta,
+) -> Result<Option<Bytes>, StoreError> {
+    let record = if meta.present {
+        match store.record(at, meta.ver) {
+            Ok(Some(record)) => record,
+            Ok(None) | Err(StoreError::Corrupt { .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        }
+    } else {
+        Bytes::new()
+    };
+    Ok(meta.verifies(at, &record).then_some(record))
+}

@@ -1,0 +1,125 @@
+//! The versions of recently used row slots, kept in step with the batch that is being collected.
+//!
+//! Reads through this cache see changes that are not durable yet; that is right for deciding what
+//! to do next and wrong for answering, which is why answers wait for the batch.
+
+use bytes::Bytes;
+use smalti_storage::ids::{RowSlot, Ver, VolumeNo};
+use smalti_storage::store::{ShardStore, StoreError, VersionMeta};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+/// One row slot: its versions, newest first, and bytes of versions that were put lately.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Row {
+    pub(super) versions: Vec<VersionMeta>,
+    /// The metadata on disk can not be read: what versions there are is not known.
+    pub(super) corrupt: bool,
+    fresh: Vec<(Ver, Bytes)>,
+}
+
+impl Row {
+    pub(super) fn head(&self) -> Option<&VersionMeta> {
+        self.versions.first()
+    }
+
+    pub(super) fn head_ver(&self) -> Ver {
+        self.head().map_or(Ver::NONE, |meta| meta.ver)
+    }
+
+    pub(super) fn has(&self, ver: Ver) -> bool {
+        self.versions.iter().any(|meta| meta.ver == ver)
+    }
+}
+
+pub(super) struct Rows {
+    store: Arc<dyn ShardStore>,
+    cached: BTreeMap<RowSlot, Row>,
+    order: VecDeque<RowSlot>,
+    limit: usize,
+}
+
+impl Rows {
+    pub(super) fn new(store: Arc<dyn ShardStore>, limit: usize) -> Self {
+        Self { store, cached: BTreeMap::new(), order: VecDeque::new(), limit }
+    }
+
+    /// The row slot, loaded when it is not at hand.
+    pub(super) fn at(&mut self, at: RowSlot) -> Result<&mut Row, StoreError> {
+        use std::collections::btree_map::Entry;
+        match self.cached.entry(at) {
+            Entry::Occupied(entry) => Ok(entry.into_mut()),
+            Entry::Vacant(entry) => {
+                let (versions, corrupt) = match self.store.versions(at) {
+                    Ok(versions) => (versions, false),
+                    Err(StoreError::Corrupt { .. }) => (Vec::new(), true),
+                    Err(error) => return Err(error),
+                };
+                self.order.push_back(at);
+                Ok(entry.insert(Row { versions, corrupt, fresh: Vec::new() }))
+            }
+        }
+    }
+
+    /// The bytes of a version (empty when absent), or `None` when they do not verify.
+    pub(super) fn verified_record(
+        &mut self,
+        at: RowSlot,
+        meta: &VersionMeta,
+    ) -> Result<Option<Bytes>, StoreError> {
+        let fresh = self.at(at)?.fresh.iter().find(|(ver, _)| *ver == meta.ver);
+        let record = match fresh {
+            Some((_, record)) => record.clone(),
+            None if !meta.present => Bytes::new(),
+            None => match self.store.record(at, meta.ver) {
+                Ok(Some(record)) => record,
+                Ok(None) | Err(StoreError::Corrupt { .. }) => return Ok(None),
+                Err(error) => return Err(error),
+            },
+        };
+        Ok(meta.verifies(at, &record).then_some(record))
+    }
+
+    /// Notes a version that was added to the batch.
+    pub(super) fn put(
+        &mut self,
+        at: RowSlot,
+        meta: VersionMeta,
+        record: Bytes,
+    ) -> Result<(), StoreError> {
+        let row = self.at(at)?;
+        let place = row.versions.partition_point(|other| other.ver > meta.ver);
+        row.fresh.clear();
+        row.fresh.push((meta.ver, record));
+        row.versions.insert(place, meta);
+        Ok(())
+    }
+
+    /// Notes a version whose deletion was added to the batch.
+    pub(super) fn delete(&mut self, at: RowSlot, ver: Ver) -> Result<(), StoreError> {
+        let row = self.at(at)?;
+        row.versions.retain(|meta| meta.ver != ver);
+        row.fresh.retain(|(fresh, _)| *fresh != ver);
+        Ok(())
+    }
+
+    /// Notes that the whole row slot was dropped in the batch.
+    pub(super) fn drop_slot(&mut self, at: RowSlot) -> Result<(), StoreError> {
+        *self.at(at)? = Row::default();
+        Ok(())
+    }
+
+    pub(super) fn forget_volume(&mut self, volume: VolumeNo) {
+        self.cached.retain(|at, _| at.volume != volume);
+        self.order.retain(|at| at.volume != volume);
+    }
+
+    /// Shrinks to the limit. Only between batches: what is in a batch must stay at hand.
+    pub(super) fn trim(&mut self) {
+        while self.order.len() > self.limit {
+            if let Some(at) = self.order.pop_front() {
+                self.cached.remove(&at);
+            }
+        }
+    }
+}

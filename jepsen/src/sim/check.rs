@@ -1,0 +1,251 @@
+//! The invariants of the protocol, looked at from outside: on what is sent, on what is on disk.
+
+use super::client::{Block, value_of};
+use super::event::{At, Life};
+use super::world::World;
+use bytes::Bytes;
+use smalti_map::{Command, Volume};
+use smalti_rowcommit::coordinator::{Alarm, Phase};
+use smalti_rowcommit::msg::{Ask, Frame};
+use smalti_storage::code::Code;
+use smalti_storage::ids::{RowAddr, RowSlot, Slot, SlotSet, Wid};
+use smalti_storage::store::{ShardStore, VersionMeta};
+use std::collections::{BTreeMap, BTreeSet};
+
+type Checked = Result<(), String>;
+
+impl World {
+    /// I2: a version is issued once, by the coordinator of its epoch.
+    pub(crate) fn check_frame(&mut self, life: Life, frame: &Frame) {
+        for request in &frame.requests {
+            let (row, slot, update) = match &request.ask {
+                Ask::PrepData { row, slot, update, .. }
+                | Ask::PrepDelta { row, slot, update, .. }
+                | Ask::PrepFull { row, slot, update, .. } => (*row, *slot, *update),
+                _ => continue,
+            };
+            let issued = *self.issued.entry(update.ver).or_insert((life, row));
+            if issued != (life, row) {
+                self.fail(format!("I2: {} was issued for {issued:?} and {life:?} {row}", update.ver));
+            }
+            // Learners may be sent again what was acknowledged without them.
+            let process = self.nodes[life.at].process();
+            let volume = process.map.volumes.get(&self.volume);
+            let insync = volume.and_then(|v| v.group(row.group)).map(|group| group.insync);
+            let counts = insync.is_some_and(|insync| insync.contains(slot));
+            if counts && frame.watermark >= update.ver {
+                self.fail(format!("I2: the watermark covers {}, which is sent", update.ver));
+            }
+        }
+    }
+
+    /// I1, I4 and I13, on every change of the map.
+    pub(crate) fn check_change(&mut self, before: Option<&Volume>, command: &Command) {
+        let (Some(before), Some(after)) = (before, self.volume().cloned()) else { return };
+        let grow = matches!(command, Command::Grow { .. });
+        for (old, new) in before.groups.iter().zip(&after.groups) {
+            if new.insync.len() < u32::from(after.min_insync) {
+                self.fail(format!("I1: {} in sync is too few", new.insync));
+            }
+            if !new.insync.is_subset(old.insync) && !grow {
+                self.fail(format!("I1: {command:?} grew {} to {}", old.insync, new.insync));
+            }
+        }
+        if after.epoch < before.epoch || (after.epoch == before.epoch && grow) {
+            self.fail(format!("I1: epoch {} after {}", after.epoch, before.epoch));
+        }
+        if let Command::Activate { epoch, .. } = command {
+            for store in after.groups.iter().flat_map(|g| {
+                g.insync.iter().filter_map(|slot| g.slots.get(slot.index()).copied())
+            }) {
+                let at = self.node_of(store);
+                if self.promised(at) < epoch.0 {
+                    self.fail(format!("I4: {epoch} is active and node {at} did not promise it"));
+                }
+            }
+        }
+        if grow || matches!(command, Command::Activate { .. }) {
+            self.check_shadow();
+        }
+    }
+
+    /// I5, I13: whatever was acknowledged stands on every in-sync slot it touches.
+    fn check_shadow(&mut self) {
+        let Some(volume) = self.volume().cloned() else { return };
+        let acked: Vec<(Block, Wid)> = self.acked.iter().map(|(b, w)| (*b, *w)).collect();
+        for (block, wid) in acked {
+            let Some(group) = volume.group(block.0.group) else { continue };
+            self.check_held(&volume, block, wid, group.insync);
+        }
+    }
+
+    /// I5: what was just acknowledged is durable where its coordinator believes it must be.
+    pub(crate) fn check_acked(&mut self, at: At, block: Block, wid: Wid) {
+        let Some(process) = &self.nodes[at].process else { return };
+        let Some(volume) = process.map.volumes.get(&self.volume).cloned() else { return };
+        if volume.epoch != process.coordinator.epoch() {
+            // Its replica is ahead of what it acts on; the sets it counted are not known here.
+            return;
+        }
+        let Some(insync) = volume.group(block.0.group).map(|group| group.insync) else { return };
+        // A slot that grew a moment ago may be out in the newest map again.
+        let still = self.volume().and_then(|v| v.group(block.0.group)).map(|g| g.insync);
+        self.check_held(&volume, block, wid, still.map_or(insync, |still| still.and(insync)));
+    }
+
+    fn check_held(&mut self, volume: &Volume, (row, data): Block, wid: Wid, insync: SlotSet) {
+        if self.rotten.contains(&row) {
+            return;
+        }
+        let parity = SlotSet::range(volume.data, volume.slots());
+        for slot in insync.iter().filter(|slot| *slot == data || parity.contains(*slot)) {
+            let Some(head) = self.head(volume, row, slot) else { return };
+            let held = if slot == data {
+                head.wid
+            } else {
+                head.vec.get(data.index()).map_or(Wid::default(), |entry| entry.wid)
+            };
+            if held < wid {
+                self.fail(format!(
+                    "I5: {wid:?} of {row}/{data} was acknowledged, slot {slot} in sync has {held:?}"
+                ));
+            }
+        }
+    }
+
+    fn head(&mut self, volume: &Volume, row: RowAddr, slot: Slot) -> Option<VersionMeta> {
+        let store = volume.group(row.group)?.slots.get(slot.index()).copied()?;
+        let at = RowSlot { volume: volume.no, row, slot };
+        match self.nodes[self.node_of(store)].disk.head(at) {
+            Ok(head) => Some(head.unwrap_or_default()),
+            Err(error) => {
+                self.fail(format!("{at} can not be read: {error}"));
+                None
+            }
+        }
+    }
+
+    pub(crate) fn alarm(&mut self, at: At, alarm: Alarm) {
+        match alarm {
+            Alarm::Corrupt { row, .. } if !self.rotten.contains(&row) => {
+                self.fail(format!("node {at} finds {alarm:?}, and nothing was made so"));
+            }
+            Alarm::RowLost { row } if !self.rotten.contains(&row) => {
+                self.fail(format!("node {at} finds {row} lost"));
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether everything is in sync, served, and at rest.
+    pub(crate) fn is_whole(&self) -> Checked {
+        let volume = self.volume().ok_or("no volume")?;
+        let coordinator = volume.coordinator.ok_or("no coordinator")?;
+        if !volume.activated {
+            return Err(format!("{} is not activated: {}", volume.epoch, self.describe()));
+        }
+        if !volume.is_full() {
+            return Err(format!("slots are out of sync: {}", self.describe()));
+        }
+        for node in &self.nodes {
+            let process = node.process.as_ref().ok_or("a node is down")?;
+            let core = &process.coordinator;
+            let serves = super::world::node_id(node.at) == coordinator.node;
+            if serves && (core.phase() != Phase::Active || core.epoch() != volume.epoch) {
+                return Err(format!("node {} does not serve: {core:?}", node.at));
+            }
+            if !serves && core.phase() != Phase::Idle {
+                return Err(format!("node {} serves too: {core:?}", node.at));
+            }
+            if !core.is_quiet() {
+                return Err(format!("node {} is busy: {core:?}", node.at));
+            }
+            if !process.ops.is_empty() {
+                return Err(format!("operations of node {} have not ended", node.at));
+            }
+        }
+        Ok(())
+    }
+
+    fn describe(&self) -> String {
+        let mut text = format!("{:?}", self.volume().map(|v| (v.epoch, v.coordinator, &v.groups)));
+        for node in &self.nodes {
+            if let Some(process) = &node.process {
+                text += &format!("\n  node {}: {:?}", node.at, process.coordinator);
+            }
+        }
+        text
+    }
+
+    /// I7, I8 and what follows from rest: nothing undecided, one version each, every n shards of
+    /// a row decode to the same.
+    pub(crate) fn check_rest(&self) -> Checked {
+        let volume = self.volume().ok_or("no volume")?;
+        let code = Code::new(volume.data, volume.parity).map_err(|error| error.to_string())?;
+        for node in &self.nodes {
+            let marks = node.disk.prepared(volume.no).map_err(|error| error.to_string())?;
+            if !marks.is_empty() {
+                return Err(format!("still undecided on node {}: {marks:?}", node.at));
+            }
+        }
+        let rows: BTreeSet<RowAddr> = self.all_blocks().into_iter().map(|(row, _)| row).collect();
+        for row in rows.iter().filter(|row| !self.rotten.contains(row)) {
+            self.check_row(volume, &code, *row).map_err(|why| format!("row {row}: {why}"))?;
+        }
+        Ok(())
+    }
+
+    fn check_row(&self, volume: &Volume, code: &Code, row: RowAddr) -> Checked {
+        let group = volume.group(row.group).ok_or("no group")?;
+        let data = SlotSet::first(volume.data);
+        let mut heads: BTreeMap<Slot, VersionMeta> = BTreeMap::new();
+        let mut records: BTreeMap<Slot, Bytes> = BTreeMap::new();
+        for slot in volume.all_slots().iter() {
+            let store = group.slots.get(slot.index()).copied().ok_or("no store")?;
+            let disk = &self.nodes[self.node_of(store)].disk;
+            let at = RowSlot { volume: volume.no, row, slot };
+            let versions = disk.versions(at).map_err(|error| error.to_string())?;
+            if versions.len() > 1 {
+                let list: Vec<String> = versions.iter().map(|m| m.ver.to_string()).collect();
+                return Err(format!("I9: slot {slot} keeps {list:?}"));
+            }
+            let head = versions.into_iter().next().unwrap_or_default();
+            let record = disk.record(at, head.ver).map_err(|error| error.to_string())?;
+            let record = record.unwrap_or_default();
+            if !head.ver.is_none() && !head.verifies(at, &record) {
+                return Err(format!("slot {slot} does not verify"));
+            }
+            if data.contains(slot) && value_of(&record).is_none() {
+                return Err(format!("slot {slot} holds {record:?}"));
+            }
+            let full = if record.is_empty() { vec![0; super::client::RECORD_LEN].into() } else { record };
+            heads.insert(slot, head);
+            records.insert(slot, full);
+        }
+        for (parity, head) in heads.iter().filter(|(slot, _)| !data.contains(**slot)) {
+            for slot in data.iter() {
+                let named = head.vec.get(slot.index()).map(|entry| entry.ver).unwrap_or_default();
+                if heads.get(&slot).map(|head| head.ver) != Some(named) {
+                    return Err(format!("I7: {parity} names {named} for {slot}: {heads:?}"));
+                }
+            }
+        }
+        let all: Vec<Slot> = volume.all_slots().iter().collect();
+        for subset in 0u32..1 << all.len() {
+            if subset.count_ones() != u32::from(volume.data) {
+                continue;
+            }
+            let chosen = SlotSet(subset);
+            let sources: Vec<(Slot, &[u8])> =
+                records.iter().filter(|(s, _)| chosen.contains(**s)).map(|(s, r)| (*s, r.as_ref())).collect();
+            let want: Vec<Slot> = volume.all_slots().minus(chosen).iter().collect();
+            let decoded = code.reconstruct(&sources, &want).map_err(|error| error.to_string())?;
+            for (slot, bytes) in decoded {
+                if records.get(&slot) != Some(&bytes) {
+                    return Err(format!("I8: {chosen} decodes to another {slot}"));
+                }
+            }
+        }
+        Ok(())
+    }
+}

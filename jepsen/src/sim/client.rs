@@ -1,0 +1,299 @@
+//! Clients: each does one operation at a time, and every write has a value of its own.
+
+use super::event::{At, Ev};
+use super::history::{ABSENT, Op};
+use super::swarm::MS;
+use super::world::World;
+use bytes::Bytes;
+use smalti_rowcommit::Event;
+use smalti_rowcommit::coordinator::{BlockWrite, OpError};
+use smalti_storage::ids::{GroupNo, RowAddr, Slot, Wid};
+use std::collections::BTreeMap;
+
+/// Bytes of a record: the least the code takes.
+pub(crate) const RECORD_LEN: usize = 64;
+
+/// A client gives up on an answer after this long.
+const DEADLINE: u64 = 8000 * MS;
+
+/// A block: its row and slot.
+pub(crate) type Block = (RowAddr, Slot);
+
+#[derive(Clone, Debug)]
+struct Pending {
+    op: u64,
+    write: bool,
+    blocks: Vec<(Block, u64)>,
+    from: u64,
+    wid: Option<Wid>,
+}
+
+/// A client.
+#[derive(Debug, Default)]
+pub(crate) struct Client {
+    ops: u64,
+    pending: Option<Pending>,
+    /// Blocks still to be read back at the end.
+    left: Vec<Block>,
+}
+
+impl Client {
+    pub(crate) fn is_busy(&self) -> bool {
+        self.pending.is_some() || !self.left.is_empty()
+    }
+}
+
+/// The record of a value: nothing like another one's in any byte.
+pub(crate) fn record(value: u64) -> Bytes {
+    if value == ABSENT {
+        return Bytes::new();
+    }
+    let mut bytes = Vec::with_capacity(RECORD_LEN);
+    let mut word = value;
+    while bytes.len() < RECORD_LEN {
+        bytes.extend_from_slice(&word.to_le_bytes());
+        word = word.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(17) | 1;
+    }
+    bytes.into()
+}
+
+/// The value of a record, if it is one.
+pub(crate) fn value_of(bytes: &[u8]) -> Option<u64> {
+    if bytes.is_empty() {
+        return Some(ABSENT);
+    }
+    let value = u64::from_le_bytes(bytes.get(..8)?.try_into().ok()?);
+    (record(value) == bytes).then_some(value)
+}
+
+impl World {
+    pub(crate) fn all_blocks(&self) -> Vec<Block> {
+        let rows = (0..self.swarm.groups).flat_map(|group| {
+            (0..self.swarm.rows).map(move |index| RowAddr {
+                group: GroupNo(group),
+                stripe: u64::from(index / 2),
+                index: index % 2,
+            })
+        });
+        rows.flat_map(|row| (0..self.swarm.data).map(move |slot| (row, Slot(slot)))).collect()
+    }
+
+    fn next_turn(&mut self, client: usize) {
+        let think = if self.reading_back { MS } else { self.swarm.think };
+        let later = self.now + 1 + self.rng.below(think * 2);
+        self.queue.push(later, Ev::Client(client));
+    }
+
+    /// A client that is idle begins an operation.
+    pub(crate) fn client_turn(&mut self, client: usize) {
+        if self.clients[client].pending.is_some() {
+            return;
+        }
+        let Some((write, blocks)) = self.draw_op(client) else { return };
+        self.clients[client].ops += 1;
+        let op = self.clients[client].ops;
+        let from = self.tock();
+        // Unique over clients and operations; blocks of one operation differ in the last byte.
+        let base = ((client as u64 + 1) << 40) | (op << 8);
+        let trim = write && blocks.len() == 1 && self.may_trim(blocks[0]);
+        let value = |no: usize| if trim { ABSENT } else { base | no as u64 };
+        let blocks = blocks.into_iter().enumerate().map(|(no, b)| (b, value(no))).collect();
+        self.clients[client].pending = Some(Pending { op, write, blocks, from, wid: None });
+        let at = self.choose_node();
+        let later = self.now + self.rng.below(self.swarm.net_delay);
+        self.queue.push(later, Ev::Invoke { client, op, at });
+        self.queue.push(self.now + DEADLINE, Ev::Deadline { client, op });
+    }
+
+    fn may_trim(&mut self, block: Block) -> bool {
+        self.written.contains(&block) && self.rng.percent(5) && self.trimmed.insert(block)
+    }
+
+    fn draw_op(&mut self, client: usize) -> Option<(bool, Vec<Block>)> {
+        if self.reading_back {
+            let left = &mut self.clients[client].left;
+            let blocks: Vec<Block> = left.drain(..left.len().min(3)).collect();
+            return (!blocks.is_empty()).then_some((false, blocks));
+        }
+        if !self.stormy {
+            return None;
+        }
+        let all = self.all_blocks();
+        let write = self.rng.percent(self.swarm.writes_percent);
+        let first = self.rng.pick(&all)?;
+        if write && self.rng.percent(self.swarm.whole_rows_percent) {
+            return Some((true, all.into_iter().filter(|(row, _)| *row == first.0).collect()));
+        }
+        let mut blocks = vec![first];
+        while self.rng.percent(25) && blocks.len() < 4 {
+            let more = self.rng.pick(&all)?;
+            if !blocks.contains(&more) {
+                blocks.push(more);
+            }
+        }
+        Some((write, blocks))
+    }
+
+    /// Mostly the coordinator, sometimes whoever.
+    fn choose_node(&mut self) -> At {
+        let coordinator = self.volume().and_then(|volume| volume.coordinator);
+        let right = coordinator.and_then(|c| usize::try_from(c.node.0.checked_sub(1)?).ok());
+        match right {
+            Some(at) if self.rng.percent(90) => at,
+            _ => {
+                // Whoever believes to serve, were it wrongly.
+                let believers: Vec<At> = (0..self.nodes.len())
+                    .filter(|at| self.nodes[*at].up && self.believes(*at, self.volume))
+                    .collect();
+                self.rng.pick(&believers).unwrap_or(0)
+            }
+        }
+    }
+
+    /// The operation comes to a node's gateway, which stamps it and passes it on.
+    pub(crate) fn invoke(&mut self, client: usize, op: u64, at: At) {
+        let Some(pending) = self.clients[client].pending.clone().filter(|p| p.op == op) else {
+            return;
+        };
+        let able = self.nodes[at].up && !self.nodes[at].paused && self.believes(at, self.volume);
+        if !able {
+            return self.client_refused(client);
+        }
+        let process = self.nodes[at].process_mut();
+        let generation = process.map.volumes.get(&self.volume).map_or(0, |v| v.writer_gen);
+        process.next_op += 1;
+        let number = process.next_op;
+        process.ops.insert(number, (client, op));
+        if !pending.write {
+            let blocks = pending.blocks.iter().map(|(block, _)| *block).collect();
+            return self.coordinate(at, Event::Read { op: number, blocks });
+        }
+        let wid = Wid { generation, seq: process.next_wid };
+        process.next_wid += 1;
+        if let Some(pending) = &mut self.clients[client].pending {
+            pending.wid = Some(wid);
+        }
+        let write = |((row, slot), value): &(Block, u64)| BlockWrite {
+            row: *row,
+            slot: *slot,
+            wid,
+            snap: 0,
+            record: record(*value),
+        };
+        let blocks = pending.blocks.iter().map(write).collect();
+        self.coordinate(at, Event::Write { op: number, blocks });
+    }
+
+    /// Nothing was begun: as if the operation had never been.
+    fn client_refused(&mut self, client: usize) {
+        if let Some(pending) = self.clients[client].pending.take() {
+            for (block, value) in &pending.blocks {
+                if pending.write && *value == ABSENT {
+                    self.trimmed.remove(block);
+                }
+            }
+            if self.reading_back {
+                let blocks = pending.blocks.iter().map(|(block, _)| *block);
+                self.clients[client].left.extend(blocks);
+            }
+        }
+        self.next_turn(client);
+    }
+
+    fn take_op(&mut self, at: At, number: u64) -> Option<(usize, Pending)> {
+        let process = self.nodes[at].process.as_mut()?;
+        let (client, op) = process.ops.remove(&number)?;
+        let held = &mut self.clients[client].pending;
+        held.take_if(|pending| pending.op == op).map(|pending| (client, pending))
+    }
+
+    /// The process that had the operation is gone, or the client's patience.
+    pub(crate) fn client_unknown(&mut self, client: usize, op: u64) {
+        let held = &mut self.clients[client].pending;
+        let Some(pending) = held.take_if(|pending| pending.op == op) else { return };
+        self.end_unknown(client, &pending);
+    }
+
+    fn end_unknown(&mut self, client: usize, pending: &Pending) {
+        if pending.write {
+            for (block, value) in &pending.blocks {
+                let op = Op { write: true, value: *value, from: pending.from, to: None };
+                self.history.push(*block, op);
+            }
+        } else if self.reading_back {
+            let blocks = pending.blocks.iter().map(|(block, _)| *block);
+            self.clients[client].left.extend(blocks);
+        }
+        self.next_turn(client);
+    }
+
+    pub(crate) fn write_done(&mut self, at: At, number: u64, result: Result<(), OpError>) {
+        let Some((client, pending)) = self.take_op(at, number) else { return };
+        if let Err(error) = result {
+            self.expect_error(error);
+            self.end_unknown(client, &pending);
+            return;
+        }
+        let to = Some(self.tock());
+        self.acknowledged += 1;
+        for (block, value) in &pending.blocks {
+            self.written.insert(*block);
+            let op = Op { write: true, value: *value, from: pending.from, to };
+            self.history.push(*block, op);
+            if let Some(wid) = pending.wid {
+                let newest = self.acked.entry(*block).or_default();
+                *newest = (*newest).max(wid);
+                self.check_acked(at, *block, wid);
+            }
+        }
+        self.next_turn(client);
+    }
+
+    pub(crate) fn read_done(&mut self, at: At, number: u64, result: Result<Vec<Bytes>, OpError>) {
+        let Some((client, pending)) = self.take_op(at, number) else { return };
+        let records = match result {
+            Ok(records) => records,
+            Err(error) => {
+                self.expect_error(error);
+                self.end_unknown(client, &pending);
+                return;
+            }
+        };
+        let to = Some(self.tock());
+        for ((block, _), bytes) in pending.blocks.iter().zip(&records) {
+            let Some(value) = value_of(bytes) else {
+                return self.fail(format!("I15: block {block:?} was read as {bytes:?}"));
+            };
+            let op = Op { write: false, value, from: pending.from, to };
+            self.history.push(*block, op);
+        }
+        self.next_turn(client);
+    }
+
+    fn expect_error(&mut self, error: OpError) {
+        let expected = match error {
+            OpError::Fenced => true,
+            // Rotten bytes are one loss, slots that are out others.
+            OpError::Unreadable => !self.rotten.is_empty() && self.swarm.faults.len() > 1,
+            OpError::NoSpace => self.swarm.has(super::swarm::Fault::Full),
+            _ => false,
+        };
+        if !expected {
+            self.fail(format!("an operation failed: {error}"));
+        }
+    }
+
+    /// Every block is read once more, by all clients together.
+    pub(crate) fn read_back(&mut self) {
+        self.trace(|| "reading back".into());
+        self.reading_back = true;
+        let mut by_block: BTreeMap<usize, Vec<Block>> = BTreeMap::new();
+        for (no, block) in self.all_blocks().into_iter().enumerate() {
+            by_block.entry(no % self.clients.len()).or_default().push(block);
+        }
+        for (client, blocks) in by_block {
+            self.clients[client].left = blocks;
+            self.next_turn(client);
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! Faults: when they begin, how long they last, and how all of them end.
+
+use super::event::{At, Ev};
+use super::swarm::{Fault, MS};
+use super::world::World;
+use smalti_storage::ids::{RowSlot, Slot};
+use smalti_storage::store::ShardStore;
+
+impl World {
+    fn any_node(&mut self) -> At {
+        usize::try_from(self.rng.below(self.nodes.len() as u64)).unwrap_or(0)
+    }
+
+    fn lasts(&mut self) -> u64 {
+        self.now + self.rng.range(5 * MS, self.swarm.fault_long)
+    }
+
+    /// One fault begins, and the next one is planned.
+    pub(crate) fn fault(&mut self) {
+        if !self.stormy {
+            return;
+        }
+        let next = self.now + self.rng.range(1, self.swarm.fault_every * 2);
+        self.queue.push(next, Ev::Fault);
+        let faults = self.swarm.faults.clone();
+        let Some(fault) = self.rng.pick(&faults) else { return };
+        let at = self.any_node();
+        let until = self.lasts();
+        self.trace(|| format!("fault {fault:?} at n{at} until {}", until / MS));
+        match fault {
+            Fault::Crash | Fault::Restart => {
+                if self.nodes[at].up && !(self.nodes[at].paused && fault == Fault::Restart) {
+                    self.count(fault, true);
+                    self.stop(at, fault == Fault::Restart);
+                    self.queue.push(until, Ev::Start(at));
+                }
+            }
+            Fault::Blackout => {
+                if self.rng.percent(30) {
+                    self.count(fault, true);
+                    for at in 0..self.nodes.len() {
+                        self.stop(at, false);
+                        let until = self.lasts();
+                        self.queue.push(until, Ev::Start(at));
+                    }
+                }
+            }
+            Fault::Pause => {
+                if self.nodes[at].up && !self.nodes[at].paused {
+                    self.count(fault, true);
+                    self.pause(at);
+                    self.queue.push(until, Ev::Resume(at));
+                }
+            }
+            Fault::Cut => {
+                let to = self.any_node();
+                self.cut(at, to, true);
+                self.count(fault, true);
+                self.queue.push(until, Ev::Over(fault, at, to));
+            }
+            Fault::Partition => self.partition(until),
+            Fault::MapCut => {
+                self.count(fault, true);
+                if self.rng.percent(20) {
+                    self.map_away = true;
+                    self.queue.push(until, Ev::Over(fault, usize::MAX, 0));
+                } else {
+                    self.nodes[at].map_cut += 1;
+                    self.queue.push(until, Ev::Over(fault, at, 0));
+                }
+            }
+            Fault::Break => {
+                self.count(fault, true);
+                let share = self.rng.pick(&[5, 30, 100]).unwrap_or(30);
+                for id in self.open_sessions() {
+                    if self.rng.percent(share) {
+                        self.break_session(id);
+                    }
+                }
+            }
+            Fault::Slow => {
+                self.count(fault, true);
+                self.slow = self.rng.pick(&[5, 50, 300]).unwrap_or(5);
+                self.queue.push(until, Ev::Over(fault, 0, 0));
+            }
+            Fault::Elect => {
+                if !self.map_away {
+                    self.count(fault, true);
+                    self.elect_any();
+                }
+            }
+            Fault::Handover => self.hand_over(),
+            Fault::Full => {
+                if self.nodes[at].up {
+                    self.set_full(at, true);
+                    self.queue.push(until, Ev::Over(fault, at, 0));
+                }
+            }
+            Fault::Rot => self.rot(),
+        }
+    }
+
+    fn cut(&mut self, from: At, to: At, begins: bool) {
+        let count = self.cuts.entry((from, to)).or_default();
+        *count = if begins { *count + 1 } else { count.saturating_sub(1) };
+        if begins {
+            self.time_out(|a, b| (a, b) == (from, to) || (b, a) == (from, to));
+        }
+    }
+
+    fn partition(&mut self, until: u64) {
+        self.count(Fault::Partition, true);
+        let lone = self.rng.percent(50);
+        let alone = self.any_node();
+        let apart: Vec<bool> = (0..self.nodes.len())
+            .map(|at| if lone { at == alone } else { self.rng.percent(50) })
+            .collect();
+        for a in 0..apart.len() {
+            for b in 0..apart.len() {
+                if apart[a] != apart[b] {
+                    self.cut(a, b, true);
+                    self.queue.push(until, Ev::Over(Fault::Cut, a, b));
+                }
+            }
+        }
+        // The smaller side has no majority.
+        let small = apart.iter().filter(|side| **side).count() * 2 <= apart.len();
+        for at in (0..apart.len()).filter(|at| apart[*at] == small) {
+            self.nodes[at].map_cut += 1;
+            self.queue.push(until, Ev::Over(Fault::MapCut, at, 0));
+        }
+    }
+
+    /// Makes one stored version of a row rotten that was not so before: its record or metadata.
+    fn rot(&mut self) {
+        let blocks = self.all_blocks();
+        let Some((row, _)) = self.rng.pick(&blocks) else { return };
+        let whole = self.volume().and_then(|v| v.group(row.group)).is_some_and(|group| {
+            group.insync.len() == u32::from(self.swarm.data + self.swarm.parity)
+        });
+        if !whole || self.rotten.contains(&row) {
+            return;
+        }
+        let slots = self.swarm.data + self.swarm.parity;
+        let slot = Slot(u8::try_from(self.rng.below(u64::from(slots))).unwrap_or(0));
+        let store = self.volume().and_then(|v| v.group(row.group)?.slots.get(slot.index()).copied());
+        let Some(store) = store else { return };
+        let at = RowSlot { volume: self.volume, row, slot };
+        let disk = std::sync::Arc::clone(&self.nodes[self.node_of(store)].disk);
+        let Ok(Some(head)) = disk.head(at) else { return };
+        let byte = usize::try_from(self.rng.below(64)).unwrap_or(0);
+        let done = if self.rng.percent(60) {
+            disk.corrupt_record(at, head.ver, byte)
+        } else {
+            disk.corrupt_meta(at, head.ver)
+        };
+        if done {
+            self.trace(|| format!("{at} rots"));
+            self.count(Fault::Rot, true);
+            self.rotten.insert(row);
+        }
+    }
+
+    /// A fault's time is over.
+    pub(crate) fn over(&mut self, fault: Fault, a: At, b: At) {
+        match fault {
+            Fault::Cut => self.cut(a, b, false),
+            Fault::MapCut if a == usize::MAX => self.map_away = false,
+            Fault::MapCut => {
+                self.nodes[a].map_cut = self.nodes[a].map_cut.saturating_sub(1);
+            }
+            Fault::Slow => self.slow = 1,
+            Fault::Full => self.set_full(a, false),
+            _ => {}
+        }
+    }
+
+    /// All faults end; who is down starts.
+    pub(crate) fn heal(&mut self) {
+        self.trace(|| "all faults end".into());
+        self.stormy = false;
+        self.cuts.clear();
+        self.slow = 1;
+        self.map_away = false;
+        for at in 0..self.nodes.len() {
+            self.nodes[at].map_cut = 0;
+            self.resume(at);
+            if self.nodes[at].up {
+                if let Some(process) = &mut self.nodes[at].process {
+                    process.core.set_space_low(false);
+                }
+            } else {
+                self.start(at);
+            }
+        }
+    }
+}

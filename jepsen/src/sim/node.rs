@@ -1,0 +1,420 @@
+//! A node: a process with a store, a potential coordinator and a replica of the map, over a disk
+//! that outlives it.
+
+use super::event::{At, Ev, Life};
+use super::link::SessionId;
+use super::swarm::{Fault, MS};
+use super::world::{World, node_id};
+use smalti_map::{Applied, ClusterMap, Command, Coordinator as Coordinating};
+use smalti_rowcommit::coordinator::Coordinator;
+use smalti_rowcommit::msg::{Frame, Reply};
+use smalti_rowcommit::store::read::ReadSide;
+use smalti_rowcommit::store::StoreConfig;
+use smalti_rowcommit::{Action, CoordinatorConfig, Event, StoreCore, Time};
+use smalti_storage::ids::{Incarnation, StoreId, VolumeNo};
+use smalti_storage::store::memory::{MemoryStore, Restart};
+use smalti_storage::store::{Batch, Change, ShardStore};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+/// How often a coordinator is told that time has passed.
+const TICK: u64 = 20 * MS;
+
+/// Frames that the writer takes at once.
+const BATCH_FRAMES: usize = 64;
+
+#[derive(Debug)]
+enum Job {
+    Frame(SessionId, Box<Frame>),
+    Map(Arc<ClusterMap>),
+}
+
+/// What dies with the process.
+#[derive(Debug)]
+pub(crate) struct Process {
+    pub(crate) incarnation: Incarnation,
+    pub(crate) map: Arc<ClusterMap>,
+    pub(crate) core: StoreCore,
+    pub(crate) reader: ReadSide,
+    pub(crate) coordinator: Coordinator,
+    jobs: VecDeque<Job>,
+    committing: Option<(Batch, Vec<(SessionId, Reply)>)>,
+    flushing: bool,
+    /// The next client write's number.
+    pub(crate) next_wid: u64,
+    /// Client operations under way, by the coordinator's number.
+    pub(crate) ops: BTreeMap<u64, (usize, u64)>,
+    pub(crate) next_op: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) at: At,
+    pub(crate) life: u64,
+    pub(crate) up: bool,
+    pub(crate) paused: bool,
+    /// What came while it was stopped.
+    pub(crate) stash: VecDeque<Ev>,
+    pub(crate) store: StoreId,
+    pub(crate) disk: Arc<MemoryStore>,
+    /// The current sessions with stores.
+    pub(crate) links: BTreeMap<StoreId, SessionId>,
+    pub(crate) sessions: u64,
+    /// Its clock: ahead by so much, and so many millionths too fast.
+    pub(crate) offset: u64,
+    pub(crate) ppm: i64,
+    /// Cut off from the map.
+    pub(crate) map_cut: u32,
+    pub(crate) process: Option<Process>,
+}
+
+impl Node {
+    pub(crate) fn life(&self) -> Life {
+        Life { at: self.at, life: self.life }
+    }
+
+    pub(crate) fn process(&self) -> &Process {
+        self.process.as_ref().expect("asked of running nodes only")
+    }
+
+    pub(crate) fn process_mut(&mut self) -> &mut Process {
+        self.process.as_mut().expect("asked of running nodes only")
+    }
+
+    pub(crate) fn clock(&self, now: u64) -> Time {
+        let drift = i128::from(now) * i128::from(self.ppm) / 1_000_000;
+        let local = i128::from(now) + i128::from(self.offset) + drift;
+        Time(u64::try_from(local).unwrap_or(0))
+    }
+}
+
+impl World {
+    pub(crate) fn is_alive(&self, life: Life) -> bool {
+        let node = &self.nodes[life.at];
+        node.up && node.life == life.life
+    }
+
+    /// Starts the process of a node that is down: registers, then serves.
+    pub(crate) fn start(&mut self, at: At) {
+        if self.nodes[at].up {
+            return;
+        }
+        if self.nodes[at].map_cut > 0 || self.map_away {
+            let later = self.now + 50 * MS;
+            self.queue.push(later, Ev::Start(at));
+            return;
+        }
+        let node = node_id(at);
+        let addresses = super::world::addresses(at);
+        let applied = self.apply(&Command::RegisterNode { node, addresses });
+        let Applied::Registered(incarnation) = applied else {
+            self.fail(format!("node {at} could not register: {applied:?}"));
+            return;
+        };
+        let disk = Arc::clone(&self.nodes[at].disk);
+        let opened = disk.opened();
+        let register = Command::RegisterStore {
+            store: opened.id,
+            node,
+            incarnation: opened.incarnation,
+            clean: opened.clean,
+        };
+        if let Applied::Rejected(why) = self.apply(&register) {
+            self.fail(format!("store of node {at} could not register: {why}"));
+            return;
+        }
+        let me = Coordinating { node, incarnation };
+        let mut config = CoordinatorConfig::new(me, self.volume);
+        config.record_len = super::client::RECORD_LEN;
+        config.cached_rows = self.swarm.cached_rows;
+        config.catchup_window = 2;
+        let store_config = StoreConfig {
+            lease_max: config.lease,
+            cached_rows: self.swarm.cached_rows,
+        };
+        let boot = self.nodes[at].clock(self.now);
+        let shared: Arc<dyn ShardStore> = disk;
+        let core = StoreCore::new(Arc::clone(&shared), store_config, boot);
+        let reader = ReadSide::new(shared, core.fence());
+        let node = &mut self.nodes[at];
+        node.life += 1;
+        node.up = true;
+        node.links.clear();
+        node.process = Some(Process {
+            incarnation,
+            map: Arc::default(),
+            core,
+            reader,
+            coordinator: Coordinator::new(config),
+            jobs: VecDeque::new(),
+            committing: None,
+            flushing: false,
+            next_wid: 1,
+            ops: BTreeMap::new(),
+            next_op: 1,
+        });
+        let life = node.life();
+        self.trace(|| format!("n{at} starts as {incarnation}, store {}", opened.incarnation));
+        // A replica may come up with an older map than it had: what was applied is not durable,
+        // what was committed is.
+        let behind = usize::try_from(self.rng.below(6)).unwrap_or(0);
+        let known = self.maps.len().saturating_sub(1 + behind);
+        if let Some(map) = self.maps.get(known).cloned() {
+            self.queue.push(self.now, Ev::Map { to: life, map });
+        }
+        let map = Arc::clone(&self.map);
+        let later = self.now + self.rng.below(self.swarm.map_delay * 4);
+        self.queue.push(later, Ev::Map { to: life, map });
+        self.queue.push(self.now + self.rng.below(TICK), Ev::Tick(life));
+        let stores: Vec<StoreId> = self.nodes.iter().map(|node| node.store).collect();
+        for store in stores {
+            let later = self.now + self.rng.below(20 * MS);
+            self.queue.push(later, Ev::Connect { from: life, store });
+        }
+    }
+
+    /// Ends the process of a node, in order or not.
+    pub(crate) fn stop(&mut self, at: At, clean: bool) {
+        if !self.nodes[at].up {
+            return;
+        }
+        self.trace(|| format!("n{at} stops, clean {clean}"));
+        let lost = usize::try_from(self.rng.below(4)).unwrap_or(0);
+        let kept = clean || self.rng.percent(50);
+        let node = &mut self.nodes[at];
+        let life = node.life();
+        node.up = false;
+        node.paused = false;
+        node.stash.clear();
+        node.links.clear();
+        let process = node.process.take();
+        let under_way = process.as_ref().and_then(|process| process.committing.as_ref());
+        if let Some((batch, _)) = under_way
+            && kept
+        {
+            // The disk was faster than the process.
+            let batch = batch.clone();
+            self.commit(at, batch);
+        }
+        if let Some(process) = process {
+            for (client, op) in process.ops.into_values() {
+                self.client_unknown(client, op);
+            }
+        }
+        if clean && let Err(error) = self.nodes[at].disk.close() {
+            self.fail(format!("store of node {at} does not close: {error}"));
+        }
+        let lost = if clean { 0 } else { lost };
+        let before = self.promised(at);
+        self.nodes[at].disk.restart(Restart { clean, lost });
+        if self.promised(at) < before {
+            self.fail(format!("I3: the store of node {at} forgot its promise in a restart"));
+        }
+        // Whoever talks to it finds out sooner or later.
+        for id in self.open_sessions() {
+            if self.sessions[id].to == life {
+                let later = self.now + self.rng.below(self.swarm.link_timeout);
+                self.queue.push(later, Ev::Timeout(id));
+            }
+        }
+    }
+
+    pub(crate) fn promised(&self, at: At) -> u32 {
+        self.nodes[at].disk.volume(self.volume).map_or(0, |state| state.promised.0)
+    }
+
+    pub(crate) fn pause(&mut self, at: At) {
+        if self.nodes[at].up && !self.nodes[at].paused {
+            self.trace(|| format!("n{at} is stopped"));
+            self.nodes[at].paused = true;
+            self.time_out(|_, to| to == at);
+        }
+    }
+
+    pub(crate) fn resume(&mut self, at: At) {
+        if !self.nodes[at].paused {
+            return;
+        }
+        self.trace(|| format!("n{at} goes on"));
+        self.nodes[at].paused = false;
+        let mut stash: Vec<Ev> = self.nodes[at].stash.drain(..).collect();
+        if self.rng.percent(50) {
+            // Timers and messages race when a process wakes up. Messages of one session stay in
+            // order, because each takes the first of its queue.
+            let mut rest: Vec<Ev> = Vec::new();
+            let (ticks, others): (Vec<Ev>, Vec<Ev>) =
+                stash.into_iter().partition(|event| matches!(event, Ev::Tick(_)));
+            rest.extend(ticks);
+            rest.extend(others);
+            stash = rest;
+        }
+        for event in stash {
+            self.queue.push(self.now, event);
+        }
+    }
+
+    pub(crate) fn tick(&mut self, life: Life) {
+        self.queue.push(self.now + TICK, Ev::Tick(life));
+        self.coordinate(life.at, Event::Tick);
+    }
+
+    /// Feeds a node's coordinator; what it wants is done a little later, with what else came.
+    pub(crate) fn coordinate(&mut self, at: At, event: Event) {
+        let now = self.nodes[at].clock(self.now);
+        let process = self.nodes[at].process_mut();
+        process.coordinator.handle(now, event);
+        if !process.flushing {
+            process.flushing = true;
+            let later = self.now + self.rng.below(200);
+            let life = self.nodes[at].life();
+            self.queue.push(later, Ev::Flush(life));
+        }
+    }
+
+    pub(crate) fn flush(&mut self, life: Life) {
+        let process = self.nodes[life.at].process_mut();
+        process.flushing = false;
+        for action in process.coordinator.drain() {
+            self.perform(life, action);
+        }
+    }
+
+    fn perform(&mut self, life: Life, action: Action) {
+        let at = life.at;
+        match action {
+            Action::Send { store, frame } => {
+                self.trace(|| format!("n{at} -> n{}: {frame:?}", self.node_of(store)));
+                self.mix(frame.watermark.seq ^ u64::from(frame.epoch.0) << 40);
+                self.check_frame(life, &frame);
+                self.send_frame(at, store, frame);
+            }
+            Action::Propose(command) => {
+                self.trace(|| format!("n{at} proposes {command:?}"));
+                let later = self.now + self.rng.below(self.swarm.map_delay * 2);
+                let command = Box::new(command);
+                self.queue.push(later, Ev::Propose { from: life, command, again: false });
+            }
+            Action::WriteDone { op, result } => {
+                self.trace(|| format!("n{at} write {op}: {result:?}"));
+                self.write_done(at, op, result);
+            }
+            Action::ReadDone { op, result } => {
+                self.trace(|| format!("n{at} read {op}: {result:?}"));
+                self.read_done(at, op, result);
+            }
+            Action::Alarm(alarm) => {
+                self.trace(|| format!("n{at} alarm {alarm:?}"));
+                self.alarm(at, alarm);
+            }
+        }
+    }
+
+    pub(crate) fn map_arrives(&mut self, to: Life, map: Arc<ClusterMap>) {
+        if self.nodes[to.at].map_cut > 0 {
+            let later = self.now + self.rng.range(10, 60) * MS;
+            self.queue.push(later, Ev::Map { to, map });
+            return;
+        }
+        let process = self.nodes[to.at].process_mut();
+        if map.version <= process.map.version {
+            return;
+        }
+        process.map = Arc::clone(&map);
+        process.jobs.push_back(Job::Map(Arc::clone(&map)));
+        let later = self.now + self.rng.below(500);
+        self.queue.push(later, Ev::MapAtCore { to, map });
+        self.write(to.at);
+    }
+
+    pub(crate) fn queue_frame(&mut self, at: At, session: SessionId, frame: Frame) {
+        self.nodes[at].process_mut().jobs.push_back(Job::Frame(session, Box::new(frame)));
+        self.write(at);
+    }
+
+    /// The writer takes what waits, unless a commit is under way.
+    fn write(&mut self, at: At) {
+        let now = self.nodes[at].clock(self.now);
+        let life = self.nodes[at].life();
+        let process = self.nodes[at].process_mut();
+        if process.committing.is_some() || process.jobs.is_empty() {
+            return;
+        }
+        let take = process.jobs.len().min(BATCH_FRAMES);
+        let jobs: Vec<Job> = process.jobs.drain(..take).collect();
+        let mut replies = Vec::new();
+        for job in jobs {
+            let process = self.nodes[at].process_mut();
+            let done = match job {
+                Job::Map(map) => process.core.set_map(&map).map(|()| None),
+                Job::Frame(session, frame) => {
+                    let from = node_id(self.sessions[session].from.at);
+                    process.core.handle(now, from, *frame).map(|reply| reply.map(|r| (session, r)))
+                }
+            };
+            match done {
+                Ok(reply) => replies.extend(reply),
+                Err(error) => return self.fail(format!("the store of node {at} failed: {error}")),
+            }
+        }
+        let process = self.nodes[at].process_mut();
+        let (batch, must_sync) = process.core.take_batch();
+        process.committing = Some((batch, replies));
+        let delay = if must_sync { self.swarm.disk_delay } else { 20 };
+        let later = self.now + 1 + self.rng.below(delay * 2);
+        self.queue.push(later, Ev::Committed(life));
+    }
+
+    pub(crate) fn committed(&mut self, life: Life) {
+        let at = life.at;
+        let Some((batch, replies)) = self.nodes[at].process_mut().committing.take() else { return };
+        if !batch.changes.is_empty() {
+            self.commit(at, batch);
+        }
+        self.nodes[at].process_mut().core.committed();
+        for (session, reply) in replies {
+            self.trace(|| format!("n{at} answers {reply:?}"));
+            self.mix(reply.answers.iter().fold(reply.session, |sum, (id, _)| sum ^ id));
+            self.send_reply(session, reply);
+        }
+        self.write(at);
+    }
+
+    fn commit(&mut self, at: At, batch: Batch) {
+        let before = self.promised(at);
+        for change in &batch.changes {
+            if let Change::SetVolume { state, .. } = change
+                && state.promised.0 < before
+            {
+                self.fail(format!("I3: node {at} promised {} after {before}", state.promised));
+            }
+        }
+        if let Err(error) = self.nodes[at].disk.commit(batch) {
+            self.fail(format!("the disk of node {at} refused a batch: {error}"));
+        }
+    }
+
+    pub(crate) fn read(&mut self, to: Life, session: SessionId, frame: &Frame) {
+        let from = node_id(self.sessions[session].from.at);
+        match self.nodes[to.at].process().reader.handle(from, frame) {
+            Ok(reply) => {
+                self.trace(|| format!("n{} answers {reply:?}", to.at));
+                self.send_reply(session, reply);
+            }
+            Err(error) => self.fail(format!("the store of node {} failed: {error}", to.at)),
+        }
+    }
+
+    /// Whether the node's own map calls it the coordinator.
+    pub(crate) fn believes(&self, at: At, volume: VolumeNo) -> bool {
+        let Some(process) = &self.nodes[at].process else { return false };
+        let me = Coordinating { node: node_id(at), incarnation: process.incarnation };
+        process.map.volumes.get(&volume).is_some_and(|v| v.coordinator == Some(me))
+    }
+
+    pub(crate) fn set_full(&mut self, at: At, full: bool) {
+        if let Some(process) = &mut self.nodes[at].process {
+            process.core.set_space_low(full);
+        }
+        self.count(Fault::Full, full);
+    }
+}

@@ -1,0 +1,136 @@
+//! What one seed decides before the run begins: the cluster, the load, the faults.
+
+use super::rng::Rng;
+
+/// Milliseconds in the simulator's unit of time.
+pub(crate) const MS: u64 = 1000;
+
+/// A class of faults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Fault {
+    /// A process dies and starts again; unsynced changes are lost.
+    Crash,
+    /// A process ends in order and starts again.
+    Restart,
+    /// All processes die at once.
+    Blackout,
+    /// A process is stopped for a while; its clock goes on.
+    Pause,
+    /// Messages from one node to another one are held.
+    Cut,
+    /// Two halves, or one node, apart from the rest.
+    Partition,
+    /// A node does not hear of the map and can not propose.
+    MapCut,
+    /// Sessions break.
+    Break,
+    /// The network is slow for a while.
+    Slow,
+    /// A coordinator is elected though the old one lives.
+    Elect,
+    /// The coordinator releases the volume, and another one is elected.
+    Handover,
+    /// A store is out of space for a while.
+    Full,
+    /// Stored bytes change.
+    Rot,
+}
+
+impl Fault {
+    /// All classes.
+    pub const ALL: [Self; 13] = [
+        Self::Crash,
+        Self::Restart,
+        Self::Blackout,
+        Self::Pause,
+        Self::Cut,
+        Self::Partition,
+        Self::MapCut,
+        Self::Break,
+        Self::Slow,
+        Self::Elect,
+        Self::Handover,
+        Self::Full,
+        Self::Rot,
+    ];
+}
+
+/// The parameters of one run.
+#[derive(Clone, Debug)]
+pub(crate) struct Swarm {
+    pub(crate) data: u8,
+    pub(crate) parity: u8,
+    pub(crate) min_insync: u8,
+    pub(crate) nodes: u64,
+    pub(crate) groups: u16,
+    pub(crate) rows: u32,
+    pub(crate) clients: usize,
+    /// Mean pause between two operations of a client.
+    pub(crate) think: u64,
+    pub(crate) faults: Vec<Fault>,
+    /// Mean time between two faults.
+    pub(crate) fault_every: u64,
+    /// Longest a fault lasts.
+    pub(crate) fault_long: u64,
+    /// Length of the phase with faults.
+    pub(crate) length: u64,
+    pub(crate) net_delay: u64,
+    pub(crate) disk_delay: u64,
+    pub(crate) map_delay: u64,
+    pub(crate) link_timeout: u64,
+    /// Greatest error of a clock's rate, in millionths.
+    pub(crate) drift: u64,
+    pub(crate) cached_rows: usize,
+    pub(crate) writes_percent: u64,
+    pub(crate) whole_rows_percent: u64,
+}
+
+impl Swarm {
+    pub(crate) fn draw(rng: &mut Rng) -> Self {
+        let geometries = [(2, 1), (2, 1), (2, 2), (3, 2), (1, 1), (4, 2), (1, 2)];
+        let (data, parity) = rng.pick(&geometries).unwrap_or((2, 1));
+        let strict = if parity >= 2 { data + 1 } else { data };
+        let min_insync = if rng.percent(25) { data } else { strict };
+        let mut faults: Vec<Fault> =
+            Fault::ALL.into_iter().filter(|f| *f != Fault::Rot && rng.percent(45)).collect();
+        if faults.is_empty() {
+            faults.push(Fault::Crash);
+        }
+        // Rotten bytes on top of stores that are out would be more than the code can bear.
+        let rot = rng.percent(12);
+        if rot {
+            faults = vec![Fault::Rot];
+            for fault in [Fault::Elect, Fault::Break, Fault::Slow, Fault::Handover] {
+                if rng.percent(40) {
+                    faults.push(fault);
+                }
+            }
+        }
+        Self {
+            data,
+            parity,
+            min_insync,
+            nodes: u64::from(data + parity) + rng.below(3),
+            groups: 1 + u16::try_from(rng.below(3)).unwrap_or(0),
+            rows: 1 + u32::try_from(rng.below(4)).unwrap_or(0),
+            clients: 2 + usize::try_from(rng.below(5)).unwrap_or(0),
+            think: rng.pick(&[2, 5, 15, 40]).unwrap_or(5) * MS,
+            faults,
+            fault_every: rng.pick(&[60, 150, 400, 1200]).unwrap_or(400) * MS,
+            fault_long: rng.pick(&[100, 600, 2500, 6000]).unwrap_or(600) * MS,
+            length: rng.range(4, 14) * 1000 * MS,
+            net_delay: rng.pick(&[200, 1000, 5000]).unwrap_or(200),
+            disk_delay: rng.pick(&[100, 1500, 8000]).unwrap_or(100),
+            map_delay: rng.pick(&[2, 20, 200]).unwrap_or(2) * MS,
+            link_timeout: rng.pick(&[150, 400, 1500, 5000]).unwrap_or(400) * MS,
+            drift: rng.pick(&[0, 200, 9_900]).unwrap_or(0),
+            cached_rows: rng.pick(&[1, 2, 1000]).unwrap_or(1000),
+            writes_percent: rng.pick(&[30, 60, 85]).unwrap_or(60),
+            whole_rows_percent: rng.pick(&[0, 10, 40]).unwrap_or(10),
+        }
+    }
+
+    pub(crate) fn has(&self, fault: Fault) -> bool {
+        self.faults.contains(&fault)
+    }
+}

@@ -1,0 +1,408 @@
+//! The whole cluster in one thread.
+
+use super::client::{Block, Client};
+use super::event::{At, Ev, Life, Queue};
+use super::history::History;
+use super::link::Session;
+use super::node::Node;
+use super::rng::Rng;
+use super::swarm::{Fault, MS, Swarm};
+use smalti_map::{
+    Applied, ClusterMap, Command, Custody, KeyEpoch, NewVolume, NodeAddresses, ShareHolder, Volume,
+};
+use smalti_storage::ids::{
+    ClusterId, KeyEpochNo, NodeId, RowAddr, StoreId, Ver, VolumeId, VolumeNo, Wid,
+};
+use smalti_storage::store::ShardStore;
+use smalti_storage::store::memory::MemoryStore;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use uuid::Uuid;
+
+/// How long the cluster may take to be whole again once all faults are over.
+const HEALING: u64 = 120_000 * MS;
+
+/// How long after healing something of before may still have an effect.
+const STRAGGLERS: u64 = 5_000 * MS;
+
+pub(crate) struct World {
+    pub(crate) swarm: Swarm,
+    pub(crate) rng: Rng,
+    pub(crate) now: u64,
+    pub(crate) queue: Queue,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) sessions: Vec<Session>,
+    /// Faults that hold messages, by direction.
+    pub(crate) cuts: BTreeMap<(At, At), u32>,
+    /// The network is so many times slower than usual.
+    pub(crate) slow: u64,
+    pub(crate) volume: VolumeNo,
+    pub(crate) map: Arc<ClusterMap>,
+    /// All maps there ever were.
+    pub(crate) maps: Vec<Arc<ClusterMap>>,
+    /// Nobody can propose.
+    pub(crate) map_away: bool,
+    /// Since when the coordinator looks dead.
+    pub(crate) suspected: Option<u64>,
+    pub(crate) clients: Vec<Client>,
+    pub(crate) history: History<Block>,
+    pub(crate) moment: u64,
+    /// Faults go on, clients too.
+    pub(crate) stormy: bool,
+    pub(crate) reading_back: bool,
+    /// Per block the newest acknowledged client write.
+    pub(crate) acked: BTreeMap<Block, Wid>,
+    /// Who issued each version, and for which row.
+    pub(crate) issued: BTreeMap<Ver, (Life, RowAddr)>,
+    pub(crate) trimmed: BTreeSet<Block>,
+    pub(crate) written: BTreeSet<Block>,
+    /// Rows in which bytes were made rotten.
+    pub(crate) rotten: BTreeSet<RowAddr>,
+    pub(crate) counts: BTreeMap<Fault, u64>,
+    pub(crate) acknowledged: u64,
+    pub(crate) steps: u64,
+    pub(crate) tracing: bool,
+    hash: u64,
+    failure: Option<String>,
+}
+
+/// What became of one run.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// What went wrong, in words.
+    pub failure: Option<String>,
+    /// Two runs of a seed have the same.
+    pub hash: u64,
+    /// Operations that the checker looked at.
+    pub ops: usize,
+    /// Writes that were acknowledged.
+    pub acknowledged: u64,
+    /// Faults by class.
+    pub faults: BTreeMap<Fault, u64>,
+    /// Simulated microseconds.
+    pub time: u64,
+    /// Events.
+    pub steps: u64,
+    /// Epochs the volume went through.
+    pub epochs: u32,
+}
+
+pub(crate) fn node_id(at: At) -> NodeId {
+    NodeId(at as u64 + 1)
+}
+
+pub(crate) fn addresses(at: At) -> NodeAddresses {
+    let port = 1000 + u16::try_from(at).unwrap_or(0) * 10;
+    let to = |offset| ([127, 0, 0, 1], port + offset).into();
+    NodeAddresses { quic: to(0), api: to(1), nbd: to(2) }
+}
+
+fn store_id(at: At) -> StoreId {
+    StoreId(Uuid::from_u128(0x5_0000 + at as u128))
+}
+
+/// Runs one seed.
+pub fn run(seed: u64, tracing: bool) -> Report {
+    let mut world = World::new(seed, tracing);
+    world.storm();
+    world.calm();
+    world.report()
+}
+
+impl World {
+    fn new(seed: u64, tracing: bool) -> Self {
+        let mut rng = Rng::new(seed);
+        let swarm = Swarm::draw(&mut rng);
+        let count = usize::try_from(swarm.nodes).unwrap_or(1);
+        let nodes = (0..count)
+            .map(|at| Node {
+                at,
+                life: 0,
+                up: false,
+                paused: false,
+                stash: VecDeque::new(),
+                store: store_id(at),
+                disk: Arc::new(MemoryStore::new(store_id(at))),
+                links: BTreeMap::new(),
+                sessions: 0,
+                offset: rng.below(1_000_000 * MS),
+                ppm: i64::try_from(rng.below(2 * swarm.drift + 1)).unwrap_or(0)
+                    - i64::try_from(swarm.drift).unwrap_or(0),
+                map_cut: 0,
+                process: None,
+            })
+            .collect();
+        let clients = (0..swarm.clients).map(|_| Client::default()).collect();
+        let mut world = Self {
+            swarm,
+            rng,
+            now: 1,
+            queue: Queue::default(),
+            nodes,
+            sessions: Vec::new(),
+            cuts: BTreeMap::new(),
+            slow: 1,
+            volume: VolumeNo(1),
+            map: Arc::default(),
+            maps: Vec::new(),
+            map_away: false,
+            suspected: None,
+            clients,
+            history: History::default(),
+            moment: 1,
+            stormy: true,
+            reading_back: false,
+            acked: BTreeMap::new(),
+            issued: BTreeMap::new(),
+            trimmed: BTreeSet::new(),
+            written: BTreeSet::new(),
+            rotten: BTreeSet::new(),
+            counts: BTreeMap::new(),
+            acknowledged: 0,
+            steps: 0,
+            tracing,
+            hash: 0xcbf2_9ce4_8422_2325,
+            failure: None,
+        };
+        world.found();
+        world
+    }
+
+    /// The cluster and its volume; then every node starts.
+    fn found(&mut self) {
+        let swarm = self.swarm.clone();
+        self.trace(|| format!("{swarm:?}"));
+        let count = self.nodes.len();
+        let holders = vec![ShareHolder { node: node_id(0), share: 1 }];
+        let custody = Custody { threshold: 1, holders, commitments: vec![7] };
+        self.must(&Command::InitCluster {
+            cluster: ClusterId(Uuid::from_u128(1)),
+            nodes: (0..count).map(|at| (node_id(at), format!("n{at}"), addresses(at))).collect(),
+            custody: custody.clone(),
+        });
+        for at in 0..count {
+            self.must(&Command::RegisterStore {
+                store: store_id(at),
+                node: node_id(at),
+                incarnation: self.nodes[at].disk.opened().incarnation,
+                clean: true,
+            });
+        }
+        let slots = usize::from(swarm.data + swarm.parity);
+        let groups: Vec<Vec<StoreId>> = (0..swarm.groups)
+            .map(|_| {
+                let mut all: Vec<At> = (0..count).collect();
+                self.rng.shuffle(&mut all);
+                all.into_iter().take(slots).map(store_id).collect()
+            })
+            .collect();
+        let key_epoch = KeyEpoch {
+            no: KeyEpochNo(1),
+            timestamp: 1,
+            shard_keys: vec![vec![1; 8]; groups.len() * usize::from(swarm.data)],
+            place_key: vec![2; 8],
+            custody,
+        };
+        let created = self.must(&Command::CreateVolume(Box::new(NewVolume {
+            id: VolumeId(Uuid::from_u128(2)),
+            name: "vol".into(),
+            size: 1 << 30,
+            data: swarm.data,
+            parity: swarm.parity,
+            shard_size: 1 << 20,
+            min_insync: swarm.min_insync,
+            groups,
+            key_epoch,
+        })));
+        if let Applied::Created(no) = created {
+            self.volume = no;
+        }
+        for at in 0..count {
+            let later = self.rng.below(50 * MS);
+            self.queue.push(later, Ev::Start(at));
+        }
+        for client in 0..self.clients.len() {
+            let later = 100 * MS + self.rng.below(50 * MS);
+            self.queue.push(later, Ev::Client(client));
+        }
+        self.queue.push(60 * MS, Ev::Leader);
+        self.queue.push(3000 * MS, Ev::Fault);
+    }
+
+    fn must(&mut self, command: &Command) -> Applied {
+        let applied = self.apply(command);
+        if let Applied::Rejected(why) = &applied {
+            self.fail(format!("{command:?} was refused: {why}"));
+        }
+        applied
+    }
+
+    fn storm(&mut self) {
+        let end = 3000 * MS + self.swarm.length;
+        while self.failure.is_none() && self.now < end {
+            self.step();
+        }
+    }
+
+    /// All faults are over: within a bound everything is whole, and what was written is there.
+    fn calm(&mut self) {
+        if self.failure.is_some() {
+            return;
+        }
+        self.heal();
+        let end = self.now + HEALING;
+        // Proposals that were stuck somewhere may still come through for a while.
+        let mut next_look = self.now + STRAGGLERS;
+        while self.failure.is_none() {
+            self.step();
+            if self.now >= next_look {
+                next_look = self.now + 100 * MS;
+                if self.is_whole().is_ok() {
+                    break;
+                }
+            }
+            if self.now > end {
+                let why = self.is_whole().err().unwrap_or_default();
+                self.fail(format!("not whole {} s after healing: {why}", HEALING / 1000 / MS));
+                return;
+            }
+        }
+        self.read_back();
+        let epoch = self.volume().map(|volume| volume.epoch);
+        let end = self.now + HEALING;
+        while self.failure.is_none() && self.clients.iter().any(Client::is_busy) {
+            self.step();
+            if self.now > end {
+                self.fail("reads of a whole volume do not end".into());
+            }
+        }
+        // Time for the watermark to come everywhere.
+        let end = self.now + 500 * MS;
+        while self.failure.is_none() && self.now < end {
+            self.step();
+        }
+        if self.failure.is_none()
+            && let Err(why) = self.is_whole()
+        {
+            self.fail(format!("was whole, and is not any more: {why}"));
+        }
+        if self.failure.is_none() && epoch != self.volume().map(|volume| volume.epoch) {
+            self.fail(format!("the epoch moves on without a fault, from {epoch:?}"));
+        }
+        if self.failure.is_none()
+            && let Err(why) = self.check_rest().and_then(|()| self.history.check())
+        {
+            self.fail(why);
+        }
+    }
+
+    fn report(self) -> Report {
+        let mut hash = self.hash;
+        for node in &self.nodes {
+            let print = node.disk.fingerprint();
+            hash = mixed(hash, u64::try_from(print & u128::from(u64::MAX)).unwrap_or(0));
+        }
+        Report {
+            failure: self.failure,
+            hash,
+            ops: self.history.len(),
+            acknowledged: self.acknowledged,
+            faults: self.counts,
+            time: self.now,
+            steps: self.steps,
+            epochs: self.map.volumes.values().next().map_or(0, |volume| volume.epoch.0),
+        }
+    }
+
+    fn step(&mut self) {
+        let Some((at, event)) = self.queue.pop() else {
+            self.fail("nothing is going to happen any more".into());
+            return;
+        };
+        self.now = self.now.max(at);
+        self.steps += 1;
+        if let Some(life) = event.process() {
+            if !self.is_alive(life) {
+                return;
+            }
+            if self.nodes[life.at].paused {
+                self.nodes[life.at].stash.push_back(event);
+                return;
+            }
+        }
+        self.mix(self.now);
+        match event {
+            Ev::Frame(id) => self.frame_arrives(id),
+            Ev::Reply(id) => self.reply_arrives(id),
+            Ev::Broken(id) => {
+                let Session { from, store, .. } = self.sessions[id];
+                if self.is_alive(from) {
+                    self.session_is_down(id, from, store);
+                }
+            }
+            Ev::Timeout(id) => self.timeout(id),
+            Ev::Connect { from, store } => self.connect(from, store),
+            Ev::Read { to, session, frame } => self.read(to, session, &frame),
+            Ev::Committed(life) => self.committed(life),
+            Ev::Map { to, map } => self.map_arrives(to, map),
+            Ev::MapAtCore { to, map } => {
+                self.coordinate(to.at, smalti_rowcommit::Event::Map(map));
+            }
+            Ev::Tick(life) => self.tick(life),
+            Ev::Flush(life) => self.flush(life),
+            Ev::Propose { from, command, again } => self.proposed(from, command, again),
+            Ev::Refused { to, command, why } => {
+                let event = smalti_rowcommit::Event::Refused { command: *command, why };
+                self.coordinate(to.at, event);
+            }
+            Ev::Client(client) => self.client_turn(client),
+            Ev::Invoke { client, op, at } => self.invoke(client, op, at),
+            Ev::Deadline { client, op } => self.client_unknown(client, op),
+            Ev::Leader => self.leader(),
+            Ev::Elect => self.elect_any(),
+            Ev::Fault => self.fault(),
+            Ev::Over(fault, a, b) => self.over(fault, a, b),
+            Ev::Resume(at) => self.resume(at),
+            Ev::Start(at) => self.start(at),
+        }
+    }
+
+    pub(crate) fn volume(&self) -> Option<&Volume> {
+        self.map.volumes.get(&self.volume)
+    }
+
+    pub(crate) fn node_of(&self, store: StoreId) -> At {
+        self.nodes.iter().position(|node| node.store == store).unwrap_or(0)
+    }
+
+    /// The next point in the order of what clients see.
+    pub(crate) fn tock(&mut self) -> u64 {
+        self.moment += 1;
+        self.moment
+    }
+
+    pub(crate) fn count(&mut self, fault: Fault, begins: bool) {
+        *self.counts.entry(fault).or_default() += u64::from(begins);
+    }
+
+    pub(crate) fn mix(&mut self, with: u64) {
+        self.hash = mixed(self.hash, with);
+    }
+
+    pub(crate) fn fail(&mut self, why: String) {
+        if self.failure.is_none() {
+            self.trace(|| format!("FAILED: {why}"));
+            self.failure = Some(why);
+        }
+    }
+
+    pub(crate) fn trace(&self, line: impl FnOnce() -> String) {
+        if self.tracing {
+            eprintln!("{:>10.3} {}", self.now as f64 / 1000.0, line());
+        }
+    }
+}
+
+fn mixed(hash: u64, with: u64) -> u64 {
+    (hash.rotate_left(5) ^ with).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
