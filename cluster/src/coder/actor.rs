@@ -1,0 +1,278 @@
+//! The actor around the coordinator's core.
+
+use super::link::{LinkArgs, LinkHandle};
+use crate::clock;
+use crate::fabric::Fabric;
+use crate::shard_store::LocalStores;
+use bytes::Bytes;
+use ractor::{Actor, ActorProcessingErr, ActorRef, SpawnErr};
+use smalti_map::view::MapView;
+use smalti_map::{Applied, Command, Rejection};
+use smalti_raft::RaftGroup;
+use smalti_rowcommit::coordinator::{Alarm, BlockWrite, OpError, Phase, Stats};
+use smalti_rowcommit::msg::Reply;
+use smalti_rowcommit::{Action, Coordinator, CoordinatorConfig, Event};
+use smalti_storage::ids::{Epoch, RowAddr, Slot, StoreId};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio_util::task::TaskTracker;
+
+/// How often the core is told that time has passed.
+const TICK: Duration = Duration::from_millis(20);
+
+/// How long a proposal may take before the core, which asks again by itself, is on its own.
+const PROPOSAL_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Messages of the coder actor.
+#[derive(Debug)]
+pub enum CoderMsg {
+    /// Write blocks.
+    Write { blocks: Vec<BlockWrite>, reply: oneshot::Sender<Result<(), OpError>> },
+    /// Read blocks.
+    Read { blocks: Vec<(RowAddr, Slot)>, reply: oneshot::Sender<Result<Vec<Bytes>, OpError>> },
+    /// A store answered.
+    Reply { store: StoreId, reply: Reply },
+    /// A session with a store began.
+    LinkUp { store: StoreId, session: u64 },
+    /// It ended.
+    LinkDown { store: StoreId },
+    /// A newer map.
+    Map(MapView),
+    /// A proposal was refused.
+    Refused { command: Box<Command>, why: Rejection },
+    /// Time has passed.
+    Tick,
+    /// Everything that waited has been fed: perform what the core wants.
+    Flush,
+    /// Stop serving and give leases back.
+    Release { reply: oneshot::Sender<()> },
+    /// Say how the volume stands.
+    Status { reply: oneshot::Sender<CoderStatus> },
+}
+
+/// How a volume stands, as its coordinator sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CoderStatus {
+    /// What the coordinator is doing.
+    pub phase: Phase,
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// Counters.
+    pub stats: Stats,
+}
+
+/// What a coder needs.
+#[derive(Clone, Debug)]
+pub struct CoderArgs {
+    /// Settings of the core.
+    pub config: CoordinatorConfig,
+    /// Reaches other nodes.
+    pub fabric: Fabric,
+    /// The stores of this node.
+    pub local: LocalStores,
+    /// Where proposals go.
+    pub raft: RaftGroup,
+    /// Numbers sessions, for the whole process.
+    pub sessions: Arc<AtomicU64>,
+    /// Where links and proposals run.
+    pub tasks: TaskTracker,
+}
+
+struct Coder;
+
+struct State {
+    args: CoderArgs,
+    core: Coordinator,
+    map: Option<MapView>,
+    links: BTreeMap<StoreId, LinkHandle>,
+    next_op: u64,
+    writes: HashMap<u64, oneshot::Sender<Result<(), OpError>>>,
+    reads: HashMap<u64, oneshot::Sender<Result<Vec<Bytes>, OpError>>>,
+    flushing: bool,
+}
+
+/// Starts the coder of a volume.
+///
+/// # Errors
+/// When the actor can not be spawned.
+pub async fn start(args: CoderArgs) -> Result<ActorRef<CoderMsg>, SpawnErr> {
+    let (actor, _) = Actor::spawn(None, Coder, args).await?;
+    actor.send_interval(TICK, || CoderMsg::Tick);
+    Ok(actor)
+}
+
+impl Actor for Coder {
+    type Msg = CoderMsg;
+    type State = State;
+    type Arguments = CoderArgs;
+
+    async fn pre_start(
+        &self,
+        _myself: ActorRef<Self::Msg>,
+        args: CoderArgs,
+    ) -> Result<State, ActorProcessingErr> {
+        Ok(State {
+            core: Coordinator::new(args.config.clone()),
+            args,
+            map: None,
+            links: BTreeMap::new(),
+            next_op: 1,
+            writes: HashMap::new(),
+            reads: HashMap::new(),
+            flushing: false,
+        })
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        message: Self::Msg,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        let now = clock::now();
+        match message {
+            CoderMsg::Write { blocks, reply } => {
+                let op = state.next_op();
+                state.writes.insert(op, reply);
+                state.core.handle(now, Event::Write { op, blocks });
+            }
+            CoderMsg::Read { blocks, reply } => {
+                let op = state.next_op();
+                state.reads.insert(op, reply);
+                state.core.handle(now, Event::Read { op, blocks });
+            }
+            CoderMsg::Reply { store, reply } => {
+                state.core.handle(now, Event::Reply { store, reply });
+            }
+            CoderMsg::LinkUp { store, session } => {
+                state.core.handle(now, Event::LinkUp { store, session });
+            }
+            CoderMsg::LinkDown { store } => state.core.handle(now, Event::LinkDown { store }),
+            CoderMsg::Map(map) => {
+                state.adopt(&myself, map);
+            }
+            CoderMsg::Refused { command, why } => {
+                state.core.handle(now, Event::Refused { command: *command, why });
+            }
+            CoderMsg::Tick => state.core.handle(now, Event::Tick),
+            CoderMsg::Release { reply } => {
+                state.core.release();
+                state.perform(&myself);
+                // The caller may have given up; released is released.
+                let _ = reply.send(());
+                return Ok(());
+            }
+            CoderMsg::Status { reply } => {
+                // Nobody waiting any more is no matter.
+                let _ = reply.send(CoderStatus {
+                    phase: state.core.phase(),
+                    epoch: state.core.epoch(),
+                    stats: state.core.stats(),
+                });
+                return Ok(());
+            }
+            CoderMsg::Flush => {
+                state.flushing = false;
+                state.perform(&myself);
+                return Ok(());
+            }
+        }
+        if !state.flushing {
+            state.flushing = true;
+            myself.cast(CoderMsg::Flush)?;
+        }
+        Ok(())
+    }
+}
+
+impl State {
+    fn next_op(&mut self) -> u64 {
+        let op = self.next_op;
+        self.next_op += 1;
+        op
+    }
+
+    /// Links to every store of the volume, then the map itself.
+    fn adopt(&mut self, myself: &ActorRef<CoderMsg>, map: MapView) {
+        if let Some(volume) = map.volumes.get(&self.args.config.volume) {
+            for store in volume.groups.iter().flat_map(|group| group.slots.iter().copied()) {
+                let Some(node) = map.node_of(store) else { continue };
+                self.links.entry(store).or_insert_with(|| {
+                    LinkHandle::start(LinkArgs {
+                        store,
+                        node,
+                        me: self.args.config.me.node,
+                        fabric: self.args.fabric.clone(),
+                        local: Arc::clone(&self.args.local),
+                        sessions: Arc::clone(&self.args.sessions),
+                        tasks: self.args.tasks.clone(),
+                        coder: myself.clone(),
+                    })
+                });
+            }
+        }
+        self.map = Some(Arc::clone(&map));
+        self.core.handle(clock::now(), Event::Map(map));
+    }
+
+    fn perform(&mut self, myself: &ActorRef<CoderMsg>) {
+        for action in self.core.drain() {
+            match action {
+                Action::Send { store, frame } => {
+                    if let Some(link) = self.links.get_mut(&store) {
+                        link.send(frame);
+                    }
+                }
+                Action::Propose(command) => self.propose(myself, command),
+                Action::WriteDone { op, result } => {
+                    if let Some(reply) = self.writes.remove(&op) {
+                        // A client that has gone does not take its answer.
+                        let _ = reply.send(result);
+                    }
+                }
+                Action::ReadDone { op, result } => {
+                    if let Some(reply) = self.reads.remove(&op) {
+                        // Likewise.
+                        let _ = reply.send(result);
+                    }
+                }
+                Action::Alarm(alarm) => self.alarm(alarm),
+            }
+        }
+    }
+
+    fn propose(&self, myself: &ActorRef<CoderMsg>, command: Command) {
+        tracing::info!(volume = %self.args.config.volume, ?command, "proposing");
+        let raft = self.args.raft.clone();
+        let myself = myself.clone();
+        self.args.tasks.spawn(async move {
+            match raft.propose_within(command.clone(), PROPOSAL_PATIENCE).await {
+                Ok(Applied::Rejected(why)) => {
+                    tracing::info!(?command, %why, "proposal refused");
+                    let refused = CoderMsg::Refused { command: Box::new(command), why };
+                    // The coder has ended meanwhile: nobody needs to know.
+                    let _ = myself.cast(refused);
+                }
+                Ok(_) => {}
+                Err(error) => tracing::warn!(%error, "proposal got no answer"),
+            }
+        });
+    }
+
+    fn alarm(&self, alarm: Alarm) {
+        let volume = self.args.config.volume;
+        match alarm {
+            Alarm::RowLost { row } => {
+                tracing::error!(%volume, %row, "an acknowledged row can not be constructed");
+            }
+            Alarm::Corrupt { row, slot } => {
+                tracing::warn!(%volume, %row, %slot, "record does not verify, repairing it");
+            }
+            Alarm::Silent { store } => tracing::warn!(%volume, %store, "store is silent"),
+            _ => tracing::warn!(%volume, ?alarm, "alarm"),
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! The coder actor: the coordinator of one volume, on the node that holds the seat.
+//!
+//! It feeds the pure core with requests, answers of stores, maps and time, and performs what comes
+//! back. Everything that waits in its mailbox is fed before anything is sent: a `Flush` to itself
+//! goes to the end of the mailbox, so one frame per store carries all of it.
+
+mod actor;
+mod link;
+
+pub use actor::{CoderArgs, CoderMsg, CoderStatus, start};
+
+use bytes::Bytes;
+use ractor::ActorRef;
+use smalti_rowcommit::coordinator::{BlockWrite, OpError};
+use smalti_storage::ids::{RowAddr, Slot, VolumeNo};
+use tokio::sync::oneshot;
+
+/// Talks to the coder of one volume.
+#[derive(Clone, Debug)]
+pub struct CoderHandle {
+    volume: VolumeNo,
+    actor: ActorRef<CoderMsg>,
+}
+
+impl CoderHandle {
+    pub(crate) fn new(volume: VolumeNo, actor: ActorRef<CoderMsg>) -> Self {
+        Self { volume, actor }
+    }
+
+    /// The volume.
+    pub fn volume(&self) -> VolumeNo {
+        self.volume
+    }
+
+    /// Writes blocks; durable when it returns. Not cancelled by dropping the future. The caller
+    /// bounds how much it has in flight.
+    ///
+    /// # Errors
+    /// See [`OpError`]; the blocks then hold the old or the new contents.
+    pub async fn write(&self, blocks: Vec<BlockWrite>) -> Result<(), OpError> {
+        let (reply, answer) = oneshot::channel();
+        self.actor.cast(CoderMsg::Write { blocks, reply }).map_err(|_| OpError::Fenced)?;
+        answer.await.unwrap_or(Err(OpError::Fenced))
+    }
+
+    /// Reads the records of blocks, in the order asked; empty means never written or trimmed.
+    ///
+    /// # Errors
+    /// See [`OpError`].
+    pub async fn read(&self, blocks: Vec<(RowAddr, Slot)>) -> Result<Vec<Bytes>, OpError> {
+        let (reply, answer) = oneshot::channel();
+        self.actor.cast(CoderMsg::Read { blocks, reply }).map_err(|_| OpError::Fenced)?;
+        answer.await.unwrap_or(Err(OpError::Fenced))
+    }
+
+    /// Stops serving and gives the read leases back, before a handover.
+    pub async fn release(&self) {
+        let (reply, done) = oneshot::channel();
+        if self.actor.cast(CoderMsg::Release { reply }).is_ok() {
+            // Ended without an answer means released as well.
+            let _ = done.await;
+        }
+    }
+
+    /// How the volume stands; `None` when the coder has ended.
+    pub async fn status(&self) -> Option<CoderStatus> {
+        let (reply, answer) = oneshot::channel();
+        self.actor.cast(CoderMsg::Status { reply }).ok()?;
+        answer.await.ok()
+    }
+
+    pub(crate) fn actor(&self) -> &ActorRef<CoderMsg> {
+        &self.actor
+    }
+}

@@ -1,0 +1,271 @@
+//! Starting a member: the store is opened, the services answer, the Raft group runs; then, as
+//! soon as a majority is there, node and store register.
+
+use super::beats::{BeatService, Beats};
+use super::member_inner::Inner;
+use super::seats::SeatService;
+use super::Member;
+use crate::custodian::{self, CustodianArgs, CustodyService, Vault};
+use crate::fabric::{AddressBook, Fabric, service};
+use crate::keys::KeyService;
+use crate::shard_store::{self, ShardStoreArgs, StoreSessions};
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use smalti_map::{Applied, Command, Custody, NodeAddresses, Rejection};
+use smalti_net::{Endpoint, NetConfig, NodeCredentials, Service};
+use smalti_raft::{RaftGroup, RaftGroupConfig};
+use smalti_rocks::{Expect, RocksOptions, RocksStore};
+use smalti_rowcommit::store::StoreConfig;
+use smalti_storage::ids::{ClusterId, NodeId};
+use smalti_storage::store::{Opened, ShardStore};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use zeroize::Zeroizing;
+
+/// Between two attempts to register while no majority is up.
+const RETRY_EVERY: Duration = Duration::from_millis(200);
+
+/// Everything a member needs to start.
+#[derive(Debug)]
+pub struct MemberConfig {
+    /// This node.
+    pub node: NodeId,
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// Where the store and the Raft log are kept.
+    pub data_dir: PathBuf,
+    /// Where shares of secrets are kept.
+    pub shares_dir: PathBuf,
+    /// Under which they are sealed.
+    pub custodian_key: Zeroizing<[u8; 32]>,
+    /// Where this node listens.
+    pub addresses: NodeAddresses,
+    /// The other nodes as configured; the map knows newer ones.
+    pub peers: Vec<(NodeId, std::net::SocketAddr)>,
+    /// What it proves itself with.
+    pub credentials: NodeCredentials,
+    /// On the founding node: what to found.
+    pub founding: Option<Founding>,
+    /// How long a read lease lasts.
+    pub lease: Duration,
+    /// How long a store may owe an answer.
+    pub suspect_after: Duration,
+}
+
+/// A new cluster.
+#[derive(Clone, Debug)]
+pub struct Founding {
+    /// Its first members.
+    pub nodes: Vec<(NodeId, String, NodeAddresses)>,
+    /// Custody of its master secret, already dealt.
+    pub custody: Custody,
+}
+
+/// Why a member did not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The store can not be opened.
+    #[error("shard store: {0}")]
+    Store(String),
+    /// The QUIC endpoint can not be bound.
+    #[error("QUIC endpoint: {0}")]
+    Endpoint(String),
+    /// The Raft log can not be opened.
+    #[error("raft: {0}")]
+    Raft(String),
+    /// An actor did not start.
+    #[error("actor: {0}")]
+    Actor(String),
+}
+
+struct RaftService {
+    group: RaftGroup,
+}
+
+impl Service for RaftService {
+    fn call(&self, from: NodeId, request: Bytes) -> BoxFuture<'_, Bytes> {
+        Box::pin(self.group.handle(from, request))
+    }
+}
+
+impl Member {
+    /// Starts. Returns when everything local runs; joining the cluster goes on by itself.
+    ///
+    /// # Errors
+    /// [`StartError`], one line each.
+    pub async fn start(config: MemberConfig) -> Result<Self, StartError> {
+        let store = open_store(&config).await?;
+        let opened = store.opened();
+        let book = Arc::new(AddressBook::new(
+            config.peers.iter().copied().chain([(config.node, config.addresses.quic)]),
+        ));
+        let endpoint = Endpoint::bind(
+            config.addresses.quic,
+            &config.credentials,
+            Arc::clone(&book) as _,
+            NetConfig::default(),
+        )
+        .map_err(|error| StartError::Endpoint(error.to_string()))?;
+        let fabric = Fabric::new(endpoint.clone(), Arc::clone(&book));
+        let raft = start_raft(&config, &fabric).await?;
+        let tasks = TaskTracker::new();
+        let (fatal_tx, fatal) = mpsc::channel(1);
+        let (ended_tx, ended) = oneshot::channel();
+        let args = ShardStoreArgs {
+            store,
+            config: StoreConfig { lease_max: config.lease, ..StoreConfig::default() },
+            fatal: fatal_tx,
+            ended: ended_tx,
+        };
+        let actor_failed = |error: ractor::SpawnErr| StartError::Actor(error.to_string());
+        let (store_actor, handle) = shard_store::start(args).await.map_err(actor_failed)?;
+        let stores = Arc::new(vec![handle]);
+        let vault = Vault::new(
+            config.shares_dir.clone(),
+            config.cluster,
+            config.node,
+            config.custodian_key.clone(),
+        );
+        let args = CustodianArgs { vault, map: raft.watch() };
+        let custodian = custodian::start(args).await.map_err(actor_failed)?;
+        let custody = CustodyService { actor: custodian.clone() };
+        let keys = KeyService::new(config.node, fabric.clone(), custody.clone());
+        let beats = Beats::start(
+            config.node,
+            fabric.clone(),
+            raft.watch(),
+            config.suspect_after,
+            &tasks,
+        );
+        let inner = Arc::new(Inner {
+            node: config.node,
+            cluster: config.cluster,
+            incarnation: watch::channel(None).0,
+            raft: raft.clone(),
+            fabric,
+            book,
+            beats,
+            keys,
+            stores: Arc::clone(&stores),
+            store_actors: vec![store_actor],
+            store_ended: tokio::sync::Mutex::new(Some(ended)),
+            custodian,
+            coders: std::sync::Mutex::default(),
+            uses: std::sync::Mutex::default(),
+            sessions: Arc::new(AtomicU64::new(1)),
+            tasks: tasks.clone(),
+            stop: CancellationToken::new(),
+            fatal: tokio::sync::Mutex::new(fatal),
+            lease: config.lease,
+            suspect_after: config.suspect_after,
+            seat_suspect_after: config.suspect_after * 2,
+        });
+        endpoint.serve(service::RAFT, Arc::new(RaftService { group: raft }));
+        endpoint.serve(service::BEAT, Arc::new(BeatService));
+        endpoint.serve(service::CUSTODY, Arc::new(custody));
+        let seats = SeatService { member: Arc::downgrade(&inner) };
+        endpoint.serve(service::SEATS, Arc::new(seats));
+        let sessions = StoreSessions { stores: stores.to_vec(), tasks: tasks.clone() };
+        endpoint.accept_sessions(service::ROWS, Arc::new(sessions));
+        let member = Self { inner };
+        tasks.spawn(member.clone().join(config, opened));
+        tasks.spawn(member.clone().keep_seats());
+        Ok(member)
+    }
+
+    /// Founds the cluster where that is this node's part, then registers, for as long as it takes.
+    async fn join(self, config: MemberConfig, opened: Opened) {
+        if let Some(founding) = &config.founding {
+            self.found(&config, founding).await;
+        }
+        let addresses = config.addresses.clone();
+        let command = Command::RegisterNode { node: config.node, addresses };
+        let registered = self.until_applied(command).await;
+        let Some(Applied::Registered(incarnation)) = registered else { return };
+        let command = Command::RegisterStore {
+            store: opened.id,
+            node: config.node,
+            incarnation: opened.incarnation,
+            clean: opened.clean,
+        };
+        if self.until_applied(command).await.is_none() {
+            return;
+        }
+        tracing::info!(node = %config.node, %incarnation, store = %opened.id, "joined the cluster");
+        self.inner.incarnation.send_replace(Some(incarnation));
+    }
+
+    async fn found(&self, config: &MemberConfig, founding: &Founding) {
+        if self.map().cluster == config.cluster {
+            return;
+        }
+        let voters: Vec<NodeId> = founding.nodes.iter().map(|(id, ..)| *id).collect();
+        if let Err(error) = self.raft().initialize(&voters).await {
+            tracing::debug!(%error, "raft group is there already");
+        }
+        let command = Command::InitCluster {
+            cluster: config.cluster,
+            nodes: founding.nodes.clone(),
+            custody: founding.custody.clone(),
+        };
+        self.until_applied(command).await;
+    }
+
+    /// Proposes until the map has taken it. `None`: the map refused, which is logged, or the
+    /// member stops.
+    async fn until_applied(&self, command: Command) -> Option<Applied> {
+        loop {
+            if self.inner.stop.is_cancelled() {
+                return None;
+            }
+            match self.raft().propose(command.clone()).await {
+                // A cluster that is not founded yet knows no nodes: its founder is on its way.
+                Ok(Applied::Rejected(Rejection::Invalid(why)))
+                    if self.map().cluster == ClusterId::default() =>
+                {
+                    tracing::debug!(%why, "the cluster is not founded yet");
+                }
+                Ok(Applied::Rejected(why)) => {
+                    let founded = matches!(command, Command::InitCluster { .. })
+                        && self.map().cluster == self.inner.cluster;
+                    if !founded {
+                        tracing::error!(?command, %why, "the cluster refused this node");
+                    }
+                    return None;
+                }
+                Ok(applied) => return Some(applied),
+                Err(error) => tracing::info!(%error, "waiting for a majority"),
+            }
+            tokio::time::sleep(RETRY_EVERY).await;
+        }
+    }
+}
+
+async fn open_store(config: &MemberConfig) -> Result<Arc<dyn ShardStore>, StartError> {
+    let path = config.data_dir.join("store");
+    let expect = Expect { cluster: config.cluster };
+    let open = move || RocksStore::open(path, &RocksOptions::default(), expect);
+    match tokio::task::spawn_blocking(open).await {
+        Ok(Ok(store)) => Ok(Arc::new(store)),
+        Ok(Err(error)) => Err(StartError::Store(error.to_string())),
+        Err(error) => Err(StartError::Store(error.to_string())),
+    }
+}
+
+async fn start_raft(config: &MemberConfig, fabric: &Fabric) -> Result<RaftGroup, StartError> {
+    let mut order: Vec<NodeId> = config.peers.iter().map(|(id, _)| *id).collect();
+    order.push(config.node);
+    order.sort_unstable();
+    let place = order.iter().position(|id| *id == config.node).unwrap_or(0);
+    let place = u8::try_from(place).map_err(|error| StartError::Raft(error.to_string()))?;
+    let settings = RaftGroupConfig::new(config.node, config.data_dir.join("raft"), place);
+    RaftGroup::start(settings, Arc::new(fabric.clone()))
+        .await
+        .map_err(|error| StartError::Raft(error.to_string()))
+}

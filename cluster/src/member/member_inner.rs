@@ -1,0 +1,49 @@
+//! What all clones of a member share.
+
+use super::Beats;
+use crate::coder::CoderHandle;
+use crate::custodian::CustodianMsg;
+use crate::fabric::{AddressBook, Fabric};
+use crate::keys::KeyService;
+use crate::shard_store::{LocalStores, ShardStoreMsg};
+use ractor::ActorRef;
+use smalti_raft::RaftGroup;
+use smalti_storage::ids::{ClusterId, Incarnation, NodeId, VolumeNo};
+use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub(crate) struct Inner {
+    pub(super) node: NodeId,
+    pub(super) cluster: ClusterId,
+    pub(super) incarnation: watch::Sender<Option<Incarnation>>,
+    pub(super) raft: RaftGroup,
+    pub(super) fabric: Fabric,
+    pub(super) book: Arc<AddressBook>,
+    pub(super) beats: Arc<Beats>,
+    pub(super) keys: KeyService,
+    pub(super) stores: LocalStores,
+    pub(super) store_actors: Vec<ActorRef<ShardStoreMsg>>,
+    pub(super) store_ended: tokio::sync::Mutex<Option<oneshot::Receiver<()>>>,
+    pub(super) custodian: ActorRef<CustodianMsg>,
+    pub(super) coders: Mutex<BTreeMap<VolumeNo, CoderHandle>>,
+    pub(super) uses: Mutex<BTreeMap<VolumeNo, usize>>,
+    pub(super) sessions: Arc<AtomicU64>,
+    pub(super) tasks: TaskTracker,
+    pub(super) stop: CancellationToken,
+    pub(super) fatal: tokio::sync::Mutex<mpsc::Receiver<String>>,
+    pub(super) lease: Duration,
+    pub(super) suspect_after: Duration,
+    /// A coordinator costs more to replace than a store: it is given twice the time.
+    pub(super) seat_suspect_after: Duration,
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inner").field("node", &self.node).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,386 @@
+//! Who coordinates which volume.
+//!
+//! Every node runs the coders of the volumes whose seat the map gives it. The Raft leader fills
+//! seats that are empty or whose holder it finds dead or restarted itself; a node whose client
+//! wants a volume asks the holder to hand it over, which it does when nobody uses it there.
+
+use super::Member;
+use super::member_inner::Inner;
+use crate::coder::{self, CoderArgs, CoderHandle, CoderMsg};
+use crate::fabric::service;
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+use smalti_map::view::MapView;
+use smalti_map::{Command, Coordinator, Volume};
+use smalti_net::Service;
+use smalti_rowcommit::CoordinatorConfig;
+use smalti_rowcommit::coordinator::Phase;
+use smalti_storage::ids::{Epoch, Incarnation, NodeId, VolumeNo};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+use tokio::time::{Instant, MissedTickBehavior};
+
+/// How often the leader looks at the seats.
+const GOVERN_EVERY: Duration = Duration::from_millis(100);
+
+/// How long a call about a seat may take.
+const SEAT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Between two looks at the map while a seat is changing.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// How long a proposal of the leader's may take.
+const ELECT_PATIENCE: Duration = Duration::from_millis(800);
+
+/// Who serves a volume.
+#[derive(Clone, Debug)]
+pub enum Seat {
+    /// This node; here is the coder.
+    Mine(CoderHandle),
+    /// Another node, for clients of its own.
+    Theirs(NodeId),
+}
+
+/// Why nobody does.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SeatError {
+    /// No such volume.
+    #[error("no such volume")]
+    NoVolume,
+    /// The cluster could not settle who coordinates in time.
+    #[error("no coordinator for the volume: {0}")]
+    Unsettled(String),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum Ask {
+    /// To the holder: let this node have the seat.
+    Handover { volume: VolumeNo, to: NodeId, incarnation: Incarnation },
+    /// To the leader: the holder is dead, I would take the seat.
+    Claim { volume: VolumeNo, epoch: Epoch, to: NodeId, incarnation: Incarnation },
+    /// To the holder: how does the volume stand?
+    Progress { volume: VolumeNo },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum Answer {
+    /// Proposed; the map will show it.
+    Granted,
+    /// Clients of this node use the volume.
+    InUse,
+    /// Not the holder, or the holder is alive, or not the leader.
+    No,
+    /// How the volume stands.
+    Progress(VolumeProgress),
+}
+
+/// How a volume stands, as its coordinator knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeProgress {
+    /// The coordinator serves.
+    pub active: bool,
+    /// Rows that some slot has yet to catch up on.
+    pub rows_behind: u64,
+}
+
+const VERSION: u8 = 1;
+
+fn encode(message: &impl Serialize) -> Bytes {
+    postcard::to_extend(message, vec![VERSION])
+        .expect("a vector grows and every field is serialisable")
+        .into()
+}
+
+fn decode<T: for<'a> Deserialize<'a>>(bytes: &[u8]) -> Option<T> {
+    match bytes.split_first()? {
+        (&VERSION, body) => postcard::from_bytes(body).ok(),
+        _ => None,
+    }
+}
+
+/// Answers calls about seats.
+#[derive(Debug)]
+pub(super) struct SeatService {
+    pub(super) member: Weak<Inner>,
+}
+
+impl Service for SeatService {
+    fn call(&self, _from: NodeId, request: Bytes) -> BoxFuture<'_, Bytes> {
+        Box::pin(async move {
+            let answer = match (self.member.upgrade(), decode(&request)) {
+                (Some(inner), Some(ask)) => Member { inner }.answer_seat(ask).await,
+                _ => Answer::No,
+            };
+            encode(&answer)
+        })
+    }
+}
+
+impl Member {
+    /// Finds out who serves a volume, and takes its seat over for a client here when it is free.
+    ///
+    /// # Errors
+    /// When it is not settled before `patience` is over.
+    pub async fn take_seat(
+        &self,
+        volume: VolumeNo,
+        patience: Duration,
+    ) -> Result<Seat, SeatError> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let map = self.map();
+            let entry = map.volumes.get(&volume).ok_or(SeatError::NoVolume)?;
+            let why = match self.seat_now(&map, entry).await {
+                Ok(seat) => return Ok(seat),
+                Err(why) => why,
+            };
+            if Instant::now() >= deadline {
+                return Err(SeatError::Unsettled(why));
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    async fn seat_now(&self, map: &MapView, volume: &Volume) -> Result<Seat, String> {
+        let me = self.node();
+        let Some(incarnation) = self.incarnation() else {
+            return Err("this node has not joined the cluster since it started".into());
+        };
+        match volume.coordinator {
+            Some(seat) if seat == (Coordinator { node: me, incarnation }) => {
+                self.coder(volume.no).map(Seat::Mine).ok_or_else(|| "taking the seat".into())
+            }
+            Some(seat) if seat.node != me && self.holds(map, seat) => {
+                let ask = Ask::Handover { volume: volume.no, to: me, incarnation };
+                match self.ask_seat(seat.node, &ask).await {
+                    Ok(Answer::InUse) => Ok(Seat::Theirs(seat.node)),
+                    Ok(_) => Err(format!("waiting for {} to hand over", seat.node)),
+                    Err(why) => Err(format!("{} does not answer: {why}", seat.node)),
+                }
+            }
+            _ => {
+                let epoch = volume.epoch;
+                let ask = Ask::Claim { volume: volume.no, epoch, to: me, incarnation };
+                let Some(leader) = self.raft().metrics().leader else {
+                    return Err("the cluster has no leader: too few nodes are up".into());
+                };
+                let answer = if leader == me {
+                    Ok(self.answer_seat(ask).await)
+                } else {
+                    self.ask_seat(leader, &ask).await
+                };
+                match answer {
+                    Ok(_) => Err("electing a coordinator".into()),
+                    Err(why) => Err(format!("leader {leader} does not answer: {why}")),
+                }
+            }
+        }
+    }
+
+    /// Whether a seat is held by a living process, as far as this node can tell.
+    fn holds(&self, map: &MapView, seat: Coordinator) -> bool {
+        let registered = map.nodes.get(&seat.node).map(|node| node.incarnation);
+        registered == Some(seat.incarnation)
+            && self.beats().silent_for(seat.node) < self.inner.seat_suspect_after
+    }
+
+    async fn ask_seat(&self, node: NodeId, ask: &Ask) -> Result<Answer, String> {
+        let call = self.fabric().call(node, service::SEATS, encode(ask), SEAT_TIMEOUT).await;
+        let bytes = call.map_err(|error| error.to_string())?;
+        decode(&bytes).ok_or_else(|| "malformed answer".into())
+    }
+
+    async fn answer_seat(&self, ask: Ask) -> Answer {
+        let map = self.map();
+        match ask {
+            Ask::Handover { volume, to, incarnation } => {
+                let Some(entry) = map.volumes.get(&volume) else { return Answer::No };
+                let mine = entry.coordinator.map(|seat| seat.node) == Some(self.node());
+                if !mine || to == self.node() {
+                    return Answer::No;
+                }
+                if self.in_use(volume) {
+                    return Answer::InUse;
+                }
+                if let Some(coder) = self.coder(volume) {
+                    coder.release().await;
+                }
+                self.elect(volume, entry.epoch, to, incarnation).await
+            }
+            Ask::Progress { volume } => {
+                let Some(coder) = self.coder(volume) else { return Answer::No };
+                let Some(status) = coder.status().await else { return Answer::No };
+                Answer::Progress(VolumeProgress {
+                    active: status.phase == Phase::Active,
+                    rows_behind: status.stats.rows_behind,
+                })
+            }
+            Ask::Claim { volume, epoch, to, incarnation } => {
+                let leads = self.raft().metrics().leader == Some(self.node());
+                match map.volumes.get(&volume) {
+                    Some(entry) if leads && entry.epoch == epoch && self.is_vacant(&map, entry) => {
+                        self.elect(volume, epoch, to, incarnation).await
+                    }
+                    _ => Answer::No,
+                }
+            }
+        }
+    }
+
+    /// How a volume stands, asked of its coordinator; `None` when that does not answer.
+    pub async fn progress(&self, volume: &Volume) -> Option<VolumeProgress> {
+        let seat = volume.coordinator?;
+        let ask = Ask::Progress { volume: volume.no };
+        let answer = if seat.node == self.node() {
+            self.answer_seat(ask).await
+        } else {
+            self.ask_seat(seat.node, &ask).await.ok()?
+        };
+        match answer {
+            Answer::Progress(progress) => Some(progress),
+            _ => None,
+        }
+    }
+
+    /// Elects this node anew, so that a new gateway gets a generation of its own.
+    pub async fn renew_seat(&self, volume: &Volume) -> bool {
+        let Some(incarnation) = self.incarnation() else { return false };
+        let answer = self.elect(volume.no, volume.epoch, self.node(), incarnation).await;
+        answer == Answer::Granted
+    }
+
+    async fn elect(
+        &self,
+        volume: VolumeNo,
+        epoch: Epoch,
+        node: NodeId,
+        incarnation: Incarnation,
+    ) -> Answer {
+        let command = Command::Elect { volume, epoch, node, incarnation };
+        match self.raft().propose_within(command, ELECT_PATIENCE).await {
+            Ok(smalti_map::Applied::Epoch { .. }) => {
+                tracing::info!(%volume, %node, "coordinator elected");
+                Answer::Granted
+            }
+            Ok(other) => {
+                tracing::debug!(%volume, ?other, "election refused");
+                Answer::No
+            }
+            Err(error) => {
+                tracing::warn!(%volume, %error, "election got no answer");
+                Answer::No
+            }
+        }
+    }
+
+    /// Whether the leader may fill the seat: empty, of a past process, or of a silent node.
+    fn is_vacant(&self, map: &MapView, volume: &Volume) -> bool {
+        match volume.coordinator {
+            None => true,
+            Some(seat) => !self.holds(map, seat),
+        }
+    }
+
+    /// Runs coders for the seats of this node, and on the leader fills vacant ones.
+    pub(super) async fn keep_seats(self) {
+        let mut map = self.raft().watch();
+        let mut every = tokio::time::interval(GOVERN_EVERY);
+        every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let stop = self.inner.stop.clone();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                changed = map.changed() => if changed.is_err() { return },
+                _ = every.tick() => {
+                    self.govern().await;
+                    continue;
+                }
+            }
+            let now = map.borrow_and_update().clone();
+            self.follow_map(&now).await;
+        }
+    }
+
+    async fn follow_map(&self, map: &MapView) {
+        self.inner.book.adopt(map);
+        self.fabric().endpoint().enforce_policy();
+        for store in &self.inner.store_actors {
+            // The actor ends only with the process.
+            let _ = store.cast(crate::shard_store::ShardStoreMsg::Map(Arc::clone(map)));
+        }
+        // Likewise.
+        let _ = self.inner.custodian.cast(crate::custodian::CustodianMsg::Map(Arc::clone(map)));
+        let Some(incarnation) = self.incarnation() else { return };
+        let me = Coordinator { node: self.node(), incarnation };
+        for (no, volume) in &map.volumes {
+            if volume.coordinator == Some(me) && self.coder(*no).is_none() {
+                self.start_coder(me, *no).await;
+            }
+        }
+        let mut gone = Vec::new();
+        for coder in self.coders() {
+            // Told even when the seat is lost: that is how it learns to fail what is in flight.
+            let _ = coder.actor().cast(CoderMsg::Map(Arc::clone(map)));
+            let seat = map.volumes.get(&coder.volume()).and_then(|volume| volume.coordinator);
+            if seat != Some(me) {
+                gone.push(coder.volume());
+            }
+        }
+        for no in gone {
+            self.drop_coder(no);
+        }
+    }
+
+    async fn start_coder(&self, me: Coordinator, volume: VolumeNo) {
+        let mut config = CoordinatorConfig::new(me, volume);
+        config.lease = self.inner.lease;
+        config.suspect_after = self.inner.suspect_after;
+        let args = CoderArgs {
+            config,
+            fabric: self.fabric().clone(),
+            local: Arc::clone(&self.inner.stores),
+            raft: self.raft().clone(),
+            sessions: Arc::clone(&self.inner.sessions),
+            tasks: self.inner.tasks.clone(),
+        };
+        match coder::start(args).await {
+            Ok(actor) => self.add_coder(CoderHandle::new(volume, actor)),
+            Err(error) => tracing::error!(%volume, %error, "coder did not start"),
+        }
+    }
+
+    /// The leader's part: every volume has a living coordinator, clients or not, because healing
+    /// needs one.
+    async fn govern(&self) {
+        if self.raft().metrics().leader != Some(self.node()) {
+            return;
+        }
+        let map = self.map();
+        for volume in map.volumes.values() {
+            if !self.is_vacant(&map, volume) {
+                continue;
+            }
+            let alive = |node: &NodeId| {
+                self.beats().ever_heard(*node)
+                    && self.beats().silent_for(*node) < self.inner.seat_suspect_after
+            };
+            let before = volume.coordinator.map(|seat| seat.node);
+            let candidates: Vec<NodeId> = map
+                .nodes
+                .iter()
+                .filter(|(id, node)| node.incarnation > Incarnation(0) && alive(id))
+                .map(|(id, _)| *id)
+                .collect();
+            // The same node where it is back already, else spread by volume.
+            let spread = candidates.get(volume.no.0 as usize % candidates.len().max(1));
+            let chosen = before.filter(|node| candidates.contains(node)).or(spread.copied());
+            let Some(node) = chosen else { continue };
+            let Some(incarnation) = map.nodes.get(&node).map(|entry| entry.incarnation) else {
+                continue;
+            };
+            self.elect(volume.no, volume.epoch, node, incarnation).await;
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! The actor around the writer.
+
+use super::writer::Writer;
+use super::{Job, QUEUE_FRAMES, StoreHandle};
+use crate::clock;
+use ractor::{Actor, ActorProcessingErr, ActorRef, SpawnErr};
+use smalti_map::view::MapView;
+use smalti_rowcommit::StoreCore;
+use smalti_rowcommit::store::StoreConfig;
+use smalti_rowcommit::store::read::ReadSide;
+use smalti_storage::store::{ShardStore, Space};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// New data is refused when less than this part of the disk is free: aborts, commits, repairs and
+/// RocksDB's own compactions still need room.
+const RESERVED_PART: u64 = 20;
+
+/// And never when less than this is free.
+const RESERVED_BYTES: u64 = 256 << 20;
+
+/// How often the disk's space is looked at.
+const SPACE_EVERY: Duration = Duration::from_millis(500);
+
+/// Messages of the shard-store actor.
+#[derive(Debug)]
+pub enum ShardStoreMsg {
+    /// A newer map.
+    Map(MapView),
+    /// Time to look at the disk's space.
+    LookAtSpace,
+    /// Finish what is queued, leave the clean marker, end.
+    Stop,
+}
+
+/// What the actor needs.
+pub struct ShardStoreArgs {
+    /// The disk.
+    pub store: Arc<dyn ShardStore>,
+    /// Its part of the protocol's settings.
+    pub config: StoreConfig,
+    /// Told when the disk fails; the process must stop then.
+    pub fatal: mpsc::Sender<String>,
+    /// Told when the writer has ended in order.
+    pub ended: oneshot::Sender<()>,
+}
+
+impl std::fmt::Debug for ShardStoreArgs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ShardStoreArgs").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+struct ShardStoreActor;
+
+struct State {
+    store: Arc<dyn ShardStore>,
+    jobs: mpsc::Sender<Job>,
+    space_low: bool,
+}
+
+/// Starts the actor and its writer.
+///
+/// # Errors
+/// When the actor can not be spawned.
+pub async fn start(
+    args: ShardStoreArgs,
+) -> Result<(ActorRef<ShardStoreMsg>, StoreHandle), SpawnErr> {
+    let (jobs, queue) = mpsc::channel(QUEUE_FRAMES);
+    let (adopted_tx, adopted) = watch::channel(0);
+    let core = StoreCore::new(Arc::clone(&args.store), args.config, clock::now());
+    let reader = ReadSide::new(Arc::clone(&args.store), core.fence());
+    let id = args.store.opened().id;
+    let writer = Writer { core, store: Arc::clone(&args.store), jobs: queue, adopted: adopted_tx };
+    let (fatal, ended) = (args.fatal, args.ended);
+    let handle = StoreHandle { id, jobs: jobs.clone(), reader, adopted };
+    tokio::task::spawn_blocking(move || match writer.run() {
+        Ok(()) => {
+            // Nobody waits when the process is ending anyway.
+            let _ = ended.send(());
+        }
+        Err(error) => {
+            tracing::error!(%error, "shard store failed");
+            // The queue holds one message and the first failure is the one that counts.
+            let _ = fatal.try_send(format!("shard store failed: {error}"));
+        }
+    });
+    let state = State { store: args.store, jobs, space_low: false };
+    let (actor, _) = Actor::spawn(Some(format!("shard-store-{id}")), ShardStoreActor, state).await?;
+    actor.send_interval(SPACE_EVERY, || ShardStoreMsg::LookAtSpace);
+    Ok((actor, handle))
+}
+
+impl Actor for ShardStoreActor {
+    type Msg = ShardStoreMsg;
+    type State = State;
+    type Arguments = State;
+
+    async fn pre_start(
+        &self,
+        _myself: ActorRef<Self::Msg>,
+        state: State,
+    ) -> Result<State, ActorProcessingErr> {
+        Ok(state)
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        message: Self::Msg,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        let job = match message {
+            ShardStoreMsg::Map(map) => Job::Map(map),
+            ShardStoreMsg::LookAtSpace => {
+                let low = is_low(state.store.space()?);
+                if low == state.space_low {
+                    return Ok(());
+                }
+                tracing::warn!(low, "space below the shard store");
+                state.space_low = low;
+                Job::SpaceLow(low)
+            }
+            ShardStoreMsg::Stop => {
+                state.jobs.send(Job::Stop).await?;
+                myself.stop(None);
+                return Ok(());
+            }
+        };
+        state.jobs.send(job).await?;
+        Ok(())
+    }
+}
+
+fn is_low(space: Space) -> bool {
+    space.free < (space.total / RESERVED_PART).min(4 << 30).max(RESERVED_BYTES)
+}
