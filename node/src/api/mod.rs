@@ -1,0 +1,20 @@
+//! The control API: HTTP with JSON on a Unix socket (mode 0600) and on loopback TCP.
+//!
+//! ```text
+//! listen (connections, limits) -> routes (JSON in and out, errors) -> Control
+//! ```
+//!
+//! It asks nobody who they are: the Unix socket belongs to the node's user, the TCP port to the
+//! machine. A page in a browser on that machine is kept out: a foreign `Host` is refused (DNS
+//! rebinding), and changes need a JSON body type or a method that browsers ask leave for.
+
+mod error;
+mod listen;
+mod metrics;
+mod openapi;
+mod routes;
+
+pub use error::ErrorBody;
+pub use listen::{ApiServer, bind_unix};
+pub use openapi::document;
+pub use routes::{ApiState, router};

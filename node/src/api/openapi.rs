@@ -1,0 +1,29 @@
+//! The OpenAPI document, gathered from the routes.
+
+use super::routes;
+use utoipa::OpenApi;
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Smalti control API",
+        description = "Facts about a cluster, and changes to its volumes. Served by every node.",
+    ),
+    paths(
+        routes::status,
+        routes::why,
+        routes::volumes,
+        routes::create_volume,
+        routes::volume,
+        routes::delete_volume,
+        routes::nodes,
+        routes::keys,
+        routes::metrics_text,
+    )
+)]
+struct Document;
+
+/// The document.
+pub fn document() -> utoipa::openapi::OpenApi {
+    Document::openapi()
+}

@@ -1,0 +1,216 @@
+//! Gateways of the volumes this node has the seat of.
+
+use super::AttachError;
+use bytes::Bytes;
+use smalti_cluster::clock;
+use smalti_cluster::keys::system_rng;
+use smalti_cluster::member::{Seat, SeatError, UseGuard};
+use smalti_cluster::{CoderHandle, Member};
+use smalti_gateway::{
+    BlockDevice, BoxFuture, Gateway, GatewayConfig, GatewayError, GatewayLimits, Rows,
+};
+use smalti_map::Volume;
+use smalti_rowcommit::coordinator::{BlockWrite, OpError};
+use smalti_storage::geometry::Geometry;
+use smalti_storage::ids::{NodeId, RowAddr, Slot, VolumeNo};
+use smalti_storage::seal::SealIdentity;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+/// How long taking a seat may take: an election after a node's death, and the wait for the read
+/// leases it granted.
+const SEAT_PATIENCE: Duration = Duration::from_secs(12);
+
+/// For the map to show a renewed seat.
+const RENEW_PAUSE: Duration = Duration::from_millis(20);
+
+/// How often a gateway is told the time, for the age of its salt.
+const TICK_EVERY: Duration = Duration::from_secs(60);
+
+/// A gateway in use; the volume's seat stays here while it lives.
+pub(crate) struct Local {
+    gateway: Gateway,
+    generation: u32,
+    _in_use: UseGuard,
+}
+
+impl std::ops::Deref for Local {
+    type Target = Gateway;
+
+    fn deref(&self) -> &Gateway {
+        &self.gateway
+    }
+}
+
+/// Who serves a volume.
+pub(crate) enum Place {
+    /// This node.
+    Here(Arc<Local>),
+    /// Another node, for clients of its own.
+    There(NodeId),
+}
+
+/// The gateways of this node, one per volume.
+#[derive(Clone)]
+pub struct LocalGateways {
+    member: Member,
+    /// Per volume: its gateway while somebody uses it, and the last generation that had one.
+    open: Arc<Mutex<BTreeMap<VolumeNo, (u32, Weak<Local>)>>>,
+}
+
+impl std::fmt::Debug for LocalGateways {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LocalGateways").finish_non_exhaustive()
+    }
+}
+
+impl LocalGateways {
+    /// None yet.
+    pub fn new(member: Member) -> Self {
+        Self { member, open: Arc::default() }
+    }
+
+    /// Finds out who serves a volume; opens its gateway when this node does.
+    ///
+    /// # Errors
+    /// [`AttachError`].
+    pub(crate) async fn place(&self, no: VolumeNo) -> Result<Place, AttachError> {
+        let deadline = Instant::now() + SEAT_PATIENCE;
+        loop {
+            // In use before the seat is asked for, so that it is not handed over in between.
+            let in_use = self.member.use_volume(no);
+            let coder = match self.member.take_seat(no, SEAT_PATIENCE).await? {
+                Seat::Mine(coder) => coder,
+                Seat::Theirs(node) => return Ok(Place::There(node)),
+            };
+            let map = self.member.map();
+            let volume = map.volumes.get(&no).ok_or(AttachError::NoVolume)?;
+            let mut open = self.open.lock().await;
+            if let Some((generation, local)) = open.get(&no)
+                && *generation == volume.writer_gen
+            {
+                if let Some(local) = local.upgrade() {
+                    return Ok(Place::Here(local));
+                }
+                // The generation of a gateway that has gone: its write numbers are used up.
+                drop(open);
+                if Instant::now() >= deadline {
+                    return Err(AttachError::Seat(SeatError::Unsettled(
+                        "the seat was not renewed in time".into(),
+                    )));
+                }
+                self.member.renew_seat(volume).await;
+                tokio::time::sleep(RENEW_PAUSE).await;
+                continue;
+            }
+            let generation = volume.writer_gen;
+            let local = self.open_gateway(volume, coder, in_use).await?;
+            open.insert(no, (generation, Arc::downgrade(&local)));
+            return Ok(Place::Here(local));
+        }
+    }
+
+    async fn open_gateway(
+        &self,
+        volume: &Volume,
+        coder: CoderHandle,
+        in_use: UseGuard,
+    ) -> Result<Arc<Local>, AttachError> {
+        let groups = u16::try_from(volume.groups.len())
+            .map_err(|error| AttachError::Configuration(error.to_string()))?;
+        let geometry = Geometry::new(volume.data, volume.parity, volume.shard_size, groups)
+            .map_err(|error| AttachError::Configuration(error.to_string()))?;
+        let keys = self.member.keys().open(volume, &geometry).await.map_err(AttachError::Keys)?;
+        let random = system_rng().map_err(AttachError::Keys)?;
+        let config = GatewayConfig {
+            geometry,
+            size: volume.size,
+            identity: SealIdentity { cluster: self.member.cluster(), volume: volume.id },
+            generation: volume.writer_gen,
+            first_seq: 1,
+            snap: volume.snap_seq,
+            now: clock::now(),
+            limits: GatewayLimits::default(),
+        };
+        let rows = Arc::new(CoderRows(coder));
+        let gateway = Gateway::new(config, Arc::new(keys), rows, Box::new(random));
+        tracing::info!(volume = volume.name, generation = volume.writer_gen, "volume attached");
+        let generation = volume.writer_gen;
+        let local = Arc::new(Local { gateway, generation, _in_use: in_use });
+        tokio::spawn(tick(Arc::downgrade(&local)));
+        Ok(local)
+    }
+}
+
+impl Local {
+    /// The generation its writes carry.
+    pub(crate) fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    /// As a device that keeps the gateway in use.
+    pub(crate) fn device(self: &Arc<Self>) -> Arc<dyn BlockDevice> {
+        Arc::new(LocalDevice(Arc::clone(self)))
+    }
+}
+
+async fn tick(local: Weak<Local>) {
+    loop {
+        tokio::time::sleep(TICK_EVERY).await;
+        let Some(local) = local.upgrade() else { return };
+        if let Err(error) = local.gateway.tick(clock::now()) {
+            tracing::error!(%error, "no new salt for the gateway");
+        }
+    }
+}
+
+struct LocalDevice(Arc<Local>);
+
+impl BlockDevice for LocalDevice {
+    fn read(
+        &self,
+        offset: u64,
+        length: u32,
+    ) -> BoxFuture<Result<smalti_nbd::ReadReply, GatewayError>> {
+        self.0.gateway.read(offset, length)
+    }
+
+    fn write(&self, offset: u64, data: Bytes) -> BoxFuture<Result<(), GatewayError>> {
+        self.0.gateway.write(offset, data)
+    }
+
+    fn zero(&self, offset: u64, length: u64) -> BoxFuture<Result<(), GatewayError>> {
+        self.0.gateway.zero(offset, length)
+    }
+
+    fn block_status(
+        &self,
+        offset: u64,
+        length: u64,
+        extents_max: usize,
+    ) -> BoxFuture<Result<Vec<smalti_nbd::Extent>, GatewayError>> {
+        self.0.gateway.block_status(offset, length, extents_max)
+    }
+
+    fn flush(&self) -> BoxFuture<Result<(), GatewayError>> {
+        self.0.gateway.flush()
+    }
+}
+
+/// The coder as the gateway sees it.
+struct CoderRows(CoderHandle);
+
+impl Rows for CoderRows {
+    fn write(&self, blocks: Vec<BlockWrite>) -> BoxFuture<Result<(), OpError>> {
+        let coder = self.0.clone();
+        Box::pin(async move { coder.write(blocks).await })
+    }
+
+    fn read(&self, blocks: Vec<(RowAddr, Slot)>) -> BoxFuture<Result<Vec<Bytes>, OpError>> {
+        let coder = self.0.clone();
+        Box::pin(async move { coder.read(blocks).await })
+    }
+}

@@ -1,0 +1,108 @@
+//! Attaching volumes: which gateway serves a volume here, and how its clients follow it when the
+//! seat moves.
+//!
+//! ```text
+//! NBD connection → RoutedDevice → Gateway here (this node has the seat)
+//!                               → session with the node that has it
+//! ```
+//!
+//! A volume has one gateway at a time, on its coordinator's node; only there are its keys. They
+//! are wiped when the last client has gone or the seat is lost.
+
+mod blocks;
+mod exports;
+mod local;
+mod routed;
+
+pub use blocks::BlockSessions;
+pub use exports::VolumeExports;
+pub use local::LocalGateways;
+
+use routed::RoutedDevice;
+use smalti_cluster::Member;
+use smalti_cluster::keys::KeysError;
+use smalti_cluster::member::SeatError;
+use smalti_gateway::ClientId;
+use smalti_storage::ids::VolumeNo;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use uuid::Uuid;
+
+/// Why a volume can not be attached now.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AttachError {
+    /// No such volume.
+    #[error("no such volume")]
+    NoVolume,
+    /// Nobody coordinates it, and this node could not get the seat in time.
+    #[error(transparent)]
+    Seat(SeatError),
+    /// Its keys can not be opened.
+    #[error(transparent)]
+    Keys(KeysError),
+    /// The node that coordinates it can not be reached.
+    #[error("the node that serves the volume can not be reached: {0}")]
+    Unreached(String),
+    /// What the map says of it makes no sense.
+    #[error("the volume's configuration is not possible: {0}")]
+    Configuration(String),
+}
+
+impl From<SeatError> for AttachError {
+    fn from(error: SeatError) -> Self {
+        match error {
+            SeatError::NoVolume => Self::NoVolume,
+            other => Self::Seat(other),
+        }
+    }
+}
+
+/// The volumes that clients of this node are attached to.
+#[derive(Clone)]
+pub struct Attachments {
+    member: Member,
+    local: LocalGateways,
+    /// Tells this process apart from its earlier lives and from other nodes.
+    client: ClientId,
+    devices: Arc<Mutex<BTreeMap<VolumeNo, Weak<RoutedDevice>>>>,
+}
+
+impl std::fmt::Debug for Attachments {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Attachments").field("client", &self.client).finish_non_exhaustive()
+    }
+}
+
+impl Attachments {
+    /// None yet.
+    pub fn new(member: Member, local: LocalGateways) -> Self {
+        Self { member, local, client: ClientId(Uuid::new_v4()), devices: Arc::default() }
+    }
+
+    /// The device of a volume, with a route that works; shared by all clients of this node.
+    ///
+    /// # Errors
+    /// [`AttachError`] with the reason to show the client.
+    pub(crate) async fn attach(&self, volume: VolumeNo) -> Result<Arc<RoutedDevice>, AttachError> {
+        let device = {
+            let mut devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
+            devices.retain(|_, device| device.strong_count() > 0);
+            match devices.get(&volume).and_then(Weak::upgrade) {
+                Some(device) => device,
+                None => {
+                    let device = RoutedDevice::new(
+                        self.member.clone(),
+                        self.local.clone(),
+                        self.client,
+                        volume,
+                    );
+                    devices.insert(volume, Arc::downgrade(&device));
+                    device
+                }
+            }
+        };
+        device.connect().await?;
+        Ok(device)
+    }
+}

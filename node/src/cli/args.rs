@@ -1,0 +1,316 @@
+//! The words and options of the command line.
+
+use super::target::Target;
+use crate::client::ApiAddress;
+use crate::local::UpOptions;
+use crate::local::VolumeWish;
+use crate::size::{VolumeSize, parse_bytes};
+use crate::volume_spec;
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// An encrypted, erasure-coded block store
+#[derive(Debug, Parser)]
+#[command(name = "smalti", version, about, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a cluster on this machine until Ctrl-C, or in the background with --detach
+    Up(UpArgs),
+    /// Stop a cluster that `up` started
+    Down(DownArgs),
+    /// Run one node in the foreground
+    Serve(ServeArgs),
+    /// Show the health of the cluster
+    Status(ShowArgs),
+    /// Tell why the health is not ok
+    Why(ShowArgs),
+    /// Make, list, show and delete volumes
+    Volume {
+        /// What to do.
+        #[command(subcommand)]
+        command: VolumeCommand,
+    },
+    /// Look at nodes
+    Node {
+        /// What to do.
+        #[command(subcommand)]
+        command: NodeCommand,
+    },
+    /// Look at keys and their custody
+    Key {
+        /// What to do.
+        #[command(subcommand)]
+        command: KeyCommand,
+    },
+}
+
+/// `smalti up`.
+#[derive(Debug, Args)]
+pub struct UpArgs {
+    /// Number of nodes [default: 3, or as many as DIR has]
+    #[arg(long, value_name = "N")]
+    pub nodes: Option<usize>,
+    /// Folder of the cluster; made when it is missing, resumed when it is there
+    #[arg(long)]
+    pub dir: PathBuf,
+    /// Volume to make if it is missing
+    #[arg(long, value_name = "NAME", value_parser = volume_name)]
+    pub volume: Option<String>,
+    /// Its size, as in 512M or 1.5T; needed when it is missing
+    #[arg(long, requires = "volume")]
+    pub size: Option<VolumeSize>,
+    /// Its data shards [default: by number of nodes]
+    #[arg(long, value_name = "N", requires = "volume", requires = "parity")]
+    pub data: Option<u8>,
+    /// Its parity shards [default: by number of nodes]
+    #[arg(long, value_name = "K", requires = "volume", requires = "data")]
+    pub parity: Option<u8>,
+    /// Return once the cluster is healthy, leaving its nodes running
+    #[arg(long)]
+    pub detach: bool,
+    /// How long to wait until the cluster is healthy
+    #[arg(long, value_name = "SECONDS", default_value = "110", value_parser = seconds)]
+    pub wait: Duration,
+}
+
+/// `smalti down`.
+#[derive(Debug, Args)]
+pub struct DownArgs {
+    /// Folder of the cluster
+    #[arg(long)]
+    pub dir: PathBuf,
+}
+
+/// `smalti serve`.
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// Config file of the node, TOML or JSON
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+}
+
+/// Which cluster is meant.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub struct TargetArgs {
+    /// Folder of a local cluster made by `up`
+    #[arg(long)]
+    pub dir: Option<PathBuf>,
+    /// Control API of a node: host:port or unix:PATH
+    #[arg(long, value_name = "ADDRESS")]
+    pub api: Option<ApiAddress>,
+}
+
+/// A command that prints facts.
+#[derive(Debug, Args)]
+pub struct ShowArgs {
+    /// Which cluster.
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `smalti volume`.
+#[derive(Debug, Subcommand)]
+pub enum VolumeCommand {
+    /// Make a volume
+    Create(VolumeCreateArgs),
+    /// List the volumes
+    List(ShowArgs),
+    /// Show a volume and its placement
+    Show(VolumeShowArgs),
+    /// Delete a volume and its keys, for good
+    Delete(VolumeDeleteArgs),
+}
+
+/// `smalti volume create`.
+#[derive(Debug, Args)]
+pub struct VolumeCreateArgs {
+    /// Its name, also the name of its NBD export
+    #[arg(value_parser = volume_name)]
+    pub name: String,
+    /// Its size, as in 512M or 1.5T
+    #[arg(long)]
+    pub size: VolumeSize,
+    /// Data shards [default: by number of nodes]
+    #[arg(long, value_name = "N", requires = "parity")]
+    pub data: Option<u8>,
+    /// Parity shards [default: by number of nodes]
+    #[arg(long, value_name = "K", requires = "data")]
+    pub parity: Option<u8>,
+    /// Mean size of a shard, 64K to 64M [default: 1M]
+    #[arg(long, value_name = "SIZE", value_parser = shard_size)]
+    pub shard_size: Option<u32>,
+    /// Where and how.
+    #[command(flatten)]
+    pub show: ShowArgs,
+}
+
+/// `smalti volume show`.
+#[derive(Debug, Args)]
+pub struct VolumeShowArgs {
+    /// Its name
+    #[arg(value_parser = volume_name)]
+    pub name: String,
+    /// Where and how.
+    #[command(flatten)]
+    pub show: ShowArgs,
+}
+
+/// `smalti volume delete`.
+#[derive(Debug, Args)]
+pub struct VolumeDeleteArgs {
+    /// Its name
+    #[arg(value_parser = volume_name)]
+    pub name: String,
+    /// Delete only if the volume still has this identity
+    #[arg(long, value_name = "UUID")]
+    pub id: Option<uuid::Uuid>,
+    /// Do not ask, as on a terminal
+    #[arg(long)]
+    pub yes: bool,
+    /// Which cluster.
+    #[command(flatten)]
+    pub target: TargetArgs,
+}
+
+/// `smalti node`.
+#[derive(Debug, Subcommand)]
+pub enum NodeCommand {
+    /// List the nodes
+    List(ShowArgs),
+}
+
+/// `smalti key`.
+#[derive(Debug, Subcommand)]
+pub enum KeyCommand {
+    /// Show custodians and key epochs
+    Status(ShowArgs),
+}
+
+impl TargetArgs {
+    /// Finds out whom to ask.
+    ///
+    /// # Errors
+    /// The folder holds no cluster.
+    pub fn resolve(&self) -> anyhow::Result<Target> {
+        match (&self.dir, &self.api) {
+            (_, Some(address)) => Ok(Target::one(address.clone())),
+            (Some(dir), None) => Target::in_dir(dir),
+            (None, None) => anyhow::bail!("find the cluster: neither --dir nor --api is given"),
+        }
+    }
+}
+
+impl UpArgs {
+    /// The options of [`crate::local::up`].
+    ///
+    /// # Errors
+    /// This program's own file is not known.
+    pub fn into_options(self) -> anyhow::Result<UpOptions> {
+        let volume = self.volume.map(|name| VolumeWish {
+            name,
+            size: self.size,
+            geometry: self.data.zip(self.parity),
+        });
+        let program = std::env::current_exe().context("find this program's own file")?;
+        let (nodes, dir, detach, wait) = (self.nodes, self.dir, self.detach, self.wait);
+        Ok(UpOptions { program, nodes, dir, volume, detach, wait })
+    }
+}
+
+fn volume_name(text: &str) -> Result<String, String> {
+    volume_spec::check_name(text).map_err(|error| error.to_string())?;
+    Ok(text.to_owned())
+}
+
+fn shard_size(text: &str) -> Result<u32, String> {
+    let bytes = parse_bytes(text).map_err(|error| error.to_string())?;
+    let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+    volume_spec::check_shard_size(bytes).map_err(|error| error.to_string())?;
+    Ok(bytes)
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    match text.parse::<u32>() {
+        Ok(seconds) if seconds > 0 => Ok(Duration::from_secs(seconds.into())),
+        _ => Err("a whole number of seconds, at least 1".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::error::ErrorKind;
+
+    fn parse(words: &str) -> Result<Cli, ErrorKind> {
+        let words = std::iter::once("smalti").chain(words.split_whitespace());
+        Cli::try_parse_from(words).map_err(|error| {
+            assert_eq!(error.exit_code(), 2, "{error}");
+            error.kind()
+        })
+    }
+
+    #[test]
+    fn the_definition_holds_together() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn documented_commands_parse() {
+        for words in [
+            "up --nodes 3 --dir d",
+            "up --nodes 3 --dir d --volume v --size 2G --data 2 --parity 1 --detach",
+            "down --dir d",
+            "serve --config f",
+            "status --dir d --json",
+            "status --api 127.0.0.1:1",
+            "why --api unix:/a",
+            "volume create v --size 64M --dir d",
+            "volume create v --size 64M --data 2 --parity 1 --shard-size 64K --dir d --json",
+            "volume list --dir d",
+            "volume show v --dir d --json",
+            "volume delete v --yes --dir d",
+            "node list --dir d",
+            "key status --dir d",
+        ] {
+            assert!(parse(words).is_ok(), "{words}");
+        }
+    }
+
+    #[test]
+    fn wrong_arguments_are_usage_errors() {
+        let cases = [
+            ("status", ErrorKind::MissingRequiredArgument),
+            ("status --dir d --api 127.0.0.1:1", ErrorKind::ArgumentConflict),
+            ("status --api nonsense", ErrorKind::ValueValidation),
+            ("serve", ErrorKind::MissingRequiredArgument),
+            ("up --nodes x --dir d", ErrorKind::ValueValidation),
+            ("up --dir d --size 1G", ErrorKind::MissingRequiredArgument),
+            ("up --dir d --volume v --size 0", ErrorKind::ValueValidation),
+            ("up --dir d --volume v --size 513", ErrorKind::ValueValidation),
+            ("up --dir d --volume v --size 1G --data 2", ErrorKind::MissingRequiredArgument),
+            ("up --dir d --volume a/b --size 1G", ErrorKind::ValueValidation),
+            ("up --dir d --wait 0", ErrorKind::ValueValidation),
+            ("volume create v --dir d", ErrorKind::MissingRequiredArgument),
+            ("volume create v --size 1G --shard-size 1K --dir d", ErrorKind::ValueValidation),
+            ("volume delete v --id 5 --dir d", ErrorKind::ValueValidation),
+            ("frobnicate", ErrorKind::InvalidSubcommand),
+        ];
+        for (words, kind) in cases {
+            assert_eq!(parse(words).err(), Some(kind), "{words}");
+        }
+    }
+}

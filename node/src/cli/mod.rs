@@ -1,0 +1,51 @@
+//! The command line: what is asked, by whom it is answered, how it is shown.
+
+mod args;
+mod output;
+mod show;
+mod table;
+mod target;
+mod volume;
+
+pub use args::{Cli, Command};
+pub use output::{error_line, print};
+pub use table::Table;
+pub use target::Target;
+
+use crate::control::{KeyReport, NodeFacts, StatusReport, WhyReport};
+use crate::{local, serve};
+use anyhow::Context;
+use args::{KeyCommand, NodeCommand};
+
+/// Does what the command line asks. Done is `Ok`.
+///
+/// # Errors
+/// What was not done, as `what: why`.
+pub async fn run(cli: Cli) -> anyhow::Result<()> {
+    match cli.command {
+        Command::Up(args) => local::up(args.into_options()?).await.context("bring the cluster up"),
+        Command::Down(args) => local::down(&args.dir).await.context("take the cluster down"),
+        Command::Serve(args) => serve::serve(&args.config).await,
+        Command::Status(args) => {
+            let report: StatusReport =
+                args.target.resolve()?.read("/v1/status").await.context("get status")?;
+            output::facts(args.json, &report, show::status)
+        }
+        Command::Why(args) => {
+            let report: WhyReport =
+                args.target.resolve()?.read("/v1/why").await.context("get reasons")?;
+            output::facts(args.json, &report, show::why)
+        }
+        Command::Volume { command } => volume::run(command).await,
+        Command::Node { command: NodeCommand::List(args) } => {
+            let nodes: Vec<NodeFacts> =
+                args.target.resolve()?.read("/v1/nodes").await.context("list nodes")?;
+            output::facts(args.json, &nodes, |nodes| show::nodes(nodes))
+        }
+        Command::Key { command: KeyCommand::Status(args) } => {
+            let report: KeyReport =
+                args.target.resolve()?.read("/v1/keys").await.context("get key status")?;
+            output::facts(args.json, &report, show::keys)
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! Facts as people read them.
+
+use super::table::Table;
+use crate::control::{
+    KeyReport, NodeFacts, SlotState, StatusReport, VolumeDetail, VolumeFacts, WhyReport,
+};
+use crate::size::human;
+
+fn or_dash(text: Option<&String>) -> String {
+    text.cloned().unwrap_or_else(|| "-".into())
+}
+
+pub(super) fn status(report: &StatusReport) -> String {
+    let mut nodes = Table::new(["NODE", "ID>", "STATE"]);
+    for node in &report.nodes {
+        nodes.row([node.name.clone(), node.id.0.to_string(), node.state.to_string()]);
+    }
+    let mut volumes = Table::new([
+        "VOLUME",
+        "SIZE>",
+        "SHARDS",
+        "HEALTH",
+        "EPOCH>",
+        "COORDINATOR",
+        "BEHIND>",
+        "GROUPS FULL>",
+    ]);
+    for volume in &report.volumes {
+        volumes.row([
+            volume.name.clone(),
+            human(volume.size),
+            format!("{}+{}", volume.data, volume.parity),
+            volume.health.to_string(),
+            volume.epoch.0.to_string(),
+            or_dash(volume.coordinator.as_ref()),
+            format!("{} rows", volume.rows_behind),
+            format!("{}/{}", volume.groups_full, volume.groups),
+        ]);
+    }
+    let leader = report.raft.leader.as_deref().unwrap_or("none");
+    let custody = report.custody;
+    let mut text = format!(
+        "health    {}\nleader    {leader}, term {}\ncustody   {} of {} custodians answer, {} needed\n\n{}",
+        report.health,
+        report.raft.term,
+        custody.reachable,
+        custody.total,
+        custody.needed,
+        nodes.text(),
+    );
+    text.push('\n');
+    text.push_str(&if report.volumes.is_empty() { "no volumes\n".into() } else { volumes.text() });
+    text
+}
+
+pub(super) fn why(report: &WhyReport) -> String {
+    let mut text = format!("health    {}\n", report.health);
+    if report.reasons.is_empty() {
+        text.push_str("nothing is wrong\n");
+    }
+    for reason in &report.reasons {
+        text.push_str(&format!("{}: {}: {}\n", reason.health, reason.subject, reason.problem));
+        if let Some(remedy) = &reason.remedy {
+            text.push_str(&format!("    {remedy}\n"));
+        }
+    }
+    text
+}
+
+pub(super) fn volumes(volumes: &[VolumeFacts]) -> String {
+    if volumes.is_empty() {
+        return "no volumes\n".into();
+    }
+    let mut table = Table::new(["VOLUME", "SIZE>", "SHARDS", "HEALTH", "COORDINATOR", "ID"]);
+    for volume in volumes {
+        table.row([
+            volume.name.clone(),
+            human(volume.size),
+            format!("{}+{}", volume.data, volume.parity),
+            volume.health.to_string(),
+            or_dash(volume.coordinator.as_ref()),
+            volume.id.to_string(),
+        ]);
+    }
+    table.text()
+}
+
+/// One line per fact; what `volume create` says, the least in-sync slots included.
+fn facts(volume: &VolumeFacts) -> String {
+    format!(
+        "volume       {}\nid           {}\nsize         {} ({} bytes)\n\
+         shards       {} data + {} parity, {} each\n\
+         writes need  {} of {} slots in sync\nhealth       {}\n\
+         epoch        {}\ncoordinator  {}\nkey epoch    {}\n",
+        volume.name,
+        volume.id,
+        human(volume.size),
+        volume.size,
+        volume.data,
+        volume.parity,
+        human(volume.shard_size.into()),
+        volume.min_insync,
+        u16::from(volume.data) + u16::from(volume.parity),
+        volume.health,
+        volume.epoch.0,
+        or_dash(volume.coordinator.as_ref()),
+        volume.key_epoch.0,
+    )
+}
+
+pub(super) fn created(detail: &VolumeDetail) -> String {
+    facts(&detail.volume)
+}
+
+pub(super) fn volume(detail: &VolumeDetail) -> String {
+    let mut table = Table::new(["GROUP>", "SLOTS"]);
+    for group in &detail.groups {
+        let slots = group.slots.iter().map(|slot| match slot.state {
+            SlotState::Insync => slot.node.clone(),
+            state => format!("{} ({state})", slot.node),
+        });
+        table.row([group.group.0.to_string(), slots.collect::<Vec<_>>().join("  ")]);
+    }
+    format!("{}\n{}", facts(&detail.volume), table.text())
+}
+
+pub(super) fn nodes(nodes: &[NodeFacts]) -> String {
+    let mut table = Table::new([
+        "NODE",
+        "ID>",
+        "STATE",
+        "START>",
+        "QUIC",
+        "API",
+        "NBD",
+        "STORES>",
+        "CUSTODIAN",
+    ]);
+    for node in nodes {
+        table.row([
+            node.name.clone(),
+            node.id.0.to_string(),
+            node.state.to_string(),
+            node.incarnation.0.to_string(),
+            node.quic.to_string(),
+            node.api.to_string(),
+            node.nbd.to_string(),
+            node.stores.len().to_string(),
+            if node.custodian { "yes" } else { "no" }.into(),
+        ]);
+    }
+    table.text()
+}
+
+pub(super) fn keys(report: &KeyReport) -> String {
+    let mut holders = Table::new(["CUSTODIAN", "SHARE>", "STATE"]);
+    for holder in &report.holders {
+        let state = if holder.reachable { "reachable" } else { "not reachable" };
+        holders.row([holder.node.clone(), holder.share.to_string(), state.into()]);
+    }
+    let mut epochs = Table::new(["VOLUME", "KEY EPOCH>", "USE", "BEGAN (UNIX)>", "SHARES NEEDED>"]);
+    for volume in &report.volumes {
+        for epoch in &volume.epochs {
+            epochs.row([
+                volume.volume.clone(),
+                epoch.no.0.to_string(),
+                if epoch.no == volume.current { "new records" } else { "old records" }.into(),
+                epoch.timestamp.to_string(),
+                format!("{} of {}", epoch.needed, epoch.total),
+            ]);
+        }
+    }
+    let custody = report.custody;
+    format!(
+        "custody   {} of {} custodians answer, {} needed\n\n{}\n{}",
+        custody.reachable,
+        custody.total,
+        custody.needed,
+        holders.text(),
+        if report.volumes.is_empty() { "no volumes\n".into() } else { epochs.text() },
+    )
+}

@@ -1,0 +1,185 @@
+//! The config file of a node, in TOML or JSON.
+//!
+//! Relative paths in it are relative to the file's own folder, so a node directory can be moved.
+//! Everything wrong with a file is told in one line that names the file, the line and the matter.
+
+mod read;
+
+pub use read::ConfigError;
+
+use serde::{Deserialize, Serialize};
+use smalti_storage::ids::{ClusterId, NodeId};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The version of the file's format that is written.
+pub const VERSION: u32 = 1;
+
+/// Everything a node process needs to know before it can ask others.
+///
+/// The last table has only required fields and ends in a quoted string: a file that was cut short
+/// is then never a valid one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeConfig {
+    /// Format of this file; [`VERSION`].
+    pub version: u32,
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// This node's number, from 1.
+    pub node: NodeId,
+    /// This node's name, for people.
+    pub name: String,
+    /// The folder of the shard store and the Raft log.
+    pub data_dir: PathBuf,
+    /// For nodes of a local cluster: the folder whose `cluster.json` this node keeps current.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local_cluster: Option<PathBuf>,
+    /// On the node that founds the cluster: what it proposes (see [`crate::init::Founding`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub founding: Option<PathBuf>,
+    /// Where it listens.
+    pub addresses: Addresses,
+    /// Unix sockets it makes.
+    pub sockets: Sockets,
+    /// Times and limits.
+    #[serde(default)]
+    pub tunables: Tunables,
+    /// The other nodes of the cluster when the file was written. The map knows newer ones.
+    #[serde(default)]
+    pub peers: Vec<PeerConfig>,
+    /// Its part in keeping keys.
+    pub custody: CustodyConfig,
+    /// What it proves itself with.
+    pub credentials: CredentialsConfig,
+}
+
+/// TCP and UDP addresses of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Addresses {
+    /// QUIC (UDP) for other nodes, with mutual TLS.
+    pub quic: SocketAddr,
+    /// The control API (TCP). Loopback only, for it asks nobody who they are.
+    pub api: SocketAddr,
+    /// NBD (TCP). Loopback only, likewise.
+    pub nbd: SocketAddr,
+}
+
+/// Unix sockets of a node, both for its own user only.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sockets {
+    /// NBD.
+    pub nbd: PathBuf,
+    /// The control API.
+    pub api: PathBuf,
+}
+
+/// Another node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PeerConfig {
+    /// Its number.
+    pub id: NodeId,
+    /// Its name.
+    pub name: String,
+    /// Its QUIC address.
+    pub quic: SocketAddr,
+}
+
+/// Times and limits; every one has a default.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tunables {
+    /// A store that has not answered for this long is taken out of the in-sync set.
+    pub suspect_timeout_ms: u64,
+    /// How long a coordinator may serve reads on one round of grants.
+    pub lease_ms: u64,
+    /// A clean shutdown that takes longer than this is given up.
+    pub shutdown_timeout_ms: u64,
+}
+
+/// Custody of key shares.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CustodyConfig {
+    /// Folder of the sealed shares this node keeps.
+    pub shares_dir: PathBuf,
+    /// 32 bytes (mode 0600) under which the shares are sealed.
+    pub key_file: PathBuf,
+}
+
+/// Certificates and keys for QUIC.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CredentialsConfig {
+    /// Folder with `node.crt`, `node.key` (mode 0600) and `ca.crt`.
+    pub dir: PathBuf,
+}
+
+impl Default for Tunables {
+    fn default() -> Self {
+        Self { suspect_timeout_ms: 500, lease_ms: 1500, shutdown_timeout_ms: 10_000 }
+    }
+}
+
+impl Tunables {
+    /// [`Self::suspect_timeout_ms`] as a duration.
+    pub const fn suspect_timeout(&self) -> Duration {
+        Duration::from_millis(self.suspect_timeout_ms)
+    }
+
+    /// [`Self::lease_ms`] as a duration.
+    pub const fn lease(&self) -> Duration {
+        Duration::from_millis(self.lease_ms)
+    }
+
+    /// [`Self::shutdown_timeout_ms`] as a duration.
+    pub const fn shutdown_timeout(&self) -> Duration {
+        Duration::from_millis(self.shutdown_timeout_ms)
+    }
+}
+
+impl NodeConfig {
+    /// Reads and checks a config file, and makes its paths absolute.
+    ///
+    /// # Errors
+    /// The file can not be read, is not of the format, or holds something that can not be.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        read::load(path)
+    }
+
+    /// Reads and checks the text of a config file called `path`; paths in it stay as they are.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load), but for reading the file.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        read::parse(path, text)
+    }
+
+    /// The text of the file, in TOML.
+    ///
+    /// # Errors
+    /// When a path is not UTF-8.
+    pub fn to_toml(&self) -> anyhow::Result<String> {
+        Ok(toml::to_string(self)?)
+    }
+
+    fn resolve(mut self, folder: &Path) -> Self {
+        let paths = [
+            &mut self.data_dir,
+            &mut self.sockets.nbd,
+            &mut self.sockets.api,
+            &mut self.custody.key_file,
+            &mut self.custody.shares_dir,
+            &mut self.credentials.dir,
+        ];
+        let optional = self.local_cluster.iter_mut().chain(self.founding.iter_mut());
+        for path in paths.into_iter().chain(optional) {
+            *path = folder.join(&*path);
+        }
+        self
+    }
+}

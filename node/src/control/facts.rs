@@ -1,0 +1,359 @@
+//! Facts about a cluster, as they stand in the API and in `--json`.
+
+use serde::{Deserialize, Serialize};
+use smalti_storage::ids::{
+    ClusterId, Epoch, GroupNo, Incarnation, KeyEpochNo, NodeId, Slot, StoreId, VolumeId, VolumeNo,
+};
+use std::fmt;
+use std::net::SocketAddr;
+use utoipa::ToSchema;
+
+/// How well something is. Ordered: the worst of several is their maximum.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Health {
+    /// Every group has all its n+k slots in sync and no row is behind.
+    Ok,
+    /// Served in full, with less redundancy than asked.
+    Degraded,
+    /// Some reads or writes wait.
+    Stalled,
+}
+
+/// What a node is doing, as the answering node sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeState {
+    /// It answers.
+    Up,
+    /// It does not.
+    Down,
+    /// It answers, and its shards are being moved away.
+    Draining,
+}
+
+/// `smalti status --json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct StatusReport {
+    /// `ok` only when every group of every volume has all its n+k slots in sync and no row is
+    /// behind.
+    pub health: Health,
+    /// Every node, by number.
+    pub nodes: Vec<NodeStatus>,
+    /// Every volume, by name.
+    pub volumes: Vec<VolumeStatus>,
+    /// The metadata group.
+    pub raft: RaftStatus,
+    /// Custodians of the master secret.
+    pub custody: CustodyStatus,
+    /// The cluster.
+    #[schema(value_type = String)]
+    pub cluster: ClusterId,
+    /// The version of the map that was looked at.
+    pub map_version: u64,
+    /// The name of the node that answered.
+    pub answered_by: String,
+}
+
+/// A node in the status.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NodeStatus {
+    /// Its name.
+    pub name: String,
+    /// Its number.
+    #[schema(value_type = u64)]
+    pub id: NodeId,
+    /// What it is doing.
+    pub state: NodeState,
+}
+
+/// A volume in the status.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VolumeStatus {
+    /// Its name.
+    pub name: String,
+    /// How well it is.
+    pub health: Health,
+    /// Its configuration.
+    #[schema(value_type = u32)]
+    pub epoch: Epoch,
+    /// The name of the node that orders its updates; null when there is none.
+    pub coordinator: Option<String>,
+    /// Rows that some slot has yet to catch up on.
+    pub rows_behind: u64,
+    /// Data slots.
+    pub data: u8,
+    /// Parity slots.
+    pub parity: u8,
+    /// Its identity.
+    #[schema(value_type = String)]
+    pub id: VolumeId,
+    /// Bytes.
+    pub size: u64,
+    /// Placement groups.
+    pub groups: u32,
+    /// Groups that have all their slots in sync.
+    pub groups_full: u32,
+}
+
+/// The metadata group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RaftStatus {
+    /// The name of the leading node; null when none is known.
+    pub leader: Option<String>,
+    /// Its term.
+    pub term: u64,
+}
+
+/// Custodians.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CustodyStatus {
+    /// Shares needed to open keys.
+    pub needed: u8,
+    /// Custodians that answer.
+    pub reachable: u8,
+    /// Custodians there are.
+    pub total: u8,
+}
+
+/// `smalti why --json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct WhyReport {
+    /// As in the status.
+    pub health: Health,
+    /// What keeps it from `ok`, worst first.
+    pub reasons: Vec<Reason>,
+}
+
+/// One thing that is not well.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Reason {
+    /// How bad it is.
+    pub health: Health,
+    /// What it concerns: `node n2`, `volume v`, `volume v group 3`, `raft`, `custody`.
+    pub subject: String,
+    /// What is not well, in one line.
+    pub problem: String,
+    /// What happens by itself, or what the operator can do.
+    pub remedy: Option<String>,
+}
+
+/// A volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VolumeFacts {
+    /// Its name.
+    pub name: String,
+    /// Its identity.
+    #[schema(value_type = String)]
+    pub id: VolumeId,
+    /// Its short number.
+    #[schema(value_type = u32)]
+    pub no: VolumeNo,
+    /// Bytes.
+    pub size: u64,
+    /// Data slots.
+    pub data: u8,
+    /// Parity slots.
+    pub parity: u8,
+    /// Mean bytes of a shard.
+    pub shard_size: u32,
+    /// No group may have fewer slots in sync.
+    pub min_insync: u8,
+    /// How well it is.
+    pub health: Health,
+    /// Its configuration.
+    #[schema(value_type = u32)]
+    pub epoch: Epoch,
+    /// The name of the node that orders its updates; null when there is none.
+    pub coordinator: Option<String>,
+    /// The key epoch new records are sealed under.
+    #[schema(value_type = u32)]
+    pub key_epoch: KeyEpochNo,
+}
+
+/// A volume and its placement.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VolumeDetail {
+    /// The volume.
+    #[serde(flatten)]
+    pub volume: VolumeFacts,
+    /// Its placement groups, by number.
+    pub groups: Vec<GroupFacts>,
+}
+
+/// A placement group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct GroupFacts {
+    /// Its number.
+    #[schema(value_type = u16)]
+    pub group: GroupNo,
+    /// Its slots, in order.
+    pub slots: Vec<SlotFacts>,
+}
+
+/// A slot of a group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SlotFacts {
+    /// Which slot.
+    #[schema(value_type = u8)]
+    pub slot: Slot,
+    /// The store that fills it.
+    #[schema(value_type = String)]
+    pub store: StoreId,
+    /// The name of that store's node.
+    pub node: String,
+    /// Whether it is in sync.
+    pub state: SlotState,
+}
+
+/// Whether a slot holds every acknowledged update.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum SlotState {
+    /// It does.
+    Insync,
+    /// It is catching up.
+    Learner,
+    /// It does not, and is not catching up.
+    Out,
+}
+
+/// What is asked of a new volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateVolume {
+    /// Name: 1 to 64 of `a-z A-Z 0-9 . _ -`, not beginning with `.` or `-`.
+    pub name: String,
+    /// Bytes, a positive multiple of 512.
+    pub size: u64,
+    /// Data slots; given together with `parity` or not at all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<u8>,
+    /// Parity slots.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parity: Option<u8>,
+    /// Mean bytes of a shard; 1 MiB when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shard_size: Option<u32>,
+}
+
+/// A node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NodeFacts {
+    /// Its name.
+    pub name: String,
+    /// Its number.
+    #[schema(value_type = u64)]
+    pub id: NodeId,
+    /// What it is doing.
+    pub state: NodeState,
+    /// Which start of its process the map knows.
+    #[schema(value_type = u64)]
+    pub incarnation: Incarnation,
+    /// Its QUIC address.
+    #[schema(value_type = String)]
+    pub quic: SocketAddr,
+    /// Its control API.
+    #[schema(value_type = String)]
+    pub api: SocketAddr,
+    /// Its NBD service.
+    #[schema(value_type = String)]
+    pub nbd: SocketAddr,
+    /// Whether it holds a share of the master secret.
+    pub custodian: bool,
+    /// Its shard stores.
+    pub stores: Vec<StoreFacts>,
+}
+
+/// A shard store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct StoreFacts {
+    /// Its identity.
+    #[schema(value_type = String)]
+    pub id: StoreId,
+    /// Its current start.
+    #[schema(value_type = u64)]
+    pub incarnation: Incarnation,
+    /// Whether its run before that ended in order.
+    pub clean: bool,
+}
+
+/// `smalti key status --json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct KeyReport {
+    /// Custodians of the master secret, counted.
+    pub custody: CustodyStatus,
+    /// Custodians of the master secret, one by one.
+    pub holders: Vec<HolderFacts>,
+    /// The key epochs of every volume, by name.
+    pub volumes: Vec<VolumeKeys>,
+}
+
+/// A custodian.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct HolderFacts {
+    /// The name of its node.
+    pub node: String,
+    /// The number of its share, from 1.
+    pub share: u8,
+    /// Whether it answers.
+    pub reachable: bool,
+}
+
+/// The key epochs of a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VolumeKeys {
+    /// The volume's name.
+    pub volume: String,
+    /// The one new records are sealed under.
+    #[schema(value_type = u32)]
+    pub current: KeyEpochNo,
+    /// All that may still be in use, oldest first.
+    pub epochs: Vec<KeyEpochFacts>,
+}
+
+/// A key epoch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct KeyEpochFacts {
+    /// Its number.
+    #[schema(value_type = u32)]
+    pub no: KeyEpochNo,
+    /// Unix seconds of its beginning.
+    pub timestamp: u64,
+    /// Shares of its wrapping secret that are needed.
+    pub needed: u8,
+    /// Shares of its wrapping secret there are.
+    pub total: u8,
+}
+
+impl fmt::Display for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ok => "ok",
+            Self::Degraded => "degraded",
+            Self::Stalled => "stalled",
+        })
+    }
+}
+
+impl fmt::Display for NodeState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Up => "up",
+            Self::Down => "down",
+            Self::Draining => "draining",
+        })
+    }
+}
+
+impl fmt::Display for SlotState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Insync => "insync",
+            Self::Learner => "learner",
+            Self::Out => "out",
+        })
+    }
+}

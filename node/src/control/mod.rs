@@ -1,0 +1,54 @@
+//! What the control API and the command line know of a running node: the [`Control`] trait and the
+//! facts it gives. The facts are shapes of the API and of `--json`, so fields are only ever added.
+
+mod error;
+mod facts;
+mod slot;
+
+pub use error::{ControlError, ErrorKind};
+pub use facts::{
+    CreateVolume, CustodyStatus, GroupFacts, Health, HolderFacts, KeyEpochFacts, KeyReport,
+    NodeFacts, NodeState, NodeStatus, RaftStatus, Reason, SlotFacts, SlotState, StatusReport,
+    StoreFacts, VolumeDetail, VolumeFacts, VolumeKeys, VolumeStatus, WhyReport,
+};
+pub use slot::ControlSlot;
+
+use futures::future::BoxFuture;
+use smalti_storage::ids::VolumeId;
+
+/// The answer of a [`Control`] method.
+pub type Answer<'a, T> = BoxFuture<'a, Result<T, ControlError>>;
+
+/// A running node as its operator sees it.
+///
+/// Reads answer from this node's view of the cluster and must not wait for other nodes for longer
+/// than a second or two: an operator asks most urgently when others do not answer. Changes return
+/// when the cluster has agreed on them and this node has applied them.
+pub trait Control: Send + Sync + 'static {
+    /// Health in short: the answer of `smalti status`.
+    fn status(&self) -> Answer<'_, StatusReport>;
+
+    /// Why health is not `ok`; no reasons when it is.
+    fn why(&self) -> Answer<'_, WhyReport>;
+
+    /// Every volume, by name.
+    fn volumes(&self) -> Answer<'_, Vec<VolumeFacts>>;
+
+    /// One volume with its groups; `NotFound` when there is none of that name.
+    fn volume(&self, name: String) -> Answer<'_, VolumeDetail>;
+
+    /// Makes a volume. What is left open gets its default for this cluster.
+    ///
+    /// `Exists` when there is one of that name, `Invalid` when it can not be as asked.
+    fn create_volume(&self, request: CreateVolume) -> Answer<'_, VolumeDetail>;
+
+    /// Removes the volume of that name if its identity still is `id`; `Conflict` when the name has
+    /// passed to another volume.
+    fn delete_volume(&self, name: String, id: VolumeId) -> Answer<'_, ()>;
+
+    /// Every node, by number.
+    fn nodes(&self) -> Answer<'_, Vec<NodeFacts>>;
+
+    /// Custody of the master secret and the key epochs of every volume.
+    fn keys(&self) -> Answer<'_, KeyReport>;
+}

@@ -1,0 +1,80 @@
+//! A node whose API answers before the node itself is ready.
+
+use super::{
+    Answer, Control, ControlError, CreateVolume, ErrorKind, KeyReport, NodeFacts, StatusReport,
+    VolumeDetail, VolumeFacts, WhyReport,
+};
+use futures::future::{FutureExt, ready};
+use smalti_storage::ids::VolumeId;
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+
+/// Passes everything on to the node once that has been put in; before, answers `Starting`.
+///
+/// The API must answer from the first moment, or nobody could tell a slow start (a long log to
+/// replay) from a dead node.
+#[derive(Clone, Default)]
+pub struct ControlSlot(Arc<OnceLock<Arc<dyn Control>>>);
+
+impl fmt::Debug for ControlSlot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ControlSlot").field("ready", &self.0.get().is_some()).finish()
+    }
+}
+
+impl ControlSlot {
+    /// Puts the node in. Only the first call has an effect.
+    ///
+    /// # Errors
+    /// Gives back a second node.
+    pub fn put(&self, control: Arc<dyn Control>) -> Result<(), Arc<dyn Control>> {
+        self.0.set(control)
+    }
+
+    fn ask<'a, T: Send + 'a>(
+        &'a self,
+        question: impl FnOnce(&'a dyn Control) -> Answer<'a, T>,
+    ) -> Answer<'a, T> {
+        match self.0.get() {
+            Some(control) => question(control.as_ref()),
+            None => {
+                let error = ControlError::new(ErrorKind::Starting, "the node is starting");
+                ready(Err(error)).boxed()
+            }
+        }
+    }
+}
+
+impl Control for ControlSlot {
+    fn status(&self) -> Answer<'_, StatusReport> {
+        self.ask(|control| control.status())
+    }
+
+    fn why(&self) -> Answer<'_, WhyReport> {
+        self.ask(|control| control.why())
+    }
+
+    fn volumes(&self) -> Answer<'_, Vec<VolumeFacts>> {
+        self.ask(|control| control.volumes())
+    }
+
+    fn volume(&self, name: String) -> Answer<'_, VolumeDetail> {
+        self.ask(|control| control.volume(name))
+    }
+
+    fn create_volume(&self, request: CreateVolume) -> Answer<'_, VolumeDetail> {
+        self.ask(|control| control.create_volume(request))
+    }
+
+    fn delete_volume(&self, name: String, id: VolumeId) -> Answer<'_, ()> {
+        self.ask(|control| control.delete_volume(name, id))
+    }
+
+    fn nodes(&self) -> Answer<'_, Vec<NodeFacts>> {
+        self.ask(|control| control.nodes())
+    }
+
+    fn keys(&self) -> Answer<'_, KeyReport> {
+        self.ask(|control| control.keys())
+    }
+}

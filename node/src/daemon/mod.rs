@@ -1,0 +1,8 @@
+//! The running node: a member of the cluster, its gateways, its NBD service, its control.
+
+mod control;
+mod report;
+mod start;
+
+pub use control::MemberControl;
+pub use start::start;

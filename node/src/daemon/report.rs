@@ -1,0 +1,313 @@
+//! One look at the cluster, and the facts that follow from it.
+
+use crate::control::{
+    ControlError, CustodyStatus, ErrorKind, GroupFacts, Health, HolderFacts, KeyEpochFacts,
+    KeyReport, NodeFacts, NodeState, NodeStatus, RaftStatus, Reason, SlotFacts, SlotState,
+    StatusReport, StoreFacts, VolumeDetail, VolumeFacts, VolumeKeys, VolumeStatus, WhyReport,
+};
+use futures::future::join_all;
+use smalti_cluster::Member;
+use smalti_cluster::member::VolumeProgress;
+use smalti_map::Volume;
+use smalti_map::view::MapView;
+use smalti_raft::GroupMetrics;
+use smalti_storage::ids::{ClusterId, GroupNo, Incarnation, NodeId, Slot, VolumeNo};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// A node that has not answered for so long is called down.
+const DOWN_AFTER: Duration = Duration::from_millis(1000);
+
+/// What was seen.
+pub(super) struct Report {
+    map: MapView,
+    me: NodeId,
+    raft: GroupMetrics,
+    up: BTreeSet<NodeId>,
+    progress: BTreeMap<VolumeNo, VolumeProgress>,
+}
+
+impl Report {
+    /// Looks.
+    ///
+    /// # Errors
+    /// While this node knows of no cluster yet.
+    pub(super) async fn take(member: &Member) -> Result<Self, ControlError> {
+        let map = member.map();
+        if map.cluster == ClusterId::default() {
+            let text = "this node has not heard of its cluster yet: too few nodes are up";
+            return Err(ControlError::new(ErrorKind::Starting, text));
+        }
+        let up = |node: &NodeId| member.beats().silent_for(*node) < DOWN_AFTER;
+        let up: BTreeSet<NodeId> = map
+            .nodes
+            .iter()
+            .filter(|(id, node)| node.incarnation > Incarnation(0) && up(id))
+            .map(|(id, _)| *id)
+            .collect();
+        let asked = map.volumes.values().map(|volume| async {
+            (volume.no, member.progress(volume).await)
+        });
+        let progress = join_all(asked)
+            .await
+            .into_iter()
+            .filter_map(|(no, progress)| Some((no, progress?)))
+            .collect();
+        Ok(Self { me: member.node(), raft: member.raft().metrics(), up, progress, map })
+    }
+
+    fn node_name(&self, node: NodeId) -> String {
+        self.map.nodes.get(&node).map_or_else(|| node.to_string(), |node| node.name.clone())
+    }
+
+    fn node_state(&self, node: NodeId) -> NodeState {
+        if self.up.contains(&node) { NodeState::Up } else { NodeState::Down }
+    }
+
+    fn groups_full(volume: &Volume) -> usize {
+        let all = volume.all_slots();
+        volume.groups.iter().filter(|group| group.insync == all).count()
+    }
+
+    fn volume_health(&self, volume: &Volume) -> Health {
+        let served = volume.activated && self.progress.get(&volume.no).is_some_and(|p| p.active);
+        let live = |group: &smalti_map::Group| {
+            let live = group.insync.iter().filter(|slot| {
+                let store = group.slots.get(slot.index());
+                let node = store.and_then(|store| self.map.node_of(*store));
+                node.is_some_and(|node| self.up.contains(&node))
+            });
+            live.count() >= usize::from(volume.data)
+        };
+        if !served || !volume.groups.iter().all(live) {
+            Health::Stalled
+        } else if Self::groups_full(volume) == volume.groups.len() && self.behind(volume) == 0 {
+            Health::Ok
+        } else {
+            Health::Degraded
+        }
+    }
+
+    fn behind(&self, volume: &Volume) -> u64 {
+        self.progress.get(&volume.no).map_or(0, |progress| progress.rows_behind)
+    }
+
+    fn coordinator(&self, volume: &Volume) -> Option<String> {
+        volume.coordinator.map(|seat| self.node_name(seat.node))
+    }
+
+    fn custody_status(&self) -> CustodyStatus {
+        let holders = &self.map.custody.holders;
+        let reachable = holders.iter().filter(|holder| self.up.contains(&holder.node)).count();
+        CustodyStatus {
+            needed: self.map.custody.threshold,
+            reachable: u8::try_from(reachable).unwrap_or(u8::MAX),
+            total: u8::try_from(holders.len()).unwrap_or(u8::MAX),
+        }
+    }
+
+    fn reasons(&self) -> Vec<Reason> {
+        let mut reasons = Vec::new();
+        let mut add = |health, subject: String, problem: String, remedy: &str| {
+            let remedy = (!remedy.is_empty()).then(|| remedy.to_owned());
+            reasons.push(Reason { health, subject, problem, remedy });
+        };
+        if self.raft.leader.is_none() {
+            let problem = "no leader: fewer than a majority of nodes are up".to_owned();
+            add(Health::Stalled, "raft".into(), problem, "start the nodes that are down");
+        }
+        let custody = self.custody_status();
+        if custody.reachable < custody.needed {
+            let problem = format!(
+                "{} of {} custodians answer, {} are needed: no volume can be attached anew",
+                custody.reachable, custody.total, custody.needed
+            );
+            add(Health::Degraded, "custody".into(), problem, "start the custodians that are down");
+        }
+        for (id, node) in &self.map.nodes {
+            if !self.up.contains(id) {
+                let (subject, problem) = (format!("node {}", node.name), "it does not answer");
+                add(Health::Degraded, subject, problem.into(), "start it again; it catches up by itself");
+            }
+        }
+        for volume in self.map.volumes.values() {
+            let subject = format!("volume {}", volume.name);
+            match self.volume_health(volume) {
+                Health::Ok => {}
+                Health::Stalled => {
+                    let problem = match (&volume.coordinator, volume.activated) {
+                        (None, _) => "it has no coordinator".to_owned(),
+                        (Some(_), false) => "its coordinator is taking over".to_owned(),
+                        (Some(_), true) => "too few of its stores answer".to_owned(),
+                    };
+                    let remedy = "it goes on by itself once enough nodes are up";
+                    add(Health::Stalled, subject, problem, remedy);
+                }
+                _ => {
+                    let out = volume.groups.len() - Self::groups_full(volume);
+                    let problem = format!(
+                        "{out} of {} groups miss a slot, {} rows are behind",
+                        volume.groups.len(),
+                        self.behind(volume)
+                    );
+                    let remedy = "stores that are up catch up by themselves";
+                    add(Health::Degraded, subject, problem, remedy);
+                }
+            }
+        }
+        reasons.sort_by_key(|reason| std::cmp::Reverse(reason.health));
+        reasons
+    }
+
+    pub(super) fn health(&self) -> Health {
+        self.reasons().iter().map(|reason| reason.health).max().unwrap_or(Health::Ok)
+    }
+
+    pub(super) fn status(&self) -> StatusReport {
+        let nodes = self.map.nodes.iter().map(|(id, node)| NodeStatus {
+            name: node.name.clone(),
+            id: *id,
+            state: self.node_state(*id),
+        });
+        let mut volumes: Vec<_> = self
+            .map
+            .volumes
+            .values()
+            .map(|volume| VolumeStatus {
+                name: volume.name.clone(),
+                health: self.volume_health(volume),
+                epoch: volume.epoch,
+                coordinator: self.coordinator(volume),
+                rows_behind: self.behind(volume),
+                data: volume.data,
+                parity: volume.parity,
+                id: volume.id,
+                size: volume.size,
+                groups: u32::try_from(volume.groups.len()).unwrap_or(u32::MAX),
+                groups_full: u32::try_from(Self::groups_full(volume)).unwrap_or(u32::MAX),
+            })
+            .collect();
+        volumes.sort_by(|a, b| a.name.cmp(&b.name));
+        StatusReport {
+            health: self.health(),
+            nodes: nodes.collect(),
+            volumes,
+            raft: RaftStatus {
+                leader: self.raft.leader.map(|node| self.node_name(node)),
+                term: self.raft.term,
+            },
+            custody: self.custody_status(),
+            cluster: self.map.cluster,
+            map_version: self.map.version,
+            answered_by: self.node_name(self.me),
+        }
+    }
+
+    pub(super) fn why(&self) -> WhyReport {
+        WhyReport { health: self.health(), reasons: self.reasons() }
+    }
+
+    fn facts(&self, volume: &Volume) -> VolumeFacts {
+        VolumeFacts {
+            name: volume.name.clone(),
+            id: volume.id,
+            no: volume.no,
+            size: volume.size,
+            data: volume.data,
+            parity: volume.parity,
+            shard_size: volume.shard_size,
+            min_insync: volume.min_insync,
+            health: self.volume_health(volume),
+            epoch: volume.epoch,
+            coordinator: self.coordinator(volume),
+            key_epoch: volume.key_epoch,
+        }
+    }
+
+    pub(super) fn volumes(&self) -> Vec<VolumeFacts> {
+        let mut volumes: Vec<_> = self.map.volumes.values().map(|v| self.facts(v)).collect();
+        volumes.sort_by(|a, b| a.name.cmp(&b.name));
+        volumes
+    }
+
+    pub(super) fn detail(&self, name: &str) -> Result<VolumeDetail, ControlError> {
+        let volume = self.map.volume_named(name).ok_or_else(|| ControlError::no_volume(name))?;
+        let groups = (0u16..).map(GroupNo).zip(&volume.groups).map(|(no, group)| {
+            let slots = (0u8..).map(Slot).zip(&group.slots).map(|(slot, store)| SlotFacts {
+                slot,
+                store: *store,
+                node: self
+                    .map
+                    .node_of(*store)
+                    .map_or_else(|| "?".to_owned(), |node| self.node_name(node)),
+                state: if group.insync.contains(slot) {
+                    SlotState::Insync
+                } else if group.learners.contains_key(&slot) {
+                    SlotState::Learner
+                } else {
+                    SlotState::Out
+                },
+            });
+            GroupFacts { group: no, slots: slots.collect() }
+        });
+        Ok(VolumeDetail { volume: self.facts(volume), groups: groups.collect() })
+    }
+
+    pub(super) fn nodes(&self) -> Vec<NodeFacts> {
+        let custodian = |node: NodeId| self.map.custody.holders.iter().any(|h| h.node == node);
+        self.map
+            .nodes
+            .iter()
+            .map(|(id, node)| NodeFacts {
+                name: node.name.clone(),
+                id: *id,
+                state: self.node_state(*id),
+                incarnation: node.incarnation,
+                quic: node.addresses.quic,
+                api: node.addresses.api,
+                nbd: node.addresses.nbd,
+                custodian: custodian(*id),
+                stores: self
+                    .map
+                    .stores
+                    .iter()
+                    .filter(|(_, store)| store.node == *id)
+                    .map(|(store, entry)| StoreFacts {
+                        id: *store,
+                        incarnation: entry.incarnation,
+                        clean: entry.clean,
+                    })
+                    .collect(),
+            })
+            .collect()
+    }
+
+    pub(super) fn keys(&self) -> KeyReport {
+        let holders = self.map.custody.holders.iter().map(|holder| HolderFacts {
+            node: self.node_name(holder.node),
+            share: holder.share,
+            reachable: self.up.contains(&holder.node),
+        });
+        let mut volumes: Vec<_> = self
+            .map
+            .volumes
+            .values()
+            .map(|volume| VolumeKeys {
+                volume: volume.name.clone(),
+                current: volume.key_epoch,
+                epochs: volume
+                    .key_epochs
+                    .values()
+                    .map(|epoch| KeyEpochFacts {
+                        no: epoch.no,
+                        timestamp: epoch.timestamp,
+                        needed: epoch.custody.threshold,
+                        total: u8::try_from(epoch.custody.holders.len()).unwrap_or(u8::MAX),
+                    })
+                    .collect(),
+            })
+            .collect();
+        volumes.sort_by(|a, b| a.volume.cmp(&b.volume));
+        KeyReport { custody: self.custody_status(), holders: holders.collect(), volumes }
+    }
+}

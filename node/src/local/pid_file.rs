@@ -1,0 +1,142 @@
+//! The pid file of a node: locked for as long as the node runs, so it also says whether it does.
+
+use crate::files;
+use anyhow::{Context, bail};
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Seek, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// A killed process may take a moment to give up its lock, and a look at the lock holds it shortly.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
+
+/// The lock on a node's data folder. Given up when dropped or when the process ends.
+#[derive(Debug)]
+pub struct PidFile(#[expect(dead_code, reason = "holds the lock")] File);
+
+impl PidFile {
+    /// Takes the lock and puts this process's id in the file. Blocks for up to five seconds.
+    ///
+    /// # Errors
+    /// Another process runs the node, or the file can not be made.
+    pub fn acquire(data_dir: &Path) -> anyhow::Result<Self> {
+        let path = path(data_dir);
+        let failed = || format!("lock {}", path.display());
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(files::PUBLIC)
+            .open(&path)
+            .with_context(failed)?;
+        let deadline = Instant::now() + LOCK_TIMEOUT;
+        while !try_lock(&file).with_context(failed)? {
+            if Instant::now() >= deadline {
+                let pid = read_pid(&mut file).map_or("unknown".into(), |pid| pid.to_string());
+                bail!("{} is in use by another process ({pid})", data_dir.display());
+            }
+            std::thread::sleep(LOCK_PAUSE);
+        }
+        let write = |file: &mut File| -> std::io::Result<()> {
+            file.set_len(0)?;
+            file.rewind()?;
+            writeln!(file, "{}", std::process::id())
+        };
+        write(&mut file).with_context(|| format!("write {}", path.display()))?;
+        Ok(Self(file))
+    }
+
+    /// The process that runs the node with that data folder, if one does.
+    ///
+    /// # Errors
+    /// The file can not be read, or is locked by a process that has not put its id in it.
+    pub fn holder(data_dir: &Path) -> anyhow::Result<Option<u32>> {
+        let path = path(data_dir);
+        let look = || -> anyhow::Result<Option<u32>> {
+            let mut file = match File::open(&path) {
+                Ok(file) => file,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+                Err(error) => return Err(error.into()),
+            };
+            if try_lock(&file)? {
+                return Ok(None);
+            }
+            let pid = read_pid(&mut file).context("its holder has not put its id in it")?;
+            Ok(Some(pid))
+        };
+        look().with_context(|| format!("look at {}", path.display()))
+    }
+}
+
+fn path(data_dir: &Path) -> PathBuf {
+    data_dir.join("node.pid")
+}
+
+fn try_lock(file: &File) -> std::io::Result<bool> {
+    match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(true),
+        Err(Errno::WOULDBLOCK) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn read_pid(file: &mut File) -> Option<u32> {
+    let mut text = String::new();
+    file.rewind().ok()?;
+    file.take(32).read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
+}
+
+/// Whether a process is `... serve --config CONFIG`. A process that has ended, even if nobody has
+/// asked for its status yet, has no command line.
+pub(super) fn is_node(pid: u32, config_path: &Path) -> bool {
+    let Ok(cmdline) = fs::read(format!("/proc/{pid}/cmdline")) else { return false };
+    let mut words = cmdline.split(|byte| *byte == 0).skip(1);
+    words.next() == Some(b"serve")
+        && words.next() == Some(b"--config")
+        && words.next() == Some(config_path.as_os_str().as_encoded_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn the_holder_is_known_while_it_holds() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(PidFile::holder(dir.path()).unwrap(), None);
+        let held = PidFile::acquire(dir.path()).unwrap();
+        assert_eq!(PidFile::holder(dir.path()).unwrap(), Some(std::process::id()));
+        drop(held);
+        assert_eq!(PidFile::holder(dir.path()).unwrap(), None);
+        drop(PidFile::acquire(dir.path()).unwrap());
+    }
+
+    #[test]
+    fn a_second_process_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let _held = PidFile::acquire(dir.path()).unwrap();
+        let error = PidFile::acquire(dir.path()).unwrap_err().to_string();
+        assert!(error.contains(&format!("({})", std::process::id())), "{error}");
+    }
+
+    #[test]
+    fn only_the_very_node_is_taken_for_it() {
+        let mut child = std::process::Command::new("sh")
+            .args(["-c", "read x; exit", "serve", "--config", "/a"])
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        assert!(!is_node(child.id(), Path::new("/a")));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!is_node(child.id(), Path::new("/a")));
+        assert!(!is_node(std::process::id(), Path::new("/a")));
+    }
+}

@@ -1,0 +1,233 @@
+//! Waiting until a started cluster is healthy, and making its volume on the way.
+
+use super::layout::Layout;
+use super::up::VolumeWish;
+use crate::client::{Client, ClientError};
+use crate::control::{CreateVolume, ErrorKind, Health, NodeState, StatusReport, VolumeDetail};
+use crate::size::human;
+use anyhow::{Context, bail, ensure};
+use futures::future::join_all;
+use indicatif::{ProgressBar, ProgressStyle};
+use std::io::IsTerminal;
+use std::time::Duration;
+use tokio::time::Instant;
+
+const POLL: Duration = Duration::from_millis(50);
+const ASK_TIMEOUT: Duration = Duration::from_secs(3);
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(70);
+
+/// How far a cluster came in the time it was given.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// Healthy; the names of its volumes.
+    Healthy(Vec<String>),
+    /// Every node answers and the volume is served, but not with full redundancy.
+    Degraded(Vec<String>),
+    /// Not in service: what is missing.
+    NotReady(String),
+}
+
+/// What the nodes say at one moment.
+struct Look {
+    reports: Vec<Option<StatusReport>>,
+    missing: Vec<String>,
+}
+
+impl Look {
+    fn answering(&self) -> usize {
+        self.reports.iter().flatten().count()
+    }
+
+    fn is_formed(&self) -> bool {
+        self.missing.is_empty()
+    }
+
+    fn worst(&self) -> Health {
+        self.reports.iter().flatten().map(|report| report.health).max().unwrap_or(Health::Stalled)
+    }
+
+    fn volumes(&self) -> Vec<String> {
+        let report = self.reports.iter().flatten().next();
+        let names = report.map(|report| report.volumes.iter().map(|v| v.name.clone()).collect());
+        let mut names: Vec<String> = names.unwrap_or_default();
+        names.sort();
+        names
+    }
+
+    /// Whether every node knows the volume: one that is behind would not serve it yet.
+    fn all_know(&self, wish: Option<&VolumeWish>) -> bool {
+        wish.is_none_or(|wish| {
+            let knows = |report: &StatusReport| report.volumes.iter().any(|v| v.name == wish.name);
+            self.reports.iter().flatten().all(knows)
+        })
+    }
+}
+
+pub(super) async fn wait(
+    layout: &Layout,
+    wish: Option<&VolumeWish>,
+    limit: Duration,
+) -> anyhow::Result<Outcome> {
+    let clients: Vec<_> = layout.nodes().map(|node| Client::new(node.api_address())).collect();
+    let progress = Progress::new(clients.len());
+    let deadline = Instant::now() + limit;
+    let mut volume_is_there = wish.is_none();
+    let mut held_up = String::new();
+    loop {
+        let look = ask_all(layout, &clients).await;
+        progress.show(&look, volume_is_there);
+        let formed = look.is_formed();
+        if formed && let (false, Some(wish)) = (volume_is_there, wish) {
+            // Bounded here as well, so that one long answer does not outlast the limit by much.
+            match ensure_volume(&clients, wish).await? {
+                Progressed::Done => {
+                    volume_is_there = true;
+                    continue;
+                }
+                Progressed::NotYet(why) => held_up = why,
+            }
+        }
+        let served = formed && volume_is_there && look.all_know(wish);
+        if served && look.worst() == Health::Ok {
+            return Ok(Outcome::Healthy(look.volumes()));
+        }
+        if Instant::now() >= deadline {
+            if served && look.worst() == Health::Degraded {
+                return Ok(Outcome::Degraded(look.volumes()));
+            }
+            let missing = if !formed {
+                look.missing.join("; ")
+            } else if volume_is_there {
+                format!("health is {}", look.worst())
+            } else {
+                format!("the volume could not be made: {held_up}")
+            };
+            return Ok(Outcome::NotReady(missing));
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+async fn ask_all(layout: &Layout, clients: &[Client]) -> Look {
+    let answers =
+        join_all(clients.iter().map(|c| c.get::<StatusReport>("/v1/status", ASK_TIMEOUT))).await;
+    let mut missing = Vec::new();
+    let mut reports = Vec::new();
+    for (node, answer) in layout.nodes().zip(answers) {
+        let name = node.name();
+        match &answer {
+            Err(ClientError::Refused(error)) => missing.push(format!("{name}: {error}")),
+            Err(_) => missing.push(format!("{name} does not answer")),
+            Ok(report) if report.cluster != node.config.cluster => {
+                missing.push(format!("{name} is of another cluster"));
+            }
+            Ok(report) if report.raft.leader.is_none() => {
+                missing.push(format!("{name} knows no leader"));
+            }
+            Ok(report) => missing.extend(
+                layout
+                    .nodes()
+                    .filter(|other| {
+                        let seen = report.nodes.iter().find(|n| n.id == other.config.node);
+                        seen.is_none_or(|seen| seen.state == NodeState::Down)
+                    })
+                    .map(|other| format!("{name} does not reach {}", other.name())),
+            ),
+        }
+        reports.push(answer.ok());
+    }
+    Look { reports, missing }
+}
+
+enum Progressed {
+    Done,
+    NotYet(String),
+}
+
+/// Makes the volume, or checks the one that is there.
+async fn ensure_volume(clients: &[Client], wish: &VolumeWish) -> anyhow::Result<Progressed> {
+    let client = clients.first().context("there is no node")?;
+    let path = format!("/v1/volumes/{}", wish.name);
+    match client.get::<VolumeDetail>(&path, ASK_TIMEOUT).await {
+        Ok(detail) => return compare(wish, &detail).map(|()| Progressed::Done),
+        Err(error) if error.kind() == Some(ErrorKind::NotFound) => {}
+        Err(error) => return Ok(Progressed::NotYet(error.to_string())),
+    }
+    let Some(size) = wish.size else {
+        bail!("volume {} is missing and needs a --size to be made", wish.name);
+    };
+    let request = CreateVolume {
+        name: wish.name.clone(),
+        size: size.bytes(),
+        data: wish.geometry.map(|(data, _)| data),
+        parity: wish.geometry.map(|(_, parity)| parity),
+        shard_size: None,
+    };
+    match client.post::<_, VolumeDetail>("/v1/volumes", &request, CHANGE_TIMEOUT).await {
+        Ok(_) => Ok(Progressed::Done),
+        // Invalid stays invalid; all else may pass, and whether it was made is looked at again.
+        Err(error) if error.kind() == Some(ErrorKind::Invalid) => {
+            Err(anyhow::Error::from(error).context(format!("make volume {}", wish.name)))
+        }
+        Err(error) => Ok(Progressed::NotYet(error.to_string())),
+    }
+}
+
+fn compare(wish: &VolumeWish, detail: &VolumeDetail) -> anyhow::Result<()> {
+    let volume = &detail.volume;
+    if let Some(size) = wish.size {
+        ensure!(
+            size.bytes() == volume.size,
+            "volume {} has {} ({} bytes), not {size} ({} bytes) as asked",
+            wish.name,
+            human(volume.size),
+            volume.size,
+            size.bytes()
+        );
+    }
+    if let Some((data, parity)) = wish.geometry {
+        ensure!(
+            (data, parity) == (volume.data, volume.parity),
+            "volume {} has {}+{} shards, not {data}+{parity} as asked",
+            wish.name,
+            volume.data,
+            volume.parity
+        );
+    }
+    Ok(())
+}
+
+/// A line on the terminal while it takes; nothing elsewhere.
+struct Progress(Option<ProgressBar>);
+
+impl Progress {
+    fn new(nodes: usize) -> Self {
+        if !std::io::stderr().is_terminal() {
+            return Self(None);
+        }
+        let bar = ProgressBar::new(nodes as u64);
+        if let Ok(style) = ProgressStyle::with_template("{spinner} [{bar:20}] {msg}  {elapsed}") {
+            bar.set_style(style);
+        }
+        bar.enable_steady_tick(Duration::from_millis(100));
+        Self(Some(bar))
+    }
+
+    fn show(&self, look: &Look, volume_is_there: bool) {
+        let Some(bar) = &self.0 else { return };
+        bar.set_position(look.answering() as u64);
+        bar.set_message(match (look.missing.first(), volume_is_there) {
+            (Some(missing), _) => missing.clone(),
+            (None, false) => "making the volume".into(),
+            (None, true) => format!("health {}", look.worst()),
+        });
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! `smalti up`.
+
+use super::dir_lock::DirLock;
+use super::layout::{Layout, half_made};
+use super::ready::{self, Outcome};
+use super::spawn::Processes;
+use super::stop;
+use crate::cli::print;
+use crate::cluster_file::{ClusterFile, nbd_tcp_uri, nbd_unix_uri};
+use crate::init::{self, DirState};
+use crate::serve::StopSignals;
+use crate::size::VolumeSize;
+use crate::volume_spec::{Geometry, NODES_MIN};
+use anyhow::{Context, bail, ensure};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// What `smalti up` is asked.
+#[derive(Clone, Debug)]
+pub struct UpOptions {
+    /// The program whose `serve --config FILE` runs a node.
+    pub program: PathBuf,
+    /// How many nodes; none for what the folder has, or 3.
+    pub nodes: Option<usize>,
+    /// The cluster's folder.
+    pub dir: PathBuf,
+    /// The volume that is to be there.
+    pub volume: Option<VolumeWish>,
+    /// Whether to return once healthy.
+    pub detach: bool,
+    /// How long to wait until healthy.
+    pub wait: Duration,
+}
+
+/// A volume that is to be there.
+#[derive(Clone, Debug)]
+pub struct VolumeWish {
+    /// Its name.
+    pub name: String,
+    /// Its size; needed when it is to be made.
+    pub size: Option<VolumeSize>,
+    /// Data and parity shards; none for whatever it has, or the default.
+    pub geometry: Option<(u8, u8)>,
+}
+
+/// Runs a local cluster: until a signal in the foreground, or until healthy with `detach`.
+///
+/// # Errors
+/// What can not be as asked, or did not come up; the nodes that were started are stopped again,
+/// but for a detached cluster that serves and is only degraded.
+pub async fn up(options: UpOptions) -> anyhow::Result<()> {
+    let mut signals = StopSignals::listen()?;
+    let dir = std::path::absolute(&options.dir).context("find the folder")?;
+    let (_lock, layout) = prepare(&dir, &options)?;
+    ensure_stopped(&layout)?;
+    // Whoever waits for the file waits for a cluster that is up, not for an earlier one.
+    ClusterFile::remove(layout.dir())?;
+    let (mut processes, started) = Processes::start(&layout, &options.program, options.detach);
+    let result = match started {
+        Ok(()) => {
+            tokio::select! {
+                result = bring_up(&layout, &options, &mut processes) => result,
+                name = signals.next() => Err(anyhow::anyhow!("{name} came before it was healthy")),
+            }
+        }
+        Err(error) => Err(error),
+    };
+    match result {
+        Err(error) => {
+            stop_again(&layout, &mut signals).await?;
+            Err(error)
+        }
+        Ok(true) if options.detach => Ok(()),
+        Ok(false) if options.detach => bail!(
+            "the nodes run, but are still degraded after {} s: see `smalti why --dir {}`",
+            options.wait.as_secs(),
+            dir.display()
+        ),
+        Ok(_) => foreground(&layout, processes, signals).await,
+    }
+}
+
+/// Checks everything that can be checked before a process is started, and makes a new cluster's
+/// folder.
+fn prepare(dir: &Path, options: &UpOptions) -> anyhow::Result<(DirLock, Layout)> {
+    // An existing folder is locked before it is looked at: another `up` may be making it.
+    let lock = if dir.is_dir() { Some(DirLock::take(dir)?) } else { None };
+    let state = init::inspect(dir)?;
+    let nodes = match &state {
+        DirState::Made(marker) => {
+            let have = marker.nodes.len();
+            if let Some(asked) = options.nodes {
+                ensure!(asked == have, "{} has {have} nodes, not {asked}", dir.display());
+            }
+            have
+        }
+        DirState::Free => options.nodes.unwrap_or(NODES_MIN),
+        DirState::HalfMade => bail!(half_made(dir)),
+        DirState::Foreign => {
+            bail!("{} is not empty and holds no cluster: choose another folder", dir.display())
+        }
+    };
+    init::check_nodes(nodes)?;
+    if let Some(wish) = &options.volume {
+        let (data, parity) = wish.geometry.unzip();
+        Geometry::asked(data, parity, nodes).context("volume")?;
+        ensure!(
+            wish.size.is_some() || state != DirState::Free,
+            "volume {} is to be made and needs a --size",
+            wish.name
+        );
+    }
+    let lock = match lock {
+        Some(lock) => lock,
+        None => {
+            let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+            made.with_context(|| format!("make {}", dir.display()))?;
+            DirLock::take(dir)?
+        }
+    };
+    // The folder has one name in command lines and sockets, whatever way led to it.
+    let dir = dir.canonicalize().with_context(|| format!("find {}", dir.display()))?;
+    if state == DirState::Free {
+        init::make(&dir, nodes)?;
+    }
+    Ok((lock, Layout::load(&dir)?))
+}
+
+fn ensure_stopped(layout: &Layout) -> anyhow::Result<()> {
+    let running = stop::running(layout)?;
+    if running.is_empty() {
+        return Ok(());
+    }
+    let list: Vec<_> = running.iter().map(|node| format!("{} ({})", node.name, node.pid)).collect();
+    bail!(
+        "its nodes run already: {}; stop them with `smalti down --dir {}`",
+        list.join(", "),
+        layout.dir().display()
+    )
+}
+
+/// Waits until healthy and tells the world. Says whether it is healthy, or only degraded.
+async fn bring_up(
+    layout: &Layout,
+    options: &UpOptions,
+    processes: &mut Processes,
+) -> anyhow::Result<bool> {
+    let waited = tokio::select! {
+        waited = ready::wait(layout, options.volume.as_ref(), options.wait) => waited?,
+        ended = processes.ended() => {
+            bail!("{} while starting; {}", processes.describe(&ended), processes.log_tail(&ended));
+        }
+    };
+    let (healthy, volumes) = match waited {
+        Outcome::Healthy(volumes) => (true, volumes),
+        Outcome::Degraded(volumes) => (false, volumes),
+        Outcome::NotReady(missing) => {
+            bail!("not healthy after {} s: {missing}", options.wait.as_secs());
+        }
+    };
+    let entries = layout.nodes().zip(processes.pids());
+    let nodes = entries
+        .map(|(node, pid)| node.entry(&options.program, pid))
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    let file = ClusterFile { nodes, volumes };
+    file.write(layout.dir())?;
+    print(&announcement(&file, healthy)?)?;
+    Ok(healthy)
+}
+
+fn announcement(file: &ClusterFile, healthy: bool) -> anyhow::Result<String> {
+    let health = if healthy { "healthy" } else { "DEGRADED: see `smalti why`" };
+    let mut text = format!("{} nodes up, {health}\n", file.nodes.len());
+    for volume in &file.volumes {
+        text.push_str(&format!("volume {volume}\n"));
+        for node in &file.nodes {
+            let unix = nbd_unix_uri(&node.nbd.unix, volume)?;
+            let tcp = nbd_tcp_uri(node.nbd.tcp, volume);
+            text.push_str(&format!("  {}  {unix}\n  {}  {tcp}\n", node.name, node.name));
+        }
+    }
+    Ok(text)
+}
+
+/// Nodes may be killed on purpose: that is said once each and nothing else is done about it.
+async fn foreground(
+    layout: &Layout,
+    mut processes: Processes,
+    mut signals: StopSignals,
+) -> anyhow::Result<()> {
+    say("Ctrl-C stops the nodes");
+    let nodes = layout.nodes().len();
+    let mut in_order = 0;
+    loop {
+        tokio::select! {
+            _ = signals.next() => break,
+            ended = processes.ended() => {
+                say(&processes.describe(&ended));
+                in_order += usize::from(ended.status.is_some_and(|status| status.success()));
+                // Nodes end in order when asked to, as by `smalti down`: nothing is left to do.
+                if in_order == nodes && stop::running(layout)?.is_empty() {
+                    return Ok(());
+                }
+            }
+        }
+    }
+    say("stopping");
+    let stopped = stop::stop_all(layout, async {
+        signals.next().await;
+    })
+    .await?;
+    say(&stopped.describe());
+    Ok(())
+}
+
+/// Nodes must not be left alone because nobody reads this any more.
+fn say(text: &str) {
+    if let Err(error) = print(&format!("{text}\n")) {
+        tracing::warn!(error = format!("{error:#}"), text, "can not print");
+    }
+}
+
+/// Stops what a failed start has left, and does not hide why it failed.
+async fn stop_again(layout: &Layout, signals: &mut StopSignals) -> anyhow::Result<()> {
+    let stopped = stop::stop_all(layout, async {
+        signals.next().await;
+    });
+    stopped.await.context("stop the nodes after a failed start").map(|_| ())
+}

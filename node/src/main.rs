@@ -1,0 +1,35 @@
+//! The `smalti` program: reads its command line, does what it says, tells in one line what failed.
+
+use clap::Parser;
+use smalti_node::cli::{self, Cli, Command};
+use smalti_node::{local, telemetry};
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// What still blocks after the work is done and answered for is not waited for any longer.
+const LEFTOVER_TIMEOUT: Duration = Duration::from_secs(2);
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // If stderr takes nothing, the exit code still tells.
+            let _ = writeln!(std::io::stderr(), "{}", cli::error_line(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    let is_daemon = matches!(cli.command, Command::Serve(_));
+    if is_daemon {
+        local::enter_new_session()?;
+    }
+    telemetry::start_logging(if is_daemon { "info" } else { "warn" })?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let done = runtime.block_on(cli::run(cli));
+    runtime.shutdown_timeout(LEFTOVER_TIMEOUT);
+    done
+}

@@ -1,0 +1,221 @@
+//! `smalti serve`: one node, from its config file to its last breath.
+//!
+//! ```text
+//! config -> lock -> API answers "starting" -> the node starts -> API answers -> signal -> stop
+//! ```
+
+use crate::api::{ApiServer, ApiState};
+use crate::cluster_file::ClusterFile;
+use crate::config::NodeConfig;
+use crate::control::{Control, ControlSlot};
+use crate::daemon;
+use crate::local::PidFile;
+use crate::telemetry;
+use anyhow::{Context, anyhow, bail};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use std::fmt;
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
+use std::panic::AssertUnwindSafe;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Runs the node of a config file until SIGTERM or SIGINT.
+///
+/// # Errors
+/// It could not start, a part that it can not go on without failed, or it did not stop in time.
+pub async fn serve(config_path: &Path) -> anyhow::Result<()> {
+    telemetry::log_panics();
+    telemetry::forbid_dumps()?;
+    telemetry::raise_file_limit()?;
+    let config = NodeConfig::load(config_path)?;
+    run_node(config).await
+}
+
+/// Runs a node with everything it has.
+///
+/// # Errors
+/// As [`serve`].
+pub async fn run_node(config: NodeConfig) -> anyhow::Result<()> {
+    run_with(config, |node| daemon::start(node).boxed()).await
+}
+
+/// What a part of a running node works with.
+#[derive(Clone, Debug)]
+pub struct NodeRuntime {
+    /// The node's config.
+    pub config: Arc<NodeConfig>,
+    /// Cancelled when the node is to stop.
+    pub stop: CancellationToken,
+    /// Tasks that end by themselves soon after `stop`; they are waited for.
+    pub tasks: TaskTracker,
+    poison: Poison,
+}
+
+/// A node that has started.
+pub struct Started {
+    /// What the control API answers from.
+    pub control: Arc<dyn Control>,
+    /// Ends the node in order, after `stop` was cancelled and the API has given its last answers.
+    pub shutdown: BoxFuture<'static, anyhow::Result<()>>,
+}
+
+impl fmt::Debug for Started {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Started")
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+struct Poison {
+    reason: Arc<OnceLock<String>>,
+    token: CancellationToken,
+}
+
+impl NodeRuntime {
+    /// Says that the node can not go on: its run ends at once with an error, without a shutdown in
+    /// order. The first reason counts.
+    pub fn poison(&self, reason: impl fmt::Display) {
+        let reason = reason.to_string();
+        tracing::error!(reason, "the node can not go on");
+        // A later reason is a consequence of the first.
+        let _ = self.poison.reason.set(reason);
+        self.poison.token.cancel();
+    }
+
+    /// Runs a task whose failure or panic poisons the node.
+    pub fn spawn_critical(
+        &self,
+        name: &'static str,
+        task: impl Future<Output = anyhow::Result<()>> + Send + 'static,
+    ) {
+        let node = self.clone();
+        self.tasks.spawn(async move {
+            match AssertUnwindSafe(task).catch_unwind().await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => node.poison(format_args!("{name}: {error:#}")),
+                Err(_panic) => node.poison(format_args!("{name} panicked")),
+            }
+        });
+    }
+}
+
+/// Runs a node: lock, API and signals here, the rest by `start`.
+///
+/// # Errors
+/// As [`serve`].
+pub async fn run_with(
+    config: NodeConfig,
+    start: impl FnOnce(NodeRuntime) -> BoxFuture<'static, anyhow::Result<Started>>,
+) -> anyhow::Result<()> {
+    let mut signals = StopSignals::listen()?;
+    let data_dir = &config.data_dir;
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(data_dir)
+        .with_context(|| format!("make {}", data_dir.display()))?;
+    let _pid_file = PidFile::acquire(data_dir)?;
+    if let Some(dir) = &config.local_cluster {
+        ClusterFile::note_pid(dir, config.node, std::process::id())?;
+    }
+
+    let api = ApiServer::bind(config.addresses.api, &config.sockets.api).await?;
+    let node = NodeRuntime {
+        config: Arc::new(config),
+        stop: CancellationToken::new(),
+        tasks: TaskTracker::new(),
+        poison: Poison::default(),
+    };
+    // However this ends, tasks that still run in this process are told.
+    let _stop = node.stop.clone().drop_guard();
+    let slot = ControlSlot::default();
+    let local_cluster = node.config.local_cluster.clone();
+    let state = ApiState::new(Arc::new(slot.clone()), local_cluster, node.tasks.clone());
+    api.start(state, &node.tasks, &node.stop);
+    tracing::info!(node = node.config.name, api = %node.config.addresses.api, "node starts");
+
+    let started = tokio::select! {
+        started = start(node.clone()) => started.context("start the node")?,
+        name = signals.next() => {
+            tracing::info!(signal = name, "node stops before it has started");
+            return finish(&node, async { Ok(()) }.boxed()).await;
+        }
+        () = node.poison.token.cancelled() => return Err(reason(&node)),
+    };
+    if slot.put(started.control).is_err() {
+        bail!("the node was started twice");
+    }
+    tracing::info!(node = node.config.name, "node is up");
+    tokio::select! {
+        name = signals.next() => tracing::info!(signal = name, "node stops"),
+        () = node.poison.token.cancelled() => return Err(reason(&node)),
+    }
+    finish(&node, started.shutdown).await
+}
+
+fn reason(node: &NodeRuntime) -> anyhow::Error {
+    anyhow!("{}", node.poison.reason.get().map_or("the node can not go on", String::as_str))
+}
+
+async fn finish(
+    node: &NodeRuntime,
+    shutdown: BoxFuture<'static, anyhow::Result<()>>,
+) -> anyhow::Result<()> {
+    let limit: Duration = node.config.tunables.shutdown_timeout();
+    node.stop.cancel();
+    node.tasks.close();
+    let ended = tokio::time::timeout(limit, async {
+        node.tasks.wait().await;
+        shutdown.await
+    });
+    match ended.await {
+        Ok(Ok(())) if node.poison.token.is_cancelled() => Err(reason(node)),
+        Ok(ended) => {
+            ended.context("stop the node")?;
+            tracing::info!("node has stopped");
+            Ok(())
+        }
+        Err(_) => bail!("stop the node: it takes longer than {} ms", limit.as_millis()),
+    }
+}
+
+/// The signals that ask a process to stop.
+#[derive(Debug)]
+pub struct StopSignals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+impl StopSignals {
+    /// Listens for them from now on, in place of ending at once.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn listen() -> anyhow::Result<Self> {
+        let listen = |kind| signal(kind).context("listen for signals");
+        Ok(Self {
+            interrupt: listen(SignalKind::interrupt())?,
+            terminate: listen(SignalKind::terminate())?,
+            hangup: listen(SignalKind::hangup())?,
+        })
+    }
+
+    /// The name of the next one. Cancel safe.
+    pub async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.hangup.recv() => "SIGHUP",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

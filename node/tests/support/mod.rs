@@ -1,0 +1,204 @@
+//! A stand-in for a running node, for tests of what is around it. Its cluster is a file: every
+//! node of a test cluster that is given the same file agrees with the others.
+
+#![allow(dead_code, reason = "not every test uses all of it")]
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use futures::FutureExt;
+use futures::future::ready;
+use smalti_node::control::{
+    Answer, Control, ControlError, CreateVolume, CustodyStatus, ErrorKind, GroupFacts, Health,
+    HolderFacts, KeyEpochFacts, KeyReport, NodeFacts, NodeState, NodeStatus, RaftStatus, Reason,
+    SlotFacts, SlotState, StatusReport, StoreFacts, VolumeDetail, VolumeFacts, VolumeKeys,
+    VolumeStatus, WhyReport,
+};
+use smalti_node::volume_spec::Geometry;
+use smalti_storage::ids::{
+    ClusterId, Epoch, GroupNo, Incarnation, KeyEpochNo, NodeId, Slot, StoreId, VolumeId, VolumeNo,
+};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use uuid::Uuid;
+
+/// A node of a cluster of `nodes` nodes that are always up.
+pub(crate) struct FakeControl {
+    pub(crate) cluster: ClusterId,
+    pub(crate) nodes: usize,
+    pub(crate) health: Health,
+    file: PathBuf,
+    lock: Mutex<()>,
+}
+
+impl FakeControl {
+    pub(crate) fn new(cluster: ClusterId, nodes: usize, file: &Path) -> Self {
+        let file = file.to_owned();
+        Self { cluster, nodes, health: Health::Ok, file, lock: Mutex::new(()) }
+    }
+
+    fn load(&self) -> Vec<VolumeFacts> {
+        std::fs::read(&self.file).map_or_else(|_| vec![], |b| serde_json::from_slice(&b).unwrap())
+    }
+
+    fn save(&self, volumes: &[VolumeFacts]) {
+        let text = serde_json::to_vec(volumes).unwrap();
+        smalti_node::files::write_atomic(&self.file, &text, 0o644).unwrap();
+    }
+
+    fn names(&self) -> impl Iterator<Item = (NodeId, String)> {
+        (1..=self.nodes as u64).map(|id| (NodeId(id), format!("n{id}")))
+    }
+
+    fn custody(&self) -> CustodyStatus {
+        CustodyStatus { needed: 2, reachable: 3, total: 3 }
+    }
+
+    fn detail(&self, volume: VolumeFacts) -> VolumeDetail {
+        let slots = volume.data + volume.parity;
+        let slot = |slot: u8| SlotFacts {
+            slot: Slot(slot),
+            store: StoreId(Uuid::from_u128(u128::from(slot) + 1)),
+            node: format!("n{}", slot + 1),
+            state: SlotState::Insync,
+        };
+        let groups = vec![GroupFacts { group: GroupNo(0), slots: (0..slots).map(slot).collect() }];
+        VolumeDetail { volume, groups }
+    }
+
+    fn create(&self, request: CreateVolume) -> Result<VolumeDetail, ControlError> {
+        let _lock = self.lock.lock().unwrap();
+        let geometry = Geometry::asked(request.data, request.parity, self.nodes)
+            .map_err(ControlError::invalid)?;
+        let mut volumes = self.load();
+        if volumes.iter().any(|volume| volume.name == request.name) {
+            let message = format!("there is a volume {} already", request.name);
+            return Err(ControlError::new(ErrorKind::Exists, message));
+        }
+        let volume = VolumeFacts {
+            name: request.name,
+            id: VolumeId(Uuid::new_v4()),
+            no: VolumeNo(volumes.len() as u32 + 1),
+            size: request.size,
+            data: geometry.data,
+            parity: geometry.parity,
+            shard_size: request.shard_size.unwrap_or(1 << 20),
+            min_insync: geometry.data,
+            health: self.health,
+            epoch: Epoch(1),
+            coordinator: None,
+            key_epoch: KeyEpochNo(1),
+        };
+        volumes.push(volume.clone());
+        self.save(&volumes);
+        Ok(self.detail(volume))
+    }
+
+    fn delete(&self, name: &str, id: VolumeId) -> Result<(), ControlError> {
+        let _lock = self.lock.lock().unwrap();
+        let mut volumes = self.load();
+        let found = volumes.iter().position(|volume| volume.name == name);
+        let index = found.ok_or_else(|| ControlError::no_volume(name))?;
+        if volumes[index].id != id {
+            return Err(ControlError::new(ErrorKind::Conflict, "the name is another volume's now"));
+        }
+        volumes.remove(index);
+        self.save(&volumes);
+        Ok(())
+    }
+}
+
+impl Control for FakeControl {
+    fn status(&self) -> Answer<'_, StatusReport> {
+        let volume = |volume: VolumeFacts| VolumeStatus {
+            name: volume.name,
+            health: volume.health,
+            epoch: volume.epoch,
+            coordinator: volume.coordinator,
+            rows_behind: 0,
+            data: volume.data,
+            parity: volume.parity,
+            id: volume.id,
+            size: volume.size,
+            groups: 1,
+            groups_full: 1,
+        };
+        let report = StatusReport {
+            health: self.health,
+            nodes: self
+                .names()
+                .map(|(id, name)| NodeStatus { name, id, state: NodeState::Up })
+                .collect(),
+            volumes: self.load().into_iter().map(volume).collect(),
+            raft: RaftStatus { leader: Some("n1".into()), term: 3 },
+            custody: self.custody(),
+            cluster: self.cluster,
+            map_version: 9,
+            answered_by: "n1".into(),
+        };
+        ready(Ok(report)).boxed()
+    }
+
+    fn why(&self) -> Answer<'_, WhyReport> {
+        let reason = Reason {
+            health: self.health,
+            subject: "volume v".into(),
+            problem: "a slot is behind".into(),
+            remedy: Some("it catches up by itself".into()),
+        };
+        let reasons = if self.health == Health::Ok { vec![] } else { vec![reason] };
+        ready(Ok(WhyReport { health: self.health, reasons })).boxed()
+    }
+
+    fn volumes(&self) -> Answer<'_, Vec<VolumeFacts>> {
+        ready(Ok(self.load())).boxed()
+    }
+
+    fn volume(&self, name: String) -> Answer<'_, VolumeDetail> {
+        let found = self.load().into_iter().find(|volume| volume.name == name);
+        let detail = found.map(|volume| self.detail(volume));
+        ready(detail.ok_or_else(|| ControlError::no_volume(&name))).boxed()
+    }
+
+    fn create_volume(&self, request: CreateVolume) -> Answer<'_, VolumeDetail> {
+        ready(self.create(request)).boxed()
+    }
+
+    fn delete_volume(&self, name: String, id: VolumeId) -> Answer<'_, ()> {
+        ready(self.delete(&name, id)).boxed()
+    }
+
+    fn nodes(&self) -> Answer<'_, Vec<NodeFacts>> {
+        let node = |(id, name): (NodeId, String)| NodeFacts {
+            name,
+            id,
+            state: NodeState::Up,
+            incarnation: Incarnation(1),
+            quic: ([127, 0, 0, 1], 1).into(),
+            api: ([127, 0, 0, 1], 2).into(),
+            nbd: ([127, 0, 0, 1], 3).into(),
+            custodian: id.0 <= 3,
+            stores: vec![StoreFacts {
+                id: StoreId(Uuid::from_u128(id.0.into())),
+                incarnation: Incarnation(1),
+                clean: true,
+            }],
+        };
+        ready(Ok(self.names().map(node).collect())).boxed()
+    }
+
+    fn keys(&self) -> Answer<'_, KeyReport> {
+        let epoch =
+            KeyEpochFacts { no: KeyEpochNo(1), timestamp: 1_700_000_000, needed: 2, total: 3 };
+        let volume = |volume: VolumeFacts| VolumeKeys {
+            volume: volume.name,
+            current: volume.key_epoch,
+            epochs: vec![epoch.clone()],
+        };
+        let holder = |share: u8| HolderFacts { node: format!("n{share}"), share, reachable: true };
+        let report = KeyReport {
+            custody: self.custody(),
+            holders: (1..=3).map(holder).collect(),
+            volumes: self.load().into_iter().map(volume).collect(),
+        };
+        ready(Ok(report)).boxed()
+    }
+}
