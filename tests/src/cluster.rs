@@ -1,0 +1,478 @@
+//! A local cluster of real node processes: made, killed, frozen, restarted, looked at.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::Signal;
+
+use crate::files;
+use crate::nbd::{Address, Target};
+use crate::process::{self, Output, cmdline, signal, tail, until};
+use crate::status::{ClusterFile, NodeEntry, Status, points_at};
+
+/// A cluster of fresh nodes is up and its volume made within this.
+pub const UP_LIMIT: Duration = Duration::from_secs(120);
+/// All rows are in sync again within this after the last fault.
+pub const HEAL_LIMIT: Duration = Duration::from_secs(120);
+/// Any single command of ours ends within this.
+pub const COMMAND_LIMIT: Duration = Duration::from_secs(60);
+
+/// What cluster to make.
+#[derive(Debug, Clone)]
+pub struct Spec {
+    /// Name of the test, for messages and the folder.
+    pub test: &'static str,
+    /// Node processes.
+    pub nodes: usize,
+    /// Name of the volume.
+    pub volume: &'static str,
+    /// Its size as the command line takes it.
+    pub size: &'static str,
+    /// Data and parity shards, or the default of the program.
+    pub geometry: Option<(u32, u32)>,
+}
+
+impl Spec {
+    /// Three nodes and a volume `v` of the default geometry.
+    #[must_use]
+    pub fn three(test: &'static str, size: &'static str) -> Self {
+        Self { test, nodes: 3, volume: "v", size, geometry: None }
+    }
+}
+
+/// Where the program is: `SMALTI_BIN`, or beside this test in the target folder.
+///
+/// # Errors
+/// When there is none.
+pub fn program() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("SMALTI_BIN") {
+        let path = PathBuf::from(path);
+        ensure!(path.is_file(), "SMALTI_BIN is {}, which is no file", path.display());
+        return Ok(path);
+    }
+    let exe = std::env::current_exe().context("find this test's own file")?;
+    let beside = exe.ancestors().skip(1).take(2).map(|folder| folder.join("smalti"));
+    beside.into_iter().find(|path| path.is_file()).with_context(|| {
+        format!(
+            "no `smalti` beside {}: build it with `cargo build --release -p smalti-node` or set \
+             SMALTI_BIN",
+            exe.display()
+        )
+    })
+}
+
+/// Runs `smalti` with these words.
+///
+/// # Errors
+/// When it cannot be started or does not end in time; not when it fails.
+pub fn smalti(words: &[&str], limit: Duration) -> Result<Output> {
+    process::run(Command::new(program()?).args(words), limit)
+}
+
+/// A running local cluster. Dropping it without [`Cluster::finish`] means the test failed: the
+/// nodes are stopped, the folder is kept and the ends of the logs are printed.
+#[derive(Debug)]
+pub struct Cluster {
+    /// What it was made from.
+    pub spec: Spec,
+    home: PathBuf,
+    nodes: Vec<NodeEntry>,
+    restarted: Vec<Option<Child>>,
+    finished: bool,
+}
+
+impl Cluster {
+    /// Makes a folder and a healthy cluster in it.
+    ///
+    /// # Errors
+    /// When `smalti up` fails, or `cluster.json` is not as documented.
+    pub fn up(spec: Spec) -> Result<Self> {
+        // Unix socket paths hold 107 bytes, so the folder stands high up with a short name.
+        let base = std::env::var_os("SMALTI_TEST_DIR").map_or_else(|| "/tmp".into(), PathBuf::from);
+        let home = tempfile::Builder::new()
+            .prefix("smt")
+            .permissions(std::fs::Permissions::from_mode(0o700))
+            .tempdir_in(base)
+            .context("make a folder for the cluster")?
+            .keep();
+        let mut cluster = Self {
+            restarted: (0..spec.nodes).map(|_| None).collect(),
+            spec,
+            home,
+            nodes: Vec::new(),
+            finished: false,
+        };
+        cluster.run_up()?;
+        Ok(cluster)
+    }
+
+    /// Runs `smalti up --detach` on the folder: the first time, or to resume.
+    ///
+    /// # Errors
+    /// When it fails, or `cluster.json` is not as documented.
+    pub fn run_up(&mut self) -> Result<()> {
+        let (nodes, dir) = (self.spec.nodes.to_string(), self.dir_text());
+        let mut words = vec!["up", "--nodes", &nodes, "--dir", &dir];
+        words.extend(["--volume", self.spec.volume, "--size", self.spec.size]);
+        let numbers;
+        if let Some((data, parity)) = self.spec.geometry {
+            numbers = (data.to_string(), parity.to_string());
+            words.extend(["--data", &numbers.0, "--parity", &numbers.1]);
+        }
+        words.push("--detach");
+        smalti(&words, UP_LIMIT)?.ok()?;
+        let file = self.file()?;
+        ensure!(
+            file.nodes.len() == self.spec.nodes,
+            "cluster.json has {} nodes, not {}",
+            file.nodes.len(),
+            self.spec.nodes
+        );
+        ensure!(
+            file.volumes.iter().any(|v| v == self.spec.volume),
+            "cluster.json lists volumes {:?} without {}",
+            file.volumes,
+            self.spec.volume
+        );
+        self.nodes = file.nodes;
+        Ok(())
+    }
+
+    /// The cluster's folder.
+    #[must_use]
+    pub fn dir(&self) -> PathBuf {
+        self.home.join("c")
+    }
+
+    /// A folder for the test's own files, away from the nodes' ones.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn scratch(&self) -> Result<PathBuf> {
+        let path = self.home.join("s");
+        std::fs::create_dir_all(&path)?;
+        Ok(path)
+    }
+
+    fn dir_text(&self) -> String {
+        self.dir().display().to_string()
+    }
+
+    /// Reads `cluster.json`.
+    ///
+    /// # Errors
+    /// When it is not there or lacks a documented field.
+    pub fn file(&self) -> Result<ClusterFile> {
+        let path = self.dir().join("cluster.json");
+        let text = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+        serde_json::from_slice(&text).with_context(|| format!("parse {}", path.display()))
+    }
+
+    /// The nodes as of the last `up`.
+    #[must_use]
+    pub fn nodes(&self) -> &[NodeEntry] {
+        &self.nodes
+    }
+
+    /// The volume through a node's Unix socket.
+    #[must_use]
+    pub fn target(&self, node: usize) -> Target {
+        Target::unix(&self.nodes[node].nbd.unix, self.spec.volume)
+    }
+
+    /// The volume through a node's TCP port.
+    #[must_use]
+    pub fn tcp_target(&self, node: usize) -> Target {
+        Target {
+            address: Address::Tcp(self.nodes[node].nbd.tcp.clone()),
+            export: self.spec.volume.to_owned(),
+        }
+    }
+
+    /// The volume through every node.
+    #[must_use]
+    pub fn targets(&self) -> Vec<Target> {
+        (0..self.nodes.len()).map(|i| self.target(i)).collect()
+    }
+
+    /// NBD URI of the volume through a node's Unix socket.
+    #[must_use]
+    pub fn uri(&self, node: usize) -> String {
+        self.target(node).uri()
+    }
+
+    /// The process id of a node that is thought to run.
+    #[must_use]
+    pub fn pid(&self, node: usize) -> u32 {
+        self.restarted[node].as_ref().map_or(self.nodes[node].pid, Child::id)
+    }
+
+    /// Whether the process behind the node's pid is that node, by its command line.
+    #[must_use]
+    pub fn is_running(&self, node: usize) -> bool {
+        // The program's path may be spelled in another way, so the first word is left out.
+        let arguments = self.nodes[node].argv.get(1..);
+        cmdline(self.pid(node)).is_some_and(|words| words.get(1..) == arguments)
+    }
+
+    /// Sends a signal to a node after making sure that its pid still is that node.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn signal(&self, node: usize, what: Signal) -> Result<()> {
+        let pid = self.pid(node);
+        ensure!(
+            self.is_running(node),
+            "process {pid} is not {}: it is {:?}, expected {:?}",
+            self.nodes[node].name,
+            cmdline(pid),
+            self.nodes[node].argv
+        );
+        signal(pid, what)
+    }
+
+    /// Kills a node with SIGKILL and waits until it is gone.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn kill(&mut self, node: usize) -> Result<()> {
+        self.signal(node, Signal::KILL)?;
+        self.wait_gone(node)
+    }
+
+    /// Kills several nodes at the same moment.
+    ///
+    /// # Errors
+    /// When one does not run.
+    pub fn kill_together(&mut self, nodes: &[usize]) -> Result<()> {
+        nodes.iter().try_for_each(|node| self.signal(*node, Signal::KILL))?;
+        nodes.iter().try_for_each(|node| self.wait_gone(*node))
+    }
+
+    fn wait_gone(&mut self, node: usize) -> Result<()> {
+        until("a killed node is gone", COMMAND_LIMIT, || {
+            // Only a child of this test is ours to reap; a zombie counts as gone either way.
+            if let Some(child) = &mut self.restarted[node] {
+                child.try_wait()?;
+            }
+            Ok((!self.is_running(node)).then_some(()))
+        })
+    }
+
+    /// Starts a node again by its documented command line, in a session of its own.
+    ///
+    /// # Errors
+    /// When it cannot be started; what it does later is seen in the status.
+    pub fn start(&mut self, node: usize) -> Result<()> {
+        ensure!(!self.is_running(node), "{} runs already", self.nodes[node].name);
+        let argv = self.nodes[node].argv.clone();
+        let log = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(self.log_path(node))
+            .context("open the node's log")?;
+        // setsid becomes the node: the process id stays.
+        let child = Command::new("setsid")
+            .args(&argv)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("start {argv:?}"))?;
+        self.restarted[node] = Some(child);
+        until("a started node is itself", COMMAND_LIMIT, || {
+            if let Some(child) = &mut self.restarted[node]
+                && let Some(status) = child.try_wait()?
+            {
+                bail!("{} ended at once with {status}", self.nodes[node].name);
+            }
+            Ok(self.is_running(node).then_some(()))
+        })
+    }
+
+    fn log_path(&self, node: usize) -> PathBuf {
+        let entry = &self.nodes[node];
+        let candidates =
+            [entry.dir.join("node.log"), self.dir().join(format!("{}.log", entry.name))];
+        let [_, fallback] = &candidates;
+        candidates.iter().find(|p| p.exists()).unwrap_or(fallback).clone()
+    }
+
+    /// What `smalti status --json` says.
+    ///
+    /// # Errors
+    /// When it prints no such thing.
+    pub fn status(&self) -> Result<Status> {
+        let out = smalti(&["status", "--json", "--dir", &self.dir_text()], COMMAND_LIMIT)?;
+        serde_json::from_str(&out.stdout).with_context(|| {
+            format!("parse the status: {} {}", tail(&out.stdout, 5), tail(&out.stderr, 5))
+        })
+    }
+
+    /// Waits until the status satisfies `condition`.
+    ///
+    /// # Errors
+    /// When it has not within `limit`; the last status is in the message.
+    pub fn wait_status(
+        &self,
+        what: &str,
+        limit: Duration,
+        mut condition: impl FnMut(&Status) -> bool,
+    ) -> Result<Status> {
+        let mut last = String::from("no status at all");
+        let waited = until(what, limit, || match self.status() {
+            Ok(status) => {
+                last = status.brief();
+                Ok(condition(&status).then_some(status))
+            }
+            // While nodes are down it may be refused; the deadline decides.
+            Err(error) => {
+                last = format!("{error:#}");
+                Ok(None)
+            }
+        });
+        waited.with_context(|| format!("last status: {last}"))
+    }
+
+    /// Waits until health is `ok`, every node up and no row behind.
+    ///
+    /// # Errors
+    /// When it is not within [`HEAL_LIMIT`].
+    pub fn wait_ok(&self) -> Result<Status> {
+        self.wait_status("the cluster is healthy", HEAL_LIMIT, |s| {
+            s.health == "ok"
+                && s.nodes.iter().all(|n| n.state == "up")
+                && s.volumes.iter().all(|v| v.health == "ok" && v.rows_behind == 0)
+        })
+    }
+
+    /// Waits until health is `degraded`.
+    ///
+    /// # Errors
+    /// When it is not within [`COMMAND_LIMIT`].
+    pub fn wait_degraded(&self) -> Result<Status> {
+        self.wait_status("the cluster says it is degraded", COMMAND_LIMIT, |s| {
+            s.health == "degraded"
+        })
+    }
+
+    /// Index of the node that coordinates the volume.
+    ///
+    /// # Errors
+    /// When the status names none.
+    pub fn coordinator(&self) -> Result<usize> {
+        let status = self.status()?;
+        let volume = status
+            .volumes
+            .iter()
+            .find(|v| v.name == self.spec.volume)
+            .context("the volume is not in the status")?;
+        self.nodes
+            .iter()
+            .position(|n| points_at(&volume.coordinator, n))
+            .with_context(|| format!("coordinator {} is no node", volume.coordinator))
+    }
+
+    /// Index of the node that leads the metadata group.
+    ///
+    /// # Errors
+    /// When the status names none.
+    pub fn leader(&self) -> Result<usize> {
+        let leader = self.status()?.raft.leader;
+        self.nodes
+            .iter()
+            .position(|n| points_at(&leader, n))
+            .with_context(|| format!("leader {leader} is no node"))
+    }
+
+    /// Stops all nodes cleanly with `smalti down`.
+    ///
+    /// # Errors
+    /// When it fails or leaves a node running.
+    pub fn down(&mut self) -> Result<()> {
+        let dir = self.dir_text();
+        let mut command = Command::new(program()?);
+        let mut down = process::start(command.args(["down", "--dir", &dir]))?;
+        while down.is_running()? {
+            // Nodes that this test restarted are its children: reap them, or they stay zombies
+            // for `down` to wait for.
+            for child in self.restarted.iter_mut().flatten() {
+                child.try_wait()?;
+            }
+            if down.ran() > COMMAND_LIMIT {
+                break;
+            }
+            std::thread::sleep(process::POLL);
+        }
+        down.wait(COMMAND_LIMIT)?.ok()?;
+        for node in 0..self.nodes.len() {
+            if let Some(child) = &mut self.restarted[node] {
+                child.try_wait()?;
+            }
+            ensure!(!self.is_running(node), "`down` left {} running", self.nodes[node].name);
+            self.restarted[node] = None;
+        }
+        Ok(())
+    }
+
+    /// Ends a test that went well: stops the nodes, looks through their logs for panics, and
+    /// removes the folder.
+    ///
+    /// # Errors
+    /// When stopping fails or a log shows a panic.
+    pub fn finish(mut self) -> Result<()> {
+        if (0..self.nodes.len()).any(|n| self.is_running(n)) {
+            self.down()?;
+        }
+        for log in self.logs() {
+            let text = String::from_utf8_lossy(&std::fs::read(&log)?).into_owned();
+            let panicked = text.lines().find(|l| l.contains("panicked at"));
+            ensure!(panicked.is_none(), "{} has: {panicked:?}", log.display());
+        }
+        self.finished = true;
+        std::fs::remove_dir_all(&self.home).context("remove the cluster's folder")
+    }
+
+    fn logs(&self) -> Vec<PathBuf> {
+        let is_log = |p: &Path| p.extension().is_some_and(|e| e == "log") && !in_database(p);
+        let mut logs = files::walk(&self.dir()).unwrap_or_default();
+        logs.retain(|p| is_log(p));
+        logs
+    }
+}
+
+/// RocksDB calls its write-ahead files `000012.log`.
+fn in_database(path: &Path) -> bool {
+    path.file_stem().is_some_and(|s| s.to_string_lossy().bytes().all(|b| b.is_ascii_digit()))
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if self.finished {
+            return;
+        }
+        for node in 0..self.nodes.len() {
+            if self.is_running(node) {
+                // A frozen node hears nothing but SIGKILL, which is all it needs here.
+                signal(self.pid(node), Signal::KILL).ok();
+            }
+            if let Some(child) = &mut self.restarted[node] {
+                child.wait().ok();
+            }
+        }
+        eprintln!(
+            "[{}] FAILED: the cluster's folder is kept: {}",
+            self.spec.test,
+            self.home.display()
+        );
+        for log in self.logs() {
+            let text = std::fs::read(&log).unwrap_or_default();
+            eprintln!("--- end of {}", log.display());
+            eprintln!("{}", tail(&String::from_utf8_lossy(&text), 25));
+        }
+    }
+}

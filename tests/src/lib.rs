@@ -1,0 +1,27 @@
+//! Black-box tests: the real `smalti` program, real processes, real NBD clients.
+//!
+//! Knows nothing of the product's insides and links none of its crates. It holds the program only to
+//! its command line, to the files it documents, and to the NBD protocol.
+//!
+//! [`cluster`] starts, kills, freezes and restarts nodes; [`nbd`] is a small client of its own;
+//! [`load`] writes patterns that can be told apart ([`pattern`]), follows the cluster from node to
+//! node and remembers what was acknowledged ([`model`]); [`clients`] and [`fio`] drive other
+//! people's clients; [`files`] makes images and searches folders byte by byte; [`report`] prints.
+
+pub mod clients;
+pub mod cluster;
+pub mod files;
+pub mod fio;
+pub mod histogram;
+pub mod load;
+pub mod model;
+pub mod mount;
+pub mod nbd;
+pub mod pattern;
+pub mod process;
+pub mod report;
+pub mod status;
+
+pub use cluster::{Cluster, Spec};
+pub use load::{Load, LoadConfig};
+pub use nbd::{Client, Target};
