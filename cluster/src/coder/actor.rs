@@ -23,6 +23,9 @@ use tokio_util::task::TaskTracker;
 /// How often the core is told that time has passed.
 const TICK: Duration = Duration::from_millis(20);
 
+/// Ticks between two lines about the core's state in the debug log.
+const DESCRIBE_TICKS: u64 = 100;
+
 /// How long a proposal may take before the core, which asks again by itself, is on its own.
 const PROPOSAL_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -92,6 +95,7 @@ struct State {
     writes: HashMap<u64, oneshot::Sender<Result<(), OpError>>>,
     reads: HashMap<u64, oneshot::Sender<Result<Vec<Bytes>, OpError>>>,
     flushing: bool,
+    ticks: u64,
 }
 
 /// Starts the coder of a volume.
@@ -123,6 +127,7 @@ impl Actor for Coder {
             writes: HashMap::new(),
             reads: HashMap::new(),
             flushing: false,
+            ticks: 0,
         })
     }
 
@@ -157,7 +162,14 @@ impl Actor for Coder {
             CoderMsg::Refused { command, why } => {
                 state.core.handle(now, Event::Refused { command: *command, why });
             }
-            CoderMsg::Tick => state.core.handle(now, Event::Tick),
+            CoderMsg::Tick => {
+                state.core.handle(now, Event::Tick);
+                state.ticks += 1;
+                if state.ticks.is_multiple_of(DESCRIBE_TICKS) {
+                    let volume = state.args.config.volume;
+                    tracing::debug!(%volume, state = state.core.describe(), "coordinating");
+                }
+            }
             CoderMsg::Release { reply } => {
                 state.core.release();
                 state.perform(&myself);

@@ -11,7 +11,7 @@ use smalti_rowcommit::store::read::ReadSide;
 use smalti_storage::store::{ShardStore, Space};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 /// New data is refused when less than this part of the disk is free: aborts, commits, repairs and
 /// RocksDB's own compactions still need room.
@@ -19,6 +19,9 @@ const RESERVED_PART: u64 = 20;
 
 /// And never when less than this is free.
 const RESERVED_BYTES: u64 = 256 << 20;
+
+/// Large reads at once.
+const LARGE_READS: usize = 8;
 
 /// How often the disk's space is looked at.
 const SPACE_EVERY: Duration = Duration::from_millis(500);
@@ -74,7 +77,8 @@ pub async fn start(
     let id = args.store.opened().id;
     let writer = Writer { core, store: Arc::clone(&args.store), jobs: queue, adopted: adopted_tx };
     let (fatal, ended) = (args.fatal, args.ended);
-    let handle = StoreHandle { id, jobs: jobs.clone(), reader, adopted };
+    let large_reads = Arc::new(Semaphore::new(LARGE_READS));
+    let handle = StoreHandle { id, jobs: jobs.clone(), reader, large_reads, adopted };
     tokio::task::spawn_blocking(move || match writer.run() {
         Ok(()) => {
             // Nobody waits when the process is ending anyway.

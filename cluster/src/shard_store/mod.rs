@@ -17,7 +17,8 @@ use smalti_map::view::MapView;
 use smalti_rowcommit::msg::{Frame, Reply};
 use smalti_rowcommit::store::read::ReadSide;
 use smalti_storage::ids::{NodeId, StoreId};
-use tokio::sync::{mpsc, watch};
+use std::sync::Arc;
+use tokio::sync::{Semaphore, mpsc, watch};
 
 /// Frames that may wait for the writer. With 2 MiB frames this bounds what sessions can make the
 /// store hold; a full queue holds the sessions' readers back, and so their senders.
@@ -37,6 +38,8 @@ pub struct StoreHandle {
     id: StoreId,
     jobs: mpsc::Sender<Job>,
     reader: ReadSide,
+    /// Room for large reads, over all sessions.
+    large_reads: Arc<Semaphore>,
     /// The version of the map the writer has adopted.
     adopted: watch::Receiver<u64>,
 }

@@ -125,19 +125,21 @@ impl StoreHandle {
             let reply = reply.clone();
             return self.jobs.send(Job::Frame { from, frame, reply }).await.ok();
         }
-        let answer = if frame.requests.len() <= INLINE_READS {
-            self.reader.handle(from, &frame)
-        } else {
-            let reader = self.reader.clone();
-            tokio::task::spawn_blocking(move || reader.handle(from, &frame)).await.ok()?
-        };
-        match answer {
-            Ok(answer) => reply.send(answer).await.ok(),
-            Err(error) => {
-                tracing::error!(%error, "shard store failed to read");
-                None
-            }
+        if frame.requests.len() <= INLINE_READS {
+            return pass_on(self.reader.handle(from, &frame), reply).await;
         }
+        // A large read takes its time beside the session: updates and leases behind it must not
+        // wait for it. Their number is bounded, and with it what one session keeps busy.
+        let room = Arc::clone(&self.large_reads).acquire_owned().await.ok()?;
+        let (reader, reply) = (self.reader.clone(), reply.clone());
+        tokio::spawn(async move {
+            let read = tokio::task::spawn_blocking(move || reader.handle(from, &frame)).await;
+            if let Ok(answer) = read {
+                pass_on(answer, &reply).await;
+            }
+            drop(room);
+        });
+        Some(())
     }
 
     /// The coordinator knows a newer configuration: gives the map here a little time to follow.
@@ -153,6 +155,19 @@ impl StoreHandle {
         match tokio::time::timeout(MAP_PATIENCE, caught_up).await {
             Ok(done) => done,
             Err(_elapsed) => Some(()),
+        }
+    }
+}
+
+async fn pass_on(
+    answer: Result<Reply, smalti_storage::store::StoreError>,
+    reply: &mpsc::Sender<Reply>,
+) -> Option<()> {
+    match answer {
+        Ok(answer) => reply.send(answer).await.ok(),
+        Err(error) => {
+            tracing::error!(%error, "shard store failed to read");
+            None
         }
     }
 }

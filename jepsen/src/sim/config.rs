@@ -35,7 +35,7 @@ impl World {
         for at in 0..self.nodes.len() {
             if self.nodes[at].up {
                 let to = self.nodes[at].life();
-                let rare = if self.rng.percent(5) { 10 } else { 1 };
+                let rare = if self.stormy && self.rng.percent(5) { 10 } else { 1 };
                 let later = self.now + self.rng.below(self.swarm.map_delay * 2 * rare);
                 self.queue.push(later, Ev::Map { to, map: Arc::clone(&self.map) });
             }

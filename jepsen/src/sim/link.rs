@@ -12,8 +12,9 @@ use std::collections::VecDeque;
 /// The index of a session.
 pub(crate) type SessionId = usize;
 
-/// How long a frame of an epoch the store has not heard of is held back.
-const MAP_PATIENCE: u64 = 1000 * MS;
+/// How long a frame of an epoch the store has not heard of is held back. Longer than a store may
+/// be silent would have it suspected for nothing but a late map.
+const MAP_PATIENCE: u64 = 100 * MS;
 
 #[derive(Debug)]
 pub(crate) struct Session {

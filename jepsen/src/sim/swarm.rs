@@ -100,7 +100,10 @@ impl Swarm {
         let rot = rng.percent(12);
         if rot {
             faults = vec![Fault::Rot];
-            for fault in [Fault::Elect, Fault::Break, Fault::Slow, Fault::Handover] {
+            // With one parity slot even a store that is only slow is one loss too many.
+            let few = [Fault::Elect, Fault::Handover];
+            let more = [Fault::Elect, Fault::Handover, Fault::Break, Fault::Slow];
+            for fault in if parity >= 2 { &more[..] } else { &few[..] }.iter().copied() {
                 if rng.percent(40) {
                     faults.push(fault);
                 }

@@ -9,7 +9,10 @@ use rustix::time::{ClockId, clock_gettime};
 use smalti_gateway::test_support::{MemoryRows, identity, volume_keys};
 use smalti_gateway::{BlockDevice, Gateway, GatewayConfig, GatewayLimits};
 use smalti_rowcommit::Time;
-use smalti_storage::geometry::Geometry;
+use smalti_storage::geometry::{BlockPlace, Geometry, Layout};
+use smalti_storage::ids::Wid;
+use smalti_storage::seal::{SealPlace, Sealer};
+use std::future::ready;
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Instant;
@@ -70,6 +73,19 @@ async fn run() {
     // A spread that touches all blocks, not one after another.
     let at = |i: u64, size: u64| i.wrapping_mul(0x9e37_79b9) % (SIZE / size) * size;
 
+    // What no gateway can do without.
+    let layout = Layout::new(geometry, volume_keys(&geometry).place());
+    let sealer = &Sealer::new(identity(), volume_keys(&geometry), [1; 16]);
+    measure("256 blocks located and sealed", 1 << 20, 64, |i| {
+        for block in i * 256..(i + 1) * 256 {
+            let BlockPlace { row, slot } = layout.locate(block);
+            let wid = Wid { generation: 1, seq: block };
+            let place = SealPlace { block, row, slot, snap: 0, wid };
+            black_box(sealer.seal(&place, &small, [0; 4]).expect("seals"));
+        }
+        ready(())
+    })
+    .await;
     measure("1 MiB writes", 1 << 20, 64, |i| gateway.write(i << 20, data.clone())).await;
     measure("1 MiB reads", 1 << 20, 64, |i| gateway.read(i << 20, 1 << 20)).await;
     measure("64 KiB writes", 64 << 10, 1024, |i| gateway.write(i << 16, data.slice(..64 << 10)))

@@ -270,6 +270,15 @@ impl ShardStore for RocksStore {
         Ok(marks)
     }
 
+    fn prepared_at(&self, at: RowSlot) -> Result<Option<Ver>, StoreError> {
+        let key = slot::encode(at);
+        let found = self.database.db.get_pinned_cf(self.database.prep(), key);
+        let Some(bytes) = found.map_err(|error| failed(&error))? else { return Ok(None) };
+        value::decode(&key, &bytes)
+            .map(Some)
+            .map_err(|_| StoreError::Corrupt { at, what: "prepared mark" })
+    }
+
     fn volume(&self, volume: VolumeNo) -> Result<VolumeState, StoreError> {
         let key = volume::encode(volume);
         let found = self.database.db.get_pinned_cf(self.database.state(), key);

@@ -123,8 +123,13 @@ async fn nobody_there_is_unreachable_within_the_time_given() {
     assert!(attempts <= 2000 / 150, "{attempts} attempts");
 }
 
+/// The idle timeout is the shorter one of both sides. With this one it helps nobody.
+fn never_idle() -> NetConfig {
+    NetConfig { idle_timeout: Duration::from_secs(600), ..patient() }
+}
+
 fn restart(addr: SocketAddr, credentials: &NodeCredentials) -> Option<Endpoint> {
-    let endpoint = Endpoint::bind(addr, credentials, Members::of(&[1, 2]), patient()).ok()?;
+    let endpoint = Endpoint::bind(addr, credentials, Members::of(&[1, 2]), never_idle()).ok()?;
     endpoint.serve(ECHO, Arc::new(Echo::default()));
     Some(endpoint)
 }
@@ -177,8 +182,7 @@ fn a_killed_and_restarted_peer_says_that_old_connections_are_gone() {
     let two = there.block_on(async { restart(any_port(), &credentials).expect("bind") });
     let addr = two.local_addr();
     let (one, peer) = here.block_on(async {
-        let config = NetConfig { idle_timeout: Duration::from_secs(600), ..patient() };
-        let one = bind_at(any_port(), &ca.issue(NodeId(1), "one").expect("issue"), config);
+        let one = bind_at(any_port(), &ca.issue(NodeId(1), "one").expect("issue"), never_idle());
         let peer = one.peer(NodeId(2), addr);
         echo(&peer).await.expect("echo");
         (one, peer)

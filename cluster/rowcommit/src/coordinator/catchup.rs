@@ -11,9 +11,14 @@
 use super::walk::Walk;
 use super::{Coordinator, Phase, Place, Purpose};
 use crate::msg::Ask;
+use crate::time::Time;
 use smalti_map::{Command, GrowSlot};
 use smalti_storage::ids::{Epoch, GroupNo, Incarnation, RowAddr, Slot, SlotSet, StoreId, Ver};
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// A row whose repair failed is tried again after this long: what it lacks is not there.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// All slots that are catching up.
 #[derive(Debug, Default)]
@@ -32,6 +37,9 @@ pub(super) struct Learning {
     pub(super) stage: Stage,
     pub(super) behind: BTreeSet<RowAddr>,
     pub(super) repairing: usize,
+    /// Rows whose repair failed, and when they are tried again.
+    failed: BTreeSet<RowAddr>,
+    retry_at: Time,
     /// Changes it was sent and has not answered.
     outstanding: u64,
     /// Tells repairs of this admission from those of an earlier one.
@@ -53,6 +61,26 @@ pub(super) enum Stage {
 }
 
 impl Catchup {
+    /// The learners by stage, in a few words.
+    pub(super) fn describe(&self) -> String {
+        let mut stages: BTreeMap<&str, usize> = BTreeMap::new();
+        let (mut behind, mut repairing, mut outstanding) = (0, 0, 0);
+        for learning in self.learners.values() {
+            let stage = match learning.stage {
+                Stage::Barrier { opened: false, .. } => "unopened",
+                Stage::Barrier { .. } => "barrier",
+                Stage::Walking(_) => "walking",
+                Stage::Repairing => "repairing",
+                Stage::Growing { .. } => "growing",
+            };
+            *stages.entry(stage).or_default() += 1;
+            behind += learning.behind.len();
+            repairing += learning.repairing;
+            outstanding += learning.outstanding;
+        }
+        format!("{stages:?} behind {behind} repairing {repairing} outstanding {outstanding}")
+    }
+
     /// Slots of the group that are sent updates.
     pub(super) fn learning(&self, group: GroupNo) -> SlotSet {
         if self.learners.is_empty() {
@@ -126,7 +154,7 @@ impl Catchup {
     }
 
     pub(super) fn rows_behind(&self) -> u64 {
-        self.learners.values().map(|l| (l.behind.len() + l.repairing) as u64).sum()
+        self.learners.values().map(|l| (l.behind.len() + l.failed.len() + l.repairing) as u64).sum()
     }
 
     pub(super) fn is_quiet(&self) -> bool {
@@ -139,20 +167,33 @@ impl Catchup {
     }
 
     /// A claimed repair has ended.
-    pub(super) fn repaired(&mut self, row: RowAddr, slot: Slot, life: Option<u64>, good: bool) {
+    pub(super) fn repaired(
+        &mut self,
+        now: Time,
+        row: RowAddr,
+        slot: Slot,
+        life: Option<u64>,
+        good: bool,
+    ) {
         self.claimed.remove(&(row, slot));
         if let Some(learning) = self.learners.get_mut(&(row.group, slot))
             && life == Some(learning.life)
         {
             learning.repairing = learning.repairing.saturating_sub(1);
             if !good {
-                learning.behind.insert(row);
+                learning.failed.insert(row);
+                learning.retry_at = now.after(RETRY);
             }
         }
     }
 }
 
 impl Learning {
+    /// No row is known to be behind.
+    fn is_level(&self) -> bool {
+        self.behind.is_empty() && self.failed.is_empty() && self.repairing == 0
+    }
+
     fn is_growing(&self) -> bool {
         matches!(self.stage, Stage::Growing { .. })
     }
@@ -207,6 +248,8 @@ impl Coordinator {
             stage: Stage::Barrier { after: self.last_issued, opened: false },
             behind: BTreeSet::new(),
             repairing: 0,
+            failed: BTreeSet::new(),
+            retry_at: Time::default(),
             outstanding: 0,
             life: self.catchup.lives,
         };
@@ -334,7 +377,7 @@ impl Coordinator {
         let oldest = self.inflight.keys().next().copied();
         for place in places {
             let Some(learning) = self.catchup.learners.get_mut(&place) else { continue };
-            let idle = learning.behind.is_empty() && learning.repairing == 0;
+            let level = learning.is_level();
             match &mut learning.stage {
                 Stage::Barrier { after, opened } => {
                     if *opened && oldest.is_none_or(|oldest| oldest > *after) {
@@ -344,7 +387,7 @@ impl Coordinator {
                     continue;
                 }
                 Stage::Walking(_) => self.resume_walk(place),
-                Stage::Repairing if idle && learning.outstanding == 0 => {
+                Stage::Repairing if level && learning.outstanding == 0 => {
                     learning.stage = Stage::Growing { proposed: None };
                 }
                 Stage::Repairing | Stage::Growing { .. } => {}
@@ -354,7 +397,12 @@ impl Coordinator {
     }
 
     fn repair_learner(&mut self, place: Place) {
-        let Some(learning) = self.catchup.learners.get(&place) else { return };
+        let now = self.now;
+        let Some(learning) = self.catchup.learners.get_mut(&place) else { return };
+        if learning.retry_at <= now {
+            let failed = std::mem::take(&mut learning.failed);
+            learning.behind.extend(failed);
+        }
         let room = self.config.catchup_window.saturating_sub(learning.repairing);
         let life = learning.life;
         let rows: Vec<RowAddr> = learning.behind.iter().take(room).copied().collect();
@@ -371,7 +419,7 @@ impl Coordinator {
 
     fn propose_growth(&mut self) {
         // All slots of one store in one step: each step is an epoch.
-        let ready = |l: &Learning| l.is_growing() && l.behind.is_empty() && l.repairing == 0;
+        let ready = |l: &Learning| l.is_growing() && l.is_level();
         let waiting: BTreeSet<StoreId> =
             self.catchup.learners.values().filter(|l| !ready(l)).map(|l| l.store).collect();
         let ready: Vec<(Place, StoreId, Incarnation)> = self

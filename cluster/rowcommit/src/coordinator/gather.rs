@@ -50,6 +50,11 @@ impl Gather {
         *self = Self { need, avoid, round: self.round + 1, ..Self::default() };
     }
 
+    /// What is needed is at hand: answers that are still on their way mean nothing any more.
+    pub(super) fn close(&mut self) {
+        self.round += 1;
+    }
+
     fn usable(&self, slot: Slot) -> bool {
         self.records.contains_key(&slot)
     }

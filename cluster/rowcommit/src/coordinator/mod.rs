@@ -14,6 +14,7 @@ mod api;
 mod cache;
 mod catchup;
 mod decide;
+mod describe;
 mod gather;
 mod links;
 mod map;

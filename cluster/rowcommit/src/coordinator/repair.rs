@@ -53,7 +53,7 @@ impl Coordinator {
         if progress != Progress::Waiting {
             self.repairs.remove(&id);
             self.end_task(id);
-            self.catchup.repaired(row, slot, life, progress == Progress::Done);
+            self.catchup.repaired(self.now, row, slot, life, progress == Progress::Done);
             self.stats.rows_repaired += u64::from(progress == Progress::Done);
             if progress == Progress::Done {
                 self.catchup_pump();
@@ -177,6 +177,9 @@ impl Coordinator {
             let (prepared, expect) = (false, have);
             Ask::Install { row, slot, meta, record, prepared, expect }
         };
+        if let Some(task) = self.tasks.get_mut(&id) {
+            task.gather.close();
+        }
         self.set_repair(id, RepairState::Installing);
         self.ask(row.group, slot, ask, Purpose::Repaired { task: id });
     }

@@ -199,6 +199,7 @@ impl Coordinator {
         else {
             return self.end_update(id, Err(OpError::Invalid));
         };
+        task.gather.close();
         let ver = Ver { epoch: self.epoch, seq: self.next_seq };
         self.next_seq += 1;
         self.last_issued = ver;
@@ -315,6 +316,11 @@ impl Coordinator {
         let waiting = touched.and(self.members(row));
         if let Some(Kind::Update(update)) = self.tasks.get_mut(&id).map(|task| &mut task.kind) {
             update.phase = UpdatePhase::Aborting { ver, waiting, then };
+        }
+        // A whole row may have stood on a learner whatever it held before, and what it held comes
+        // to light again.
+        for slot in waiting.minus(self.required(row)).iter() {
+            self.catchup.behind(row, slot, false);
         }
         // A prepare that was refused for want of a map must not be sent again after its abort.
         let preps: Vec<u64> = self

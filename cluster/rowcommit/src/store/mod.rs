@@ -68,9 +68,12 @@ impl VolumeSide {
         self.in_sync.get(usize::from(group.0)).copied().unwrap_or(false)
     }
 
-    /// The newest epoch heard of: nothing of an older one is accepted.
-    fn known(&self) -> Epoch {
-        self.epoch.max(self.state.promised)
+    /// Why a frame is refused: the newest epoch heard of. A store that promised more than its
+    /// map tells of, after a restart with an older one, does not know its coordinator yet.
+    fn refuses(&self, sender: Coordinating, epoch: Epoch) -> Option<Epoch> {
+        let known = self.epoch.max(self.state.promised);
+        let right = self.coordinator == Some(sender) && self.epoch == known && epoch == known;
+        (!right).then_some(known)
     }
 }
 
@@ -172,7 +175,8 @@ impl StoreCore {
     pub fn committed(&mut self) {
         if std::mem::take(&mut self.fence_due) {
             let entry = |(no, side): (&VolumeNo, &VolumeSide)| {
-                (*no, (side.known(), side.coordinator))
+                let behind = side.epoch < side.state.promised;
+                (*no, (side.epoch, side.coordinator.filter(|_| !behind)))
             };
             self.fence.replace(self.volumes.iter().map(entry).collect());
         }
@@ -221,8 +225,7 @@ impl StoreCore {
         let refused = match self.volumes.get_mut(&volume) {
             None => Some(Epoch(0)),
             Some(side) => {
-                let known = side.known();
-                if side.coordinator != Some(sender) || frame.epoch != known {
+                if let Some(known) = side.refuses(sender, frame.epoch) {
                     Some(known)
                 } else if matches!(side.session, Some((who, at)) if who == sender && at > session) {
                     return Ok(None);

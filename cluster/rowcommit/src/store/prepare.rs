@@ -264,7 +264,7 @@ impl StoreCore {
         if meta.present == record.is_empty() {
             return Ok(Answer::Rejected(Reject::Invalid));
         }
-        self.clear_corrupt(at)?;
+        self.clear_corrupt(at, expect)?;
         let meta = meta.sealed_for(at, &record);
         let (ver, head) = (meta.ver, self.rows.at(at)?.head().cloned());
         let have = head.as_ref().map_or(Ver::NONE, |head| head.ver);
@@ -299,7 +299,11 @@ impl StoreCore {
     }
 
     /// Forgets a row slot whose metadata can not be read: there is no other way to replace it.
-    fn clear_corrupt(&mut self, at: RowSlot) -> Result<(), StoreError> {
+    /// Whoever found that out beside this core expects nothing to be here.
+    fn clear_corrupt(&mut self, at: RowSlot, expect: Ver) -> Result<(), StoreError> {
+        if self.rows.at(at)?.head_ver() != expect {
+            self.rows.reload(at);
+        }
         if self.rows.at(at)?.corrupt {
             self.rows.drop_slot(at)?;
             self.unmark(at);
@@ -310,7 +314,7 @@ impl StoreCore {
 
     pub(super) fn purge(&mut self, at: RowSlot, expect: Ver) -> Answered {
         self.must_sync = true;
-        self.clear_corrupt(at)?;
+        self.clear_corrupt(at, expect)?;
         let have = self.rows.at(at)?.head_ver();
         if have.is_none() {
             return Ok(Answer::Ok);

@@ -10,7 +10,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 type Entries = BTreeMap<VolumeNo, (Epoch, Option<Coordinating>)>;
 
-/// Whom readers obey: per volume the newest epoch known or promised, and its coordinator.
+/// Whom readers obey: per volume the epoch of the store's map and its coordinator; nobody while
+/// the store has promised a newer epoch than that.
 #[derive(Debug, Default)]
 pub struct Fence {
     entries: RwLock<Entries>,

@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use smalti_storage::ids::{RowSlot, Ver, VolumeNo};
 use smalti_storage::store::{ShardStore, StoreError, VersionMeta};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 /// One row slot: its versions, newest first, and bytes of versions that were put lately.
@@ -36,12 +36,20 @@ pub(super) struct Rows {
     store: Arc<dyn ShardStore>,
     cached: BTreeMap<RowSlot, Row>,
     order: VecDeque<RowSlot>,
+    /// Row slots with changes in the batch that is being collected.
+    touched: BTreeSet<RowSlot>,
     limit: usize,
 }
 
 impl Rows {
     pub(super) fn new(store: Arc<dyn ShardStore>, limit: usize) -> Self {
-        Self { store, cached: BTreeMap::new(), order: VecDeque::new(), limit }
+        Self {
+            store,
+            cached: BTreeMap::new(),
+            order: VecDeque::new(),
+            touched: BTreeSet::new(),
+            limit,
+        }
     }
 
     /// The row slot, loaded when it is not at hand.
@@ -87,6 +95,7 @@ impl Rows {
         meta: VersionMeta,
         record: Bytes,
     ) -> Result<(), StoreError> {
+        self.touched.insert(at);
         let row = self.at(at)?;
         let place = row.versions.partition_point(|other| other.ver > meta.ver);
         row.fresh.clear();
@@ -97,6 +106,7 @@ impl Rows {
 
     /// Notes a version whose deletion was added to the batch.
     pub(super) fn delete(&mut self, at: RowSlot, ver: Ver) -> Result<(), StoreError> {
+        self.touched.insert(at);
         let row = self.at(at)?;
         row.versions.retain(|meta| meta.ver != ver);
         row.fresh.retain(|(fresh, _)| *fresh != ver);
@@ -105,8 +115,17 @@ impl Rows {
 
     /// Notes that the whole row slot was dropped in the batch.
     pub(super) fn drop_slot(&mut self, at: RowSlot) -> Result<(), StoreError> {
+        self.touched.insert(at);
         *self.at(at)? = Row::default();
         Ok(())
+    }
+
+    /// Looks at the disk again, where that has all there is to know: what was read once may have
+    /// become unreadable since.
+    pub(super) fn reload(&mut self, at: RowSlot) {
+        if !self.touched.contains(&at) && self.cached.remove(&at).is_some() {
+            self.order.retain(|other| *other != at);
+        }
     }
 
     pub(super) fn forget_volume(&mut self, volume: VolumeNo) {
@@ -116,6 +135,7 @@ impl Rows {
 
     /// Shrinks to the limit. Only between batches: what is in a batch must stay at hand.
     pub(super) fn trim(&mut self) {
+        self.touched.clear();
         while self.order.len() > self.limit {
             if let Some(at) = self.order.pop_front() {
                 self.cached.remove(&at);

@@ -1,6 +1,6 @@
 //! The serving half of a session.
 
-use super::gate::{ClientId, Gates, Turn};
+use super::gate::{ClientId, Gates};
 use super::wire::{BlockAnswer, BlockOp, BlockReply, BlockRequest, WireError};
 use super::{EXTENTS_MAX, ForwardLimits, FrameTx, REQUEST_BYTES_MAX, cost};
 use crate::device::{BlockDevice, BoxFuture};
@@ -47,8 +47,7 @@ pub struct ForwardServer {
 struct Serving {
     device: Arc<dyn BlockDevice>,
     outgoing: Arc<dyn FrameTx>,
-    _turn: Arc<Turn>,
-    /// Replies no longer leave.
+    /// Replies no longer leave: nobody is there to take them, or to care.
     broken: CancellationToken,
 }
 
@@ -80,7 +79,9 @@ impl ForwardServer {
         let requests = Arc::new(Semaphore::new(self.limits.requests.max(1)));
         let bytes = Arc::new(Semaphore::new(self.limits.bytes()));
         let broken = CancellationToken::new();
-        let serving = Arc::new(Serving { device, outgoing, _turn: turn, broken: broken.clone() });
+        let serving = Arc::new(Serving { device, outgoing, broken: broken.clone() });
+        // When this future is dropped, replies need not wait for a way out any more.
+        let _broken = broken.clone().drop_guard();
         let tasks = TaskTracker::new();
         let mut incoming = pin!(incoming);
         let serve = async {
@@ -101,19 +102,26 @@ impl ForwardServer {
                 // Called here, in the order of the frames; a later request may go on while an
                 // earlier one of another block waits.
                 let result = serving.carry_out(request.op);
-                let (id, serving) = (request.id, Arc::clone(&serving));
+                let (id, serving, turn) = (request.id, Arc::clone(&serving), Arc::clone(&turn));
                 tasks.spawn(async move {
-                    serving.answer(id, result.await).await;
+                    let result = result.await;
+                    // Not held while the reply leaves: a peer that takes no replies must not keep
+                    // its own next session waiting.
+                    drop(turn);
+                    serving.answer(id, result).await;
                     drop(permits);
                 });
             }
         };
         let end = tokio::select! {
             biased;
-            () = ticket.superseded() => Ok(ServeEnd::Superseded),
+            () = ticket.superseded() => {
+                broken.cancel();
+                Ok(ServeEnd::Superseded)
+            }
             end = serve => end,
         };
-        drop(serving);
+        drop(turn);
         tasks.close();
         tasks.wait().await;
         end
@@ -128,7 +136,12 @@ async fn acquire(semaphore: &Arc<Semaphore>, permits: u32) -> OwnedSemaphorePerm
 impl Serving {
     async fn answer(&self, id: u64, result: Result<BlockAnswer, GatewayError>) {
         let reply = BlockReply { id, result }.encode();
-        if self.outgoing.send(reply).await.is_err() {
+        let sent = tokio::select! {
+            biased;
+            () = self.broken.cancelled() => return,
+            sent = self.outgoing.send(reply) => sent,
+        };
+        if sent.is_err() {
             // The client learns of it as the end of its session.
             self.broken.cancel();
         }

@@ -5,7 +5,7 @@ use crate::device::BlockDevice;
 use crate::error::GatewayError;
 use crate::gateway::{Gateway, GatewayConfig, GatewayLimits};
 use crate::test_support::{MemoryRows, identity, volume_keys};
-use futures::{Stream, stream};
+use futures::{Stream, StreamExt, stream};
 use proptest::prelude::*;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -189,12 +189,16 @@ proptest! {
                     model[range].copy_from_slice(&patterned(length, fill));
                     session.client.write(offset, patterned(length, fill))
                 };
+                let mut done = None;
                 while session.sent.load(Ordering::Relaxed) <= i {
-                    assert!(call.as_mut().now_or_never().is_none());
+                    done = call.as_mut().now_or_never();
                     yield_now().await;
                 }
-                // Sent, and now perhaps nobody waits for it any more.
-                waiting.extend((how > 0).then_some(call));
+                match done {
+                    Some(done) => done.unwrap(),
+                    // Sent, and now perhaps nobody waits for it any more.
+                    None => waiting.extend((how > 0).then_some(call)),
+                }
             }
             for call in waiting {
                 call.await.unwrap();
@@ -303,6 +307,22 @@ async fn of_many_new_sessions_the_newest_is_served() {
     }
     node.rows.set_open(true);
     assert_eq!(bytes_of(&newest.client.read(0, 100).await.unwrap()), patterned(100, 1));
+}
+
+#[tokio::test]
+async fn replies_that_nobody_takes_are_in_nobodys_way() {
+    let node = node(MemoryRows::default(), ForwardLimits::default());
+    let (replies, mut untaken) = mpsc::channel(1);
+    let requests = (0..9).map(|id| BlockRequest { id, op: BlockOp::Flush }.encode());
+    let endless = stream::iter(requests.collect::<Vec<_>>()).chain(stream::pending());
+    let old = node.serve(1, endless, replies);
+    while untaken.is_empty() {
+        yield_now().await;
+    }
+    let new = node.connect(1);
+    new.client.write(0, patterned(100, 1)).await.unwrap();
+    assert_eq!(old.await.unwrap(), Ok(ServeEnd::Superseded));
+    assert!(untaken.recv().await.is_some());
 }
 
 #[tokio::test]
