@@ -119,15 +119,11 @@ impl RaftTransport for Fabric {
     ) -> BoxFuture<'static, Result<Bytes, TransportError>> {
         let fabric = self.clone();
         Box::pin(async move {
-            fabric.call(to, service::RAFT, request, timeout).await.map_err(|error| {
-                match error {
-                    Unreached::Call(error)
-                        if error.kind() == smalti_net::CallErrorKind::Timeout =>
-                    {
-                        TransportError::Timeout { node: to, timeout }
-                    }
-                    other => TransportError::Unreachable { node: to, reason: other.to_string() },
+            fabric.call(to, service::RAFT, request, timeout).await.map_err(|error| match error {
+                Unreached::Call(error) if error.kind() == smalti_net::CallErrorKind::Timeout => {
+                    TransportError::Timeout { node: to, timeout }
                 }
+                other => TransportError::Unreachable { node: to, reason: other.to_string() },
             })
         })
     }

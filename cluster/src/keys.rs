@@ -105,7 +105,11 @@ impl KeyService {
     ///
     /// # Errors
     /// See [`KeysError`].
-    pub async fn open(&self, volume: &Volume, geometry: &Geometry) -> Result<VolumeKeys, KeysError> {
+    pub async fn open(
+        &self,
+        volume: &Volume,
+        geometry: &Geometry,
+    ) -> Result<VolumeKeys, KeysError> {
         let mut epochs = BTreeMap::new();
         let mut place = None;
         for (no, epoch) in &volume.key_epochs {
@@ -120,11 +124,10 @@ impl KeyService {
         }
         let none = || KeysError::Damaged { key_epoch: volume.key_epoch, reason: "missing".into() };
         let place: PlaceKey = place.ok_or_else(none)?;
-        VolumeKeys::new(place, volume.key_epoch, epochs)
-            .map_err(|error| KeysError::Damaged {
-                key_epoch: volume.key_epoch,
-                reason: error.to_string(),
-            })
+        VolumeKeys::new(place, volume.key_epoch, epochs).map_err(|error| KeysError::Damaged {
+            key_epoch: volume.key_epoch,
+            reason: error.to_string(),
+        })
     }
 
     async fn ask(&self, node: NodeId, ask: Ask) -> Answer {
@@ -133,8 +136,9 @@ impl KeyService {
         }
         let request = ask.encode();
         match self.fabric.call(node, service::CUSTODY, request, CUSTODIAN_TIMEOUT).await {
-            Ok(bytes) => Answer::decode(&bytes)
-                .unwrap_or_else(|| Answer::Refused("malformed answer".into())),
+            Ok(bytes) => {
+                Answer::decode(&bytes).unwrap_or_else(|| Answer::Refused("malformed answer".into()))
+            }
             Err(error) => Answer::Refused(error.to_string()),
         }
     }

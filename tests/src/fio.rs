@@ -123,7 +123,10 @@ impl VerifiedLoop {
         let thread = std::thread::spawn(move || {
             while !stopped.load(Ordering::Relaxed) {
                 let pass = passed.load(Ordering::Relaxed);
-                verified(&uri, size, offset, limit).with_context(|| format!("pass {pass}"))?;
+                let ended = verified(&uri, size, offset, limit);
+                // Said at once: whoever waits for progress only learns that there is none.
+                let ended = ended.inspect_err(|error| eprintln!("fio, pass {pass}: {error:#}"));
+                ended.with_context(|| format!("pass {pass}"))?;
                 passed.fetch_add(1, Ordering::Relaxed);
             }
             Ok(())

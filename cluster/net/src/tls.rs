@@ -183,7 +183,7 @@ impl ClientCertVerifier for AcceptVerifier {
         let identity = PeerIdentity::of_certificate(leaf)
             .and_then(|identity| in_cluster(identity, self.cluster))
             .map_err(refuse)?;
-        if false && !self.policy.allow(identity.node) {
+        if !self.policy.allow(identity.node) {
             return Err(refuse(IdentityError::NotAllowed { node: identity.node }));
         }
         Ok(verified)

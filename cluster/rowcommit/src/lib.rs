@@ -16,6 +16,8 @@
 pub mod coordinator;
 pub mod msg;
 pub mod store;
+#[cfg(test)]
+mod support;
 pub mod time;
 
 pub use coordinator::{Action, Coordinator, CoordinatorConfig, Event};

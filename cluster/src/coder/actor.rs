@@ -33,27 +33,61 @@ const PROPOSAL_PATIENCE: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub enum CoderMsg {
     /// Write blocks.
-    Write { blocks: Vec<BlockWrite>, reply: oneshot::Sender<Result<(), OpError>> },
+    Write {
+        /// Which.
+        blocks: Vec<BlockWrite>,
+        /// Where the answer goes.
+        reply: oneshot::Sender<Result<(), OpError>>,
+    },
     /// Read blocks.
-    Read { blocks: Vec<(RowAddr, Slot)>, reply: oneshot::Sender<Result<Vec<Bytes>, OpError>> },
+    Read {
+        /// Which.
+        blocks: Vec<(RowAddr, Slot)>,
+        /// Where the answer goes.
+        reply: oneshot::Sender<Result<Vec<Bytes>, OpError>>,
+    },
     /// A store answered.
-    Reply { store: StoreId, reply: Reply },
+    Reply {
+        /// The store.
+        store: StoreId,
+        /// What.
+        reply: Reply,
+    },
     /// A session with a store began.
-    LinkUp { store: StoreId, session: u64 },
+    LinkUp {
+        /// The store.
+        store: StoreId,
+        /// The session's number.
+        session: u64,
+    },
     /// It ended.
-    LinkDown { store: StoreId },
+    LinkDown {
+        /// The store.
+        store: StoreId,
+    },
     /// A newer map.
     Map(MapView),
     /// A proposal was refused.
-    Refused { command: Box<Command>, why: Rejection },
+    Refused {
+        /// The proposal.
+        command: Box<Command>,
+        /// The reason.
+        why: Rejection,
+    },
     /// Time has passed.
     Tick,
     /// Everything that waited has been fed: perform what the core wants.
     Flush,
     /// Stop serving and give leases back.
-    Release { reply: oneshot::Sender<()> },
+    Release {
+        /// Where the answer goes.
+        reply: oneshot::Sender<()>,
+    },
     /// Say how the volume stands.
-    Status { reply: oneshot::Sender<CoderStatus> },
+    Status {
+        /// Where the answer goes.
+        reply: oneshot::Sender<CoderStatus>,
+    },
 }
 
 /// How a volume stands, as its coordinator sees it.

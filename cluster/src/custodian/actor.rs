@@ -136,10 +136,9 @@ fn answer(vault: &Vault, map: &MapView, from: NodeId, ask: Ask) -> Answer {
 fn in_use(map: &MapView, secret: &SecretName) -> bool {
     match secret {
         SecretName::Master => true,
-        SecretName::Wrapping { volume, key_epoch } => map
-            .volumes
-            .values()
-            .any(|v| v.id == *volume && v.key_epochs.contains_key(key_epoch)),
+        SecretName::Wrapping { volume, key_epoch } => {
+            map.volumes.values().any(|v| v.id == *volume && v.key_epochs.contains_key(key_epoch))
+        }
     }
 }
 

@@ -112,8 +112,9 @@ impl Vault {
             }
             Err(source) => return Err(VaultError::Io { path, source }),
         };
-        let bytes = open_at_rest(&self.key, &self.purpose(secret), &sealed)
-            .map_err(|error| VaultError::Sealed { path: path.clone(), reason: error.to_string() })?;
+        let bytes = open_at_rest(&self.key, &self.purpose(secret), &sealed).map_err(|error| {
+            VaultError::Sealed { path: path.clone(), reason: error.to_string() }
+        })?;
         KeyPart::from_bytes(&bytes)
             .map_err(|error| VaultError::Sealed { path, reason: error.to_string() })
     }

@@ -1,10 +1,10 @@
 //! Starting a member: the store is opened, the services answer, the Raft group runs; then, as
 //! soon as a majority is there, node and store register.
 
+use super::Member;
 use super::beats::{BeatService, Beats};
 use super::member_inner::Inner;
 use super::seats::SeatService;
-use super::Member;
 use crate::custodian::{self, CustodianArgs, CustodyService, Vault};
 use crate::fabric::{AddressBook, Fabric, service};
 use crate::keys::KeyService;
@@ -136,13 +136,8 @@ impl Member {
         let custodian = custodian::start(args).await.map_err(actor_failed)?;
         let custody = CustodyService { actor: custodian.clone() };
         let keys = KeyService::new(config.node, fabric.clone(), custody.clone());
-        let beats = Beats::start(
-            config.node,
-            fabric.clone(),
-            raft.watch(),
-            config.suspect_after,
-            &tasks,
-        );
+        let beats =
+            Beats::start(config.node, fabric.clone(), raft.watch(), config.suspect_after, &tasks);
         let inner = Arc::new(Inner {
             node: config.node,
             cluster: config.cluster,

@@ -123,11 +123,7 @@ impl Member {
     ///
     /// # Errors
     /// When it is not settled before `patience` is over.
-    pub async fn take_seat(
-        &self,
-        volume: VolumeNo,
-        patience: Duration,
-    ) -> Result<Seat, SeatError> {
+    pub async fn take_seat(&self, volume: VolumeNo, patience: Duration) -> Result<Seat, SeatError> {
         let deadline = Instant::now() + patience;
         loop {
             let map = self.map();

@@ -20,6 +20,9 @@ const RESERVED_PART: u64 = 20;
 /// And never when less than this is free.
 const RESERVED_BYTES: u64 = 256 << 20;
 
+/// Nor is more than this kept back on a large disk.
+const RESERVED_BYTES_MAX: u64 = 4 << 30;
+
 /// Large reads at once.
 const LARGE_READS: usize = 8;
 
@@ -91,7 +94,8 @@ pub async fn start(
         }
     });
     let state = State { store: args.store, jobs, space_low: false };
-    let (actor, _) = Actor::spawn(Some(format!("shard-store-{id}")), ShardStoreActor, state).await?;
+    let (actor, _) =
+        Actor::spawn(Some(format!("shard-store-{id}")), ShardStoreActor, state).await?;
     actor.send_interval(SPACE_EVERY, || ShardStoreMsg::LookAtSpace);
     Ok((actor, handle))
 }
@@ -138,5 +142,5 @@ impl Actor for ShardStoreActor {
 }
 
 fn is_low(space: Space) -> bool {
-    space.free < (space.total / RESERVED_PART).min(4 << 30).max(RESERVED_BYTES)
+    space.free < (space.total / RESERVED_PART).clamp(RESERVED_BYTES, RESERVED_BYTES_MAX)
 }

@@ -10,8 +10,8 @@ mod session;
 mod writer;
 
 pub use actor::{ShardStoreArgs, ShardStoreMsg, start};
-pub use session::{LocalSession, LocalStores, StoreSessions};
 pub(crate) use session::hello;
+pub use session::{LocalSession, LocalStores, StoreSessions};
 
 use smalti_map::view::MapView;
 use smalti_rowcommit::msg::{Frame, Reply};

@@ -68,20 +68,16 @@ async fn remote(store: StoreHandle, from: NodeId, session: Session) {
         }
     };
     let receive = async {
-        loop {
-            match rx.recv().await {
-                Ok(Some(bytes)) => match Frame::decode(&bytes) {
-                    Ok(frame) => {
-                        if store.serve(from, frame, &replies).await.is_none() {
-                            break;
-                        }
-                    }
-                    Err(error) => {
-                        tracing::warn!(%from, %error, "session sent something else than a frame");
-                        break;
-                    }
-                },
-                Ok(None) | Err(_) => break,
+        while let Ok(Some(bytes)) = rx.recv().await {
+            let frame = match Frame::decode(&bytes) {
+                Ok(frame) => frame,
+                Err(error) => {
+                    tracing::warn!(%from, %error, "session sent something else than a frame");
+                    break;
+                }
+            };
+            if store.serve(from, frame, &replies).await.is_none() {
+                break;
             }
         }
     };

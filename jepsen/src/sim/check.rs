@@ -26,7 +26,10 @@ impl World {
             };
             let issued = *self.issued.entry(update.ver).or_insert((life, row));
             if issued != (life, row) {
-                self.fail(format!("I2: {} was issued for {issued:?} and {life:?} {row}", update.ver));
+                self.fail(format!(
+                    "I2: {} was issued for {issued:?} and {life:?} {row}",
+                    update.ver
+                ));
             }
             // Learners may be sent again what was acknowledged without them.
             let process = self.nodes[life.at].process();
@@ -55,9 +58,11 @@ impl World {
             self.fail(format!("I1: epoch {} after {}", after.epoch, before.epoch));
         }
         if let Command::Activate { epoch, .. } = command {
-            for store in after.groups.iter().flat_map(|g| {
-                g.insync.iter().filter_map(|slot| g.slots.get(slot.index()).copied())
-            }) {
+            for store in after
+                .groups
+                .iter()
+                .flat_map(|g| g.insync.iter().filter_map(|slot| g.slots.get(slot.index()).copied()))
+            {
                 let at = self.node_of(store);
                 if self.promised(at) < epoch.0 {
                     self.fail(format!("I4: {epoch} is active and node {at} did not promise it"));
@@ -218,7 +223,8 @@ impl World {
             if data.contains(slot) && value_of(&record).is_none() {
                 return Err(format!("slot {slot} holds {record:?}"));
             }
-            let full = if record.is_empty() { vec![0; super::client::RECORD_LEN].into() } else { record };
+            let full =
+                if record.is_empty() { vec![0; super::client::RECORD_LEN].into() } else { record };
             heads.insert(slot, head);
             records.insert(slot, full);
         }
@@ -236,8 +242,11 @@ impl World {
                 continue;
             }
             let chosen = SlotSet(subset);
-            let sources: Vec<(Slot, &[u8])> =
-                records.iter().filter(|(s, _)| chosen.contains(**s)).map(|(s, r)| (*s, r.as_ref())).collect();
+            let sources: Vec<(Slot, &[u8])> = records
+                .iter()
+                .filter(|(s, _)| chosen.contains(**s))
+                .map(|(s, r)| (*s, r.as_ref()))
+                .collect();
             let want: Vec<Slot> = volume.all_slots().minus(chosen).iter().collect();
             let decoded = code.reconstruct(&sources, &want).map_err(|error| error.to_string())?;
             for (slot, bytes) in decoded {

@@ -113,8 +113,8 @@ impl World {
 
     /// The coordinator lets go, and somebody else is elected soon after, or not.
     pub(crate) fn hand_over(&mut self) {
-        let holder = (0..self.nodes.len())
-            .find(|at| self.nodes[*at].up && self.believes(*at, self.volume));
+        let holder =
+            (0..self.nodes.len()).find(|at| self.nodes[*at].up && self.believes(*at, self.volume));
         let Some(at) = holder.filter(|at| !self.nodes[*at].paused) else { return };
         self.count(Fault::Handover, true);
         self.trace(|| format!("n{at} releases"));

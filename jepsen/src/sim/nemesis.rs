@@ -143,7 +143,8 @@ impl World {
         }
         let slots = self.swarm.data + self.swarm.parity;
         let slot = Slot(u8::try_from(self.rng.below(u64::from(slots))).unwrap_or(0));
-        let store = self.volume().and_then(|v| v.group(row.group)?.slots.get(slot.index()).copied());
+        let store =
+            self.volume().and_then(|v| v.group(row.group)?.slots.get(slot.index()).copied());
         let Some(store) = store else { return };
         let at = RowSlot { volume: self.volume, row, slot };
         let disk = std::sync::Arc::clone(&self.nodes[self.node_of(store)].disk);

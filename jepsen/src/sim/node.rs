@@ -8,8 +8,8 @@ use super::world::{World, node_id};
 use smalti_map::{Applied, ClusterMap, Command, Coordinator as Coordinating};
 use smalti_rowcommit::coordinator::Coordinator;
 use smalti_rowcommit::msg::{Frame, Reply};
-use smalti_rowcommit::store::read::ReadSide;
 use smalti_rowcommit::store::StoreConfig;
+use smalti_rowcommit::store::read::ReadSide;
 use smalti_rowcommit::{Action, CoordinatorConfig, Event, StoreCore, Time};
 use smalti_storage::ids::{Incarnation, StoreId, VolumeNo};
 use smalti_storage::store::memory::{MemoryStore, Restart};
@@ -128,10 +128,8 @@ impl World {
         config.record_len = super::client::RECORD_LEN;
         config.cached_rows = self.swarm.cached_rows;
         config.catchup_window = 2;
-        let store_config = StoreConfig {
-            lease_max: config.lease,
-            cached_rows: self.swarm.cached_rows,
-        };
+        let store_config =
+            StoreConfig { lease_max: config.lease, cached_rows: self.swarm.cached_rows };
         let boot = self.nodes[at].clock(self.now);
         let shared: Arc<dyn ShardStore> = disk;
         let core = StoreCore::new(Arc::clone(&shared), store_config, boot);

@@ -25,6 +25,9 @@ const HEALING: u64 = 120_000 * MS;
 /// How long after healing something of before may still have an effect.
 const STRAGGLERS: u64 = 5_000 * MS;
 
+/// Looks in a row that must find everything whole.
+const STEADY: u32 = 15;
+
 pub(crate) struct World {
     pub(crate) swarm: Swarm,
     pub(crate) rng: Rng,
@@ -253,11 +256,17 @@ impl World {
         let end = self.now + HEALING;
         // Proposals that were stuck somewhere may still come through for a while.
         let mut next_look = self.now + STRAGGLERS;
+        let mut steady = 0;
+        let mut seen = 0;
         while self.failure.is_none() {
             self.step();
             if self.now >= next_look {
                 next_look = self.now + 100 * MS;
-                if self.is_whole().is_ok() {
+                // A proposal may be under way that changes it once more.
+                let whole = self.is_whole().is_ok() && self.map.version == seen;
+                steady = if whole { steady + 1 } else { 0 };
+                seen = self.map.version;
+                if steady >= STEADY {
                     break;
                 }
             }

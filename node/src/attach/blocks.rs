@@ -1,7 +1,7 @@
 //! Block requests between nodes: a node without the seat asks the one that has it.
 
-use super::local::{LocalGateways, Place};
 use super::AttachError;
+use super::local::{LocalGateways, Place};
 use bytes::Bytes;
 use futures::{Stream, stream};
 use smalti_cluster::Member;
@@ -30,8 +30,7 @@ fn read_hello(bytes: &[u8]) -> Option<(VolumeNo, ClientId)> {
     let (version, rest) = bytes.split_first()?;
     let (volume, rest) = rest.split_first_chunk::<4>()?;
     let client = Uuid::from_slice(rest).ok()?;
-    (*version == HELLO_VERSION)
-        .then_some((VolumeNo(u32::from_be_bytes(*volume)), ClientId(client)))
+    (*version == HELLO_VERSION).then_some((VolumeNo(u32::from_be_bytes(*volume)), ClientId(client)))
 }
 
 struct Sender(FrameSender);

@@ -3,8 +3,8 @@
 use super::{AttachError, Attachments};
 use smalti_cluster::Member;
 use smalti_gateway::NbdExport;
-use smalti_nbd::{BoxFuture, Export, ExportInfo, Exports, OpenError};
 use smalti_map::Volume;
+use smalti_nbd::{BoxFuture, Export, ExportInfo, Exports, OpenError};
 use std::sync::Arc;
 
 /// The exports of a node.

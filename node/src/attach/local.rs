@@ -53,12 +53,14 @@ pub(crate) enum Place {
     There(NodeId),
 }
 
+type Opened = BTreeMap<VolumeNo, (u32, Weak<Local>)>;
+
 /// The gateways of this node, one per volume.
 #[derive(Clone)]
 pub struct LocalGateways {
     member: Member,
     /// Per volume: its gateway while somebody uses it, and the last generation that had one.
-    open: Arc<Mutex<BTreeMap<VolumeNo, (u32, Weak<Local>)>>>,
+    open: Arc<Mutex<Opened>>,
 }
 
 impl std::fmt::Debug for LocalGateways {

@@ -4,9 +4,9 @@
 //! That is safe for writes: the answer was never given, an old gateway is fenced before a new one
 //! serves, and a session's requests have ended before the next session of this process begins.
 
+use super::AttachError;
 use super::blocks::open_session;
 use super::local::{Local, LocalGateways, Place};
-use super::AttachError;
 use bytes::Bytes;
 use smalti_cluster::Member;
 use smalti_gateway::{BlockDevice, BoxFuture, ClientId, ForwardClient, GatewayError};

@@ -42,9 +42,8 @@ impl MemberControl {
         let geometry = self.geometry(&map, &request)?;
         let id = VolumeId(Uuid::new_v4());
         let groups = self.place(&map, id, &geometry)?;
-        let timestamp = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| since.as_secs());
+        let timestamp =
+            SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let keys = self.member.keys();
         let key_epoch = keys
             .create(&map.custody, id, &geometry, timestamp)

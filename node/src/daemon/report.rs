@@ -45,9 +45,8 @@ impl Report {
             .filter(|(id, node)| node.incarnation > Incarnation(0) && up(id))
             .map(|(id, _)| *id)
             .collect();
-        let asked = map.volumes.values().map(|volume| async {
-            (volume.no, member.progress(volume).await)
-        });
+        let asked =
+            map.volumes.values().map(|volume| async { (volume.no, member.progress(volume).await) });
         let progress = join_all(asked)
             .await
             .into_iter()
@@ -127,7 +126,12 @@ impl Report {
         for (id, node) in &self.map.nodes {
             if !self.up.contains(id) {
                 let (subject, problem) = (format!("node {}", node.name), "it does not answer");
-                add(Health::Degraded, subject, problem.into(), "start it again; it catches up by itself");
+                add(
+                    Health::Degraded,
+                    subject,
+                    problem.into(),
+                    "start it again; it catches up by itself",
+                );
             }
         }
         for volume in self.map.volumes.values() {

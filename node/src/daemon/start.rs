@@ -68,7 +68,8 @@ async fn bind_nbd(config: &NodeConfig) -> anyhow::Result<Vec<Listener>> {
         }
         _ => {}
     }
-    let unix = UnixListener::bind(path).with_context(|| format!("bind NBD to {}", path.display()))?;
+    let unix =
+        UnixListener::bind(path).with_context(|| format!("bind NBD to {}", path.display()))?;
     private(path)?;
     Ok(vec![Listener::Tcp(tcp), Listener::Unix { listener: unix, uids: None }])
 }

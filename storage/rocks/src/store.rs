@@ -388,3 +388,6 @@ fn record_answer(
     let found = found.map_err(|error| read_failed(&error, at, "record"))?;
     Ok(found.map(|bytes| Bytes::copy_from_slice(&bytes)))
 }
+
+#[cfg(test)]
+mod tests;

@@ -168,7 +168,7 @@ proptest! {
 
 #[test]
 fn writers_of_the_same_version_do_not_bring_old_bytes_back() {
-    const ROWS: u64 = 400;
+    const ROWS: u64 = 60;
     let mut disk = Disk::new();
     let at = |i: u64| place(1, 0, i, 0, 0);
     let barrier = std::sync::Barrier::new(4);
@@ -177,7 +177,11 @@ fn writers_of_the_same_version_do_not_bring_old_bytes_back() {
             let (store, barrier) = (disk.store(), &barrier);
             scope.spawn(move || {
                 for i in 0..ROWS {
-                    let batch = Batch::relaxed(vec![put(at(i), ver(1, 1), fill, 2000)]);
+                    // The others make the way from looking for the first to writing it long.
+                    let mut changes = vec![put(at(i), ver(1, 1), fill, 2000)];
+                    let own = |n| place(2, u16::from(fill), i, n, 0);
+                    changes.extend((0..200).map(|n| put(own(n), ver(1, 1), fill, 1)));
+                    let batch = Batch::relaxed(changes);
                     barrier.wait();
                     store.commit(batch).expect("commit");
                 }

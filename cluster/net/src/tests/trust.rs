@@ -215,7 +215,8 @@ async fn a_removed_node_is_cut_off_and_stays_out() {
     let error = echo(&from_one).await.expect_err("removed");
     assert!(matches!(error.kind(), CallErrorKind::Refused | CallErrorKind::Unreachable));
     two.enforce_policy();
-    session.rx.recv().await.expect_err("the session of a removed node");
+    let cut = tokio::time::timeout(LONG, session.rx.recv()).await.expect("ends in time");
+    cut.expect_err("the session of a removed node");
     until_down(&from_one).await;
     let error = echo(&from_one).await.expect_err("removed");
     assert_eq!(error.kind(), CallErrorKind::Refused, "{error}");
@@ -238,8 +239,9 @@ async fn enforcing_the_policy_ends_idle_sessions_by_itself() {
     assert_eq!((from, hello.as_ref()), (NodeId(1), b"x".as_ref()));
     members.remove(1);
     two.enforce_policy();
-    theirs.rx.recv().await.expect_err("cut");
-    ours.tx.closed().await;
+    let cut = tokio::time::timeout(LONG, theirs.rx.recv()).await.expect("ends in time");
+    cut.expect_err("cut");
+    tokio::time::timeout(LONG, ours.tx.closed()).await.expect("ends in time");
     ours.tx.send("late".into()).await.expect_err("cut");
 }
 

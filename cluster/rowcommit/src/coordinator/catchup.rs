@@ -153,6 +153,14 @@ impl Catchup {
         }
     }
 
+    /// Whether what is out of sync is known row by row.
+    pub(super) fn is_comparing(&self) -> bool {
+        !self.learners.is_empty()
+            && self.learners.values().all(|l| {
+                matches!(l.stage, Stage::Repairing | Stage::Growing { .. })
+            })
+    }
+
     pub(super) fn rows_behind(&self) -> u64 {
         self.learners.values().map(|l| (l.behind.len() + l.failed.len() + l.repairing) as u64).sum()
     }

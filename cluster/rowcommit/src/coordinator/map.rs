@@ -77,6 +77,9 @@ impl Coordinator {
         stores.sort_unstable();
         stores.dedup();
         self.insync_stores = stores;
+        if self.volume.as_ref().is_some_and(smalti_map::Volume::is_full) {
+            self.missed.clear();
+        }
     }
 
     pub(super) fn become_active(&mut self) {
@@ -134,6 +137,7 @@ impl Coordinator {
         self.inflight.clear();
         self.lease_wait.clear();
         self.lost_rows.clear();
+        self.missed.clear();
         self.cache.clear();
         self.catchup = Catchup::default();
         self.takeover = Takeover::default();

@@ -122,6 +122,8 @@ pub struct Coordinator {
     reads: BTreeMap<u64, read::ReadOp>,
     lease_wait: BTreeSet<u64>,
     lost_rows: BTreeSet<RowAddr>,
+    /// Rows that were updated while one of their slots was out. For people: catch-up compares.
+    missed: BTreeSet<RowAddr>,
     /// The start of each in-sync store that this epoch began with.
     incarnations: BTreeMap<StoreId, Incarnation>,
     proposed: BTreeMap<&'static str, (Epoch, Time)>,
@@ -182,6 +184,7 @@ impl Coordinator {
             reads: BTreeMap::new(),
             lease_wait: BTreeSet::new(),
             lost_rows: BTreeSet::new(),
+            missed: BTreeSet::new(),
             incarnations: BTreeMap::new(),
             proposed: BTreeMap::new(),
             stats: Stats::default(),
@@ -204,8 +207,10 @@ impl Coordinator {
             let all = volume.all_slots();
             volume.groups.iter().map(|g| u64::from(all.minus(g.insync).len())).sum()
         });
+        // What was missed is a floor; once learners are compared, they know better.
+        let missed = if slots_out > 0 && !self.catchup.is_comparing() { self.missed.len() } else { 0 };
         Stats {
-            rows_behind: self.catchup.rows_behind(),
+            rows_behind: self.catchup.rows_behind().max(missed as u64),
             slots_out,
             in_flight: self.inflight.len() as u64,
             ..self.stats

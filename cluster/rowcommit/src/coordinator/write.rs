@@ -17,6 +17,9 @@ use std::collections::BTreeMap;
 /// Times an update is begun anew after a store refused its base, before it fails.
 const ATTEMPTS_MAX: u32 = 8;
 
+/// Rows that are counted as behind while a slot is out; beyond that the count stays.
+const MISSED_ROWS_MAX: usize = 1 << 20;
+
 /// A write in progress.
 #[derive(Debug)]
 pub(super) struct WriteOp {
@@ -300,8 +303,11 @@ impl Coordinator {
         if !touched.and(self.required(row)).is_subset(*acked) {
             return;
         }
-        let (ver, vec, known) = (*ver, vec.clone(), *known);
+        let (ver, touched, vec, known) = (*ver, *touched, vec.clone(), *known);
         self.inflight.remove(&ver);
+        if !touched.is_subset(self.insync(row.group)) && self.missed.len() < MISSED_ROWS_MAX {
+            self.missed.insert(row);
+        }
         if known {
             self.cache.put(row, vec.into());
         }

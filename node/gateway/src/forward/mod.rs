@@ -5,7 +5,7 @@
 //!
 //! When a session ends, the client fails what is unanswered with
 //! [`GatewayError::Disconnected`](crate::GatewayError): it was carried out or not. To repeat it
-//! safely the old request must not be running any more, so the server keeps a [`gate`] for each
+//! safely the old request must not be running any more, so the server keeps a gate for each
 //! client that lets its newest session begin when everything of the older ones has ended.
 
 mod client;
