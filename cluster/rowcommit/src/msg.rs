@@ -7,7 +7,9 @@
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use smalti_storage::ids::{Epoch, GroupNo, Incarnation, RowAddr, Slot, SlotSet, Ver, VolumeNo, Wid};
+use smalti_storage::ids::{
+    Epoch, GroupNo, Incarnation, RowAddr, Slot, SlotSet, Ver, VolumeNo, Wid,
+};
 use smalti_storage::store::{VecEntry, VersionMeta};
 
 /// The version of this encoding; the first byte of every frame.
@@ -469,11 +471,11 @@ mod tests {
     #[test]
     fn messages_of_version_1_are_read_and_written_as_ever() {
         let old = unhex(include_str!("../fixtures/frame.v1.hex"));
-        assert_eq!(Frame::decode(&old), Ok(frame()));
         assert_eq!(hex(&frame().encode()), hex(&old));
+        assert_eq!(Frame::decode(&old), Ok(frame()));
         let old = unhex(include_str!("../fixtures/reply.v1.hex"));
-        assert_eq!(Reply::decode(&old), Ok(reply()));
         assert_eq!(hex(&reply().encode()), hex(&old));
+        assert_eq!(Reply::decode(&old), Ok(reply()));
     }
 
     #[test]
@@ -516,10 +518,10 @@ mod tests {
                 let mut bytes = whole.to_vec();
                 let at = at % bytes.len();
                 bytes[at] ^= with;
-                for value in Frame::decode(&bytes) {
+                if let Ok(value) = Frame::decode(&bytes) {
                     prop_assert_eq!(Frame::decode(&value.encode()), Ok(value));
                 }
-                for value in Reply::decode(&bytes) {
+                if let Ok(value) = Reply::decode(&bytes) {
                     prop_assert_eq!(Reply::decode(&value.encode()), Ok(value));
                 }
             }

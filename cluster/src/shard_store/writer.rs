@@ -55,6 +55,7 @@ impl Writer {
             if !batch.changes.is_empty() {
                 self.store.commit(batch)?;
             }
+            self.core.committed();
             for (to, answer) in answers.drain(..) {
                 // A session whose reader has gone, or is so slow that its queue is full, loses
                 // the answer; its coordinator finds the store silent and asks again.

@@ -156,9 +156,10 @@ impl Catchup {
     /// Whether what is out of sync is known row by row.
     pub(super) fn is_comparing(&self) -> bool {
         !self.learners.is_empty()
-            && self.learners.values().all(|l| {
-                matches!(l.stage, Stage::Repairing | Stage::Growing { .. })
-            })
+            && self
+                .learners
+                .values()
+                .all(|l| matches!(l.stage, Stage::Repairing | Stage::Growing { .. }))
     }
 
     pub(super) fn rows_behind(&self) -> u64 {

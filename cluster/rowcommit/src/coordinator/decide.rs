@@ -110,12 +110,7 @@ struct Judged {
     everywhere: bool,
 }
 
-fn judge(
-    facts: &BTreeMap<Slot, Facts>,
-    n: u8,
-    ver: Ver,
-    committed: Ver,
-) -> Option<Judged> {
+fn judge(facts: &BTreeMap<Slot, Facts>, n: u8, ver: Ver, committed: Ver) -> Option<Judged> {
     let data = SlotSet::first(n);
     let found = || facts.values().filter_map(|f| f.find(ver));
     let (meta, _) = found().find(|(_, good)| *good).or_else(|| found().next())?;
@@ -137,14 +132,9 @@ fn judge(
         .iter()
         .filter_map(|slot| Some((slot, of(slot)?)))
         .filter(|(_, f)| !f.holds(ver))
-        .map(|(slot, f)| {
-            (slot, f.upto(ver).map_or(Ver::NONE, |meta| meta.ver))
-        })
+        .map(|(slot, f)| (slot, f.upto(ver).map_or(Ver::NONE, |meta| meta.ver)))
         .collect();
-    let everywhere = touched
-        .iter()
-        .filter_map(of)
-        .all(|f| f.unreadable || f.find(ver).is_some());
+    let everywhere = touched.iter().filter_map(of).all(|f| f.unreadable || f.find(ver).is_some());
     let constructible = vec.is_some() && consistent >= usize::from(n);
     let chosen = Chosen {
         ver,
@@ -172,9 +162,8 @@ fn vector_of(
         vec.resize(usize::from(n), VecEntry::default());
         vec
     };
-    let readable_parity = || {
-        facts.iter().filter(|(slot, f)| !data.contains(**slot) && !f.unreadable).map(|(_, f)| f)
-    };
+    let readable_parity =
+        || facts.iter().filter(|(slot, f)| !data.contains(**slot) && !f.unreadable).map(|(_, f)| f);
     let held = || readable_parity().filter_map(|f| f.find(ver));
     if let Some((held, _)) = held().find(|(_, good)| *good).or_else(|| held().next()) {
         return Some(full(&held.vec));
@@ -211,7 +200,11 @@ mod tests {
     }
 
     fn entry(seq: u64) -> VecEntry {
-        if seq == 0 { VecEntry::default() } else { VecEntry { ver: ver(seq), ..VecEntry::default() } }
+        if seq == 0 {
+            VecEntry::default()
+        } else {
+            VecEntry { ver: ver(seq), ..VecEntry::default() }
+        }
     }
 
     fn held(seq: u64, touched: &[u8], vec: &[u64]) -> (VersionMeta, bool) {
@@ -328,9 +321,7 @@ mod tests {
     fn a_row_that_every_parity_slot_holds_undecided_goes_back_to_the_newest_committed() {
         // 4+2: 6 changes all data slots and stands on slot 0 and both parity slots only.
         let all = &[0, 1, 2, 3, 4, 5];
-        let parity = || {
-            vec![held(6, all, &[6, 6, 6, 6]), held(5, &[0, 4, 5], &[5, 3, 2, 4])]
-        };
+        let parity = || vec![held(6, all, &[6, 6, 6, 6]), held(5, &[0, 4, 5], &[5, 3, 2, 4])];
         let decision = decide(
             &row(vec![
                 facts(6, vec![held(6, all, &[]), held(5, &[0, 4, 5], &[])]),

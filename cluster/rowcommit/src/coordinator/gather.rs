@@ -92,9 +92,10 @@ impl Gather {
 /// Whether a stored vector (shorter when its tail was never written) equals a full one.
 pub(super) fn same_vector(stored: &[VecEntry], full: &[VecEntry]) -> bool {
     stored.len() <= full.len()
-        && full.iter().enumerate().all(|(j, entry)| {
-            stored.get(j).copied().unwrap_or_default().ver == entry.ver
-        })
+        && full
+            .iter()
+            .enumerate()
+            .all(|(j, entry)| stored.get(j).copied().unwrap_or_default().ver == entry.ver)
 }
 
 impl Coordinator {

@@ -282,9 +282,8 @@ impl Coordinator {
             self.links.forgive(self.now);
         }
         self.last_tick = self.now;
-        let aged = |id: &u64| {
-            self.pending.get(id).is_some_and(|p| self.now.since(p.sent_at) > HELD_AGAIN)
-        };
+        let aged =
+            |id: &u64| self.pending.get(id).is_some_and(|p| self.now.since(p.sent_at) > HELD_AGAIN);
         if self.held.iter().any(aged) {
             self.release_held();
         }
@@ -335,8 +334,7 @@ impl Coordinator {
             let due = link.lease_asked.is_none_or(|asked| now.since(asked) >= every);
             if link.session.is_some() && due {
                 link.lease_asked = Some(now);
-                let duration_us =
-                    u64::try_from(self.config.lease.as_micros()).unwrap_or(u64::MAX);
+                let duration_us = u64::try_from(self.config.lease.as_micros()).unwrap_or(u64::MAX);
                 self.ask_store(store, None, Ask::Lease { duration_us }, Purpose::Lease);
             }
         }

@@ -26,9 +26,7 @@ mod takeover;
 mod walk;
 mod write;
 
-pub use api::{
-    Action, Alarm, BlockWrite, CoordinatorConfig, Event, OpError, Phase, Stats,
-};
+pub use api::{Action, Alarm, BlockWrite, CoordinatorConfig, Event, OpError, Phase, Stats};
 
 use crate::msg::{Answer, Ask, Reject, Reply, Request};
 use crate::time::Time;
@@ -38,9 +36,7 @@ use links::Links;
 use rows::{Row, Task, TaskId};
 use smalti_map::{ClusterMap, Command, Volume};
 use smalti_storage::code::Code;
-use smalti_storage::ids::{
-    Epoch, GroupNo, Incarnation, RowAddr, Slot, SlotSet, StoreId, Ver,
-};
+use smalti_storage::ids::{Epoch, GroupNo, Incarnation, RowAddr, Slot, SlotSet, StoreId, Ver};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -208,7 +204,8 @@ impl Coordinator {
             volume.groups.iter().map(|g| u64::from(all.minus(g.insync).len())).sum()
         });
         // What was missed is a floor; once learners are compared, they know better.
-        let missed = if slots_out > 0 && !self.catchup.is_comparing() { self.missed.len() } else { 0 };
+        let missed =
+            if slots_out > 0 && !self.catchup.is_comparing() { self.missed.len() } else { 0 };
         Stats {
             rows_behind: self.catchup.rows_behind().max(missed as u64),
             slots_out,
@@ -285,11 +282,11 @@ impl Coordinator {
                 continue;
             }
             let Some(pending) = self.take_pending(id) else { continue };
-            self.dispatch(pending, answer);
+            self.dispatch(&pending, answer);
         }
     }
 
-    fn dispatch(&mut self, pending: Pending, answer: Answer) {
+    fn dispatch(&mut self, pending: &Pending, answer: Answer) {
         match pending.purpose {
             Purpose::Task { task, slot, round } => self.on_gathered(task, slot, round, answer),
             Purpose::Vec { task, slot, round } => self.on_vec(task, slot, round, answer),

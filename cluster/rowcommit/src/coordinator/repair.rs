@@ -23,7 +23,10 @@ pub(super) enum RepairState {
     /// Asked what the slot has.
     Looking,
     /// Knows what it has (and whether it verifies); gathers what it should have.
-    Gathering { have: Ver, meta: Option<VersionMeta> },
+    Gathering {
+        have: Ver,
+        meta: Option<VersionMeta>,
+    },
     /// Sent.
     Installing,
     Done,
@@ -87,7 +90,7 @@ impl Coordinator {
                 }
                 RepairState::Looking | RepairState::Installing => return Progress::Waiting,
                 RepairState::Gathering { have, meta } => match self.gather(id) {
-                    Progress::Done => self.install_repair(id, row, slot, have, meta),
+                    Progress::Done => self.install_repair(id, row, slot, have, meta.as_ref()),
                     other => return other,
                 },
                 RepairState::Done => {
@@ -131,7 +134,7 @@ impl Coordinator {
         row: RowAddr,
         slot: Slot,
         have: Ver,
-        held: Option<VersionMeta>,
+        held: Option<&VersionMeta>,
     ) {
         let is_data = self.data_slots().contains(slot);
         let parity = self.parity_slots();
@@ -149,7 +152,7 @@ impl Coordinator {
                 snap: meta.snap,
             })
         };
-        let right = match &held {
+        let right = match held {
             Some(meta) if is_data => meta.ver == should.ver,
             Some(meta) => meta.ver == should.ver && same_vector(&meta.vec, &vec),
             None => have.is_none() && should.ver.is_none(),

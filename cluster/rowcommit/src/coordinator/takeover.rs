@@ -107,7 +107,12 @@ impl Coordinator {
         for row in rows {
             for slot in self.insync(row.group).iter() {
                 self.takeover.answers_due += 1;
-                self.ask(row.group, slot, Ask::Versions { row, slot }, Purpose::Settle { row, slot });
+                self.ask(
+                    row.group,
+                    slot,
+                    Ask::Versions { row, slot },
+                    Purpose::Settle { row, slot },
+                );
             }
         }
         if self.takeover.answers_due == 0 {

@@ -158,8 +158,7 @@ fn agrees<'a>(
         (true, false) => held.ver == entry(&meta.vec, slot.index()),
         (false, false) => {
             let longest = meta.vec.len().max(held.vec.len());
-            held.ver == meta.ver
-                && (0..longest).all(|j| entry(&meta.vec, j) == entry(&held.vec, j))
+            held.ver == meta.ver && (0..longest).all(|j| entry(&meta.vec, j) == entry(&held.vec, j))
         }
         (false, true) => entry(&held.vec, of.index()) == meta.ver,
         // A data slot is out only where a parity slot is in sync, which is compared instead.

@@ -143,9 +143,8 @@ impl StoreCore {
                 None => self.load(volume.no)?,
             };
             let me = self.opened.id;
-            let in_sync = |group: &Group| {
-                group.slot_of(me).is_some_and(|slot| group.insync.contains(slot))
-            };
+            let in_sync =
+                |group: &Group| group.slot_of(me).is_some_and(|slot| group.insync.contains(slot));
             let in_sync: Vec<bool> = volume.groups.iter().map(in_sync).collect();
             let side = VolumeSide {
                 epoch: volume.epoch,

@@ -268,7 +268,10 @@ impl StoreCore {
         let meta = meta.sealed_for(at, &record);
         let (ver, head) = (meta.ver, self.rows.at(at)?.head().cloned());
         let have = head.as_ref().map_or(Ver::NONE, |head| head.ver);
-        if prepared && have == ver && let Some(head) = head {
+        if prepared
+            && have == ver
+            && let Some(head) = head
+        {
             if self.rows.verified_record(at, &head)?.is_none() {
                 self.delete_version(at, ver)?;
                 self.put_version(at, meta, record)?;
@@ -352,7 +355,11 @@ fn add_delta(record: &Bytes, delta: &Bytes) -> Option<Bytes> {
         return Some(record.clone());
     }
     if record.is_empty() {
-        return Some(if delta.iter().all(|byte| *byte == 0) { Bytes::new() } else { delta.clone() });
+        return Some(if delta.iter().all(|byte| *byte == 0) {
+            Bytes::new()
+        } else {
+            delta.clone()
+        });
     }
     if record.len() != delta.len() {
         return None;

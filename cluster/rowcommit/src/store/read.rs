@@ -91,9 +91,7 @@ pub(super) fn serve(
         Ask::Fetch { row, slot, want } => {
             fetch(store, RowSlot { volume, row: *row, slot: *slot }, *want)
         }
-        Ask::Versions { row, slot } => {
-            versions(store, RowSlot { volume, row: *row, slot: *slot })
-        }
+        Ask::Versions { row, slot } => versions(store, RowSlot { volume, row: *row, slot: *slot }),
         Ask::Scan { group, after, limit } => {
             let after = after.map(|(row, slot)| RowSlot { volume, row, slot });
             let limit = usize::try_from(*limit).unwrap_or(SCAN_LIMIT).clamp(1, SCAN_LIMIT);

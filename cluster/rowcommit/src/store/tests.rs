@@ -125,7 +125,8 @@ fn full(seq: u64) -> Ask {
 }
 
 fn install(seq: u64, expect: Ver, prepared: bool) -> Ask {
-    let meta = VersionMeta { ver: ver(seq), wid: wid(seq), present: true, ..VersionMeta::default() };
+    let meta =
+        VersionMeta { ver: ver(seq), wid: wid(seq), present: true, ..VersionMeta::default() };
     Ask::Install { row: row(0), slot: Slot(0), meta, record: bytes(seq as u8), prepared, expect }
 }
 
@@ -305,7 +306,7 @@ fn damaged_metadata_is_answered_scanned_and_replaced() {
     assert!(rig.disk.corrupt_meta(rig.at(0), ver(1)));
     // What this core has in memory it goes on with; a restart has nothing there.
     let versions = Ask::Versions { row: row(0), slot: Slot(0) };
-    assert_eq!(rig.ask(versions.clone()), Answer::Corrupt);
+    assert_eq!(rig.ask(versions), Answer::Corrupt);
     let scan = Ask::Scan { group: GroupNo(0), after: None, limit: 10 };
     let entries = vec![(row(0), Slot(0), None)];
     assert_eq!(rig.ask(scan), Answer::Scanned { entries, done: true });
