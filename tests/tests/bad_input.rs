@@ -26,7 +26,11 @@ fn refused(out: &Output, words: &[&str]) -> Result<()> {
     );
     ensure!(!text.contains("panicked"), "`{}` panicked: {text}", out.line);
     let first = text.lines().next().unwrap_or_default();
-    ensure!(first.starts_with("error: "), "`{}` begins otherwise: {text}", out.line);
+    ensure!(
+        first.starts_with("smalti: ") || first.starts_with("error: "),
+        "`{}` begins otherwise: {text}",
+        out.line
+    );
     // What the argument parser refuses comes with a hint to --help; all else is one line.
     let parser = text.contains("--help");
     ensure!(parser || text.lines().count() == 1, "`{}` says more than a line: {text}", out.line);
@@ -100,7 +104,7 @@ fn bad_input_to_a_working_cluster_loses_nothing() -> Result<()> {
     let dir = cluster.dir().display().to_string();
     let create = ["volume", "create", "--dir", &dir];
     let table: [(&[&str], &[&str]); 6] = [
-        (&["v", "--size", "1G"], &["exist", "taken"]),
+        (&["v", "--size", "1G"], &["exist", "taken", "already"]),
         (&["w", "--size", "1G", "--data", "5", "--parity", "1"], &["node", "store"]),
         (&["w", "--size", "0"], &["size"]),
         (&["w", "--size", "513"], &["size", "multiple"]),

@@ -1,9 +1,9 @@
 //! The seeded simulator: a whole cluster on one thread, running the code that serves volumes.
 //!
-//! A seed draws a cluster, a load and a mix of faults ([`swarm`]), and then every delay and every
+//! A seed draws a cluster, a load and a mix of faults (`swarm`), and then every delay and every
 //! fault. After a storm all faults end, and within a bound everything must be whole again. What
 //! clients saw must be explained by one register per block, and the invariants of the protocol
-//! hold all along ([`check`]).
+//! hold all along (`check`).
 
 mod check;
 mod client;
