@@ -140,8 +140,13 @@ fn bad_input_to_a_working_cluster_loses_nothing() -> Result<()> {
     let mut loaded = load.finish()?;
     busy_port(&mut cluster, 2)?;
     broken_config(&mut cluster, 1)?;
+    // So short an absence may go unnoticed: the health alone does not say that the node is back.
+    let target = cluster.target(1);
+    until("the node takes clients again", LIMIT, || {
+        Ok(Client::connect(&target, COMMAND_LIMIT).ok().map(drop))
+    })?;
     cluster.wait_ok()?;
-    loaded.verify(&cluster.target(1))?;
+    loaded.verify(&target)?;
     cluster.finish()
 }
 
