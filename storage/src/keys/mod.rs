@@ -10,7 +10,7 @@
 //! ```
 //!
 //! The master secret is put together only to derive new keys, the wrapping secret only to attach a
-//! volume; neither is ever stored whole. [`derive`] makes keys, [`wrap`] binds them to their place
+//! volume; neither is ever stored whole. [`mod@derive`] makes keys, [`wrap`] binds them to their place
 //! in the metadata, [`share`] splits secrets verifiably, [`rest`] seals parts on disk.
 
 pub mod derive;

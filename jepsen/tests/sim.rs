@@ -1,0 +1,48 @@
+//! A fixed batch of seeds, those that found something first.
+
+use smalti_jepsen::sim::{Report, known_seeds, run};
+
+/// Seeds of the batch.
+const BATCH: std::ops::Range<u64> = 1..201;
+
+fn must_pass(seed: u64) -> Report {
+    let report = run(seed, false);
+    if let Some(why) = &report.failure {
+        panic!(
+            "seed {seed}: {why}\n\
+             replay: cargo run --release -p smalti-jepsen --bin sim -- --seed {seed} --trace"
+        );
+    }
+    report
+}
+
+#[test]
+fn seeds_that_found_a_bug_pass() {
+    let seeds = known_seeds();
+    assert!(!seeds.is_empty());
+    for seed in seeds {
+        must_pass(seed);
+    }
+}
+
+#[test]
+fn a_batch_of_seeds_passes() {
+    let (mut ops, mut acknowledged, mut faults) = (0, 0, 0);
+    for seed in BATCH {
+        let report = must_pass(seed);
+        ops += report.ops;
+        acknowledged += report.acknowledged;
+        faults += report.faults.values().sum::<u64>();
+    }
+    // A simulator in which nothing happens finds nothing.
+    assert!(ops > 50_000 && acknowledged > 20_000, "{ops} operations, {acknowledged} writes");
+    assert!(faults > 2_000, "{faults} faults");
+}
+
+#[test]
+fn a_seed_is_everything() {
+    for seed in 1..=20 {
+        let (first, second) = (run(seed, false), run(seed, false));
+        assert_eq!((first.hash, first.steps), (second.hash, second.steps), "seed {seed}");
+    }
+}
