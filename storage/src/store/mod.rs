@@ -45,7 +45,7 @@ pub struct VersionMeta {
     pub vec: Vec<VecEntry>,
     /// Whether the record holds bytes. An absent record is all zeroes and is not stored.
     pub present: bool,
-    /// [`record_hash`] over identity, the fields above and the record.
+    /// [`VersionMeta::compute_hash`] over identity, the fields above and the record.
     pub hash: RecordHash,
 }
 
