@@ -139,7 +139,7 @@ impl World {
         let coordinator = self.volume().and_then(|volume| volume.coordinator);
         let right = coordinator.and_then(|c| usize::try_from(c.node.0.checked_sub(1)?).ok());
         match right {
-            Some(at) if self.rng.percent(90) => at,
+            Some(at) if !self.rng.percent(self.swarm.stray_percent) => at,
             _ => {
                 // Whoever believes to serve, were it wrongly.
                 let believers: Vec<At> = (0..self.nodes.len())

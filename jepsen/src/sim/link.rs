@@ -34,7 +34,7 @@ impl World {
     /// Time for a message from one node to another one.
     fn travel(&mut self, from: At, to: At) -> u64 {
         let base = if from == to { 20 } else { self.swarm.net_delay * self.slow };
-        let rare = if self.rng.percent(2) { base * 20 } else { 0 };
+        let rare = if self.stormy && self.rng.percent(2) { base * 20 } else { 0 };
         1 + self.rng.below(base * 2) + rare
     }
 

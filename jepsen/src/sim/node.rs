@@ -16,6 +16,7 @@ use smalti_storage::store::memory::{MemoryStore, Restart};
 use smalti_storage::store::{Batch, Change, ShardStore};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// How often a coordinator is told that time has passed.
 const TICK: u64 = 20 * MS;
@@ -128,6 +129,9 @@ impl World {
         config.record_len = super::client::RECORD_LEN;
         config.cached_rows = self.swarm.cached_rows;
         config.catchup_window = 2;
+        config.lease = Duration::from_micros(self.swarm.lease);
+        config.suspect_after = Duration::from_micros(self.swarm.suspect_after);
+        config.takeover_patience = Duration::from_micros(self.swarm.takeover_patience);
         let store_config =
             StoreConfig { lease_max: config.lease, cached_rows: self.swarm.cached_rows };
         let boot = self.nodes[at].clock(self.now);

@@ -83,6 +83,12 @@ pub(crate) struct Swarm {
     pub(crate) cached_rows: usize,
     pub(crate) writes_percent: u64,
     pub(crate) whole_rows_percent: u64,
+    /// Operations that go to any node that believes to serve, be it rightly or not.
+    pub(crate) stray_percent: u64,
+    /// The protocol's times; in whatever order, it must be right.
+    pub(crate) lease: u64,
+    pub(crate) suspect_after: u64,
+    pub(crate) takeover_patience: u64,
 }
 
 impl Swarm {
@@ -90,7 +96,7 @@ impl Swarm {
         let geometries = [(2, 1), (2, 1), (2, 2), (3, 2), (1, 1), (4, 2), (1, 2)];
         let (data, parity) = rng.pick(&geometries).unwrap_or((2, 1));
         let strict = if parity >= 2 { data + 1 } else { data };
-        let min_insync = if rng.percent(25) { data } else { strict };
+        let mut min_insync = if rng.percent(25) { data } else { strict };
         let mut faults: Vec<Fault> =
             Fault::ALL.into_iter().filter(|f| *f != Fault::Rot && rng.percent(45)).collect();
         if faults.is_empty() {
@@ -100,6 +106,7 @@ impl Swarm {
         let rot = rng.percent(12);
         if rot {
             faults = vec![Fault::Rot];
+            min_insync = strict;
             // With one parity slot even a store that is only slow is one loss too many.
             let few = [Fault::Elect, Fault::Handover];
             let more = [Fault::Elect, Fault::Handover, Fault::Break, Fault::Slow];
@@ -130,6 +137,10 @@ impl Swarm {
             cached_rows: rng.pick(&[1, 2, 1000]).unwrap_or(1000),
             writes_percent: rng.pick(&[30, 60, 85]).unwrap_or(60),
             whole_rows_percent: rng.pick(&[0, 10, 40]).unwrap_or(10),
+            stray_percent: rng.pick(&[5, 40, 80]).unwrap_or(40),
+            lease: rng.pick(&[300, 1500, 1500, 4000]).unwrap_or(1500) * MS,
+            suspect_after: rng.pick(&[150, 500, 500]).unwrap_or(500) * MS,
+            takeover_patience: rng.pick(&[200, 1500]).unwrap_or(1500) * MS,
         }
     }
 

@@ -75,11 +75,13 @@ pub(super) fn decide(facts: &BTreeMap<Slot, Facts>, n: u8) -> Decision {
     let versions: BTreeSet<Ver> =
         facts.values().flat_map(|f| f.versions.iter().map(|(meta, _)| meta.ver)).collect();
     // Known committed anywhere is committed everywhere: what one slot was built on since, another
-    // may still hold for undecided.
+    // may still hold for undecided. And whatever the newest version is, those before it were
+    // decided when it was issued, and what was undone then is gone from every in-sync slot.
+    let before_newest = versions.iter().rev().nth(1).copied();
     let watermark = facts.values().map(|f| f.watermark).max().unwrap_or(Ver::NONE);
     let covered = versions.range(..=watermark).next_back().copied();
-    let committed = facts.values().filter_map(Facts::committed).chain(covered).max();
-    let committed = committed.unwrap_or(Ver::NONE);
+    let committed = facts.values().filter_map(Facts::committed).chain(covered);
+    let committed = committed.chain(before_newest).max().unwrap_or(Ver::NONE);
     for ver in versions.into_iter().rev() {
         let Some(judged) = judge(facts, n, ver, committed) else { continue };
         let aborts = newer_than(facts, ver);
@@ -121,10 +123,12 @@ fn judge(facts: &BTreeMap<Slot, Facts>, n: u8, ver: Ver, committed: Ver) -> Opti
         if meta.touched.contains(**slot) {
             return f.holds(ver);
         }
-        // A parity slot is touched by every update; one that is not can not be right.
+        // A parity slot is touched by every update; one that is not can not be right. A data slot
+        // must stand at what the vector names, once newer versions are undone.
         let entry = vec.as_ref().and_then(|vec| vec.get(slot.index()));
-        data.contains(**slot)
-            && entry.is_some_and(|entry| entry.ver.is_none() || f.holds(entry.ver))
+        let head = f.upto(ver).map_or(Ver::NONE, |meta| meta.ver);
+        let named = entry.is_some_and(|entry| entry.ver == head);
+        data.contains(**slot) && !f.unreadable && named && (head.is_none() || f.holds(head))
     };
     let consistent = facts.iter().filter(good).count();
     let of = |slot: Slot| facts.get(&slot);
@@ -379,5 +383,23 @@ mod tests {
             2,
         );
         assert_eq!(decision, Decision { lost: true, ..Decision::default() });
+    }
+
+    #[test]
+    fn what_was_issued_before_the_newest_version_is_committed() {
+        // 2 changed slot 0 and was acknowledged; 3 changes slot 1, which never heard of 2.
+        let all = &[0, 1, 2];
+        let decision = decide(
+            &row(vec![
+                facts(2, vec![held(2, &[0, 2], &[]), held(1, all, &[])]),
+                facts(3, vec![held(3, &[1, 2], &[]), held(1, all, &[])]),
+                facts(2, vec![held(2, &[0, 2], &[2, 1]), held(1, all, &[1, 1])]),
+            ]),
+            2,
+        );
+        let chosen = decision.chosen.expect("slots 0 and 1 agree on 3");
+        assert_eq!(chosen.vec, vec![entry(2), entry(3)]);
+        assert_eq!(chosen.lacking, [(Slot(2), ver(2))].into());
+        assert!(decision.aborts.is_empty());
     }
 }

@@ -33,6 +33,8 @@ pub(super) struct Gather {
     heads: BTreeMap<Slot, VecEntry>,
     asked: SlotSet,
     asked_vec: SlotSet,
+    /// Slots that were asked and left. One that has grown back in meanwhile may be asked again.
+    gone: SlotSet,
     /// Tells answers to this gather from those to an earlier one of the same task.
     round: u32,
 }
@@ -53,6 +55,10 @@ impl Gather {
     /// What is needed is at hand: answers that are still on their way mean nothing any more.
     pub(super) fn close(&mut self) {
         self.round += 1;
+    }
+
+    fn shunned(&self, insync: SlotSet) -> SlotSet {
+        self.avoid.or(self.gone.minus(insync))
     }
 
     fn usable(&self, slot: Slot) -> bool {
@@ -122,7 +128,7 @@ impl Coordinator {
         }
         let bad = g.check(data);
         self.found_wanting(row, bad);
-        let direct = g.need.and(insync).minus(g.avoid).minus(g.asked);
+        let direct = g.need.and(insync).minus(g.shunned(insync)).minus(g.asked);
         for slot in direct.iter().filter(|slot| !g.usable(*slot)).collect::<Vec<_>>() {
             self.ask_record(id, row, slot, g);
         }
@@ -133,7 +139,7 @@ impl Coordinator {
         if missing.is_empty() {
             return Progress::Done;
         }
-        if missing.and(g.asked).minus(g.avoid) == missing {
+        if missing.and(g.asked).minus(g.shunned(insync)) == missing {
             return Progress::Waiting;
         }
         self.gather_decode(id, row, g, insync, missing)
@@ -141,7 +147,7 @@ impl Coordinator {
 
     /// Finds the row's committed vector. False: there is no way to.
     fn gather_vec(&mut self, id: TaskId, row: RowAddr, g: &mut Gather, insync: SlotSet) -> bool {
-        let parity = self.parity_slots().and(insync).minus(g.avoid);
+        let parity = self.parity_slots().and(insync).minus(g.shunned(insync));
         if let Some(slot) = self.nearest(row, parity) {
             if g.asked_vec.and(parity).is_empty() {
                 g.asked_vec = g.asked_vec.with(slot);
@@ -153,7 +159,7 @@ impl Coordinator {
         // No parity slot to ask: then hash, place and membership vouch for the data slots, which
         // must all be there.
         let data = self.data_slots();
-        if !data.is_subset(insync.minus(g.avoid)) {
+        if !data.is_subset(insync.minus(g.shunned(insync))) {
             return false;
         }
         for slot in data.minus(g.asked_vec).iter().collect::<Vec<_>>() {
@@ -212,14 +218,15 @@ impl Coordinator {
         if usable.len() >= n {
             return self.decode(g, usable, missing);
         }
-        let on_the_way = g.asked.minus(g.avoid).minus(usable);
+        let shunned = g.shunned(insync);
+        let on_the_way = g.asked.minus(shunned).minus(usable);
         let mut short = n.saturating_sub(usable.len() + on_the_way.len());
         // Slots that are out of sync may be read too: what agrees with the vector is good.
         let out = |slot: &Slot| {
             self.store_of(row.group, *slot).is_some_and(|store| self.links.is_up(store))
         };
         let outside: SlotSet = all.minus(insync).iter().filter(out).collect();
-        let candidates = insync.or(outside).minus(g.asked).minus(g.avoid).minus(usable);
+        let candidates = insync.or(outside).minus(g.asked).minus(shunned).minus(usable);
         let inside_first = candidates.and(insync).iter().chain(candidates.minus(insync).iter());
         for slot in inside_first.collect::<Vec<_>>() {
             if short == 0 {
@@ -318,7 +325,9 @@ impl Coordinator {
     /// The store of a slot has left: its answer will not come.
     pub(super) fn slot_is_gone(&mut self, id: TaskId, slot: Slot, round: u32) {
         if let Some(task) = self.tasks.get_mut(&id).filter(|task| task.gather.round == round) {
-            task.gather.avoid = task.gather.avoid.with(slot);
+            task.gather.asked = task.gather.asked.without(slot);
+            task.gather.asked_vec = task.gather.asked_vec.without(slot);
+            task.gather.gone = task.gather.gone.with(slot);
             self.runnable.push_back(id);
         }
     }

@@ -584,3 +584,49 @@ fn a_rotten_record_is_decoded_told_and_mended() {
     assert_eq!(rig.coordinator.stats().corrupt_records, 1);
     assert!(rig.coordinator.is_quiet(), "{:?}", rig.coordinator);
 }
+
+#[test]
+fn a_slot_that_grew_back_while_an_update_waited_is_asked_again() {
+    let mut rig = Rig::active(2, 2);
+    rig.write(1, 0, 1);
+    rig.settle();
+    rig.coordinator.cache.clear();
+    let party = |rig: &mut Rig, no: u64, deaf: bool| {
+        rig.parties.get_mut(&store(no)).expect("it is there").deaf = deaf;
+    };
+    // The update asks slot 0 and a parity slot for what they hold, and slot 0 is taken out.
+    for no in [1, 3] {
+        party(&mut rig, no, true);
+    }
+    rig.done.clear();
+    rig.write(2, 0, 2);
+    rig.settle();
+    support::shrink(&mut rig.map, 1);
+    rig.adopt();
+    rig.settle();
+    // It grows back, and then the parity slot that has been asked all along is taken out.
+    let slots = vec![GrowSlot {
+        group: GroupNo(0),
+        slot: Slot(0),
+        store: store(1),
+        incarnation: Incarnation(1),
+    }];
+    party(&mut rig, 1, false);
+    for no in [2, 4] {
+        party(&mut rig, no, true);
+    }
+    let (volume, epoch) = (VOLUME, support::epoch(&rig.map));
+    let learn = Command::AddLearners { volume, epoch, slots: slots.clone() };
+    rig.accept(vec![learn, Command::Grow { volume, epoch, slots }]);
+    support::shrink(&mut rig.map, 3);
+    for no in [2, 4] {
+        party(&mut rig, no, false);
+    }
+    rig.adopt();
+    for _ in 0..20 {
+        rig.tick(20);
+        rig.settle();
+    }
+    rig.done.retain(|action| !matches!(action, Action::Alarm(_)));
+    assert_eq!(rig.done, vec![written(2)]);
+}
