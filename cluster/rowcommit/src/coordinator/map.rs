@@ -1,5 +1,6 @@
 //! What a newer map changes: who serves, in which epoch, with whom.
 
+use super::cache::VecCache;
 use super::catchup::Catchup;
 use super::takeover::Takeover;
 use super::{Action, Coordinator, Event, OpError, Phase};
@@ -41,10 +42,16 @@ impl Coordinator {
                 self.catchup_on_map();
                 self.release_held();
             }
-            // Elected anew, with others in between maybe.
+            // Elected anew, with others in between unless it is the very next epoch. If it is,
+            // committed rows are what they were; those under work are settled first.
             Phase::Active => {
+                let next = before.0.checked_add(1) == Some(epoch.0);
+                let known = next.then(|| self.vectors_at_rest());
                 self.resign();
                 self.begin_takeover();
+                if let Some(known) = known {
+                    self.cache = known;
+                }
             }
             // The epoch has moved on if a shrink of ours followed the activation.
             Phase::Activating if activated => self.become_active(),
@@ -124,6 +131,15 @@ impl Coordinator {
             }
         }
         self.forget_epoch();
+    }
+
+    /// The cached vectors of rows that nothing is going on with.
+    fn vectors_at_rest(&mut self) -> VecCache {
+        let empty = VecCache::new(self.config.cached_rows);
+        let mut vectors = std::mem::replace(&mut self.cache, empty);
+        let busy = self.rows.keys().chain(self.inflight.values()).chain(&self.lost_rows);
+        busy.for_each(|row| vectors.forget(*row));
+        vectors
     }
 
     fn forget_epoch(&mut self) {

@@ -145,6 +145,7 @@ impl Coordinator {
         let n = self.n();
         for (row, facts) in std::mem::take(&mut self.takeover.facts) {
             let decision = decide(&facts, n);
+            self.cache.forget(row);
             for (slot, ver) in decision.aborts {
                 self.takeover.open += 1;
                 self.ask(row.group, slot, Ask::Abort { row, slot, ver }, Purpose::SettleDone);
