@@ -334,6 +334,19 @@ impl Ask {
         !self.is_read() && !matches!(self, Self::Promise | Self::Release | Self::Nop)
     }
 
+    /// The row slot that it changes, if it does.
+    pub fn changes(&self) -> Option<(RowAddr, Slot)> {
+        match self {
+            Self::PrepData { row, slot, .. }
+            | Self::PrepDelta { row, slot, .. }
+            | Self::PrepFull { row, slot, .. }
+            | Self::Abort { row, slot, .. }
+            | Self::Install { row, slot, .. }
+            | Self::Purge { row, slot, .. } => Some((*row, *slot)),
+            _ => None,
+        }
+    }
+
     /// Bytes of record data it carries.
     pub fn payload_len(&self) -> usize {
         match self {

@@ -36,9 +36,9 @@ pub(crate) fn prepare(database: &Database, batch: &Batch) -> Result<Prepared, St
     let mut put = BTreeSet::new();
     for change in &batch.changes {
         match change {
-            Change::PutVersion { at, meta, record } => {
+            Change::PutVersion { at, meta, record, fresh } => {
                 let key = version::encode(*at, meta.ver);
-                if !put.insert(key) || is_stored(database, &key)? {
+                if !fresh && (!put.insert(key) || is_stored(database, &key)?) {
                     delete_version(database, &mut write, &key);
                 }
                 write.put_cf(database.meta(), key, value::encode(&key, meta));
@@ -105,8 +105,8 @@ fn estimate(batch: &Batch) -> usize {
     sizes.sum()
 }
 
-/// The version keys that commits on their way are putting. Two puts of one key wait for each
-/// other, so that the later sees the earlier and deletes it first.
+/// The version keys that commits on their way are putting and that may be there already. Two puts
+/// of one key wait for each other, so that the later sees the earlier and deletes it first.
 #[derive(Debug, Default)]
 pub(crate) struct Claims {
     keys: Mutex<BTreeSet<version::Key>>,
@@ -150,7 +150,7 @@ impl Drop for Claim<'_> {
 
 fn put_key(change: &Change) -> Option<version::Key> {
     match change {
-        Change::PutVersion { at, meta, .. } => Some(version::encode(*at, meta.ver)),
+        Change::PutVersion { at, meta, fresh: false, .. } => Some(version::encode(*at, meta.ver)),
         _ => None,
     }
 }

@@ -8,7 +8,7 @@ use crate::options::{Expect, RocksOptions};
 use crate::reclaim::Reclaim;
 use crate::value;
 use bytes::Bytes;
-use rocksdb::{DBPinnableSlice, FlushOptions, ReadOptions, WriteOptions};
+use rocksdb::{DBPinnableSlice, DBRawIterator, FlushOptions, ReadOptions, WriteOptions};
 use smalti_storage::ids::{GroupNo, RowSlot, Ver, VolumeNo};
 use smalti_storage::store::{
     Batch, Opened, ShardStore, SlotVersions, Space, StoreError, VersionMeta, VolumeState,
@@ -69,7 +69,7 @@ impl RocksStore {
         let label = Label { incarnation: started.incarnation, clean: None, ..label };
         directory.write(&label)?;
         let database = Arc::new(started.database);
-        let reclaim = Reclaim::start(Arc::clone(&database))
+        let reclaim = Reclaim::start(Arc::clone(&database), options.garbage_bytes_min)
             .map_err(|error| StoreError::Io(format!("no thread to reclaim space: {error}")))?;
         info!(store = %opened.id, incarnation = %opened.incarnation, clean = opened.clean,
             path = %directory.path().display(), "store opened");
@@ -84,31 +84,34 @@ impl RocksStore {
         })
     }
 
-    /// How often the log was synced to the disk since the store was opened. Several commits at
-    /// once may share a sync.
+    /// How often the log was synced to the disk since the store was opened, with
+    /// [`RocksOptions::count_syncs`]; 0 without. Several commits at once may share a sync.
     pub fn log_syncs(&self) -> u64 {
         self.database.log_syncs()
     }
 
-    /// Reads the versions whose keys begin with the slot's, newest first, at most `limit`.
-    fn newest(&self, at: RowSlot, limit: usize) -> Result<Vec<VersionMeta>, StoreError> {
-        let prefix = slot::encode(at);
+    /// Reads the versions whose keys begin with each slot's, newest first, at most `limit`. One
+    /// iterator serves all slots: to make one costs more than to move it.
+    fn newest_by(
+        &self,
+        slots: impl Iterator<Item = RowSlot>,
+        limit: usize,
+        mut take: impl FnMut(Result<Vec<VersionMeta>, StoreError>),
+    ) {
         let mut options = ReadOptions::default();
         options.set_prefix_same_as_start(true);
-        options.set_iterate_upper_bound(after_prefix(&prefix));
         let mut iterator = self.database.db.raw_iterator_cf_opt(self.database.meta(), options);
-        iterator.seek(prefix);
-        let mut versions = Vec::new();
-        while let Some((key, bytes)) = iterator.item() {
-            versions.push(decode_meta(at, key, bytes)?);
-            // A step further may walk over all that was deleted since the last write-out.
-            if versions.len() == limit {
-                break;
-            }
-            iterator.next();
+        for at in slots {
+            let prefix = slot::encode(at);
+            iterator.seek(prefix);
+            take(read_versions(&mut iterator, at, &prefix, limit));
         }
-        iterator.status().map_err(|error| read_failed(&error, at, "metadata"))?;
-        Ok(versions)
+    }
+
+    fn newest_one(&self, at: RowSlot, limit: usize) -> Result<Vec<VersionMeta>, StoreError> {
+        let mut found = Ok(Vec::new());
+        self.newest_by(std::iter::once(at), limit, |versions| found = versions);
+        found
     }
 
     fn fail(&self, why: StoreError) -> StoreError {
@@ -175,11 +178,17 @@ impl ShardStore for RocksStore {
     }
 
     fn versions(&self, at: RowSlot) -> Result<Vec<VersionMeta>, StoreError> {
-        self.newest(at, usize::MAX)
+        self.newest_one(at, usize::MAX)
     }
 
     fn head(&self, at: RowSlot) -> Result<Option<VersionMeta>, StoreError> {
-        Ok(self.newest(at, 1)?.pop())
+        Ok(self.newest_one(at, 1)?.pop())
+    }
+
+    fn newest(&self, slots: &[RowSlot], limit: usize) -> Vec<Result<Vec<VersionMeta>, StoreError>> {
+        let mut answers = Vec::with_capacity(slots.len());
+        self.newest_by(slots.iter().copied(), limit, |versions| answers.push(versions));
+        answers
     }
 
     fn meta(&self, at: RowSlot, ver: Ver) -> Result<Option<VersionMeta>, StoreError> {
@@ -187,6 +196,20 @@ impl ShardStore for RocksStore {
         let found = self.database.db.get_pinned_cf(self.database.meta(), key);
         let found = found.map_err(|error| read_failed(&error, at, "metadata"))?;
         found.map(|bytes| decode_meta(at, &key, &bytes)).transpose()
+    }
+
+    fn metas(&self, wanted: &[(RowSlot, Ver)]) -> Vec<Result<Option<VersionMeta>, StoreError>> {
+        let mut answers = Vec::with_capacity(wanted.len());
+        for wanted in wanted.chunks(MULTI_GET) {
+            let keys: Vec<_> = wanted.iter().map(|(at, ver)| version::encode(*at, *ver)).collect();
+            let found =
+                self.database.db.batched_multi_get_cf(self.database.meta(), keys.iter(), false);
+            answers.extend(wanted.iter().zip(&keys).zip(found).map(|(((at, _), key), found)| {
+                let found = found.map_err(|error| read_failed(&error, *at, "metadata"))?;
+                found.map(|bytes| decode_meta(*at, key, &bytes)).transpose()
+            }));
+        }
+        answers
     }
 
     fn record(&self, at: RowSlot, ver: Ver) -> Result<Option<Bytes>, StoreError> {
@@ -364,6 +387,28 @@ impl Drop for RocksStore {
         self.database.db.cancel_all_background_work(true);
         self.reclaim.stop();
     }
+}
+
+/// Reads versions from where an iterator stands, as long as their keys begin with `prefix`.
+fn read_versions(
+    iterator: &mut DBRawIterator<'_>,
+    at: RowSlot,
+    prefix: &[u8],
+    limit: usize,
+) -> Result<Vec<VersionMeta>, StoreError> {
+    let mut versions = Vec::new();
+    while versions.len() < limit
+        && let Some((key, bytes)) = iterator.item()
+        && key.starts_with(prefix)
+    {
+        versions.push(decode_meta(at, key, bytes)?);
+        // A step further may walk over all that was deleted since the last write-out.
+        if versions.len() < limit {
+            iterator.next();
+        }
+    }
+    iterator.status().map_err(|error| read_failed(&error, at, "metadata"))?;
+    Ok(versions)
 }
 
 fn decode_meta(at: RowSlot, key: &[u8], bytes: &[u8]) -> Result<VersionMeta, StoreError> {

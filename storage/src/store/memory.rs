@@ -221,10 +221,12 @@ impl Inner {
 impl Content {
     fn apply(&mut self, change: Change, undo: &mut Vec<Undo>) {
         match change {
-            Change::PutVersion { at, meta, record } => {
+            Change::PutVersion { at, meta, record, fresh } => {
                 let ver = meta.ver;
                 let stored = Stored { meta, record, meta_corrupt: false };
-                undo.push(Undo::Version(at, ver, self.set_version(at, ver, Some(stored))));
+                let old = self.set_version(at, ver, Some(stored));
+                assert!(!fresh || old.is_none(), "{ver} of {at} is there, and was called fresh");
+                undo.push(Undo::Version(at, ver, old));
             }
             Change::DeleteVersion { at, ver } => {
                 undo.push(Undo::Version(at, ver, self.set_version(at, ver, None)));

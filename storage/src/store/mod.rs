@@ -123,8 +123,9 @@ pub struct VolumeState {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the fields are what their types say")]
 pub enum Change {
-    /// Adds a version. `record` is empty exactly when `meta.present` is false.
-    PutVersion { at: RowSlot, meta: VersionMeta, record: Bytes },
+    /// Adds a version, or replaces it. `record` is empty exactly when `meta.present` is false.
+    /// `fresh`: it is certainly not there yet, so there is no need to look.
+    PutVersion { at: RowSlot, meta: VersionMeta, record: Bytes, fresh: bool },
     /// Removes a version and its record; removing one that is not there is no error.
     DeleteVersion { at: RowSlot, ver: Ver },
     /// Marks a version as prepared and not known committed; one mark per row slot.
@@ -170,7 +171,7 @@ impl Batch {
     /// [`StoreError::Refused`] when a record and its `present` contradict each other.
     pub fn check(&self) -> Result<(), StoreError> {
         for change in &self.changes {
-            if let Change::PutVersion { at, meta, record } = change
+            if let Change::PutVersion { at, meta, record, .. } = change
                 && meta.present == record.is_empty()
             {
                 let ver = meta.ver;
@@ -237,8 +238,24 @@ pub trait ShardStore: Send + Sync + 'static {
     /// The newest version of a row slot.
     fn head(&self, at: RowSlot) -> Result<Option<VersionMeta>, StoreError>;
 
+    /// The `limit` newest versions of each of several row slots, newest first; the answers stand
+    /// in the order of the questions. Worth asking for rows that lie together at once.
+    fn newest(&self, slots: &[RowSlot], limit: usize) -> Vec<Result<Vec<VersionMeta>, StoreError>> {
+        let newest = |at: &RowSlot| {
+            let mut versions = self.versions(*at)?;
+            versions.truncate(limit);
+            Ok(versions)
+        };
+        slots.iter().map(newest).collect()
+    }
+
     /// One version's metadata.
     fn meta(&self, at: RowSlot, ver: Ver) -> Result<Option<VersionMeta>, StoreError>;
+
+    /// The metadata of several versions at once; the answers stand in the order of the questions.
+    fn metas(&self, wanted: &[(RowSlot, Ver)]) -> Vec<Result<Option<VersionMeta>, StoreError>> {
+        wanted.iter().map(|(at, ver)| self.meta(*at, *ver)).collect()
+    }
 
     /// A version's record bytes, *not* verified against its hash: the caller has the metadata and
     /// must. `None` when the version is not there or has no bytes.

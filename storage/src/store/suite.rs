@@ -174,7 +174,7 @@ pub fn put(at: RowSlot, version: Ver, fill: u8, len: usize) -> Change {
         hash: RecordHash::default(),
     };
     let meta = meta.sealed_for(at, &record);
-    Change::PutVersion { at, meta, record }
+    Change::PutVersion { at, meta, record, fresh: false }
 }
 
 fn commit(store: &dyn ShardStore, changes: Vec<Change>) {

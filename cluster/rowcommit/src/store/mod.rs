@@ -239,6 +239,8 @@ impl StoreCore {
             return reply(frame.requests.into_iter().map(|r| (r.id, stale.clone())).collect());
         }
         self.advance_watermark(volume, frame.watermark)?;
+        let changed = frame.requests.iter().filter_map(|request| request.ask.changes());
+        self.rows.load(changed.map(|(row, slot)| RowSlot { volume, row, slot }))?;
         let mut answers = Vec::with_capacity(frame.requests.len());
         for request in frame.requests {
             if request.ask.binds() {

@@ -2,7 +2,7 @@
 
 use super::StoreCore;
 use crate::msg::{Answer, Changed, Reject, Update};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use smalti_storage::ids::{RowSlot, Ver, VolumeNo, Wid};
 use smalti_storage::store::{Change, StoreError, VecEntry, VersionMeta};
 
@@ -158,8 +158,9 @@ impl StoreCore {
         meta: VersionMeta,
         record: Bytes,
     ) -> Result<(), StoreError> {
+        let fresh = !self.rows.at(at)?.has(meta.ver);
         self.rows.put(at, meta.clone(), record.clone())?;
-        self.batch.changes.push(Change::PutVersion { at, meta, record });
+        self.batch.changes.push(Change::PutVersion { at, meta, record, fresh });
         Ok(())
     }
 
@@ -364,7 +365,7 @@ fn add_delta(record: &Bytes, delta: &Bytes) -> Option<Bytes> {
     if record.len() != delta.len() {
         return None;
     }
-    let mut sum = BytesMut::with_capacity(record.len());
-    sum.extend(record.iter().zip(delta.iter()).map(|(a, b)| a ^ b));
-    Some(if sum.iter().all(|byte| *byte == 0) { Bytes::new() } else { sum.freeze() })
+    // A vector knows the length beforehand and is filled many bytes at a time.
+    let sum: Vec<u8> = record.iter().zip(delta.iter()).map(|(a, b)| a ^ b).collect();
+    Some(if sum.iter().all(|byte| *byte == 0) { Bytes::new() } else { sum.into() })
 }

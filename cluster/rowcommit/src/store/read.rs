@@ -69,16 +69,91 @@ impl ReadSide {
             None => Some(Epoch(0)),
             Some(_) => self.fence.refuses(from, frame),
         };
+        let stale = |known| Answer::Rejected(Reject::StaleEpoch { known });
+        let answers = match refused {
+            Some(known) => frame.requests.iter().map(|r| (r.id, stale(known))).collect(),
+            None => self.serve_all(frame)?,
+        };
+        Ok(Reply { volume: frame.volume, session: frame.session, answers })
+    }
+
+    /// Answers all requests; the fetches among them with as few looks at the disk as there can be.
+    fn serve_all(&self, frame: &Frame) -> Result<Vec<(u64, Answer)>, StoreError> {
+        let (store, volume) = (self.store.as_ref(), frame.volume);
+        let fetches: Vec<(RowSlot, Want)> = frame
+            .requests
+            .iter()
+            .filter_map(|request| match &request.ask {
+                Ask::Fetch { row, slot, want } => {
+                    Some((RowSlot { volume, row: *row, slot: *slot }, *want))
+                }
+                _ => None,
+            })
+            .collect();
+        let mut fetched = fetch_all(store, &fetches)?.into_iter();
         let mut answers = Vec::with_capacity(frame.requests.len());
         for request in &frame.requests {
-            let answer = match refused {
-                Some(known) => Answer::Rejected(Reject::StaleEpoch { known }),
-                None => serve(self.store.as_ref(), frame.volume, &request.ask)?,
+            let answer = match &request.ask {
+                Ask::Fetch { .. } => fetched.next().expect("one for each"),
+                other => serve(store, volume, other)?,
             };
             answers.push((request.id, answer));
         }
-        Ok(Reply { volume: frame.volume, session: frame.session, answers })
+        Ok(answers)
     }
+}
+
+/// Answers fetches: metadata of all of them first, then the records of those that want them.
+fn fetch_all(
+    store: &dyn ShardStore,
+    fetches: &[(RowSlot, Want)],
+) -> Result<Vec<Answer>, StoreError> {
+    let named = |(at, want): &(RowSlot, Want)| match want {
+        Want::Version(ver) => Some((*at, *ver)),
+        Want::Head | Want::HeadMeta => None,
+    };
+    let versions: Vec<_> = fetches.iter().filter_map(named).collect();
+    let heads: Vec<_> = fetches.iter().filter(|f| named(f).is_none()).map(|(at, _)| *at).collect();
+    let mut versions = store.metas(&versions).into_iter();
+    let mut heads = store.newest(&heads, 1).into_iter();
+    let mut answers = Vec::with_capacity(fetches.len());
+    let mut wanted = Vec::new();
+    for fetch @ (at, want) in fetches {
+        let found = match named(fetch) {
+            Some(_) => versions.next().expect("one for each"),
+            None => heads.next().expect("one for each").map(|mut versions| versions.pop()),
+        };
+        answers.push(match found {
+            Ok(Some(meta)) => {
+                if *want != Want::HeadMeta && meta.present {
+                    wanted.push((answers.len(), *at, meta.ver));
+                }
+                Answer::Version { meta, record: Bytes::new() }
+            }
+            Ok(None) => Answer::Missing,
+            Err(StoreError::Corrupt { .. }) => Answer::Corrupt,
+            Err(error) => return Err(error),
+        });
+    }
+    let places: Vec<_> = wanted.iter().map(|(_, at, ver)| (*at, *ver)).collect();
+    for ((index, ..), found) in wanted.iter().zip(store.records(&places)) {
+        let Answer::Version { record, .. } = &mut answers[*index] else { continue };
+        match found {
+            Ok(Some(bytes)) => *record = bytes,
+            // Stays without the bytes that its metadata speak of, and does not verify.
+            Ok(None) | Err(StoreError::Corrupt { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    for ((at, want), answer) in fetches.iter().zip(&mut answers) {
+        if let Answer::Version { meta, record } = answer
+            && *want != Want::HeadMeta
+            && !meta.verifies(*at, record)
+        {
+            *answer = Answer::Corrupt;
+        }
+    }
+    Ok(answers)
 }
 
 /// Answers one reading request.
@@ -89,7 +164,8 @@ pub(super) fn serve(
 ) -> Result<Answer, StoreError> {
     let answer = match ask {
         Ask::Fetch { row, slot, want } => {
-            fetch(store, RowSlot { volume, row: *row, slot: *slot }, *want)
+            let fetch = (RowSlot { volume, row: *row, slot: *slot }, *want);
+            Ok(fetch_all(store, &[fetch])?.pop().unwrap_or(Answer::Missing))
         }
         Ask::Versions { row, slot } => versions(store, RowSlot { volume, row: *row, slot: *slot }),
         Ask::Scan { group, after, limit } => {
@@ -136,21 +212,6 @@ fn scan(
         after = last;
     }
     Ok(Answer::Scanned { entries, done: false })
-}
-
-fn fetch(store: &dyn ShardStore, at: RowSlot, want: Want) -> Result<Answer, StoreError> {
-    let meta = match want {
-        Want::Version(ver) => store.meta(at, ver)?,
-        Want::Head | Want::HeadMeta => store.head(at)?,
-    };
-    let Some(meta) = meta else { return Ok(Answer::Missing) };
-    if want == Want::HeadMeta {
-        return Ok(Answer::Version { meta, record: Bytes::new() });
-    }
-    Ok(match verified(store, at, &meta)? {
-        Some(record) => Answer::Version { meta, record },
-        None => Answer::Corrupt,
-    })
 }
 
 fn versions(store: &dyn ShardStore, at: RowSlot) -> Result<Answer, StoreError> {

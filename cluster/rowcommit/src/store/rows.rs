@@ -6,6 +6,7 @@
 use bytes::Bytes;
 use smalti_storage::ids::{RowSlot, Ver, VolumeNo};
 use smalti_storage::store::{ShardStore, StoreError, VersionMeta};
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
@@ -32,6 +33,15 @@ impl Row {
     }
 }
 
+fn loaded(versions: Result<Vec<VersionMeta>, StoreError>) -> Result<Row, StoreError> {
+    let (versions, corrupt) = match versions {
+        Ok(versions) => (versions, false),
+        Err(StoreError::Corrupt { .. }) => (Vec::new(), true),
+        Err(error) => return Err(error),
+    };
+    Ok(Row { versions, corrupt, fresh: Vec::new() })
+}
+
 pub(super) struct Rows {
     store: Arc<dyn ShardStore>,
     cached: BTreeMap<RowSlot, Row>,
@@ -54,19 +64,31 @@ impl Rows {
 
     /// The row slot, loaded when it is not at hand.
     pub(super) fn at(&mut self, at: RowSlot) -> Result<&mut Row, StoreError> {
-        use std::collections::btree_map::Entry;
         match self.cached.entry(at) {
             Entry::Occupied(entry) => Ok(entry.into_mut()),
             Entry::Vacant(entry) => {
-                let (versions, corrupt) = match self.store.versions(at) {
-                    Ok(versions) => (versions, false),
-                    Err(StoreError::Corrupt { .. }) => (Vec::new(), true),
-                    Err(error) => return Err(error),
-                };
+                let row = loaded(self.store.versions(at))?;
                 self.order.push_back(at);
-                Ok(entry.insert(Row { versions, corrupt, fresh: Vec::new() }))
+                Ok(entry.insert(row))
             }
         }
+    }
+
+    /// Loads what is not at hand of several row slots, with one look at the disk.
+    pub(super) fn load(&mut self, slots: impl Iterator<Item = RowSlot>) -> Result<(), StoreError> {
+        let missing: Vec<_> = slots.filter(|at| !self.cached.contains_key(at)).collect();
+        if missing.len() < 2 {
+            // The one is loaded when it is asked for.
+            return Ok(());
+        }
+        for (at, versions) in missing.iter().zip(self.store.newest(&missing, usize::MAX)) {
+            let row = loaded(versions)?;
+            // A slot may have been named twice.
+            if self.cached.insert(*at, row).is_none() {
+                self.order.push_back(*at);
+            }
+        }
+        Ok(())
     }
 
     /// The bytes of a version (empty when absent), or `None` when they do not verify.

@@ -178,7 +178,7 @@ pub(super) fn refused_batches(subject: &mut dyn Subject) {
     let at = place(2, 0, 0, 0, 0);
     let liar = |present, record: &'static [u8]| {
         let meta = VersionMeta { ver: ver(1, 2), present, ..VersionMeta::default() };
-        Change::PutVersion { at, meta, record: Bytes::from_static(record) }
+        Change::PutVersion { at, meta, record: Bytes::from_static(record), fresh: false }
     };
     for wrong in [liar(true, b""), liar(false, b"bytes")] {
         let batch = Batch::durable(vec![put(at, ver(1, 1), 1, 64), wrong]);
