@@ -39,6 +39,12 @@ pub struct RocksOptions {
     pub wal_bytes_max: u64,
     /// Threads that write out and compact.
     pub background_jobs: u8,
+    /// Dead records are taken out of the files they lie in once there is at least one for every
+    /// live one and they are at least so many bytes.
+    pub garbage_bytes_min: u64,
+    /// Keeps the counters behind [`RocksStore::log_syncs`](crate::RocksStore::log_syncs). All
+    /// others come with them, at every look at a key, so this is for tests.
+    pub count_syncs: bool,
 }
 
 impl Default for RocksOptions {
@@ -51,6 +57,8 @@ impl Default for RocksOptions {
             meta_buffer_bytes: 16 * MIB,
             wal_bytes_max: 128 * MIB as u64,
             background_jobs: 2,
+            garbage_bytes_min: 256 * MIB as u64,
+            count_syncs: false,
         }
     }
 }
@@ -82,6 +90,8 @@ impl RocksOptions {
         // A recycled log may show an older run's records behind its end.
         options.set_recycle_log_file_num(0);
         options.set_unordered_write(false);
+        // Commits come from one thread.
+        options.set_allow_concurrent_memtable_write(false);
         options.set_manual_wal_flush(false);
         options.set_paranoid_checks(true);
         options.set_max_total_wal_size(self.wal_bytes_max);
@@ -93,9 +103,10 @@ impl RocksOptions {
         options.set_max_manifest_file_size(16 * MIB);
         options.set_keep_log_file_num(4);
         options.set_max_log_file_size(4 * MIB);
-        // Counters only: they cost next to nothing, and tell whether syncs happen.
-        options.enable_statistics();
-        options.set_statistics_level(StatsLevel::ExceptHistogramOrTimers);
+        if self.count_syncs {
+            options.enable_statistics();
+            options.set_statistics_level(StatsLevel::ExceptHistogramOrTimers);
+        }
         options.set_stats_dump_period_sec(0);
         options.set_stats_persist_period_sec(0);
         options
@@ -143,9 +154,10 @@ impl RocksOptions {
         options.set_blob_file_size(64 * MIB as u64);
         options.set_blob_compression_type(DBCompressionType::None);
         options.set_enable_blob_gc(true);
-        options.set_blob_gc_age_cutoff(0.25);
-        // Old blob files half of garbage are rewritten even when no compaction comes by.
-        options.set_blob_gc_force_threshold(0.5);
+        // Left alone, every compaction would move whatever still lives in the oldest files, were
+        // nothing dead in them: on a volume written in order again and again, more than its clients
+        // write. So a file goes when all of it is dead, and `reclaim` moves the rest when it pays.
+        options.set_blob_gc_age_cutoff(0.0);
         // Tables hold about 60 bytes per record.
         options.set_target_file_size_base(8 * MIB as u64);
         options.set_max_bytes_for_level_base(64 * MIB as u64);

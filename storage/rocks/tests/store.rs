@@ -23,6 +23,7 @@ impl Disk {
             data_buffer_bytes: 1 << 20,
             meta_buffer_bytes: 64 << 10,
             cache_bytes: 1 << 20,
+            count_syncs: true,
             ..RocksOptions::default()
         };
         let directory = TempDir::new().expect("a temporary directory");
@@ -241,6 +242,41 @@ fn the_space_of_a_dropped_volume_comes_back() {
     }
     let left = disk.store().scan(VolumeNo(2), GroupNo(0), None, 1000).expect("scan");
     assert_eq!(left.len(), 128);
+}
+
+#[test]
+fn overwritten_records_do_not_pile_up() {
+    const ROWS: u32 = 512;
+    const LIVE: u64 = ROWS as u64 * 4160;
+    let mut disk = Disk::new();
+    disk.options.garbage_bytes_min = LIVE / 4;
+    disk.restart(true);
+    let at = |i| place(1, 0, 0, i, 0);
+    // Rows in no order, so that every file keeps some that live. Each is overwritten twelve times
+    // on average, and its old version deleted, as the protocol does.
+    let mut newest = vec![0; ROWS as usize];
+    let mut random = 1_u32;
+    for seq in 1..=ROWS * 12 {
+        random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let i = (random >> 8) % ROWS;
+        let old = std::mem::replace(&mut newest[i as usize], seq);
+        let mut changes = vec![put(at(i), ver(1, seq.into()), 1, 4160)];
+        if old > 0 {
+            changes.push(Change::DeleteVersion { at: at(i), ver: ver(1, old.into()) });
+        }
+        disk.store().commit(Batch { changes, relaxed: true }).expect("commit");
+    }
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    // Nothing more is written: at most the dead that are one for each living, and what the last
+    // buffers hold.
+    while blob_bytes(disk.directory.path()) > 5 * LIVE / 2 {
+        assert!(std::time::Instant::now() < deadline, "dead records pile up");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    for (i, seq) in (0..).zip(&newest).filter(|(_, seq)| **seq > 0) {
+        let found = disk.store().record(at(i), ver(1, (*seq).into())).expect("record");
+        assert!(found.is_some(), "row {i}");
+    }
 }
 
 fn blob_bytes(path: &std::path::Path) -> u64 {
