@@ -8,7 +8,7 @@ use smalti_raft::{RaftTransport, TransportError};
 use smalti_storage::ids::NodeId;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 /// Service bytes on the wire. Never reused.
@@ -61,16 +61,20 @@ impl PeerPolicy for AddressBook {
 }
 
 /// Reaches other nodes.
+///
+/// It keeps a handle to every node it has reached: a connection lasts as long as somebody holds
+/// one, and a handshake for every call costs more than all the calls.
 #[derive(Clone, Debug)]
 pub struct Fabric {
     endpoint: Endpoint,
     book: Arc<AddressBook>,
+    kept: Arc<Mutex<BTreeMap<NodeId, Peer>>>,
 }
 
 impl Fabric {
     /// Over an endpoint.
     pub fn new(endpoint: Endpoint, book: Arc<AddressBook>) -> Self {
-        Self { endpoint, book }
+        Self { endpoint, book, kept: Arc::default() }
     }
 
     /// The endpoint.
@@ -80,7 +84,22 @@ impl Fabric {
 
     /// A handle to a node; `None` when nobody knows where it is.
     pub fn peer(&self, node: NodeId) -> Option<Peer> {
-        self.book.find(node).map(|addr| self.endpoint.peer(node, addr))
+        let addr = self.book.find(node)?;
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(peer) = kept.get(&node).filter(|peer| peer.addr() == addr) {
+            return Some(peer.clone());
+        }
+        let peer = self.endpoint.peer(node, addr);
+        kept.insert(node, peer.clone());
+        Some(peer)
+    }
+
+    /// Lets go of nodes that nobody knows any more, and closes their connections to us.
+    pub(crate) fn forget_strangers(&self) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.retain(|node, _| self.book.find(*node).is_some());
+        drop(kept);
+        self.endpoint.enforce_policy();
     }
 
     /// Calls a service of another node.
@@ -126,5 +145,59 @@ impl RaftTransport for Fabric {
                 other => TransportError::Unreachable { node: to, reason: other.to_string() },
             })
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use smalti_net::{ClusterCa, NetConfig, PeerState, Service};
+    use smalti_storage::ids::ClusterId;
+    use uuid::Uuid;
+
+    const LONG: Duration = Duration::from_secs(30);
+
+    struct Echo;
+
+    impl Service for Echo {
+        fn call(&self, _from: NodeId, request: Bytes) -> BoxFuture<'_, Bytes> {
+            Box::pin(std::future::ready(request))
+        }
+    }
+
+    #[tokio::test]
+    async fn calls_share_a_connection_that_outlives_them() {
+        let ca = ClusterCa::generate(ClusterId(Uuid::from_u128(3))).expect("an authority");
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let nodes = [NodeId(1), NodeId(2)];
+        let book = Arc::new(AddressBook::new(nodes.map(|node| (node, any))));
+        let bind = |node| {
+            let credentials = ca.issue(node, "test").expect("issued");
+            let policy = Arc::clone(&book) as Arc<dyn PeerPolicy>;
+            Endpoint::bind(any, &credentials, policy, NetConfig::default()).expect("bound")
+        };
+        let [one, two] = nodes.map(bind);
+        two.serve(service::BEAT, Arc::new(Echo));
+        book.entries.write().expect("not poisoned").insert(NodeId(2), two.local_addr());
+        let fabric = Fabric::new(one, Arc::clone(&book));
+        let mut state = None;
+        for _ in 0..20 {
+            let call = fabric.call(NodeId(2), service::BEAT, Bytes::from_static(b"hi"), LONG);
+            assert_eq!(call.await.expect("an answer"), "hi");
+            let watch =
+                state.get_or_insert_with(|| fabric.peer(NodeId(2)).expect("a known node").watch());
+            assert_eq!(*watch.borrow_and_update(), PeerState::Up);
+            tokio::task::yield_now().await;
+        }
+        let state = state.expect("there was a call");
+        assert!(!state.has_changed().expect("the handle lives"), "it was up all along");
+        assert_eq!(two.guest_count(), 1);
+
+        book.entries.write().expect("not poisoned").remove(&NodeId(2));
+        fabric.forget_strangers();
+        assert!(fabric.peer(NodeId(2)).is_none());
+        let mut state = state;
+        let down = state.wait_for(|state| matches!(state, PeerState::Down(_)));
+        tokio::time::timeout(LONG, down).await.expect("soon").expect("told before it ends");
     }
 }

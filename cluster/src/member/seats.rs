@@ -301,7 +301,7 @@ impl Member {
 
     async fn follow_map(&self, map: &MapView) {
         self.inner.book.adopt(map);
-        self.fabric().endpoint().enforce_policy();
+        self.fabric().forget_strangers();
         for store in &self.inner.store_actors {
             // The actor ends only with the process.
             let _ = store.cast(crate::shard_store::ShardStoreMsg::Map(Arc::clone(map)));
