@@ -15,7 +15,6 @@ pub mod clock;
 pub mod coder;
 pub mod custodian;
 pub mod fabric;
-pub mod keys;
 pub mod member;
 pub mod shard_store;
 

@@ -163,6 +163,95 @@ impl Client {
         self.request(Method::DELETE, path, None, limit).await.map(|_| ())
     }
 
+    /// Takes the body of an answer as it comes, and says how many bytes it had. `limit` is how long
+    /// the node may keep silent.
+    ///
+    /// # Errors
+    /// As [`ClientError`] lists, or what `take` says. What was taken before is not to be used.
+    pub async fn download(
+        &self,
+        path: &str,
+        limit: Duration,
+        take: &mut (dyn FnMut(&[u8]) -> anyhow::Result<()> + Send),
+    ) -> anyhow::Result<u64> {
+        match &self.address {
+            ApiAddress::Tcp(host) => {
+                let stream = self.connect(TcpStream::connect(host.as_str())).await?;
+                self.receive(stream, host, path, limit, take).await
+            }
+            ApiAddress::Unix(socket) => {
+                let stream = self.connect(UnixStream::connect(socket)).await?;
+                self.receive(stream, "localhost", path, limit, take).await
+            }
+        }
+    }
+
+    async fn receive<S>(
+        &self,
+        stream: S,
+        host: &str,
+        path: &str,
+        limit: Duration,
+        take: &mut (dyn FnMut(&[u8]) -> anyhow::Result<()> + Send),
+    ) -> anyhow::Result<u64>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let late = |_| ClientError::Timeout { address: self.address.clone(), waited: limit };
+        let request = self.build(Method::GET, path, host, None)?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| self.broken(&error))?;
+        let exchange = async {
+            let answer = tokio::time::timeout(limit, sender.send_request(request));
+            let answer = answer.await.map_err(late)?.map_err(|error| self.broken(&error))?;
+            let status = answer.status();
+            let mut body = answer.into_body();
+            if !status.is_success() {
+                let body = Limited::new(body, ANSWER_BYTES_MAX).collect();
+                let body = tokio::time::timeout(limit, body).await.map_err(late)?;
+                let body = body.map_err(|error| self.broken(error.as_ref()))?;
+                self.judge(status, body.to_bytes())?;
+                return Ok(0);
+            }
+            let mut taken = 0;
+            loop {
+                let frame = tokio::time::timeout(limit, body.frame()).await.map_err(late)?;
+                let Some(frame) = frame else { return Ok(taken) };
+                let frame = frame.map_err(|error| self.broken(&error))?;
+                if let Some(bytes) = frame.data_ref() {
+                    take(bytes)?;
+                    taken += bytes.len() as u64;
+                }
+            }
+        };
+        let mut connection = std::pin::pin!(connection);
+        let mut exchange = std::pin::pin!(exchange);
+        tokio::select! {
+            taken = &mut exchange => taken,
+            ended = &mut connection => match ended {
+                Ok(()) => exchange.await,
+                Err(error) => Err(self.broken(&error).into()),
+            },
+        }
+    }
+
+    fn build(
+        &self,
+        method: Method,
+        path: &str,
+        host: &str,
+        body: Option<Vec<u8>>,
+    ) -> Result<Request<Full<Bytes>>, ClientError> {
+        let mut request = Request::builder().method(method).uri(path).header(header::HOST, host);
+        if body.is_some() {
+            request = request.header(header::CONTENT_TYPE, "application/json");
+        }
+        request
+            .body(Full::new(Bytes::from(body.unwrap_or_default())))
+            .map_err(|error| self.answer(&error))
+    }
+
     async fn request(
         &self,
         method: Method,
@@ -209,13 +298,7 @@ impl Client {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let mut request = Request::builder().method(method).uri(path).header(header::HOST, host);
-        if body.is_some() {
-            request = request.header(header::CONTENT_TYPE, "application/json");
-        }
-        let request = request
-            .body(Full::new(Bytes::from(body.unwrap_or_default())))
-            .map_err(|error| self.answer(&error))?;
+        let request = self.build(method, path, host, body)?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| self.broken(&error))?;

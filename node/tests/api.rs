@@ -239,6 +239,8 @@ async fn the_document_describes_every_route() {
         "get /v1/status",
         "get /v1/volumes",
         "get /v1/volumes/{name}",
+        "get /v1/volumes/{name}/data",
+        "get /v1/volumes/{name}/image",
         "get /v1/why",
         "post /v1/volumes",
     ];
@@ -252,6 +254,58 @@ async fn the_document_describes_every_route() {
     for reference in text.split("\"#/components/schemas/").skip(1) {
         let name = reference.split('"').next().unwrap();
         assert!(served["components"]["schemas"][name].is_object(), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn contents_come_in_pieces_and_as_a_whole() {
+    let server = Server::start().await;
+    server.post(r#"{"name":"v","size":1048576}"#).await;
+    server.post(r#"{"name":"broken","size":1048576}"#).await;
+    for client in server.clients() {
+        let mut bytes = Vec::new();
+        let mut take = |piece: &[u8]| {
+            bytes.extend_from_slice(piece);
+            Ok(())
+        };
+        let path = "/v1/volumes/v/data?offset=254&size=4";
+        assert_eq!(client.download(path, LIMIT, &mut take).await.unwrap(), 4);
+        assert_eq!(bytes, [254, 255, 0, 1]);
+
+        let mut at = 0_usize;
+        let mut take = |piece: &[u8]| {
+            assert!((at..).zip(piece).all(|(at, byte)| *byte == at as u8));
+            at += piece.len();
+            Ok(())
+        };
+        let path = "/v1/volumes/v/image";
+        assert_eq!(client.download(path, LIMIT, &mut take).await.unwrap(), 1 << 20);
+
+        let mut ignore = |_: &[u8]| Ok(());
+        // A volume that could not be read to its end must not look whole.
+        let path = "/v1/volumes/broken/image";
+        let error = client.download(path, LIMIT, &mut ignore).await.unwrap_err();
+        let broken = error.downcast_ref::<ClientError>();
+        assert!(matches!(broken, Some(ClientError::Broken { .. })), "{error:#}");
+        // And who takes it can stop.
+        let mut full = |_: &[u8]| anyhow::bail!("disk full");
+        let path = "/v1/volumes/v/image";
+        let error = client.download(path, LIMIT, &mut full).await.unwrap_err();
+        assert_eq!(error.to_string(), "disk full");
+
+        for (path, kind) in [
+            ("v/data?offset=1048576&size=1", ErrorKind::Invalid),
+            ("v/data?offset=0&size=99999999", ErrorKind::Invalid),
+            ("v/data?offset=0", ErrorKind::Invalid),
+            ("v/data?offset=-1&size=1", ErrorKind::Invalid),
+            ("absent/data?offset=0&size=1", ErrorKind::NotFound),
+            ("absent/image", ErrorKind::NotFound),
+        ] {
+            let path = format!("/v1/volumes/{path}");
+            let error = client.download(&path, LIMIT, &mut ignore).await.unwrap_err();
+            let error = error.downcast_ref::<ClientError>().expect("the node's own");
+            assert_eq!(error.kind(), Some(kind), "{path}: {error}");
+        }
     }
 }
 

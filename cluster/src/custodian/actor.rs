@@ -1,11 +1,11 @@
 //! The custodian's actor.
 
+use super::Vault;
 use super::wire::{Answer, Ask, ShareBytes};
-use super::{SecretName, Vault};
 use ractor::{Actor, ActorProcessingErr, ActorRef, SpawnErr};
 use smalti_map::view::MapView;
 use smalti_storage::ids::NodeId;
-use smalti_storage::keys::{Commitments, KeyPart, verify_part};
+use smalti_storage::keys::{Commitments, KeyPart, SecretName, verify_part};
 use std::sync::Arc;
 use tokio::sync::oneshot;
 use tokio::sync::watch;
@@ -124,7 +124,7 @@ fn answer(vault: &Vault, map: &MapView, from: NodeId, ask: Ask) -> Answer {
             Err(why) => Answer::Refused(why),
             Ok(()) => match vault.find(&secret) {
                 Ok(part) => {
-                    tracing::info!(%from, secret = %secret.file_name(), "share released");
+                    tracing::info!(%from, %secret, "share released");
                     Answer::Released(ShareBytes(part.to_bytes()))
                 }
                 Err(error) => Answer::Refused(error.to_string()),

@@ -6,46 +6,21 @@
 //! K3. A share of a volume's wrapping secret is released to the volume's coordinator only.
 
 mod actor;
+mod client;
 mod vault;
 mod wire;
 
 pub use actor::{CustodianArgs, CustodianMsg, start};
+pub use client::CustodyClient;
 pub use vault::{Vault, VaultError};
-pub(crate) use wire::{Answer, Ask, ShareBytes};
+pub(crate) use wire::{Answer, Ask};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use ractor::ActorRef;
-use serde::{Deserialize, Serialize};
 use smalti_net::Service;
-use smalti_storage::ids::{KeyEpochNo, NodeId, VolumeId};
+use smalti_storage::ids::NodeId;
 use tokio::sync::oneshot;
-
-/// Which secret a share is of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub enum SecretName {
-    /// The cluster's master secret.
-    Master,
-    /// The wrapping secret of one key epoch of a volume.
-    Wrapping {
-        /// The volume.
-        volume: VolumeId,
-        /// The key epoch.
-        key_epoch: KeyEpochNo,
-    },
-}
-
-impl SecretName {
-    /// The file the share rests in; also what the sealed bytes are bound to.
-    pub fn file_name(&self) -> String {
-        match self {
-            Self::Master => "master.share".to_owned(),
-            Self::Wrapping { volume, key_epoch } => {
-                format!("{volume}-{}.share", key_epoch.0)
-            }
-        }
-    }
-}
 
 /// Answers custody requests of other nodes.
 #[derive(Clone, Debug)]

@@ -1,8 +1,7 @@
 //! Where shares rest: one file each, sealed under the custodian key of the node.
 
-use super::SecretName;
 use smalti_storage::ids::{ClusterId, NodeId};
-use smalti_storage::keys::{KeyPart, open_at_rest, seal_at_rest};
+use smalti_storage::keys::{KeyPart, SecretName, open_at_rest, seal_at_rest};
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -59,6 +58,14 @@ impl Vault {
         Self { folder, cluster, node, key }
     }
 
+    /// The file a share rests in.
+    fn path(&self, secret: &SecretName) -> PathBuf {
+        self.folder.join(match secret {
+            SecretName::Master => "master.share".to_owned(),
+            SecretName::Wrapping { volume, key_epoch } => format!("{volume}-{}.share", key_epoch.0),
+        })
+    }
+
     /// What a sealed share is bound to, so that no file opens in the place of another.
     fn purpose(&self, secret: &SecretName) -> Vec<u8> {
         let (cluster, node) = (self.cluster, self.node.0);
@@ -76,8 +83,7 @@ impl Vault {
     /// # Errors
     /// When the disk fails.
     pub fn keep(&self, secret: &SecretName, part: &KeyPart) -> Result<(), VaultError> {
-        let name = secret.file_name();
-        let path = self.folder.join(&name);
+        let path = self.path(secret);
         let fail = |path: &Path| {
             let path = path.to_owned();
             move |source| VaultError::Io { path, source }
@@ -103,8 +109,7 @@ impl Vault {
     /// # Errors
     /// When there is none, or it does not open.
     pub fn find(&self, secret: &SecretName) -> Result<KeyPart, VaultError> {
-        let name = secret.file_name();
-        let path = self.folder.join(&name);
+        let path = self.path(secret);
         let sealed = match fs::read(&path) {
             Ok(sealed) => sealed,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -124,7 +129,7 @@ impl Vault {
     /// # Errors
     /// When the disk fails.
     pub fn destroy(&self, secret: &SecretName) -> Result<(), VaultError> {
-        let path = self.folder.join(secret.file_name());
+        let path = self.path(secret);
         match fs::remove_file(&path) {
             Ok(()) => fs::File::open(&self.folder)
                 .and_then(|dir| dir.sync_all())

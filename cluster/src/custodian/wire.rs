@@ -1,8 +1,8 @@
 //! What a key service and a custodian say to each other. Travels over mutual TLS only.
 
-use super::SecretName;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use smalti_storage::keys::SecretName;
 use std::fmt;
 use zeroize::Zeroizing;
 

@@ -5,9 +5,8 @@ use super::Member;
 use super::beats::{BeatService, Beats};
 use super::member_inner::Inner;
 use super::seats::SeatService;
-use crate::custodian::{self, CustodianArgs, CustodyService, Vault};
+use crate::custodian::{self, CustodianArgs, CustodyClient, CustodyService, Vault};
 use crate::fabric::{AddressBook, Fabric, service};
-use crate::keys::KeyService;
 use crate::shard_store::{self, ShardStoreArgs, StoreSessions};
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -135,7 +134,7 @@ impl Member {
         let args = CustodianArgs { vault, map: raft.watch() };
         let custodian = custodian::start(args).await.map_err(actor_failed)?;
         let custody = CustodyService { actor: custodian.clone() };
-        let keys = KeyService::new(config.node, fabric.clone(), custody.clone());
+        let custodians = CustodyClient::new(config.node, fabric.clone(), custody.clone());
         let beats =
             Beats::start(config.node, fabric.clone(), raft.watch(), config.suspect_after, &tasks);
         let inner = Arc::new(Inner {
@@ -146,7 +145,7 @@ impl Member {
             fabric,
             book,
             beats,
-            keys,
+            custodians,
             stores: Arc::clone(&stores),
             store_actors: vec![store_actor],
             store_ended: tokio::sync::Mutex::new(Some(ended)),

@@ -2,9 +2,8 @@
 
 use super::Beats;
 use crate::coder::CoderHandle;
-use crate::custodian::CustodianMsg;
+use crate::custodian::{CustodianMsg, CustodyClient};
 use crate::fabric::{AddressBook, Fabric};
-use crate::keys::KeyService;
 use crate::shard_store::{LocalStores, ShardStoreMsg};
 use ractor::ActorRef;
 use smalti_raft::RaftGroup;
@@ -25,7 +24,7 @@ pub(crate) struct Inner {
     pub(super) fabric: Fabric,
     pub(super) book: Arc<AddressBook>,
     pub(super) beats: Arc<Beats>,
-    pub(super) keys: KeyService,
+    pub(super) custodians: CustodyClient,
     pub(super) stores: LocalStores,
     pub(super) store_actors: Vec<ActorRef<ShardStoreMsg>>,
     pub(super) store_ended: tokio::sync::Mutex<Option<oneshot::Receiver<()>>>,

@@ -10,8 +10,8 @@ pub use join::{Founding, MemberConfig, StartError};
 pub use seats::{Seat, SeatError, VolumeProgress};
 
 use crate::coder::CoderHandle;
+use crate::custodian::CustodyClient;
 use crate::fabric::Fabric;
-use crate::keys::KeyService;
 use member_inner::Inner;
 use smalti_map::view::MapView;
 use smalti_raft::RaftGroup;
@@ -67,9 +67,9 @@ impl Member {
         &self.inner.beats
     }
 
-    /// Keys of volumes.
-    pub fn keys(&self) -> &KeyService {
-        &self.inner.keys
+    /// Reaches custodians.
+    pub fn custodians(&self) -> &CustodyClient {
+        &self.inner.custodians
     }
 
     /// The coder of a volume that this node coordinates.

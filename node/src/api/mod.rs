@@ -8,6 +8,7 @@
 //! machine. A page in a browser on that machine is kept out: a foreign `Host` is refused (DNS
 //! rebinding), and changes need a JSON body type or a method that browsers ask leave for.
 
+mod contents;
 mod error;
 mod listen;
 mod metrics;

@@ -1,6 +1,6 @@
 //! The OpenAPI document, gathered from the routes.
 
-use super::routes;
+use super::{contents, routes};
 use utoipa::OpenApi;
 
 #[derive(OpenApi)]
@@ -16,6 +16,8 @@ use utoipa::OpenApi;
         routes::create_volume,
         routes::volume,
         routes::delete_volume,
+        contents::volume_data,
+        contents::volume_image,
         routes::nodes,
         routes::keys,
         routes::metrics_text,

@@ -1,5 +1,6 @@
 //! The routes: what is asked, checked, handed to [`Control`], and answered.
 
+use super::contents::{volume_data, volume_image};
 use super::error::{ApiError, ErrorBody};
 use super::{metrics, openapi};
 use crate::cluster_file::ClusterFile;
@@ -55,6 +56,11 @@ impl ApiState {
         Self { control, local_cluster, changes }
     }
 
+    /// The node.
+    pub(super) fn control(&self) -> &dyn Control {
+        self.control.as_ref()
+    }
+
     async fn read<'a, T>(&self, answer: Answer<'a, T>) -> Result<Json<T>, ApiError> {
         let late = |_| ControlError::new(ErrorKind::Timeout, "the node did not answer in time");
         Ok(Json(tokio::time::timeout(READ_TIMEOUT, answer).await.map_err(late)??))
@@ -96,6 +102,8 @@ pub fn router(state: ApiState) -> Router {
         .route("/v1/why", get(why))
         .route("/v1/volumes", get(volumes).post(create_volume))
         .route("/v1/volumes/{name}", get(volume).delete(delete_volume))
+        .route("/v1/volumes/{name}/data", get(volume_data))
+        .route("/v1/volumes/{name}/image", get(volume_image))
         .route("/v1/nodes", get(nodes))
         .route("/v1/keys", get(keys))
         .route("/metrics", get(metrics_text))
@@ -185,7 +193,7 @@ pub(super) async fn volume(
 }
 
 /// A name that no volume can have is not found, whatever else is wrong with it.
-fn volume_name(name: Result<Path<String>, PathRejection>) -> Result<String, ApiError> {
+pub(super) fn volume_name(name: Result<Path<String>, PathRejection>) -> Result<String, ApiError> {
     let Path(name) = name.map_err(|error| ApiError::http(error.status(), error.body_text()))?;
     if volume_spec::check_name(&name).is_err() {
         let error = ApiError::http(StatusCode::NOT_FOUND, "there is no volume of that name");

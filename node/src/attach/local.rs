@@ -1,19 +1,16 @@
 //! Gateways of the volumes this node has the seat of.
 
 use super::AttachError;
+use super::cluster::MemberCluster;
 use bytes::Bytes;
 use smalti_cluster::clock;
-use smalti_cluster::keys::system_rng;
 use smalti_cluster::member::{Seat, SeatError, UseGuard};
 use smalti_cluster::{CoderHandle, Member};
-use smalti_gateway::{
-    BlockDevice, BoxFuture, Gateway, GatewayConfig, GatewayError, GatewayLimits, Rows,
-};
+use smalti_gateway::{BlockDevice, BoxFuture, Gateway, GatewayError};
 use smalti_map::Volume;
-use smalti_rowcommit::coordinator::{BlockWrite, OpError};
-use smalti_storage::geometry::Geometry;
-use smalti_storage::ids::{NodeId, RowAddr, Slot, VolumeNo};
-use smalti_storage::seal::SealIdentity;
+use smalti_map::view::MapView;
+use smalti_storage::ids::{NodeId, VolumeNo};
+use smalti_volume::{ShardMetadata, unshard_volume};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -109,7 +106,7 @@ impl LocalGateways {
                 continue;
             }
             let generation = volume.writer_gen;
-            let local = self.open_gateway(volume, coder, in_use).await?;
+            let local = self.open_gateway(Arc::clone(&map), volume, coder, in_use).await?;
             open.insert(no, (generation, Arc::downgrade(&local)));
             return Ok(Place::Here(local));
         }
@@ -117,28 +114,14 @@ impl LocalGateways {
 
     async fn open_gateway(
         &self,
+        map: MapView,
         volume: &Volume,
         coder: CoderHandle,
         in_use: UseGuard,
     ) -> Result<Arc<Local>, AttachError> {
-        let groups = u16::try_from(volume.groups.len())
-            .map_err(|error| AttachError::Configuration(error.to_string()))?;
-        let geometry = Geometry::new(volume.data, volume.parity, volume.shard_size, groups)
-            .map_err(|error| AttachError::Configuration(error.to_string()))?;
-        let keys = self.member.keys().open(volume, &geometry).await.map_err(AttachError::Keys)?;
-        let random = system_rng().map_err(AttachError::Keys)?;
-        let config = GatewayConfig {
-            geometry,
-            size: volume.size,
-            identity: SealIdentity { cluster: self.member.cluster(), volume: volume.id },
-            generation: volume.writer_gen,
-            first_seq: 1,
-            snap: volume.snap_seq,
-            now: clock::now(),
-            limits: GatewayLimits::default(),
-        };
-        let rows = Arc::new(CoderRows(coder));
-        let gateway = Gateway::new(config, Arc::new(keys), rows, Box::new(random));
+        let metadata = ShardMetadata::of(volume)?;
+        let cluster = MemberCluster::with_seat(self.member.clone(), map, coder);
+        let gateway = unshard_volume(&cluster, volume.id, &metadata).await?;
         tracing::info!(volume = volume.name, generation = volume.writer_gen, "volume attached");
         let generation = volume.writer_gen;
         let local = Arc::new(Local { gateway, generation, _in_use: in_use });
@@ -199,20 +182,5 @@ impl BlockDevice for LocalDevice {
 
     fn flush(&self) -> BoxFuture<Result<(), GatewayError>> {
         self.0.gateway.flush()
-    }
-}
-
-/// The coder as the gateway sees it.
-struct CoderRows(CoderHandle);
-
-impl Rows for CoderRows {
-    fn write(&self, blocks: Vec<BlockWrite>) -> BoxFuture<Result<(), OpError>> {
-        let coder = self.0.clone();
-        Box::pin(async move { coder.write(blocks).await })
-    }
-
-    fn read(&self, blocks: Vec<(RowAddr, Slot)>) -> BoxFuture<Result<Vec<Bytes>, OpError>> {
-        let coder = self.0.clone();
-        Box::pin(async move { coder.read(blocks).await })
     }
 }

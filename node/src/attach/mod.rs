@@ -10,20 +10,24 @@
 //! are wiped when the last client has gone or the seat is lost.
 
 mod blocks;
+mod cluster;
 mod exports;
 mod local;
 mod routed;
+
+pub(crate) use cluster::MemberCluster;
 
 pub use blocks::BlockSessions;
 pub use exports::VolumeExports;
 pub use local::LocalGateways;
 
+use futures::FutureExt;
 use routed::RoutedDevice;
 use smalti_cluster::Member;
-use smalti_cluster::keys::KeysError;
 use smalti_cluster::member::SeatError;
-use smalti_gateway::ClientId;
-use smalti_storage::ids::VolumeNo;
+use smalti_gateway::{BlockDevice, ClientId};
+use smalti_storage::ids::{VolumeId, VolumeNo};
+use smalti_volume::{VolumeError, Volumes};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use uuid::Uuid;
@@ -38,15 +42,12 @@ pub enum AttachError {
     /// Nobody coordinates it, and this node could not get the seat in time.
     #[error(transparent)]
     Seat(SeatError),
-    /// Its keys can not be opened.
+    /// Its shards can not be put together: too few custodians, say.
     #[error(transparent)]
-    Keys(KeysError),
+    Volume(#[from] VolumeError),
     /// The node that coordinates it can not be reached.
     #[error("the node that serves the volume can not be reached: {0}")]
     Unreached(String),
-    /// What the map says of it makes no sense.
-    #[error("the volume's configuration is not possible: {0}")]
-    Configuration(String),
 }
 
 impl From<SeatError> for AttachError {
@@ -104,5 +105,25 @@ impl Attachments {
         };
         device.connect().await?;
         Ok(device)
+    }
+}
+
+impl Volumes for Attachments {
+    fn device(
+        &self,
+        volume: VolumeId,
+    ) -> futures::future::BoxFuture<'_, Result<Arc<dyn BlockDevice>, VolumeError>> {
+        async move {
+            let map = self.member.map();
+            let found = map.volumes.values().find(|entry| entry.id == volume);
+            let no = found.ok_or(VolumeError::NoVolume(volume))?.no;
+            match self.attach(no).await {
+                Ok(device) => Ok(device as Arc<dyn BlockDevice>),
+                Err(AttachError::NoVolume) => Err(VolumeError::NoVolume(volume)),
+                Err(AttachError::Volume(error)) => Err(error),
+                Err(other) => Err(VolumeError::Unavailable(other.to_string())),
+            }
+        }
+        .boxed()
     }
 }

@@ -132,6 +132,8 @@ pub enum VolumeCommand {
     Show(VolumeShowArgs),
     /// Delete a volume and its keys, for good
     Delete(VolumeDeleteArgs),
+    /// Write the contents of a volume to a file
+    Export(VolumeExportArgs),
 }
 
 /// `smalti volume create`.
@@ -180,6 +182,22 @@ pub struct VolumeDeleteArgs {
     /// Do not ask, as on a terminal
     #[arg(long)]
     pub yes: bool,
+    /// Which cluster.
+    #[command(flatten)]
+    pub target: TargetArgs,
+}
+
+/// `smalti volume export`.
+#[derive(Debug, Args)]
+pub struct VolumeExportArgs {
+    /// Its name
+    #[arg(value_parser = volume_name)]
+    pub name: String,
+    /// The file to make; - for stdout
+    pub file: PathBuf,
+    /// Replace the file if it exists
+    #[arg(long)]
+    pub force: bool,
     /// Which cluster.
     #[command(flatten)]
     pub target: TargetArgs,
@@ -283,6 +301,8 @@ mod tests {
             "volume list --dir d",
             "volume show v --dir d --json",
             "volume delete v --yes --dir d",
+            "volume export v v.img --dir d",
+            "volume export v - --force --dir d",
             "node list --dir d",
             "key status --dir d",
         ] {

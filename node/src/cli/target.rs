@@ -76,6 +76,18 @@ impl Target {
         Ok(self.live().await?.delete(path, CHANGE_TIMEOUT).await?)
     }
 
+    /// Takes an answer as it comes, from the first node that answers; says how many bytes came.
+    ///
+    /// # Errors
+    /// What the node had to say, or what `take` did. What was taken before is not to be used.
+    pub async fn download(
+        &self,
+        path: &str,
+        take: &mut (dyn FnMut(&[u8]) -> anyhow::Result<()> + Send),
+    ) -> anyhow::Result<u64> {
+        self.live().await?.download(path, READ_TIMEOUT, take).await
+    }
+
     /// The first node that answers: a change is sent once, so not to a node that is frozen.
     async fn live(&self) -> anyhow::Result<&Client> {
         if let [client] = self.clients.as_slice() {

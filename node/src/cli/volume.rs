@@ -21,6 +21,7 @@ pub(super) async fn run(command: VolumeCommand) -> anyhow::Result<()> {
             output::facts(args.show.json, &detail, show::volume)
         }
         VolumeCommand::Delete(args) => delete(args).await,
+        VolumeCommand::Export(args) => super::export::run(args).await,
     }
 }
 

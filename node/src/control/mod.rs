@@ -13,8 +13,13 @@ pub use facts::{
 };
 pub use slot::ControlSlot;
 
+use bytes::Bytes;
 use futures::future::BoxFuture;
 use smalti_storage::ids::VolumeId;
+use tokio::io::AsyncWrite;
+
+/// Where the contents of a volume go.
+pub type Output = Box<dyn AsyncWrite + Send + Unpin>;
 
 /// The answer of a [`Control`] method.
 pub type Answer<'a, T> = BoxFuture<'a, Result<T, ControlError>>;
@@ -45,6 +50,12 @@ pub trait Control: Send + Sync + 'static {
     /// Removes the volume of that name if its identity still is `id`; `Conflict` when the name has
     /// passed to another volume.
     fn delete_volume(&self, name: String, id: VolumeId) -> Answer<'_, ()>;
+
+    /// Bytes of a volume. `Invalid` when the range does not lie within it.
+    fn read_volume(&self, name: String, offset: u64, size: u64) -> Answer<'_, Bytes>;
+
+    /// Writes all of a volume to `out`, in order, and says how many bytes that were.
+    fn export_volume(&self, name: String, out: Output) -> Answer<'_, u64>;
 
     /// Every node, by number.
     fn nodes(&self) -> Answer<'_, Vec<NodeFacts>>;

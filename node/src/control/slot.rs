@@ -1,9 +1,10 @@
 //! A node whose API answers before the node itself is ready.
 
 use super::{
-    Answer, Control, ControlError, CreateVolume, ErrorKind, KeyReport, NodeFacts, StatusReport,
-    VolumeDetail, VolumeFacts, WhyReport,
+    Answer, Control, ControlError, CreateVolume, ErrorKind, KeyReport, NodeFacts, Output,
+    StatusReport, VolumeDetail, VolumeFacts, WhyReport,
 };
+use bytes::Bytes;
 use futures::future::{FutureExt, ready};
 use smalti_storage::ids::VolumeId;
 use std::fmt;
@@ -68,6 +69,14 @@ impl Control for ControlSlot {
 
     fn delete_volume(&self, name: String, id: VolumeId) -> Answer<'_, ()> {
         self.ask(|control| control.delete_volume(name, id))
+    }
+
+    fn read_volume(&self, name: String, offset: u64, size: u64) -> Answer<'_, Bytes> {
+        self.ask(|control| control.read_volume(name, offset, size))
+    }
+
+    fn export_volume(&self, name: String, out: Output) -> Answer<'_, u64> {
+        self.ask(|control| control.export_volume(name, out))
     }
 
     fn nodes(&self) -> Answer<'_, Vec<NodeFacts>> {

@@ -1,20 +1,24 @@
 //! The node's control, answered from its member.
 
 use super::report::Report;
+use crate::attach::{Attachments, MemberCluster};
 use crate::control::{
-    Answer, Control, ControlError, CreateVolume, ErrorKind, KeyReport, NodeFacts, StatusReport,
-    VolumeDetail, VolumeFacts, WhyReport,
+    Answer, Control, ControlError, CreateVolume, ErrorKind, KeyReport, NodeFacts, Output,
+    StatusReport, VolumeDetail, VolumeFacts, WhyReport,
 };
 use crate::volume_spec::{self, Geometry as Spec};
+use bytes::Bytes;
 use smalti_cluster::Member;
-use smalti_cluster::keys::KeysError;
-use smalti_map::placement::{Candidate, place_groups};
+use smalti_gateway::GatewayError;
 use smalti_map::view::MapView;
-use smalti_map::{Applied, Command, NewVolume, Rejection};
+use smalti_map::{Applied, Command, Rejection, Volume};
 use smalti_raft::ProposeError;
-use smalti_storage::geometry::{GROUPS_DEFAULT, Geometry};
+use smalti_storage::geometry::SHARD_SIZE_DEFAULT;
 use smalti_storage::ids::VolumeId;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use smalti_volume::{
+    ShardMetadata, VolumeError, VolumeShape, read_data, reconstruct_volume, shard_volume,
+};
+use std::time::Duration;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -25,12 +29,13 @@ const ACTIVE_PATIENCE: Duration = Duration::from_secs(15);
 #[derive(Clone, Debug)]
 pub struct MemberControl {
     member: Member,
+    attachments: Attachments,
 }
 
 impl MemberControl {
-    /// Over a member.
-    pub fn new(member: Member) -> Self {
-        Self { member }
+    /// Over a member; volumes are read through its attachments.
+    pub fn new(member: Member, attachments: Attachments) -> Self {
+        Self { member, attachments }
     }
 
     async fn report(&self) -> Result<Report, ControlError> {
@@ -39,28 +44,14 @@ impl MemberControl {
 
     async fn create(&self, request: CreateVolume) -> Result<VolumeDetail, ControlError> {
         let map = self.member.raft().linearizable().await.map_err(|error| unavailable(&error))?;
-        let geometry = self.geometry(&map, &request)?;
+        let name = request.name.clone();
+        let (shape, spec) = Self::wish(&map, &request)?;
         let id = VolumeId(Uuid::new_v4());
-        let groups = self.place(&map, id, &geometry)?;
-        let timestamp =
-            SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let keys = self.member.keys();
-        let key_epoch = keys
-            .create(&map.custody, id, &geometry, timestamp)
+        let cluster = MemberCluster::new(self.member.clone(), map);
+        let metadata = shard_volume(&cluster, id, shape, spec.data, spec.parity)
             .await
-            .map_err(|error| sealed(&error))?;
-        let (data, parity) = (geometry.data, geometry.parity);
-        let new = NewVolume {
-            id,
-            name: request.name.clone(),
-            size: request.size,
-            data,
-            parity,
-            shard_size: geometry.shard_size,
-            min_insync: if parity >= 2 { data + 1 } else { data },
-            groups,
-            key_epoch,
-        };
+            .map_err(|error| refused(&error))?;
+        let new = metadata.into_new_volume(name).map_err(|error| refused(&error))?;
         let command = Command::CreateVolume(Box::new(new));
         match self.member.raft().propose(command).await.map_err(|error| unavailable(&error))? {
             Applied::Created(_) => {}
@@ -70,36 +61,17 @@ impl MemberControl {
         self.until_active(&request.name).await
     }
 
-    fn geometry(&self, map: &MapView, request: &CreateVolume) -> Result<Geometry, ControlError> {
+    /// What is asked for, with defaults for what is not said.
+    fn wish(map: &MapView, request: &CreateVolume) -> Result<(VolumeShape, Spec), ControlError> {
         volume_spec::check_name(&request.name).map_err(ControlError::invalid)?;
         if map.volume_named(&request.name).is_some() {
             let text = format!("there is a volume {} already", request.name);
             return Err(ControlError::new(ErrorKind::Exists, text));
         }
-        if request.size == 0 || !request.size.is_multiple_of(512) {
-            let text = format!("size {} is not a positive multiple of 512", request.size);
-            return Err(ControlError::invalid(text));
-        }
         let spec = Spec::asked(request.data, request.parity, map.nodes.len())
             .map_err(ControlError::invalid)?;
-        let shard_size = request.shard_size.unwrap_or(volume_spec::SHARD_SIZE_DEFAULT);
-        Geometry::new(spec.data, spec.parity, shard_size, GROUPS_DEFAULT)
-            .map_err(ControlError::invalid)
-    }
-
-    fn place(
-        &self,
-        map: &MapView,
-        id: VolumeId,
-        geometry: &Geometry,
-    ) -> Result<Vec<Vec<smalti_storage::ids::StoreId>>, ControlError> {
-        let candidates: Vec<Candidate> = map
-            .stores
-            .iter()
-            .map(|(store, entry)| Candidate { store: *store, node: entry.node, weight: 1 })
-            .collect();
-        place_groups(id, geometry.groups, geometry.data, geometry.parity, &candidates)
-            .map_err(|error| ControlError::new(ErrorKind::Unavailable, error))
+        let shard_size = request.shard_size.unwrap_or(SHARD_SIZE_DEFAULT);
+        Ok((VolumeShape { size: request.size, shard_size }, spec))
     }
 
     /// Waits until the new volume has a coordinator that serves.
@@ -118,6 +90,24 @@ impl MemberControl {
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
+    }
+
+    fn volume_named(&self, name: &str) -> Result<Volume, ControlError> {
+        let map = self.member.map();
+        map.volume_named(name).cloned().ok_or_else(|| ControlError::no_volume(name))
+    }
+
+    async fn read(&self, name: String, offset: u64, size: u64) -> Result<Bytes, ControlError> {
+        let id = self.volume_named(&name)?.id;
+        read_data(&self.attachments, id, offset, size).await.map_err(|error| refused(&error))
+    }
+
+    async fn export(&self, name: String, mut out: Output) -> Result<u64, ControlError> {
+        let volume = self.volume_named(&name)?;
+        let metadata = ShardMetadata::of(&volume).map_err(|error| refused(&error))?;
+        reconstruct_volume(&self.attachments, volume.id, &metadata, &mut out)
+            .await
+            .map_err(|error| refused(&error))
     }
 
     async fn delete(&self, name: String, id: VolumeId) -> Result<(), ControlError> {
@@ -139,8 +129,18 @@ fn unavailable(error: &ProposeError) -> ControlError {
     ControlError::new(ErrorKind::Unavailable, format!("the cluster does not agree: {error}"))
 }
 
-fn sealed(error: &KeysError) -> ControlError {
-    ControlError::new(ErrorKind::Sealed, error)
+fn refused(error: &VolumeError) -> ControlError {
+    let kind = match error {
+        VolumeError::Size(_)
+        | VolumeError::Geometry(_)
+        | VolumeError::Device(GatewayError::Invalid) => ErrorKind::Invalid,
+        VolumeError::Keys(_) => ErrorKind::Sealed,
+        VolumeError::NoVolume(_) => ErrorKind::NotFound,
+        VolumeError::Placement(_) | VolumeError::Unavailable(_) => ErrorKind::Unavailable,
+        VolumeError::Device(error) if error.is_retry_elsewhere() => ErrorKind::Unavailable,
+        _ => ErrorKind::Internal,
+    };
+    ControlError::new(kind, error)
 }
 
 fn rejected(why: &Rejection) -> ControlError {
@@ -175,6 +175,14 @@ impl Control for MemberControl {
 
     fn delete_volume(&self, name: String, id: VolumeId) -> Answer<'_, ()> {
         Box::pin(self.delete(name, id))
+    }
+
+    fn read_volume(&self, name: String, offset: u64, size: u64) -> Answer<'_, Bytes> {
+        Box::pin(self.read(name, offset, size))
+    }
+
+    fn export_volume(&self, name: String, out: Output) -> Answer<'_, u64> {
+        Box::pin(self.export(name, out))
     }
 
     fn nodes(&self) -> Answer<'_, Vec<NodeFacts>> {

@@ -1,6 +1,7 @@
 //! Putting a node together from its config.
 
 use super::MemberControl;
+use crate::api::bind_unix;
 use crate::attach::{Attachments, BlockSessions, LocalGateways, VolumeExports};
 use crate::config::NodeConfig;
 use crate::custody::CustodianKey;
@@ -12,10 +13,8 @@ use smalti_cluster::{Member, MemberConfig, member};
 use smalti_map::{Custody, NodeAddresses, ShareHolder};
 use smalti_nbd::{Limits, Listener, Server};
 use smalti_net::NodeCredentials;
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 use std::sync::Arc;
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::TcpListener;
 use zeroize::Zeroizing;
 
 /// Starts everything a node does. Joining the cluster goes on by itself.
@@ -39,7 +38,7 @@ pub async fn start(node: NodeRuntime) -> anyhow::Result<Started> {
     let sessions = BlockSessions::new(local.clone(), node.tasks.clone());
     member.fabric().endpoint().accept_sessions(service::BLOCKS, Arc::new(sessions));
     let attachments = Attachments::new(member.clone(), local);
-    let exports = Arc::new(VolumeExports::new(member.clone(), attachments));
+    let exports = Arc::new(VolumeExports::new(member.clone(), attachments.clone()));
     let server = Server::new(exports, Limits::default())?;
     for listener in nbd {
         let (server, stop) = (server.clone(), node.stop.clone());
@@ -48,7 +47,7 @@ pub async fn start(node: NodeRuntime) -> anyhow::Result<Started> {
             Ok(())
         });
     }
-    let control = Arc::new(MemberControl::new(member.clone()));
+    let control = Arc::new(MemberControl::new(member.clone(), attachments));
     let shutdown = Box::pin(async move {
         member.shutdown().await;
         Ok(())
@@ -59,24 +58,9 @@ pub async fn start(node: NodeRuntime) -> anyhow::Result<Started> {
 async fn bind_nbd(config: &NodeConfig) -> anyhow::Result<Vec<Listener>> {
     let address = config.addresses.nbd;
     let tcp = TcpListener::bind(address).await.with_context(|| format!("bind NBD to {address}"))?;
-    let path = &config.sockets.nbd;
-    // A socket that a killed process left behind. The node's lock makes sure that no living
-    // process listens there.
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(error).with_context(|| format!("remove {}", path.display()));
-        }
-        _ => {}
-    }
-    let unix =
-        UnixListener::bind(path).with_context(|| format!("bind NBD to {}", path.display()))?;
-    private(path)?;
+    // The node's lock makes sure that no living process listens on an old socket there.
+    let unix = bind_unix(&config.sockets.nbd).context("bind NBD")?;
     Ok(vec![Listener::Tcp(tcp), Listener::Unix { listener: unix, uids: None }])
-}
-
-fn private(path: &Path) -> anyhow::Result<()> {
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
-        .with_context(|| format!("make {} private", path.display()))
 }
 
 fn member_config(config: &NodeConfig) -> anyhow::Result<MemberConfig> {

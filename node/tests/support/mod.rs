@@ -4,12 +4,13 @@
 #![allow(dead_code, reason = "not every test uses all of it")]
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::ready;
 use smalti_node::control::{
     Answer, Control, ControlError, CreateVolume, CustodyStatus, ErrorKind, GroupFacts, Health,
-    HolderFacts, KeyEpochFacts, KeyReport, NodeFacts, NodeState, NodeStatus, RaftStatus, Reason,
-    SlotFacts, SlotState, StatusReport, StoreFacts, VolumeDetail, VolumeFacts, VolumeKeys,
+    HolderFacts, KeyEpochFacts, KeyReport, NodeFacts, NodeState, NodeStatus, Output, RaftStatus,
+    Reason, SlotFacts, SlotState, StatusReport, StoreFacts, VolumeDetail, VolumeFacts, VolumeKeys,
     VolumeStatus, WhyReport,
 };
 use smalti_node::volume_spec::Geometry;
@@ -18,6 +19,7 @@ use smalti_storage::ids::{
 };
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use tokio::io::AsyncWriteExt;
 use uuid::Uuid;
 
 /// A node of a cluster of `nodes` nodes that are always up.
@@ -164,6 +166,31 @@ impl Control for FakeControl {
 
     fn delete_volume(&self, name: String, id: VolumeId) -> Answer<'_, ()> {
         ready(self.delete(&name, id)).boxed()
+    }
+
+    fn read_volume(&self, name: String, offset: u64, size: u64) -> Answer<'_, Bytes> {
+        let size_of = |volume: VolumeFacts| (volume.name == name).then_some(volume.size);
+        let answer = match self.load().into_iter().find_map(size_of) {
+            None => Err(ControlError::no_volume(&name)),
+            Some(all) if offset.checked_add(size).is_none_or(|end| end > all) => {
+                Err(ControlError::invalid("beyond the volume"))
+            }
+            Some(_) => Ok((offset..offset + size).map(|at| at as u8).collect()),
+        };
+        ready(answer).boxed()
+    }
+
+    fn export_volume(&self, name: String, mut out: Output) -> Answer<'_, u64> {
+        async move {
+            let size = self.volume(name.clone()).await?.volume.size;
+            // A volume of that name breaks off half way.
+            let size = if name == "broken" { size / 2 } else { size };
+            let all = self.read_volume(name, 0, size).await?;
+            let written = out.write_all(&all).await;
+            written.map_err(|error| ControlError::new(ErrorKind::Internal, error))?;
+            Ok(size)
+        }
+        .boxed()
     }
 
     fn nodes(&self) -> Answer<'_, Vec<NodeFacts>> {

@@ -1,0 +1,115 @@
+//! This node's cluster, as whoever makes and opens volumes reaches it.
+
+use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::{BoxFuture, ready};
+use smalti_cluster::{CoderHandle, Member, clock};
+use smalti_gateway::{self as gateway, Rows};
+use smalti_map::Custody;
+use smalti_map::placement::Candidate;
+use smalti_map::view::MapView;
+use smalti_rowcommit::coordinator::{BlockWrite, OpError};
+use smalti_storage::ids::{ClusterId, NodeId, RowAddr, Slot, VolumeId};
+use smalti_storage::keys::{Commitments, KeyPart, SecretName};
+use smalti_volume::{Cluster, Session, VolumeError};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// The cluster as one map shows it, and the coder of the volume to open, if one is to be opened.
+pub(crate) struct MemberCluster {
+    member: Member,
+    map: MapView,
+    coder: Option<CoderHandle>,
+}
+
+impl MemberCluster {
+    /// To make volumes.
+    pub(crate) fn new(member: Member, map: MapView) -> Self {
+        Self { member, map, coder: None }
+    }
+
+    /// To open the volume of that coder, which this node has the seat of.
+    pub(super) fn with_seat(member: Member, map: MapView, coder: CoderHandle) -> Self {
+        Self { member, map, coder: Some(coder) }
+    }
+
+    fn begin(&self, id: VolumeId) -> Result<Session, VolumeError> {
+        let volume = self.map.volumes.values().find(|volume| volume.id == id);
+        let volume = volume.ok_or(VolumeError::NoVolume(id))?;
+        let coder = self.coder.as_ref().filter(|coder| coder.volume() == volume.no);
+        let coder = coder.ok_or_else(|| {
+            VolumeError::Unavailable("its updates are not ordered on this node".into())
+        })?;
+        Ok(Session {
+            rows: Arc::new(CoderRows(coder.clone())),
+            generation: volume.writer_gen,
+            snap: volume.snap_seq,
+            now: clock::now(),
+        })
+    }
+}
+
+impl Cluster for MemberCluster {
+    fn id(&self) -> ClusterId {
+        self.member.cluster()
+    }
+
+    fn stores(&self) -> Vec<Candidate> {
+        let candidate = |(store, entry): (&_, &smalti_map::Store)| Candidate {
+            store: *store,
+            node: entry.node,
+            weight: 1,
+        };
+        self.map.stores.iter().map(candidate).collect()
+    }
+
+    fn custody(&self) -> Custody {
+        self.map.custody.clone()
+    }
+
+    fn unix_seconds(&self) -> u64 {
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    }
+
+    fn keep(
+        &self,
+        custodian: NodeId,
+        secret: SecretName,
+        part: &KeyPart,
+        commitments: &Commitments,
+    ) -> BoxFuture<'_, Result<(), String>> {
+        let (part, commitments) = (part.clone(), commitments.clone());
+        async move { self.member.custodians().keep(custodian, secret, &part, &commitments).await }
+            .boxed()
+    }
+
+    fn release(
+        &self,
+        custodian: NodeId,
+        secret: SecretName,
+    ) -> BoxFuture<'_, Result<KeyPart, String>> {
+        self.member.custodians().release(custodian, secret).boxed()
+    }
+
+    fn session(&self, volume: VolumeId) -> BoxFuture<'_, Result<Session, VolumeError>> {
+        ready(self.begin(volume)).boxed()
+    }
+}
+
+/// The coder as the gateway sees it.
+struct CoderRows(CoderHandle);
+
+impl Rows for CoderRows {
+    fn write(&self, blocks: Vec<BlockWrite>) -> gateway::BoxFuture<Result<(), OpError>> {
+        let coder = self.0.clone();
+        Box::pin(async move { coder.write(blocks).await })
+    }
+
+    fn read(
+        &self,
+        blocks: Vec<(RowAddr, Slot)>,
+    ) -> gateway::BoxFuture<Result<Vec<Bytes>, OpError>> {
+        let coder = self.0.clone();
+        Box::pin(async move { coder.read(blocks).await })
+    }
+}

@@ -1,0 +1,213 @@
+//! Keys of volumes: made when a volume is cut, opened when it is attached, both with the help of
+//! enough custodians.
+
+use crate::cluster::Cluster;
+use crate::error::KeysError;
+use crate::metadata::ShardMetadata;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use rand::rngs::SysRng;
+use rand::{CryptoRng, SeedableRng};
+use rand_chacha::ChaCha20Rng;
+use smalti_map::{Custody, KeyEpoch, ShareHolder};
+use smalti_storage::geometry::Geometry;
+use smalti_storage::ids::{GroupNo, KeyEpochNo, Slot, VolumeId};
+use smalti_storage::keys::{
+    Commitments, KeyBinding, KeyPart, MasterKey, Secret, SecretName, ShardId, WrappedKey,
+    WrappingKey, decrypt_place_key, decrypt_shard_key, derive_place_key, derive_shard_key,
+    encrypt_place_key, encrypt_shard_key, get_key_parts, reconstruct_symmetric_key, verify_part,
+};
+use smalti_storage::seal::{EpochKeys, VolumeKeys};
+use std::collections::BTreeMap;
+
+/// A generator for keys and salts, seeded by the system.
+///
+/// # Errors
+/// When the system has no randomness to give.
+pub fn system_rng() -> Result<ChaCha20Rng, KeysError> {
+    ChaCha20Rng::try_from_rng(&mut SysRng).map_err(|error| KeysError::Random(error.to_string()))
+}
+
+/// Makes the first key epoch of a volume. Every custodian has its share of the new wrapping
+/// secret, durably, when this returns.
+pub(crate) async fn make_keys(
+    cluster: &dyn Cluster,
+    volume: VolumeId,
+    geometry: &Geometry,
+) -> Result<KeyEpoch, KeysError> {
+    let (custody, timestamp) = (cluster.custody(), cluster.unix_seconds());
+    let master = assemble(cluster, SecretName::Master, &custody).await?.master_key();
+    let mut rng = system_rng()?;
+    let no = KeyEpochNo(1);
+    let secret = Secret::random(&mut rng);
+    let wrapping = secret.wrapping_key();
+    let (shard_keys, place_key) =
+        wrap_all(&master, &wrapping, volume, no, geometry, timestamp, &mut rng);
+    drop(master);
+    let custody = deal(cluster, &secret, &custody, volume, no, &mut rng).await?;
+    Ok(KeyEpoch { no, timestamp, shard_keys, place_key, custody })
+}
+
+/// Opens all key epochs of a volume.
+pub(crate) async fn open_keys(
+    cluster: &dyn Cluster,
+    metadata: &ShardMetadata,
+) -> Result<VolumeKeys, KeysError> {
+    let volume = metadata.volume;
+    let mut epochs = BTreeMap::new();
+    let mut place = None;
+    for (no, epoch) in &metadata.key_epochs {
+        let name = SecretName::Wrapping { volume, key_epoch: *no };
+        let wrapping = assemble(cluster, name, &epoch.custody).await?.wrapping_key();
+        let damaged = |reason: String| KeysError::Damaged { key_epoch: *no, reason };
+        epochs.insert(
+            *no,
+            unwrap_epoch(&wrapping, volume, epoch, &metadata.geometry).map_err(damaged)?,
+        );
+        let wrapped = read_wrapped(&epoch.place_key).map_err(damaged)?;
+        let key = decrypt_place_key(&wrapping, &wrapped, volume, *no)
+            .map_err(|error| damaged(error.to_string()))?;
+        place = Some(key);
+    }
+    let key_epoch = metadata.key_epoch;
+    let damaged = |reason: String| KeysError::Damaged { key_epoch, reason };
+    let place = place.ok_or_else(|| damaged("missing".into()))?;
+    VolumeKeys::new(place, key_epoch, epochs).map_err(|error| damaged(error.to_string()))
+}
+
+/// Collects enough good shares of a secret and puts it together.
+async fn assemble(
+    cluster: &dyn Cluster,
+    name: SecretName,
+    custody: &Custody,
+) -> Result<Secret, KeysError> {
+    let need = usize::from(custody.threshold);
+    let sealed = |have, problems| KeysError::Sealed { have, need, problems };
+    let commitments = Commitments::from_bytes(&custody.commitments)
+        .map_err(|error| sealed(0, vec![error.to_string()]))?;
+    if commitments.threshold() != need {
+        let text =
+            format!("the commitments are those of a threshold of {}", commitments.threshold());
+        return Err(sealed(0, vec![text]));
+    }
+    // All are asked at once, so that one that is down costs no time while enough answer.
+    let mut answers: FuturesUnordered<_> = custody
+        .holders
+        .iter()
+        .map(|holder| async move { (*holder, cluster.release(holder.node, name).await) })
+        .collect();
+    let mut parts: Vec<KeyPart> = Vec::new();
+    let mut problems = Vec::new();
+    while parts.len() < need {
+        let Some((holder, answer)) = answers.next().await else {
+            break;
+        };
+        match answer.and_then(|part| good_part(holder, part, &commitments)) {
+            Ok(part) => parts.push(part),
+            Err(problem) => {
+                tracing::warn!(node = %holder.node, %problem, "no share");
+                problems.push(format!("{}: {problem}", holder.node));
+            }
+        }
+    }
+    if parts.len() < need {
+        return Err(sealed(parts.len(), problems));
+    }
+    reconstruct_symmetric_key(&parts, &commitments)
+        .map_err(|error| sealed(parts.len(), vec![error.to_string()]))
+}
+
+fn good_part(
+    holder: ShareHolder,
+    part: KeyPart,
+    commitments: &Commitments,
+) -> Result<KeyPart, String> {
+    if part.index() != holder.share {
+        return Err(format!("gave share {} for share {}", part.index(), holder.share));
+    }
+    verify_part(&part, commitments).map_err(|error| error.to_string())?;
+    Ok(part)
+}
+
+/// Splits a new secret over the custodians of the master secret. Each must keep its share.
+async fn deal(
+    cluster: &dyn Cluster,
+    secret: &Secret,
+    like: &Custody,
+    volume: VolumeId,
+    key_epoch: KeyEpochNo,
+    rng: &mut impl CryptoRng,
+) -> Result<Custody, KeysError> {
+    let total = u8::try_from(like.holders.len()).unwrap_or(u8::MAX);
+    let dealing = get_key_parts(secret, like.threshold, total, rng)
+        .map_err(|error| KeysError::Damaged { key_epoch, reason: error.to_string() })?;
+    let name = SecretName::Wrapping { volume, key_epoch };
+    let mut holders = Vec::new();
+    for (holder, part) in like.holders.iter().zip(&dealing.parts) {
+        cluster
+            .keep(holder.node, name, part, &dealing.commitments)
+            .await
+            .map_err(|reason| KeysError::NotKept { node: holder.node, reason })?;
+        holders.push(ShareHolder { node: holder.node, share: part.index() });
+    }
+    let commitments = dealing.commitments.to_bytes();
+    Ok(Custody { threshold: like.threshold, holders, commitments })
+}
+
+fn columns(geometry: &Geometry) -> impl Iterator<Item = (GroupNo, Slot)> {
+    let data = geometry.data;
+    (0..geometry.groups).flat_map(move |g| (0..data).map(move |s| (GroupNo(g), Slot(s))))
+}
+
+fn wrap_all(
+    master: &MasterKey,
+    wrapping: &WrappingKey,
+    volume: VolumeId,
+    key_epoch: KeyEpochNo,
+    geometry: &Geometry,
+    timestamp: u64,
+    rng: &mut impl CryptoRng,
+) -> (Vec<Vec<u8>>, Vec<u8>) {
+    let mut nonce = || {
+        let mut nonce = [0u8; 12];
+        rng.fill_bytes(&mut nonce);
+        nonce
+    };
+    let shard_keys = columns(geometry)
+        .map(|(group, slot)| {
+            let shard = ShardId { volume, group, slot };
+            let key = derive_shard_key(master, &shard, timestamp);
+            let binding = KeyBinding { shard, key_epoch };
+            write_wrapped(&encrypt_shard_key(wrapping, &key, &binding, nonce()))
+        })
+        .collect();
+    let place = derive_place_key(master, volume);
+    let place = encrypt_place_key(wrapping, &place, volume, key_epoch, nonce());
+    (shard_keys, write_wrapped(&place))
+}
+
+fn unwrap_epoch(
+    wrapping: &WrappingKey,
+    volume: VolumeId,
+    epoch: &KeyEpoch,
+    geometry: &Geometry,
+) -> Result<EpochKeys, String> {
+    let keys = columns(geometry)
+        .zip(&epoch.shard_keys)
+        .map(|((group, slot), bytes)| {
+            let shard = ShardId { volume, group, slot };
+            let binding = KeyBinding { shard, key_epoch: epoch.no };
+            let wrapped = read_wrapped(bytes)?;
+            decrypt_shard_key(wrapping, &wrapped, &binding).map_err(|error| error.to_string())
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    EpochKeys::new(geometry, keys).map_err(|error| error.to_string())
+}
+
+fn write_wrapped(key: &WrappedKey) -> Vec<u8> {
+    postcard::to_stdvec(key).expect("a vector grows and every field is serialisable")
+}
+
+fn read_wrapped(bytes: &[u8]) -> Result<WrappedKey, String> {
+    postcard::from_bytes(bytes).map_err(|_| "not a wrapped key".to_owned())
+}
