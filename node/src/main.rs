@@ -7,6 +7,11 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
+/// For RocksDB's C++ too, which takes it through malloc. Records come and go by the thousand, on one
+/// thread and another, which the C library's allocator answers with locks and scattered memory.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// What still blocks after the work is done and answered for is not waited for any longer.
 const LEFTOVER_TIMEOUT: Duration = Duration::from_secs(2);
 

@@ -6,7 +6,7 @@
 
 use crate::api::{ApiServer, ApiState};
 use crate::cluster_file::ClusterFile;
-use crate::config::NodeConfig;
+use crate::config::{Addresses, NodeConfig};
 use crate::control::{Control, ControlSlot};
 use crate::daemon;
 use crate::local::PidFile;
@@ -16,14 +16,21 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use std::fmt;
 use std::fs::DirBuilder;
+use std::io;
+use std::net::{TcpListener, UdpSocket};
 use std::os::unix::fs::DirBuilderExt;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+/// How long a killed process may hold its ports after it gave up its lock.
+const PORTS_TIMEOUT: Duration = Duration::from_secs(2);
+const PORTS_PAUSE: Duration = Duration::from_millis(20);
 
 /// Runs the node of a config file until SIGTERM or SIGINT.
 ///
@@ -125,6 +132,7 @@ pub async fn run_with(
         ClusterFile::note_pid(dir, config.node, std::process::id())?;
     }
 
+    await_ports(&config.addresses).await;
     let api = ApiServer::bind(config.addresses.api, &config.sockets.api).await?;
     let node = NodeRuntime {
         config: Arc::new(config),
@@ -157,6 +165,24 @@ pub async fn run_with(
         () = node.poison.token.cancelled() => return Err(reason(&node)),
     }
     finish(&node, started.shutdown).await
+}
+
+/// A process that was killed a moment ago gives up its lock and its ports one after the other. Waits
+/// for the ports to be free too, for a while: who then holds one is somebody else, and binding
+/// says so.
+async fn await_ports(addresses: &Addresses) {
+    let busy = || {
+        let in_use = |bound: io::Result<()>| {
+            bound.is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
+        };
+        in_use(TcpListener::bind(addresses.api).map(drop))
+            || in_use(TcpListener::bind(addresses.nbd).map(drop))
+            || in_use(UdpSocket::bind(addresses.quic).map(drop))
+    };
+    let deadline = Instant::now() + PORTS_TIMEOUT;
+    while busy() && Instant::now() < deadline {
+        tokio::time::sleep(PORTS_PAUSE).await;
+    }
 }
 
 fn reason(node: &NodeRuntime) -> anyhow::Error {

@@ -241,14 +241,15 @@ fn half_open_connections(cluster: &Cluster, load: &Load) -> Result<()> {
 fn busy_port(cluster: &mut Cluster, node: usize) -> Result<()> {
     cluster.kill(node)?;
     let entry = cluster.nodes()[node].clone();
-    let tcp = TcpListener::bind(&entry.nbd.tcp).context("take the NBD port")?;
+    // The kernel takes a moment to close what a killed process had open.
+    let tcp = until("the NBD port is free", LIMIT, || Ok(TcpListener::bind(&entry.nbd.tcp).ok()))?;
     let argv: Vec<&str> = entry.argv[1..].iter().map(String::as_str).collect();
     let out = smalti(&argv, COMMAND_LIMIT).context("a node whose NBD port is taken")?;
     drop(tcp);
     ensure!(out.code() == 1, "busy NBD port: exit code {}", out.code());
     let port = entry.nbd.tcp.rsplit(':').next().context("a port")?;
     ensure!(out.stderr.contains(port), "busy NBD port is not named: {}", out.stderr);
-    let udp = UdpSocket::bind(&entry.quic).context("take the QUIC port")?;
+    let udp = until("the QUIC port is free", LIMIT, || Ok(UdpSocket::bind(&entry.quic).ok()))?;
     let out = smalti(&argv, COMMAND_LIMIT).context("a node whose QUIC port is taken")?;
     drop(udp);
     ensure!(out.code() == 1, "busy QUIC port: exit code {}", out.code());

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use smalti_tests::clients;
+use smalti_tests::cluster::smalti;
 use smalti_tests::files;
 use smalti_tests::fio;
 use smalti_tests::nbd::{Client, Error, Target};
@@ -143,6 +144,12 @@ fn images(cluster: &Cluster, uris: &[String]) -> Result<()> {
         sh(&[&four[..], &[&text(&raw), &uris[node]]].concat(), LIMIT)?;
         sh(&["nbdcopy", &uris[(node + 1) % 3], &text(&back)], LIMIT)?;
         files::same(&raw, &back).with_context(|| format!("nbdcopy in through node {node}"))?;
+        std::fs::remove_file(&back)?;
+        let api = cluster.nodes()[(node + 2) % 3].api.clone();
+        let export = ["volume", "export", "v", &text(&back), "--api", &api];
+        smalti(&export, LIMIT)?.ok()?;
+        files::same(&raw, &back).with_context(|| format!("export in by node {node}"))?;
+        ensure!(smalti(&export, LIMIT)?.code() == 1, "an export replaced a file");
         std::fs::remove_file(&back)?;
     }
     Ok(())
