@@ -27,6 +27,7 @@ use smalti_storage::ids::{
 use smalti_storage::keys::{Commitments, KeyPart, Secret, SecretName, get_key_parts, verify_part};
 use smalti_storage::store::ShardStore;
 use smalti_storage::store::memory::MemoryStore;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -105,12 +106,12 @@ impl MemoryCluster {
         };
         let members = ids.iter().map(|id| (*id, format!("n{}", id.0), addresses.clone())).collect();
         let cluster = ClusterId(Uuid::new_v4());
-        state.must(Command::InitCluster { cluster, nodes: members, custody });
+        state.must(&Command::InitCluster { cluster, nodes: members, custody });
         for node in ids {
             let store = StoreId(Uuid::new_v4());
-            state.must(Command::RegisterNode { node, addresses: addresses.clone() });
+            state.must(&Command::RegisterNode { node, addresses: addresses.clone() });
             let incarnation = STARTED;
-            state.must(Command::RegisterStore { store, node, incarnation, clean: true });
+            state.must(&Command::RegisterStore { store, node, incarnation, clean: true });
             let disk = Arc::new(MemoryStore::new(store));
             let core = StoreCore::new(Arc::clone(&disk) as _, StoreConfig::default(), Time(0));
             let reader = ReadSide::new(Arc::clone(&disk) as _, core.fence());
@@ -181,8 +182,8 @@ impl MemoryCluster {
 }
 
 impl State {
-    fn must(&mut self, command: Command) {
-        let applied = self.apply(&command);
+    fn must(&mut self, command: &Command) {
+        let applied = self.apply(command);
         assert!(!matches!(applied, Applied::Rejected(_)), "{command:?}: {applied:?}");
     }
 
@@ -219,9 +220,9 @@ impl State {
         {
             return Err(refused(why.to_string()));
         }
-        if !self.coordinators.contains_key(&no) {
+        if let Entry::Vacant(entry) = self.coordinators.entry(no) {
             let config = CoordinatorConfig::new(Seat { node, incarnation }, no);
-            self.coordinators.insert(no, Coordinator::new(config));
+            entry.insert(Coordinator::new(config));
             for store in self.parties.keys().copied().collect::<Vec<_>>() {
                 self.link(no, store);
             }

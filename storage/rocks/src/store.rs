@@ -91,7 +91,8 @@ impl RocksStore {
     }
 
     /// Reads the versions whose keys begin with each slot's, newest first, at most `limit`. One
-    /// iterator serves all slots: to make one costs more than to move it.
+    /// iterator serves all slots: to make one costs more than to move it, and where the slots
+    /// follow each other it stands at the next one already.
     fn newest_by(
         &self,
         slots: impl Iterator<Item = RowSlot>,
@@ -99,11 +100,19 @@ impl RocksStore {
         mut take: impl FnMut(Result<Vec<VersionMeta>, StoreError>),
     ) {
         let mut options = ReadOptions::default();
-        options.set_prefix_same_as_start(true);
+        let several = slots.size_hint().0 > 1;
+        options.set_prefix_same_as_start(!several);
+        options.set_total_order_seek(several);
         let mut iterator = self.database.db.raw_iterator_cf_opt(self.database.meta(), options);
+        let mut last = None;
         for at in slots {
             let prefix = slot::encode(at);
-            iterator.seek(prefix);
+            // Within the slot that was just read it may stand anywhere.
+            let there = last != Some(at) && iterator.key().is_some_and(|k| k.starts_with(&prefix));
+            if !there {
+                iterator.seek(prefix);
+            }
+            last = Some(at);
             take(read_versions(&mut iterator, at, &prefix, limit));
         }
     }

@@ -5,7 +5,8 @@
 
 use super::memory::{MemoryStore, Restart};
 use super::{
-    Batch, Change, RecordHash, ShardStore, StoreError, VecEntry, VersionMeta, VolumeState,
+    Batch, Change, RecordHash, ShardStore, SlotVersions, StoreError, VecEntry, VersionMeta,
+    VolumeState,
 };
 use crate::ids::{Epoch, GroupNo, RowAddr, RowSlot, Slot, SlotSet, StoreId, Ver, VolumeNo, Wid};
 use bytes::Bytes;
@@ -117,7 +118,32 @@ pub fn assert_same(left: &dyn ShardStore, right: &dyn ShardStore, groups: &[(Vol
             store.records(&wanted).into_iter().map(|answer| answer.expect("record")).collect()
         };
         assert_eq!(answers(left), answers(right));
+        for store in [left, right] {
+            several_at_once(store, &rows, &wanted);
+        }
     }
+}
+
+/// Asking for several at once says what asking for each does: in order, backwards, with repeats
+/// and with slots in between that hold nothing.
+fn several_at_once(store: &dyn ShardStore, rows: &[SlotVersions], wanted: &[(RowSlot, Ver)]) {
+    let mut slots = Vec::new();
+    for (at, _) in rows.iter().chain(rows.iter().rev()) {
+        let beside = RowSlot { slot: Slot(at.slot.0.wrapping_add(1)), ..*at };
+        slots.extend([*at, *at, beside, *at]);
+    }
+    for limit in [1, 2, usize::MAX] {
+        let found = store.newest(&slots, limit);
+        assert_eq!(found.len(), slots.len());
+        for (at, found) in slots.iter().zip(found) {
+            let mut expected = store.versions(*at).expect("versions");
+            expected.truncate(limit);
+            assert_eq!(found.expect("versions"), expected, "{at}, at most {limit}");
+        }
+    }
+    let found: Vec<_> = store.metas(wanted).into_iter().map(|m| m.expect("metadata")).collect();
+    let each = wanted.iter().map(|(at, ver)| store.meta(*at, *ver).expect("metadata"));
+    assert_eq!(found, each.collect::<Vec<_>>());
 }
 
 /// Every row slot of a group, read in pages.
