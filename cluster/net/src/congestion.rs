@@ -17,6 +17,9 @@ use quinn::congestion::{Controller, ControllerFactory};
 use quinn_proto::RttEstimator;
 use std::{any::Any, sync::Arc, time::Instant};
 
+/// RFC 9002 (7.2) asks for two at least; with the one being built, three.
+const FLOOR_DATAGRAMS: u64 = 3;
+
 /// Less would not keep one core busy.
 const CEILING_MIN: u64 = 64 << 10;
 
@@ -34,14 +37,16 @@ impl Lan {
 }
 
 impl ControllerFactory for Lan {
-    fn build(self: Arc<Self>, _: Instant, _: u16) -> Box<dyn Controller> {
-        Box::new(LanController::new(self.ceiling))
+    fn build(self: Arc<Self>, _: Instant, datagram: u16) -> Box<dyn Controller> {
+        Box::new(LanController::new(self.ceiling, datagram))
     }
 }
 
 #[derive(Clone, Copy, Debug)]
 struct LanController {
     ceiling: u64,
+    /// The size of datagrams now.
+    datagram: u64,
     window: u64,
     /// Until the first loss the window grows with every byte confirmed.
     growing: bool,
@@ -50,12 +55,17 @@ struct LanController {
 }
 
 impl LanController {
-    fn new(ceiling: u64) -> Self {
-        Self { ceiling, window: ceiling / 8, growing: true, recovering_since: None }
+    fn new(ceiling: u64, datagram: u16) -> Self {
+        let datagram = u64::from(datagram);
+        let mut this = Self { ceiling, datagram, window: 0, growing: true, recovering_since: None };
+        this.window = this.floor();
+        this
     }
 
+    /// A datagram is sent only if the window is larger than what is in flight with it, so a window
+    /// of one datagram would let nothing through, not even what keeps the connection alive.
     fn floor(&self) -> u64 {
-        self.ceiling / 8
+        (self.ceiling / 8).max(FLOOR_DATAGRAMS * self.datagram)
     }
 
     fn is_old(&self, sent: Instant) -> bool {
@@ -77,7 +87,7 @@ impl Controller for LanController {
         }
         // After a loss: an eighth of what is confirmed, so about 12 % a round trip.
         self.window += if self.growing { bytes } else { bytes / 8 };
-        self.window = self.window.min(self.ceiling);
+        self.window = self.window.min(self.ceiling).max(self.floor());
     }
 
     fn on_congestion_event(&mut self, now: Instant, sent: Instant, persistent: bool, _: u64) {
@@ -90,7 +100,10 @@ impl Controller for LanController {
         self.window = reduced.max(self.floor());
     }
 
-    fn on_mtu_update(&mut self, _: u16) {}
+    fn on_mtu_update(&mut self, datagram: u16) {
+        self.datagram = u64::from(datagram);
+        self.window = self.window.max(self.floor());
+    }
 
     fn window(&self) -> u64 {
         self.window
@@ -118,7 +131,7 @@ mod tests {
     fn one_round_trip_of_losses_counts_once_and_the_floor_holds() {
         let start = Instant::now();
         let at = |ms| start + Duration::from_millis(ms);
-        let mut controller = LanController::new(1 << 20);
+        let mut controller = LanController::new(1 << 20, 1200);
         controller.window = 1 << 20;
         controller.on_congestion_event(at(10), at(5), false, 9000);
         let reduced = controller.window();
@@ -131,6 +144,22 @@ mod tests {
         assert_eq!(controller.window(), (1 << 20) / 8);
         controller.on_congestion_event(at(1000), at(999), true, 9000);
         assert_eq!(controller.window(), (1 << 20) / 8);
+    }
+
+    #[test]
+    fn the_window_never_falls_below_a_few_datagrams() {
+        // A small buffer, and datagrams that grew larger than an eighth of it.
+        let mut controller = LanController::new(CEILING_MIN, 1200);
+        assert_eq!(controller.window(), CEILING_MIN / 8);
+        controller.on_mtu_update(8952);
+        assert_eq!(controller.window(), 3 * 8952);
+        let start = Instant::now();
+        controller.on_congestion_event(start + Duration::from_millis(1), start, true, 9000);
+        assert_eq!(controller.window(), 3 * 8952);
+        // Even where that is more than the ceiling.
+        controller.on_mtu_update(65_507);
+        assert_eq!(controller.window(), 3 * 65_507);
+        assert_eq!(Lan::new(1, 1).ceiling, CEILING_MIN);
     }
 
     #[test]
