@@ -22,6 +22,9 @@ const DOWN_AFTER: Duration = Duration::from_millis(1000);
 pub(super) struct Report {
     map: MapView,
     me: NodeId,
+    /// Whether what this node knows is newer than its own start. Until then its map may be of any
+    /// age, and says nothing about how things are.
+    caught_up: bool,
     raft: GroupMetrics,
     up: BTreeSet<NodeId>,
     progress: BTreeMap<VolumeNo, VolumeProgress>,
@@ -38,7 +41,11 @@ impl Report {
             let text = "this node has not heard of its cluster yet: too few nodes are up";
             return Err(ControlError::new(ErrorKind::Starting, text));
         }
-        let up = |node: &NodeId| member.beats().silent_for(*node) < DOWN_AFTER;
+        let beats = member.beats();
+        let up = |node: &NodeId| beats.ever_heard(*node) && beats.silent_for(*node) < DOWN_AFTER;
+        let caught_up = member.incarnation().is_some_and(|start| {
+            map.nodes.get(&member.node()).is_some_and(|node| node.incarnation == start)
+        });
         let up: BTreeSet<NodeId> = map
             .nodes
             .iter()
@@ -52,7 +59,7 @@ impl Report {
             .into_iter()
             .filter_map(|(no, progress)| Some((no, progress?)))
             .collect();
-        Ok(Self { me: member.node(), raft: member.raft().metrics(), up, progress, map })
+        Ok(Self { me: member.node(), caught_up, raft: member.raft().metrics(), up, progress, map })
     }
 
     fn node_name(&self, node: NodeId) -> String {
@@ -78,7 +85,7 @@ impl Report {
             });
             live.count() >= usize::from(volume.data)
         };
-        if !served || !volume.groups.iter().all(live) {
+        if !self.caught_up || !served || !volume.groups.iter().all(live) {
             Health::Stalled
         } else if Self::groups_full(volume) == volume.groups.len() && self.behind(volume) == 0 {
             Health::Ok
@@ -115,6 +122,12 @@ impl Report {
             let problem = "no leader: fewer than a majority of nodes are up".to_owned();
             add(Health::Stalled, "raft".into(), problem, "start the nodes that are down");
         }
+        if !self.caught_up {
+            let problem = "this node has not caught up with the cluster since it started";
+            let remedy = "it does as soon as more than half of the nodes are up";
+            let subject = format!("node {}", self.node_name(self.me));
+            add(Health::Stalled, subject, problem.into(), remedy);
+        }
         let custody = self.custody_status();
         if custody.reachable < custody.needed {
             let problem = format!(
@@ -140,6 +153,7 @@ impl Report {
                 Health::Ok => {}
                 Health::Stalled => {
                     let problem = match (&volume.coordinator, volume.activated) {
+                        _ if !self.caught_up => "how it is, is not known here yet".to_owned(),
                         (None, _) => "it has no coordinator".to_owned(),
                         (Some(_), false) => "its coordinator is taking over".to_owned(),
                         (Some(_), true) => "too few of its stores answer".to_owned(),
