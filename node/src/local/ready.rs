@@ -162,6 +162,7 @@ async fn ensure_volume(clients: &[Client], wish: &VolumeWish) -> anyhow::Result<
         data: wish.geometry.map(|(data, _)| data),
         parity: wish.geometry.map(|(_, parity)| parity),
         shard_size: None,
+        min_insync: wish.min_insync,
     };
     match client.post::<_, VolumeDetail>("/v1/volumes", &request, CHANGE_TIMEOUT).await {
         Ok(_) => Ok(Progressed::Done),
@@ -192,6 +193,14 @@ fn compare(wish: &VolumeWish, detail: &VolumeDetail) -> anyhow::Result<()> {
             wish.name,
             volume.data,
             volume.parity
+        );
+    }
+    if let Some(asked) = wish.min_insync {
+        ensure!(
+            asked == volume.min_insync,
+            "volume {} needs {} slots in sync, not {asked} as asked",
+            wish.name,
+            volume.min_insync
         );
     }
     Ok(())

@@ -77,6 +77,12 @@ impl Processes {
         }
     }
 
+    /// Whether every process that was started has ended.
+    pub(super) fn all_ended(&mut self) -> bool {
+        while self.ends.try_join_next().is_some() {}
+        self.ends.is_empty()
+    }
+
     /// What to say of an end.
     pub(super) fn describe(&self, ended: &Ended) -> String {
         let name = self.started.get(ended.index).map_or("a node", |started| &started.name);

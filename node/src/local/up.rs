@@ -15,6 +15,11 @@ use anyhow::{Context, bail, ensure};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use tokio::time::Instant;
+
+/// How long a process may take from its start until it holds its lock.
+const BEGIN_TIMEOUT: Duration = Duration::from_secs(20);
+const BEGIN_PAUSE: Duration = Duration::from_millis(20);
 
 /// What `smalti up` is asked.
 #[derive(Clone, Debug)]
@@ -42,6 +47,9 @@ pub struct VolumeWish {
     pub size: Option<VolumeSize>,
     /// Data and parity shards; none for whatever it has, or the default.
     pub geometry: Option<(u8, u8)>,
+    /// Slots of a group that have to be in sync for writes; none for whatever it has, or the
+    /// default.
+    pub min_insync: Option<u8>,
 }
 
 /// Runs a local cluster: until a signal in the foreground, or until healthy with `detach`.
@@ -68,7 +76,7 @@ pub async fn up(options: UpOptions) -> anyhow::Result<()> {
     };
     match result {
         Err(error) => {
-            stop_again(&layout, &mut signals).await?;
+            stop_again(&layout, &mut processes, &mut signals).await?;
             Err(error)
         }
         Ok(true) if options.detach => Ok(()),
@@ -104,7 +112,8 @@ fn prepare(dir: &Path, options: &UpOptions) -> anyhow::Result<(DirLock, Layout)>
     init::check_nodes(nodes)?;
     if let Some(wish) = &options.volume {
         let (data, parity) = wish.geometry.unzip();
-        Geometry::asked(data, parity, nodes).context("volume")?;
+        let geometry = Geometry::asked(data, parity, nodes).context("volume")?;
+        geometry.check_min_insync(wish.min_insync).context("volume")?;
         ensure!(
             wish.size.is_some() || state != DirState::Free,
             "volume {} is to be made and needs a --size",
@@ -221,10 +230,23 @@ fn say(text: &str) {
     }
 }
 
-/// Stops what a failed start has left, and does not hide why it failed.
-async fn stop_again(layout: &Layout, signals: &mut StopSignals) -> anyhow::Result<()> {
-    let stopped = stop::stop_all(layout, async {
-        signals.next().await;
-    });
-    stopped.await.context("stop the nodes after a failed start").map(|_| ())
+/// Stops what a failed start has left, and does not hide why it failed. A process that has only just
+/// begun holds no lock yet, and is not to be found before it does: so until all have ended, again.
+async fn stop_again(
+    layout: &Layout,
+    processes: &mut Processes,
+    signals: &mut StopSignals,
+) -> anyhow::Result<()> {
+    let deadline = Instant::now() + BEGIN_TIMEOUT;
+    loop {
+        let stopped = stop::stop_all(layout, async {
+            signals.next().await;
+        });
+        stopped.await.context("stop the nodes after a failed start")?;
+        if processes.all_ended() {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "a node that was started neither runs nor ends");
+        tokio::time::sleep(BEGIN_PAUSE).await;
+    }
 }
