@@ -60,6 +60,16 @@ pub enum SpecError {
     /// Only one of the two numbers.
     #[error("data and parity shards are given together or not at all")]
     HalfGeometry,
+    /// No group can be asked for so many or so few.
+    #[error("a volume of {data}+{parity} shards can need {data} to {} slots in sync, not {asked}", data + parity)]
+    MinInsync {
+        /// Slots as asked.
+        asked: u8,
+        /// n.
+        data: u8,
+        /// k.
+        parity: u8,
+    },
     /// The shard size is not possible.
     #[error("shard size {0} is not a multiple of 4096 from 64 KiB to 64 MiB")]
     ShardSize(u32),
@@ -92,6 +102,20 @@ impl Geometry {
         match given(data, parity)? {
             Some(geometry) => geometry.fitting(nodes),
             None => Self::for_nodes(nodes),
+        }
+    }
+
+    /// Checks how many slots of a group have to be in sync for it to take writes, if that was said.
+    ///
+    /// # Errors
+    /// Fewer than n, for less can not be read, or more than there are.
+    pub fn check_min_insync(self, asked: Option<u8>) -> Result<(), SpecError> {
+        let Self { data, parity } = self;
+        match asked {
+            Some(asked) if !(data..=data + parity).contains(&asked) => {
+                Err(SpecError::MinInsync { asked, data, parity })
+            }
+            _ => Ok(()),
         }
     }
 
@@ -171,6 +195,18 @@ mod tests {
         assert_eq!(asked(Some(2), Some(0), 3), Err(SpecError::NoShards { data: 2, parity: 0 }));
         let huge = SpecError::TooManyShards { data: 255, parity: 255 };
         assert_eq!(asked(Some(255), Some(255), 999), Err(huge));
+    }
+
+    #[test]
+    fn slots_in_sync_are_from_data_to_all() {
+        let geometry = Geometry { data: 3, parity: 2 };
+        for asked in [None, Some(3), Some(4), Some(5)] {
+            assert_eq!(geometry.check_min_insync(asked), Ok(()));
+        }
+        for asked in [0, 2, 6] {
+            let error = SpecError::MinInsync { asked, data: 3, parity: 2 };
+            assert_eq!(geometry.check_min_insync(Some(asked)), Err(error));
+        }
     }
 
     #[test]

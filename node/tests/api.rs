@@ -83,7 +83,14 @@ impl Server {
 }
 
 fn request(name: &str) -> CreateVolume {
-    CreateVolume { name: name.into(), size: 1 << 20, data: None, parity: None, shard_size: None }
+    CreateVolume {
+        name: name.into(),
+        size: 1 << 20,
+        data: None,
+        parity: None,
+        shard_size: None,
+        min_insync: None,
+    }
 }
 
 #[tokio::test]

@@ -34,13 +34,15 @@ pub struct Spec {
     pub size: &'static str,
     /// Data and parity shards, or the default of the program.
     pub geometry: Option<(u32, u32)>,
+    /// Slots that have to be in sync for writes; the program's default when absent.
+    pub min_insync: Option<u32>,
 }
 
 impl Spec {
     /// Three nodes and a volume `v` of the default geometry.
     #[must_use]
     pub fn three(test: &'static str, size: &'static str) -> Self {
-        Self { test, nodes: 3, volume: "v", size, geometry: None }
+        Self { test, nodes: 3, volume: "v", size, geometry: None, min_insync: None }
     }
 }
 
@@ -122,6 +124,10 @@ impl Cluster {
         if let Some((data, parity)) = self.spec.geometry {
             numbers = (data.to_string(), parity.to_string());
             words.extend(["--data", &numbers.0, "--parity", &numbers.1]);
+        }
+        let least = self.spec.min_insync.map(|least| least.to_string());
+        if let Some(least) = &least {
+            words.extend(["--min-insync", least]);
         }
         words.push("--detach");
         smalti(&words, UP_LIMIT)?.ok()?;

@@ -74,6 +74,10 @@ pub struct UpArgs {
     /// Its parity shards [default: by number of nodes]
     #[arg(long, value_name = "K", requires = "volume", requires = "data")]
     pub parity: Option<u8>,
+    /// Its slots that have to be in sync for writes [default: data, or one more where parity is
+    /// more than 1]
+    #[arg(long, value_name = "M", requires = "volume")]
+    pub min_insync: Option<u8>,
     /// Return once the cluster is healthy, leaving its nodes running
     #[arg(long)]
     pub detach: bool,
@@ -151,6 +155,10 @@ pub struct VolumeCreateArgs {
     /// Parity shards [default: by number of nodes]
     #[arg(long, value_name = "K", requires = "data")]
     pub parity: Option<u8>,
+    /// Slots that have to be in sync for writes [default: data, or one more where parity is more
+    /// than 1]
+    #[arg(long, value_name = "M")]
+    pub min_insync: Option<u8>,
     /// Mean size of a shard, 64K to 64M [default: 1M]
     #[arg(long, value_name = "SIZE", value_parser = shard_size)]
     pub shard_size: Option<u32>,
@@ -241,6 +249,7 @@ impl UpArgs {
             name,
             size: self.size,
             geometry: self.data.zip(self.parity),
+            min_insync: self.min_insync,
         });
         let program = std::env::current_exe().context("find this program's own file")?;
         let (nodes, dir, detach, wait) = (self.nodes, self.dir, self.detach, self.wait);
@@ -298,6 +307,8 @@ mod tests {
             "why --api unix:/a",
             "volume create v --size 64M --dir d",
             "volume create v --size 64M --data 2 --parity 1 --shard-size 64K --dir d --json",
+            "volume create v --size 64M --data 3 --parity 2 --min-insync 3 --dir d",
+            "up --dir d --volume v --size 1G --min-insync 2",
             "volume list --dir d",
             "volume show v --dir d --json",
             "volume delete v --yes --dir d",

@@ -32,6 +32,7 @@ async fn create(args: VolumeCreateArgs) -> anyhow::Result<()> {
         data: args.data,
         parity: args.parity,
         shard_size: args.shard_size,
+        min_insync: args.min_insync,
     };
     let target = args.show.target.resolve()?;
     let detail: VolumeDetail =

@@ -237,6 +237,10 @@ pub struct CreateVolume {
     /// Mean bytes of a shard; 1 MiB when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shard_size: Option<u32>,
+    /// Slots of a group that have to be in sync for it to take writes, n to n+k; n for one parity
+    /// shard and n+1 for more when left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_insync: Option<u8>,
 }
 
 /// A node.

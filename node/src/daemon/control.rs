@@ -51,7 +51,8 @@ impl MemberControl {
         let metadata = shard_volume(&cluster, id, shape, spec.data, spec.parity)
             .await
             .map_err(|error| refused(&error))?;
-        let new = metadata.into_new_volume(name).map_err(|error| refused(&error))?;
+        let new =
+            metadata.into_new_volume(name, request.min_insync).map_err(|error| refused(&error))?;
         let command = Command::CreateVolume(Box::new(new));
         match self.member.raft().propose(command).await.map_err(|error| unavailable(&error))? {
             Applied::Created(_) => {}
@@ -70,6 +71,7 @@ impl MemberControl {
         }
         let spec = Spec::asked(request.data, request.parity, map.nodes.len())
             .map_err(ControlError::invalid)?;
+        spec.check_min_insync(request.min_insync).map_err(ControlError::invalid)?;
         let shard_size = request.shard_size.unwrap_or(SHARD_SIZE_DEFAULT);
         Ok((VolumeShape { size: request.size, shard_size }, spec))
     }

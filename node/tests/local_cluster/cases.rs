@@ -74,7 +74,12 @@ impl Drop for Home {
 }
 
 fn wish(name: &str, size: Option<&str>, geometry: Option<(u8, u8)>) -> VolumeWish {
-    VolumeWish { name: name.into(), size: size.map(|s| s.parse().unwrap()), geometry }
+    VolumeWish {
+        name: name.into(),
+        size: size.map(|s| s.parse().unwrap()),
+        geometry,
+        min_insync: None,
+    }
 }
 
 fn block_on<T>(work: impl Future<Output = T>) -> T {
@@ -170,6 +175,7 @@ fn a_killed_node_starts_again_by_its_argv() {
         data: None,
         parity: None,
         shard_size: None,
+        min_insync: None,
     };
     let client = Client::new(ApiAddress::Tcp(node.api.to_string()));
     block_on(client.post::<_, VolumeDetail>("/v1/volumes", &request, LIMIT)).unwrap();
@@ -317,6 +323,7 @@ fn a_frozen_node_is_stopped_too() {
         data: None,
         parity: None,
         shard_size: None,
+        min_insync: None,
     };
     let made: VolumeDetail = block_on(target.post("/v1/volumes", &request)).unwrap();
     assert_eq!(made.volume.name, "w");

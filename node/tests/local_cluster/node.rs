@@ -66,6 +66,7 @@ pub(crate) fn up(words: &[&str]) -> ExitCode {
             name: (*name).to_owned(),
             size: Some("64M".parse().unwrap()),
             geometry: None,
+            min_insync: None,
         }),
         detach: false,
         wait: Duration::from_secs(words[1].parse().unwrap()),

@@ -83,7 +83,7 @@ impl FakeControl {
             data: geometry.data,
             parity: geometry.parity,
             shard_size: request.shard_size.unwrap_or(1 << 20),
-            min_insync: geometry.data,
+            min_insync: request.min_insync.unwrap_or(geometry.data),
             health: self.health,
             epoch: Epoch(1),
             coordinator: None,

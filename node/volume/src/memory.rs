@@ -126,7 +126,7 @@ impl MemoryCluster {
     /// # Errors
     /// When the map refuses it: the name or the identity is taken, say.
     pub fn add_volume(&self, name: &str, metadata: &ShardMetadata) -> Result<(), VolumeError> {
-        let new = metadata.clone().into_new_volume(name.to_owned())?;
+        let new = metadata.clone().into_new_volume(name.to_owned(), None)?;
         let mut state = self.lock();
         let no = match state.apply(&Command::CreateVolume(Box::new(new))) {
             Applied::Created(no) => no,

@@ -59,12 +59,17 @@ impl ShardMetadata {
         })
     }
 
-    /// What puts a volume that was just cut into the map, under a name. With one parity shard its
-    /// groups go on with n slots in sync, with more they need one to spare.
+    /// What puts a volume that was just cut into the map, under a name. Its groups take writes
+    /// while `min_insync` of their slots are in sync; unless told, that is n with one parity
+    /// shard, and one to spare with more.
     ///
     /// # Errors
     /// When the current key epoch is missing.
-    pub fn into_new_volume(mut self, name: String) -> Result<NewVolume, VolumeError> {
+    pub fn into_new_volume(
+        mut self,
+        name: String,
+        min_insync: Option<u8>,
+    ) -> Result<NewVolume, VolumeError> {
         let key_epoch = self.key_epochs.remove(&self.key_epoch).ok_or_else(|| {
             VolumeError::Metadata(format!("no keys of key epoch {}", self.key_epoch))
         })?;
@@ -76,7 +81,7 @@ impl ShardMetadata {
             data,
             parity,
             shard_size,
-            min_insync: if parity >= 2 { data + 1 } else { data },
+            min_insync: min_insync.unwrap_or(if parity >= 2 { data + 1 } else { data }),
             groups: self.locations,
             key_epoch,
         })
