@@ -95,6 +95,14 @@ impl Cluster {
     pub fn up(spec: Spec) -> Result<Self> {
         // Unix socket paths hold 107 bytes, so the folder stands high up with a short name.
         let base = std::env::var_os("SMALTI_TEST_DIR").map_or_else(|| "/tmp".into(), PathBuf::from);
+        Self::up_in(&base, spec)
+    }
+
+    /// The same in a folder made in `base`.
+    ///
+    /// # Errors
+    /// As [`Cluster::up`].
+    pub fn up_in(base: &Path, spec: Spec) -> Result<Self> {
         let home = tempfile::Builder::new()
             .prefix("smt")
             .permissions(std::fs::Permissions::from_mode(0o700))

@@ -25,6 +25,40 @@ pub fn missing() -> Option<String> {
     }
 }
 
+/// A file system of its own in memory, so that it can be full. Unmounted and removed at drop.
+#[derive(Debug)]
+pub struct SmallDisk {
+    folder: tempfile::TempDir,
+}
+
+impl SmallDisk {
+    /// Mounts one of so many MiB.
+    ///
+    /// # Errors
+    /// When the system does not allow it.
+    pub fn mount(mib: u32) -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix("smd").tempdir_in("/tmp")?;
+        let (size, path) = (format!("size={mib}m"), folder.path().display().to_string());
+        sh(&["mount", "-t", "tmpfs", "-o", &size, "none", &path], LIMIT)?;
+        Ok(Self { folder })
+    }
+
+    /// Where it is mounted.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let path = self.folder.path().display().to_string();
+        if let Err(error) = sh(&["umount", "-l", &path], LIMIT) {
+            eprintln!("umount {path}: {error:#}");
+        }
+    }
+}
+
 /// A volume as a loop device. Everything is taken down again at drop.
 #[derive(Debug)]
 pub struct Disk {

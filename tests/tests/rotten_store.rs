@@ -1,0 +1,63 @@
+//! Flipped bytes in the files of a stopped store: never returned, rebuilt from the others, mended.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use smalti_tests::files;
+use smalti_tests::pattern::{next_random, seed};
+use smalti_tests::process::sh;
+use smalti_tests::report::say;
+use smalti_tests::{Cluster, Spec};
+
+const LIMIT: Duration = Duration::from_secs(240);
+/// One byte in so many is flipped: in about every third record.
+const EVERY: u64 = 12_000;
+
+#[test]
+fn rotten_store() -> Result<()> {
+    let test = "rotten_store";
+    let seed = seed();
+    say(test, &format!("seed {seed}"));
+    let mut cluster = Cluster::up(Spec::three(test, "128M"))?;
+    let scratch = cluster.scratch()?;
+    let (image, back) = (scratch.join("image"), scratch.join("back"));
+    files::random_file(&image, 128 << 20, seed)?;
+    let text = |path: &Path| path.display().to_string();
+    sh(&["nbdcopy", "--flush", &text(&image), &cluster.uri(0)], LIMIT)?;
+    // Stopped in order, the store leaves everything in its tables and blob files.
+    cluster.down()?;
+    let mut random = seed;
+    let mut flipped = 0;
+    for file in files::walk(&cluster.nodes()[1].dir.join("data/store"))? {
+        if file.extension().is_some_and(|extension| extension == "blob") {
+            flipped += flip(&file, &mut random).with_context(|| text(&file))?;
+        }
+    }
+    ensure!(flipped > 1000, "only {flipped} bytes flipped");
+    say(test, &format!("{flipped} bytes flipped in the records of node 1"));
+    cluster.run_up()?;
+    for node in 0..3 {
+        sh(&["nbdcopy", &cluster.uri(node), &text(&back)], LIMIT)?;
+        files::same(&image, &back).with_context(|| format!("read through node {node}"))?;
+        std::fs::remove_file(&back)?;
+    }
+    let status = cluster.wait_ok()?;
+    say(test, &format!("read right through every node; {}", status.brief()));
+    cluster.finish()
+}
+
+/// Flips a byte here and there, but not at the file's ends, which are its own.
+fn flip(file: &Path, random: &mut u64) -> Result<u64> {
+    let mut bytes = std::fs::read(file)?;
+    let mut flipped = 0;
+    let mut at = 4096 + next_random(random) % EVERY;
+    let end = (bytes.len() as u64).saturating_sub(4096);
+    while at < end {
+        bytes[usize::try_from(at)?] ^= 1 << (next_random(random) % 8);
+        flipped += 1;
+        at += 1 + next_random(random) % (2 * EVERY);
+    }
+    std::fs::write(file, bytes)?;
+    Ok(flipped)
+}
