@@ -116,7 +116,7 @@ impl Swarm {
                 }
             }
         }
-        Self {
+        let mut swarm = Self {
             data,
             parity,
             min_insync,
@@ -141,7 +141,13 @@ impl Swarm {
             lease: rng.pick(&[300, 1500, 1500, 4000]).unwrap_or(1500) * MS,
             suspect_after: rng.pick(&[150, 500, 500]).unwrap_or(500) * MS,
             takeover_patience: rng.pick(&[200, 1500]).unwrap_or(1500) * MS,
+        };
+        if rot {
+            // Impatience takes slots out as well: a store whose map is late would be called silent.
+            swarm.suspect_after = 500 * MS;
+            swarm.takeover_patience = 1500 * MS;
         }
+        swarm
     }
 
     pub(crate) fn has(&self, fault: Fault) -> bool {
