@@ -1,20 +1,25 @@
 //! Contents of volumes over the API: a piece of one, or all of it as a stream.
 
 use super::error::{ApiError, ErrorBody};
+use super::patient::Patient;
 use super::routes::{ApiState, volume_name};
-use crate::control::{ControlError, Output};
+use crate::control::{ControlError, Export};
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::header;
 use axum::response::IntoResponse;
 use serde::Deserialize;
+use std::time::Duration;
 use tokio_util::io::ReaderStream;
 
 /// Most bytes of one answer; a client with more to read asks again, or takes the image.
 const DATA_BYTES_MAX: u64 = 32 << 20;
 /// Bytes read ahead of a client that takes an image.
 const IMAGE_BYTES_AHEAD: usize = 4 << 20;
+
+/// A client that takes nothing for so long keeps the volume's keys in memory for nothing.
+const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
 const CONTENTS: [(header::HeaderName, &str); 2] =
     [(header::CONTENT_TYPE, "application/octet-stream"), (header::CACHE_CONTROL, "no-store")];
@@ -67,14 +72,12 @@ pub(super) async fn volume_image(
     name: Result<Path<String>, PathRejection>,
 ) -> Result<impl IntoResponse, ApiError> {
     let name = volume_name(name)?;
-    let size = state.control().volume(name.clone()).await?.volume.size;
     // What keeps the volume from being read shows here, while there is an answer to say it in.
-    state.control().read_volume(name.clone(), 0, 1).await?;
+    let Export { size, run } = state.control().export_volume(name.clone()).await?;
     let (out, body) = tokio::io::duplex(IMAGE_BYTES_AHEAD);
-    let out: Output = Box::new(out);
     tokio::spawn(async move {
         // The client sees a stream that is too short.
-        if let Err(error) = state.control().export_volume(name.clone(), out).await {
+        if let Err(error) = run(Box::new(Patient::new(out, STALL_TIMEOUT))).await {
             tracing::warn!(volume = name, %error, "the export ended early");
         }
     });

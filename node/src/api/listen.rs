@@ -27,6 +27,8 @@ use tokio_util::task::TaskTracker;
 
 const CONNECTIONS_MAX: usize = 256;
 const HEADER_BYTES_MAX: usize = 16 << 10;
+/// How long requests under way may go on when the node stops. Changes go on without their client.
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(3);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The bound sockets of the API.
@@ -131,7 +133,12 @@ where
         ended = connection.as_mut() => ended,
         () = stop.cancelled() => {
             connection.as_mut().graceful_shutdown();
-            connection.await
+            // A client that takes a volume's contents at its leisure must not keep the node from
+            // stopping in order.
+            match tokio::time::timeout(GOODBYE_TIMEOUT, connection).await {
+                Ok(ended) => ended,
+                Err(_) => return tracing::debug!("a control API connection was cut off"),
+            }
         }
     };
     if let Err(error) = ended {

@@ -13,6 +13,7 @@ mod error;
 mod listen;
 mod metrics;
 mod openapi;
+mod patient;
 mod routes;
 
 pub use error::ErrorBody;

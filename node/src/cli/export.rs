@@ -4,9 +4,10 @@ use super::args::VolumeExportArgs;
 use crate::control::VolumeDetail;
 use anyhow::{Context, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{IsTerminal, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use tempfile::NamedTempFile;
 
 /// Runs of zeroes of this length are left out of the file: it then takes no more than the volume.
 const HOLE: usize = 64 << 10;
@@ -67,61 +68,70 @@ impl Sink {
     }
 }
 
-/// A file that appears under its name only when it is whole, with holes where zeroes are.
+/// A file that appears under its name only when it is whole, with holes where zeroes are. For its
+/// owner alone: what it holds was encrypted.
 struct SparseFile {
     path: PathBuf,
-    draft: PathBuf,
-    file: File,
-    finished: bool,
+    draft: NamedTempFile,
+    force: bool,
 }
 
 impl SparseFile {
     fn create(path: &Path, force: bool) -> anyhow::Result<Self> {
-        if !force && path.symlink_metadata().is_ok() {
-            bail!("{} exists; --force replaces it", path.display());
+        match path.symlink_metadata() {
+            Ok(_) if !force => bail!("{} exists; --force replaces it", path.display()),
+            Ok(found) if !found.is_file() => {
+                bail!("{} is not a plain file and is not replaced", path.display())
+            }
+            _ => {}
         }
-        let mut name = path.file_name().context("the path names no file")?.to_owned();
-        name.push(".part");
-        let draft = path.with_file_name(name);
-        let open = OpenOptions::new().write(true).create_new(true).open(&draft);
-        let file = open.with_context(|| format!("create {}", draft.display()))?;
-        Ok(Self { path: path.to_owned(), draft, file, finished: false })
+        let name = path.file_name().context("the path names no file")?.to_string_lossy();
+        let draft = tempfile::Builder::new()
+            .prefix(&format!(".{name}."))
+            .suffix(".part")
+            .tempfile_in(folder(path))
+            .with_context(|| format!("create a file beside {}", path.display()))?;
+        Ok(Self { path: path.to_owned(), draft, force })
     }
 
     fn take(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
-        let failed = || format!("write {}", self.draft.display());
+        let file = self.draft.as_file_mut();
         for piece in bytes.chunks(HOLE) {
-            if piece.iter().all(|byte| *byte == 0) {
-                self.file.seek(SeekFrom::Current(piece.len() as i64)).with_context(failed)?;
+            let written = if piece.iter().all(|byte| *byte == 0) {
+                file.seek(SeekFrom::Current(piece.len() as i64)).map(drop)
             } else {
-                self.file.write_all(piece).with_context(failed)?;
-            }
+                file.write_all(piece)
+            };
+            written.with_context(|| format!("write {}", self.path.display()))?;
         }
         Ok(())
     }
 
-    fn finish(mut self, size: u64) -> anyhow::Result<()> {
-        let failed = || format!("write {}", self.draft.display());
-        self.file.set_len(size).and_then(|()| self.file.sync_all()).with_context(failed)?;
-        std::fs::rename(&self.draft, &self.path)
-            .with_context(|| format!("rename to {}", self.path.display()))?;
-        self.finished = true;
-        Ok(())
+    fn finish(self, size: u64) -> anyhow::Result<()> {
+        let Self { path, draft, force } = self;
+        let failed = || format!("write {}", path.display());
+        let file = draft.as_file();
+        file.set_len(size).and_then(|()| file.sync_all()).with_context(failed)?;
+        if force {
+            draft.persist(&path).with_context(failed)?;
+        } else {
+            draft.persist_noclobber(&path).with_context(failed)?;
+        }
+        File::open(folder(&path)).and_then(|folder| folder.sync_all()).with_context(failed)
     }
 }
 
-impl Drop for SparseFile {
-    fn drop(&mut self) {
-        if !self.finished {
-            // What is left of a failed export would look like the volume.
-            let _ = std::fs::remove_file(&self.draft);
-        }
+fn folder(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn a_file_appears_when_it_is_whole() {
@@ -145,7 +155,16 @@ mod tests {
         file.finish(contents.len() as u64).expect("finished");
         assert_eq!(std::fs::read(&path).expect("it is there"), contents);
         assert_eq!(names(), 1);
+        let mode = std::fs::metadata(&path).expect("it is there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
         assert!(SparseFile::create(&path, false).is_err(), "it is not replaced");
         SparseFile::create(&path, true).expect("but by force");
+        // One that appeared meanwhile is not, and neither is what is no file.
+        let other = folder.path().join("other.img");
+        let file = SparseFile::create(&other, false).expect("new");
+        std::fs::write(&other, "mine").expect("written");
+        assert!(file.finish(0).is_err());
+        assert_eq!(std::fs::read(&other).expect("it is there"), b"mine");
+        assert!(SparseFile::create(folder.path(), true).is_err());
     }
 }

@@ -21,6 +21,20 @@ use tokio::io::AsyncWrite;
 /// Where the contents of a volume go.
 pub type Output = Box<dyn AsyncWrite + Send + Unpin>;
 
+/// An open volume whose contents are to be written out, in order.
+pub struct Export {
+    /// Bytes that will be written.
+    pub size: u64,
+    /// Writes them, and says how many they were.
+    pub run: Box<dyn FnOnce(Output) -> BoxFuture<'static, Result<u64, ControlError>> + Send>,
+}
+
+impl std::fmt::Debug for Export {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Export").field("size", &self.size).finish_non_exhaustive()
+    }
+}
+
 /// The answer of a [`Control`] method.
 pub type Answer<'a, T> = BoxFuture<'a, Result<T, ControlError>>;
 
@@ -54,8 +68,8 @@ pub trait Control: Send + Sync + 'static {
     /// Bytes of a volume. `Invalid` when the range does not lie within it.
     fn read_volume(&self, name: String, offset: u64, size: u64) -> Answer<'_, Bytes>;
 
-    /// Writes all of a volume to `out`, in order, and says how many bytes that were.
-    fn export_volume(&self, name: String, out: Output) -> Answer<'_, u64>;
+    /// Opens a volume to write all of it somewhere. What keeps it from being read shows here.
+    fn export_volume(&self, name: String) -> Answer<'_, Export>;
 
     /// Every node, by number.
     fn nodes(&self) -> Answer<'_, Vec<NodeFacts>>;

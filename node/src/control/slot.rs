@@ -1,7 +1,7 @@
 //! A node whose API answers before the node itself is ready.
 
 use super::{
-    Answer, Control, ControlError, CreateVolume, ErrorKind, KeyReport, NodeFacts, Output,
+    Answer, Control, ControlError, CreateVolume, ErrorKind, Export, KeyReport, NodeFacts,
     StatusReport, VolumeDetail, VolumeFacts, WhyReport,
 };
 use bytes::Bytes;
@@ -75,8 +75,8 @@ impl Control for ControlSlot {
         self.ask(|control| control.read_volume(name, offset, size))
     }
 
-    fn export_volume(&self, name: String, out: Output) -> Answer<'_, u64> {
-        self.ask(|control| control.export_volume(name, out))
+    fn export_volume(&self, name: String) -> Answer<'_, Export> {
+        self.ask(|control| control.export_volume(name))
     }
 
     fn nodes(&self) -> Answer<'_, Vec<NodeFacts>> {

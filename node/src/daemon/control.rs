@@ -3,7 +3,7 @@
 use super::report::Report;
 use crate::attach::{Attachments, MemberCluster};
 use crate::control::{
-    Answer, Control, ControlError, CreateVolume, ErrorKind, KeyReport, NodeFacts, Output,
+    Answer, Control, ControlError, CreateVolume, ErrorKind, Export, KeyReport, NodeFacts, Output,
     StatusReport, VolumeDetail, VolumeFacts, WhyReport,
 };
 use crate::volume_spec::{self, Geometry as Spec};
@@ -16,7 +16,7 @@ use smalti_raft::ProposeError;
 use smalti_storage::geometry::SHARD_SIZE_DEFAULT;
 use smalti_storage::ids::VolumeId;
 use smalti_volume::{
-    ShardMetadata, VolumeError, VolumeShape, read_data, reconstruct_volume, shard_volume,
+    ShardMetadata, VolumeError, VolumeShape, Volumes, read_data, reconstruct_volume, shard_volume,
 };
 use std::time::Duration;
 use tokio::time::Instant;
@@ -104,12 +104,21 @@ impl MemberControl {
         read_data(&self.attachments, id, offset, size).await.map_err(|error| refused(&error))
     }
 
-    async fn export(&self, name: String, mut out: Output) -> Result<u64, ControlError> {
+    async fn export(&self, name: String) -> Result<Export, ControlError> {
         let volume = self.volume_named(&name)?;
         let metadata = ShardMetadata::of(&volume).map_err(|error| refused(&error))?;
-        reconstruct_volume(&self.attachments, volume.id, &metadata, &mut out)
-            .await
-            .map_err(|error| refused(&error))
+        // Held until the end, so that the volume is attached once.
+        let device = self.attachments.device(volume.id).await.map_err(|error| refused(&error))?;
+        let attachments = self.attachments.clone();
+        let run = move |mut out: Output| {
+            Box::pin(async move {
+                let written =
+                    reconstruct_volume(&attachments, metadata.volume, &metadata, &mut out).await;
+                drop(device);
+                written.map_err(|error| refused(&error))
+            }) as _
+        };
+        Ok(Export { size: volume.size, run: Box::new(run) })
     }
 
     async fn delete(&self, name: String, id: VolumeId) -> Result<(), ControlError> {
@@ -183,8 +192,8 @@ impl Control for MemberControl {
         Box::pin(self.read(name, offset, size))
     }
 
-    fn export_volume(&self, name: String, out: Output) -> Answer<'_, u64> {
-        Box::pin(self.export(name, out))
+    fn export_volume(&self, name: String) -> Answer<'_, Export> {
+        Box::pin(self.export(name))
     }
 
     fn nodes(&self) -> Answer<'_, Vec<NodeFacts>> {

@@ -77,21 +77,36 @@ impl Report {
 
     fn volume_health(&self, volume: &Volume) -> Health {
         let served = volume.activated && self.progress.get(&volume.no).is_some_and(|p| p.active);
-        let live = |group: &smalti_map::Group| {
-            let live = group.insync.iter().filter(|slot| {
-                let store = group.slots.get(slot.index());
-                let node = store.and_then(|store| self.map.node_of(*store));
-                node.is_some_and(|node| self.up.contains(&node))
-            });
-            live.count() >= usize::from(volume.data)
-        };
-        if !self.caught_up || !served || !volume.groups.iter().all(live) {
+        if !self.caught_up || !served || self.fewest_live(volume) < volume.min_insync {
             Health::Stalled
         } else if Self::groups_full(volume) == volume.groups.len() && self.behind(volume) == 0 {
             Health::Ok
         } else {
             Health::Degraded
         }
+    }
+
+    /// Of all groups, the fewest in-sync slots on nodes that answer.
+    fn fewest_live(&self, volume: &Volume) -> u8 {
+        let live = |group: &smalti_map::Group| {
+            let live = group.insync.iter().filter(|slot| {
+                let store = group.slots.get(slot.index());
+                let node = store.and_then(|store| self.map.node_of(*store));
+                node.is_some_and(|node| self.up.contains(&node))
+            });
+            u8::try_from(live.count()).unwrap_or(u8::MAX)
+        };
+        volume.groups.iter().map(live).min().unwrap_or(0)
+    }
+
+    /// Whether more than half of the nodes answer: fewer can not agree on anything.
+    fn has_majority(&self) -> bool {
+        self.up.len() * 2 > self.map.nodes.len()
+    }
+
+    fn leader(&self) -> Option<NodeId> {
+        // One that is left alone believes for a while that it leads.
+        self.raft.leader.filter(|_| self.has_majority())
     }
 
     fn behind(&self, volume: &Volume) -> u64 {
@@ -118,8 +133,13 @@ impl Report {
             let remedy = (!remedy.is_empty()).then(|| remedy.to_owned());
             reasons.push(Reason { health, subject, problem, remedy });
         };
-        if self.raft.leader.is_none() {
-            let problem = "no leader: fewer than a majority of nodes are up".to_owned();
+        if self.leader().is_none() {
+            let (up, all) = (self.up.len(), self.map.nodes.len());
+            let problem = if self.has_majority() {
+                "no leader: an election is under way".to_owned()
+            } else {
+                format!("no leader: {up} of {all} nodes answer, {} are needed", all / 2 + 1)
+            };
             add(Health::Stalled, "raft".into(), problem, "start the nodes that are down");
         }
         if !self.caught_up {
@@ -155,19 +175,28 @@ impl Report {
                     let problem = match (&volume.coordinator, volume.activated) {
                         _ if !self.caught_up => "how it is, is not known here yet".to_owned(),
                         (None, _) => "it has no coordinator".to_owned(),
+                        (Some(_), _) if self.fewest_live(volume) < volume.min_insync => format!(
+                            "{} of {} slots of a group are in sync on nodes that answer, {} are \
+                             needed: writes wait, and reads may",
+                            self.fewest_live(volume),
+                            volume.slots(),
+                            volume.min_insync
+                        ),
                         (Some(_), false) => "its coordinator is taking over".to_owned(),
-                        (Some(_), true) => "too few of its stores answer".to_owned(),
+                        (Some(_), true) => "its coordinator does not answer".to_owned(),
                     };
                     let remedy = "it goes on by itself once enough nodes are up";
                     add(Health::Stalled, subject, problem, remedy);
                 }
                 _ => {
                     let out = volume.groups.len() - Self::groups_full(volume);
-                    let problem = format!(
-                        "{out} of {} groups miss a slot, {} rows are behind",
-                        volume.groups.len(),
-                        self.behind(volume)
-                    );
+                    let behind = match self.behind(volume) {
+                        // A new coordinator has not seen what was written before its time.
+                        0 => "how many rows are behind shows when it is back".to_owned(),
+                        rows => format!("{rows} rows are behind"),
+                    };
+                    let groups = volume.groups.len();
+                    let problem = format!("{out} of {groups} groups miss a slot, {behind}");
                     let remedy = "stores that are up catch up by themselves";
                     add(Health::Degraded, subject, problem, remedy);
                 }
@@ -211,7 +240,7 @@ impl Report {
             nodes: nodes.collect(),
             volumes,
             raft: RaftStatus {
-                leader: self.raft.leader.map(|node| self.node_name(node)),
+                leader: self.leader().map(|node| self.node_name(node)),
                 term: self.raft.term,
             },
             custody: self.custody_status(),

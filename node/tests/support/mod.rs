@@ -8,10 +8,10 @@ use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::ready;
 use smalti_node::control::{
-    Answer, Control, ControlError, CreateVolume, CustodyStatus, ErrorKind, GroupFacts, Health,
-    HolderFacts, KeyEpochFacts, KeyReport, NodeFacts, NodeState, NodeStatus, Output, RaftStatus,
-    Reason, SlotFacts, SlotState, StatusReport, StoreFacts, VolumeDetail, VolumeFacts, VolumeKeys,
-    VolumeStatus, WhyReport,
+    Answer, Control, ControlError, CreateVolume, CustodyStatus, ErrorKind, Export, GroupFacts,
+    Health, HolderFacts, KeyEpochFacts, KeyReport, NodeFacts, NodeState, NodeStatus, Output,
+    RaftStatus, Reason, SlotFacts, SlotState, StatusReport, StoreFacts, VolumeDetail, VolumeFacts,
+    VolumeKeys, VolumeStatus, WhyReport,
 };
 use smalti_node::volume_spec::Geometry;
 use smalti_storage::ids::{
@@ -180,15 +180,21 @@ impl Control for FakeControl {
         ready(answer).boxed()
     }
 
-    fn export_volume(&self, name: String, mut out: Output) -> Answer<'_, u64> {
+    fn export_volume(&self, name: String) -> Answer<'_, Export> {
         async move {
             let size = self.volume(name.clone()).await?.volume.size;
             // A volume of that name breaks off half way.
-            let size = if name == "broken" { size / 2 } else { size };
-            let all = self.read_volume(name, 0, size).await?;
-            let written = out.write_all(&all).await;
-            written.map_err(|error| ControlError::new(ErrorKind::Internal, error))?;
-            Ok(size)
+            let given = if name == "broken" { size / 2 } else { size };
+            let all = self.read_volume(name, 0, given).await?;
+            let run = move |mut out: Output| {
+                async move {
+                    let written = out.write_all(&all).await;
+                    written.map_err(|error| ControlError::new(ErrorKind::Internal, error))?;
+                    Ok(given)
+                }
+                .boxed()
+            };
+            Ok(Export { size, run: Box::new(run) })
         }
         .boxed()
     }

@@ -57,6 +57,8 @@ pub async fn read_data(
     // One look before the buffer is made: a size beyond the volume must not cost memory.
     if total > 0 {
         device.read(end - 1, 1).await?;
+    } else {
+        device.read(offset, 0).await?;
     }
     let mut data = BytesMut::with_capacity(total);
     let mut pieces = windows(device.as_ref(), offset..end);

@@ -38,7 +38,8 @@ pub(crate) fn prepare(database: &Database, batch: &Batch) -> Result<Prepared, St
         match change {
             Change::PutVersion { at, meta, record, fresh } => {
                 let key = version::encode(*at, meta.ver);
-                if !fresh && (!put.insert(key) || is_stored(database, &key)?) {
+                let again = !put.insert(key);
+                if again || (!fresh && is_stored(database, &key)?) {
                     delete_version(database, &mut write, &key);
                 }
                 write.put_cf(database.meta(), key, value::encode(&key, meta));

@@ -20,6 +20,7 @@ mod keys;
 mod label;
 mod options;
 mod reclaim;
+mod space;
 mod store;
 mod value;
 

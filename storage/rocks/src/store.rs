@@ -6,6 +6,7 @@ use crate::keys::{after_prefix, slot, version, volume};
 use crate::label::{Directory, Label};
 use crate::options::{Expect, RocksOptions};
 use crate::reclaim::Reclaim;
+use crate::space;
 use crate::value;
 use bytes::Bytes;
 use rocksdb::{DBPinnableSlice, DBRawIterator, FlushOptions, ReadOptions, WriteOptions};
@@ -69,8 +70,9 @@ impl RocksStore {
         let label = Label { incarnation: started.incarnation, clean: None, ..label };
         directory.write(&label)?;
         let database = Arc::new(started.database);
-        let reclaim = Reclaim::start(Arc::clone(&database), options.garbage_bytes_min)
-            .map_err(|error| StoreError::Io(format!("no thread to reclaim space: {error}")))?;
+        let reclaim =
+            Reclaim::start(Arc::clone(&database), directory.path(), options.garbage_bytes_min)
+                .map_err(|error| StoreError::Io(format!("no thread to reclaim space: {error}")))?;
         info!(store = %opened.id, incarnation = %opened.incarnation, clean = opened.clean,
             path = %directory.path().display(), "store opened");
         Ok(Self {
@@ -197,6 +199,12 @@ impl ShardStore for RocksStore {
     fn newest(&self, slots: &[RowSlot], limit: usize) -> Vec<Result<Vec<VersionMeta>, StoreError>> {
         let mut answers = Vec::with_capacity(slots.len());
         self.newest_by(slots.iter().copied(), limit, |versions| answers.push(versions));
+        for (at, answer) in slots.iter().zip(&mut answers) {
+            // On its way to the next slot the iterator may have met damage that is not this one's.
+            if matches!(answer, Err(StoreError::Corrupt { .. })) {
+                *answer = self.newest_one(*at, limit);
+            }
+        }
         answers
     }
 
@@ -363,10 +371,7 @@ impl ShardStore for RocksStore {
     }
 
     fn space(&self) -> Result<Space, StoreError> {
-        let found = rustix::fs::statvfs(self.directory.path())
-            .map_err(|error| StoreError::Io(format!("free space is not known: {error}")))?;
-        let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
-        Ok(Space { total: bytes(found.f_blocks), free: bytes(found.f_bavail) })
+        space::below(self.directory.path())
     }
 
     fn close(&self) -> Result<(), StoreError> {

@@ -153,7 +153,7 @@ async fn reads_stay_within_the_volume() {
     let (cluster, _) = volume(3, 2, 1).await;
     assert_eq!(read_data(&cluster, id(1), SIZE, 0).await.expect("nothing"), b""[..]);
     assert_eq!(read_data(&cluster, id(1), SIZE - 1, 1).await.expect("a byte"), b"\0"[..]);
-    for (offset, size) in [(SIZE, 1), (0, SIZE + 1), (u64::MAX, 2), (0, u64::MAX)] {
+    for (offset, size) in [(SIZE, 1), (0, SIZE + 1), (u64::MAX, 2), (0, u64::MAX), (SIZE + 1, 0)] {
         read_data(&cluster, id(1), offset, size).await.expect_err("beyond the end");
     }
     let none = read_data(&cluster, id(9), 0, 1).await.expect_err("no such volume");
