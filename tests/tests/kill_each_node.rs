@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use smalti_tests::fio::VerifiedLoop;
+use smalti_tests::nbd::Client;
 use smalti_tests::pattern::seed;
+use smalti_tests::process::until;
 use smalti_tests::report::say;
 use smalti_tests::{Cluster, Load, LoadConfig, Spec};
 
@@ -29,6 +31,35 @@ fn fio_verifies_while_each_other_node_dies() -> Result<()> {
         }
         let passes = load.finish()?;
         say(test, &format!("attached to node {attached}: {passes} passes, no byte wrong"));
+    }
+    cluster.finish()
+}
+
+/// fio on one node, the coordinator held on another one by a second client: the coordinator's node
+/// dies, each in turn, under a connection that lives on.
+#[test]
+fn fio_verifies_while_the_coordinator_dies_elsewhere() -> Result<()> {
+    let test = "fio_verifies_while_the_coordinator_dies_elsewhere";
+    let mut cluster = Cluster::up(Spec::three(test, "512M"))?;
+    for victim in 0..3 {
+        let holder = Client::connect(&cluster.target(victim), LIMIT)?;
+        until("the held node coordinates", LIMIT, || {
+            Ok((cluster.coordinator()? == victim).then_some(()))
+        })?;
+        let attached = (victim + 1) % 3;
+        let load = VerifiedLoop::start(cluster.uri(attached), "64M", "0", LIMIT);
+        load.progress(1, LIMIT).context("before any fault")?;
+        ensure!(cluster.coordinator()? == victim, "the coordinator has moved");
+        let leads = cluster.leader()? == victim;
+        cluster.kill(victim)?;
+        drop(holder);
+        load.progress(2, LIMIT).with_context(|| format!("coordinator {victim} dead"))?;
+        cluster.wait_degraded()?;
+        cluster.start(victim)?;
+        cluster.wait_ok().with_context(|| format!("node {victim} back"))?;
+        let passes = load.finish()?;
+        let also = if leads { " and raft leader" } else { "" };
+        say(test, &format!("coordinator{also} {victim} died: {passes} passes, no byte wrong"));
     }
     cluster.finish()
 }
