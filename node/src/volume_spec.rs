@@ -3,12 +3,6 @@
 use smalti_storage::ids::SlotSet;
 use thiserror::Error;
 
-/// Bytes of a block: shards are made of whole ones.
-const BLOCK: u32 = 4096;
-/// Mean bytes of a shard when nothing else is asked.
-pub const SHARD_SIZE_DEFAULT: u32 = 1 << 20;
-const SHARD_SIZE_MIN: u32 = 64 << 10;
-const SHARD_SIZE_MAX: u32 = 64 << 20;
 const NAME_MAX: usize = 64;
 /// Slots of a group are kept in a set of this many.
 const SLOTS_MAX: u32 = SlotSet::first(32).len();
@@ -71,7 +65,7 @@ pub enum SpecError {
         parity: u8,
     },
     /// The shard size is not possible.
-    #[error("shard size {0} is not a multiple of 4096 from 64 KiB to 64 MiB")]
+    #[error("shard size {0} is not a power of two from 64 KiB to 64 MiB")]
     ShardSize(u32),
     /// No cluster has so few nodes.
     #[error("a cluster needs at least {NODES_MIN} nodes, there are {0}")]
@@ -162,10 +156,13 @@ pub fn check_name(name: &str) -> Result<(), SpecError> {
 /// Checks the mean size of a shard.
 ///
 /// # Errors
-/// Not whole blocks, or out of range.
+/// No power of two, or out of range.
 pub fn check_shard_size(bytes: u32) -> Result<(), SpecError> {
-    let in_range = (SHARD_SIZE_MIN..=SHARD_SIZE_MAX).contains(&bytes);
-    if in_range && bytes.is_multiple_of(BLOCK) { Ok(()) } else { Err(SpecError::ShardSize(bytes)) }
+    // One rule for it, that of the geometry; the other numbers are possible ones.
+    match smalti_storage::geometry::Geometry::new(1, 1, bytes, 1) {
+        Ok(_) => Ok(()),
+        Err(_) => Err(SpecError::ShardSize(bytes)),
+    }
 }
 
 #[cfg(test)]
@@ -220,9 +217,9 @@ mod tests {
     }
 
     #[test]
-    fn shard_sizes_are_whole_blocks_in_range() {
-        assert_eq!(check_shard_size(SHARD_SIZE_DEFAULT), Ok(()));
-        for bad in [0, 4096, 65537, (64 << 20) + 4096] {
+    fn shard_sizes_are_powers_of_two_in_range() {
+        assert_eq!(check_shard_size(smalti_storage::geometry::SHARD_SIZE_DEFAULT), Ok(()));
+        for bad in [0, 4096, 65537, 68 << 10, (64 << 20) + 4096] {
             assert_eq!(check_shard_size(bad), Err(SpecError::ShardSize(bad)));
         }
     }

@@ -159,7 +159,7 @@ pub struct VolumeCreateArgs {
     /// than 1]
     #[arg(long, value_name = "M")]
     pub min_insync: Option<u8>,
-    /// Mean size of a shard, 64K to 64M [default: 1M]
+    /// Mean size of a shard, a power of two from 64K to 64M [default: 1M]
     #[arg(long, value_name = "SIZE", value_parser = shard_size)]
     pub shard_size: Option<u32>,
     /// Where and how.
