@@ -35,6 +35,13 @@ pub struct Frame {
     pub requests: Vec<Request>,
 }
 
+impl Frame {
+    /// Bytes of record data it carries.
+    pub fn payload_len(&self) -> usize {
+        self.requests.iter().map(|request| request.ask.payload_len()).sum()
+    }
+}
+
 /// One numbered request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {

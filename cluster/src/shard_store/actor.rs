@@ -8,20 +8,10 @@ use smalti_map::view::MapView;
 use smalti_rowcommit::StoreCore;
 use smalti_rowcommit::store::StoreConfig;
 use smalti_rowcommit::store::read::ReadSide;
-use smalti_storage::store::{ShardStore, Space};
+use smalti_storage::store::ShardStore;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
-
-/// New data is refused when less than this part of the disk is free: aborts, commits, repairs and
-/// RocksDB's own compactions still need room.
-const RESERVED_PART: u64 = 20;
-
-/// And never when less than this is free.
-const RESERVED_BYTES: u64 = 256 << 20;
-
-/// Nor is more than this kept back on a large disk.
-const RESERVED_BYTES_MAX: u64 = 4 << 30;
 
 /// Large reads at once.
 const LARGE_READS: usize = 8;
@@ -61,9 +51,7 @@ impl std::fmt::Debug for ShardStoreArgs {
 struct ShardStoreActor;
 
 struct State {
-    store: Arc<dyn ShardStore>,
     jobs: mpsc::Sender<Job>,
-    space_low: bool,
 }
 
 /// Starts the actor and its writer.
@@ -78,7 +66,7 @@ pub async fn start(
     let core = StoreCore::new(Arc::clone(&args.store), args.config, clock::now());
     let reader = ReadSide::new(Arc::clone(&args.store), core.fence());
     let id = args.store.opened().id;
-    let writer = Writer { core, store: Arc::clone(&args.store), jobs: queue, adopted: adopted_tx };
+    let writer = Writer::new(core, args.store, queue, adopted_tx);
     let (fatal, ended) = (args.fatal, args.ended);
     let large_reads = Arc::new(Semaphore::new(LARGE_READS));
     let handle = StoreHandle { id, jobs: jobs.clone(), reader, large_reads, adopted };
@@ -93,7 +81,7 @@ pub async fn start(
             let _ = fatal.try_send(format!("shard store failed: {error}"));
         }
     });
-    let state = State { store: args.store, jobs, space_low: false };
+    let state = State { jobs };
     let (actor, _) =
         Actor::spawn(Some(format!("shard-store-{id}")), ShardStoreActor, state).await?;
     actor.send_interval(SPACE_EVERY, || ShardStoreMsg::LookAtSpace);
@@ -121,15 +109,7 @@ impl Actor for ShardStoreActor {
     ) -> Result<(), ActorProcessingErr> {
         let job = match message {
             ShardStoreMsg::Map(map) => Job::Map(map),
-            ShardStoreMsg::LookAtSpace => {
-                let low = is_low(state.store.space()?);
-                if low == state.space_low {
-                    return Ok(());
-                }
-                tracing::warn!(low, "space below the shard store");
-                state.space_low = low;
-                Job::SpaceLow(low)
-            }
+            ShardStoreMsg::LookAtSpace => Job::LookAtSpace,
             ShardStoreMsg::Stop => {
                 state.jobs.send(Job::Stop).await?;
                 myself.stop(None);
@@ -139,8 +119,4 @@ impl Actor for ShardStoreActor {
         state.jobs.send(job).await?;
         Ok(())
     }
-}
-
-fn is_low(space: Space) -> bool {
-    space.free < (space.total / RESERVED_PART).clamp(RESERVED_BYTES, RESERVED_BYTES_MAX)
 }

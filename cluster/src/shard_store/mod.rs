@@ -7,6 +7,7 @@
 
 mod actor;
 mod session;
+mod space;
 mod writer;
 
 pub use actor::{ShardStoreArgs, ShardStoreMsg, start};
@@ -28,7 +29,7 @@ const QUEUE_FRAMES: usize = 64;
 enum Job {
     Frame { from: NodeId, frame: Frame, reply: mpsc::Sender<Reply> },
     Map(MapView),
-    SpaceLow(bool),
+    LookAtSpace,
     Stop,
 }
 
@@ -56,7 +57,7 @@ impl std::fmt::Debug for Job {
         f.write_str(match self {
             Self::Frame { .. } => "frame",
             Self::Map(_) => "map",
-            Self::SpaceLow(_) => "space",
+            Self::LookAtSpace => "space",
             Self::Stop => "stop",
         })
     }

@@ -1,24 +1,39 @@
 //! The one thread that changes a store.
 
 use super::Job;
+use super::space::SpaceWatch;
 use crate::clock;
 use smalti_rowcommit::StoreCore;
 use smalti_rowcommit::msg::Reply;
-use smalti_storage::store::{ShardStore, StoreError};
+use smalti_storage::store::{Change, ShardStore, StoreError};
 use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 
 /// Frames that one batch takes at most: it bounds how long the first of them waits.
 const BATCH_FRAMES: usize = 64;
 
+/// A batch with so many bytes of records takes no further frame.
+const BATCH_BYTES: usize = 8 << 20;
+
 pub(super) struct Writer {
-    pub(super) core: StoreCore,
-    pub(super) store: Arc<dyn ShardStore>,
-    pub(super) jobs: mpsc::Receiver<Job>,
-    pub(super) adopted: watch::Sender<u64>,
+    core: StoreCore,
+    store: Arc<dyn ShardStore>,
+    jobs: mpsc::Receiver<Job>,
+    adopted: watch::Sender<u64>,
+    space: SpaceWatch,
 }
 
 impl Writer {
+    /// For a store and its core; every map that it has made durable is announced in `adopted`.
+    pub(super) fn new(
+        core: StoreCore,
+        store: Arc<dyn ShardStore>,
+        jobs: mpsc::Receiver<Job>,
+        adopted: watch::Sender<u64>,
+    ) -> Self {
+        Self { core, store, jobs, adopted, space: SpaceWatch::default() }
+    }
+
     /// Runs until told to stop or everybody has gone.
     ///
     /// # Errors
@@ -29,9 +44,11 @@ impl Writer {
         while !stop {
             let Some(mut job) = self.jobs.blocking_recv() else { break };
             let mut map_version = None;
+            let mut bytes = 0;
             for taken in 1.. {
                 match job {
                     Job::Frame { from, frame, reply } => {
+                        bytes += frame.payload_len();
                         if let Some(answer) = self.core.handle(clock::now(), from, frame)? {
                             answers.push((reply, answer));
                         }
@@ -40,10 +57,10 @@ impl Writer {
                         self.core.set_map(&map)?;
                         map_version = Some(map.version);
                     }
-                    Job::SpaceLow(low) => self.core.set_space_low(low),
+                    Job::LookAtSpace => self.look_at_space()?,
                     Job::Stop => stop = true,
                 }
-                if taken >= BATCH_FRAMES || stop {
+                if taken >= BATCH_FRAMES || bytes >= BATCH_BYTES || stop {
                     break;
                 }
                 match self.jobs.try_recv() {
@@ -53,9 +70,13 @@ impl Writer {
             }
             let (batch, _) = self.core.take_batch();
             if !batch.changes.is_empty() {
+                self.space.took(batch.changes.iter().map(record_bytes).sum());
                 self.store.commit(batch)?;
             }
             self.core.committed();
+            if self.space.is_due() {
+                self.look_at_space()?;
+            }
             for (to, answer) in answers.drain(..) {
                 // A session whose reader has gone, or is so slow that its queue is full, loses
                 // the answer; its coordinator finds the store silent and asks again.
@@ -68,5 +89,28 @@ impl Writer {
             }
         }
         self.store.close()
+    }
+
+    /// By the clock, for others may fill the disk or free it; and with every few megabytes, for
+    /// this store may do so faster than the clock asks.
+    fn look_at_space(&mut self) -> Result<(), StoreError> {
+        let space = self.store.space()?;
+        if let Some(low) = self.space.saw(space) {
+            let mib = space.free >> 20;
+            if low {
+                tracing::warn!(mib, "the disk is full: new data is refused");
+            } else {
+                tracing::info!(mib, "the disk has room again");
+            }
+            self.core.set_space_low(low);
+        }
+        Ok(())
+    }
+}
+
+fn record_bytes(change: &Change) -> u64 {
+    match change {
+        Change::PutVersion { record, .. } => record.len() as u64,
+        _ => 0,
     }
 }

@@ -22,6 +22,9 @@ pub(crate) const STATE: &str = "state";
 /// a look-up passes over the others by their filters.
 const FILES_BEFORE_COMPACTION: i32 = 8;
 
+/// Size of one buffer of each small family, in bytes; there are two.
+const SMALL_BUFFER: usize = 4 * MIB;
+
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
 
@@ -83,6 +86,13 @@ pub(crate) enum WalCheck {
 }
 
 impl RocksOptions {
+    /// What all buffers hold at most, in bytes.
+    pub(crate) fn buffers(&self) -> u64 {
+        let data = self.data_buffer_bytes * usize::from(self.data_buffers);
+        // Of metadata, and of the two small families.
+        (data + 2 * (self.meta_buffer_bytes + 2 * SMALL_BUFFER)) as u64
+    }
+
     pub(crate) fn database(&self, create: bool, wals: WalCheck) -> Options {
         let mut options = Options::default();
         options.create_if_missing(create);
@@ -175,7 +185,7 @@ impl RocksOptions {
 fn small(cache: &Cache) -> Options {
     let mut options = Options::default();
     options.set_block_based_table_factory(&tables(cache, 4 * KIB));
-    options.set_write_buffer_size(4 * MIB);
+    options.set_write_buffer_size(SMALL_BUFFER);
     options.set_max_write_buffer_number(2);
     options.set_compression_type(DBCompressionType::None);
     options

@@ -114,7 +114,7 @@ impl Collector {
     /// Has the older blob files rewritten without their dead records, as long as that pays.
     fn collect(&self, garbage_min: u64, stopped: &impl Fn() -> bool) {
         for _ in 0..ROUNDS_MAX {
-            let (sizes, free) = match (self.sizes(), space::below(&self.directory)) {
+            let (sizes, free) = match (self.sizes(), space::below(&self.directory, 0)) {
                 (Ok(sizes), Ok(space)) => (sizes, space.free),
                 (Err(error), _) => {
                     warn!(%error, "can not tell how much of the store is garbage");

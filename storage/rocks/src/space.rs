@@ -3,10 +3,10 @@
 use smalti_storage::store::{Space, StoreError};
 use std::path::Path;
 
-/// How much there is, and how much of it is free for us.
-pub(crate) fn below(path: &Path) -> Result<Space, StoreError> {
+/// How much there is, and how much of it is free for a store with so many bytes of buffers.
+pub(crate) fn below(path: &Path, buffers: u64) -> Result<Space, StoreError> {
     let found = rustix::fs::statvfs(path)
         .map_err(|error| StoreError::Io(format!("free space is not known: {error}")))?;
     let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
-    Ok(Space { total: bytes(found.f_blocks), free: bytes(found.f_bavail) })
+    Ok(Space { total: bytes(found.f_blocks), free: bytes(found.f_bavail), buffers })
 }

@@ -35,6 +35,7 @@ pub struct RocksStore {
     label: Label,
     opened: Opened,
     reclaim: Reclaim,
+    buffers: u64,
     claims: Claims,
     /// Held for reading by every commit on its way, for writing to end them.
     phase: RwLock<Phase>,
@@ -81,6 +82,7 @@ impl RocksStore {
             label,
             opened,
             reclaim,
+            buffers: options.buffers(),
             claims: Claims::default(),
             phase: RwLock::new(Phase::Serving),
         })
@@ -371,7 +373,7 @@ impl ShardStore for RocksStore {
     }
 
     fn space(&self) -> Result<Space, StoreError> {
-        space::below(self.directory.path())
+        space::below(self.directory.path(), self.buffers)
     }
 
     fn close(&self) -> Result<(), StoreError> {

@@ -1,0 +1,94 @@
+//! When a disk is too full for new data.
+
+use smalti_storage::store::Space;
+
+/// New data is refused when less than this part of the disk is free: aborts, commits, repairs and
+/// compactions still need room.
+const RESERVED_PART: u64 = 20;
+
+/// No more than this is kept back for them on a large disk.
+const RESERVED_MAX: u64 = 4 << 30;
+
+/// On a small disk it is so many times a store's buffers: what three stores of a local cluster
+/// that share it may all have to write at once, and as much again as one of them for compactions.
+const RESERVED_BUFFERS: u64 = 4;
+
+/// A full disk has room again once this much more than the reserve is free, as a part of it:
+/// otherwise every buffer that is written out would change it back and forth.
+const ROOM_AGAIN_PART: u64 = 8;
+
+/// Record bytes that may be taken between two looks at the disk.
+const LOOK_EVERY: u64 = 8 << 20;
+
+/// Watches one disk.
+#[derive(Debug, Default)]
+pub(super) struct SpaceWatch {
+    low: bool,
+    taken: u64,
+}
+
+impl SpaceWatch {
+    /// So many bytes of records were written.
+    pub(super) fn took(&mut self, bytes: u64) {
+        self.taken += bytes;
+    }
+
+    /// Whether it is time for a look before the next one that the clock asks for.
+    pub(super) fn is_due(&self) -> bool {
+        self.taken >= LOOK_EVERY
+    }
+
+    /// Takes what was seen; returns whether new data is refused now if that has changed.
+    pub(super) fn saw(&mut self, space: Space) -> Option<bool> {
+        self.taken = 0;
+        let reserve = reserve(space);
+        let limit = if self.low { reserve + reserve / ROOM_AGAIN_PART } else { reserve };
+        let low = space.free < limit;
+        let changed = low != self.low;
+        self.low = low;
+        changed.then_some(low)
+    }
+}
+
+fn reserve(space: Space) -> u64 {
+    (space.total / RESERVED_PART).min(RESERVED_MAX).max(space.buffers * RESERVED_BUFFERS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+    const GIB: u64 = 1 << 30;
+
+    #[test]
+    fn the_reserve_is_a_part_of_the_disk_between_the_buffers_and_a_limit() {
+        let of = |total| reserve(Space { total, free: 0, buffers: 100 * MIB });
+        assert_eq!(of(GIB), 400 * MIB);
+        assert_eq!(of(40 * GIB), 2 * GIB);
+        assert_eq!(of(1000 * GIB), 4 * GIB);
+    }
+
+    #[test]
+    fn a_full_disk_has_room_again_only_well_above_the_reserve() {
+        let mut watch = SpaceWatch::default();
+        let mut see = |free| watch.saw(Space { total: 40 * GIB, free, buffers: 0 });
+        assert_eq!(see(2 * GIB), None);
+        assert_eq!(see(2 * GIB - 1), Some(true));
+        assert_eq!(see(2 * GIB), None);
+        assert_eq!(see(2 * GIB + GIB / 4 - 1), None);
+        assert_eq!(see(2 * GIB + GIB / 4), Some(false));
+        assert_eq!(see(2 * GIB), None);
+    }
+
+    #[test]
+    fn a_look_is_due_after_so_many_bytes() {
+        let mut watch = SpaceWatch::default();
+        watch.took(LOOK_EVERY - 1);
+        assert!(!watch.is_due());
+        watch.took(1);
+        assert!(watch.is_due());
+        watch.saw(Space { total: GIB, free: GIB, buffers: 0 });
+        assert!(!watch.is_due());
+    }
+}

@@ -1,0 +1,104 @@
+//! A full disk: clients are told so, nothing that was acknowledged is lost, no node falls.
+
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use smalti_tests::mount::{self, SmallDisk};
+use smalti_tests::nbd::{Client, Error};
+use smalti_tests::pattern::{BLOCK, fill, seed};
+use smalti_tests::report::{say, skip};
+use smalti_tests::{Cluster, Spec};
+
+const LIMIT: Duration = Duration::from_secs(120);
+const PIECE: usize = 1 << 20;
+/// Pieces that a client has for itself: far more than fit on the disk.
+const PIECES: u64 = 1024;
+/// Writes of a client after it was first refused.
+const TRIES_ON: u64 = 100;
+/// ENOSPC, as NBD numbers it.
+const NO_SPACE: u32 = 28;
+
+#[test]
+fn full_disk() -> Result<()> {
+    let test = "full_disk";
+    if let Some(reason) = mount::missing() {
+        return skip(test, &reason);
+    }
+    let seed = seed();
+    say(test, &format!("seed {seed}"));
+    let disk = SmallDisk::mount(1500)?;
+    let cluster = Cluster::up_in(disk.path(), Spec::three(test, "3G"))?;
+    // One client through each node, each with a part of the volume.
+    let written: Result<Vec<u64>> = thread::scope(|scope| {
+        let clients: Vec<_> = (0..3)
+            .map(|node| {
+                let target = cluster.target(node);
+                scope.spawn(move || {
+                    let mut client = Client::connect(&target, LIMIT)?;
+                    fill_up(&mut client, seed, node as u64 * PIECES)
+                })
+            })
+            .collect();
+        let joined = clients.into_iter().map(|client| client.join().expect("no panic"));
+        joined.enumerate().map(|(node, done)| done.context(format!("node {node}"))).collect()
+    });
+    let written = written.with_context(|| ended(&cluster))?;
+    let all: u64 = written.iter().sum();
+    say(test, &format!("ENOSPC after {all} MiB: {written:?}"));
+    ensure!(all > 100, "full after {all} MiB");
+    for node in 0..3 {
+        ensure!(cluster.is_running(node), "node {node} ended");
+        let mut client = Client::connect(&cluster.target(node), LIMIT)?;
+        let mut buf = vec![0; PIECE];
+        for (part, written) in (0..).zip(&written) {
+            for at in (part * PIECES..).take(usize::try_from(*written)?) {
+                client.read(at * PIECE as u64, &mut buf).with_context(|| format!("MiB {at}"))?;
+                ensure!(buf == piece(seed, at), "MiB {at} differs through node {node}");
+            }
+        }
+    }
+    say(test, &format!("{all} MiB right through every node"));
+    cluster.finish()
+}
+
+/// Writes piece after piece until it is refused for lack of space, and goes on trying: in large
+/// and small pieces, what is written and what is not. Returns how many pieces were written.
+fn fill_up(client: &mut Client, seed: u64, first: u64) -> Result<u64> {
+    let mut written = 0;
+    let refused = loop {
+        ensure!(written < PIECES, "the disk does not get full");
+        let at = first + written;
+        match client.write(at * PIECE as u64, &piece(seed, at), 0) {
+            Ok(()) => written += 1,
+            Err(error) => break error,
+        }
+    };
+    let Error::Server(NO_SPACE) = refused else { bail!("refused with {refused}, not ENOSPC") };
+    for turn in 0..TRIES_ON {
+        let at = first + (turn * 7) % (written + 1);
+        let bytes = piece(seed, at);
+        let length = if turn % 3 == 0 { PIECE } else { BLOCK };
+        // Some room may come back: the same bytes again harm nothing.
+        match client.write(at * PIECE as u64, &bytes[..length], 0) {
+            Ok(()) | Err(Error::Server(NO_SPACE)) => {}
+            Err(error) => bail!("refused with {error}, not ENOSPC"),
+        }
+    }
+    Ok(written)
+}
+
+fn ended(cluster: &Cluster) -> String {
+    let ended: Vec<_> = (0..3).filter(|node| !cluster.is_running(*node)).collect();
+    format!("ended nodes: {ended:?}")
+}
+
+/// The contents of a MiB of the volume.
+fn piece(seed: u64, at: u64) -> Vec<u8> {
+    let mut bytes = vec![0; PIECE];
+    let first = at * (PIECE / BLOCK) as u64;
+    for (block, buf) in (first..).zip(bytes.chunks_mut(BLOCK)) {
+        fill(seed, block, 1, buf);
+    }
+    bytes
+}
