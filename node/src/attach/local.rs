@@ -24,6 +24,10 @@ const SEAT_PATIENCE: Duration = Duration::from_secs(12);
 /// For the map to show a renewed seat.
 const RENEW_PAUSE: Duration = Duration::from_millis(20);
 
+/// Custodians may hear of a new coordinator later than the coordinator itself: refusals within this
+/// time of getting the seat are asked about again. It is several heartbeats of the map's.
+const CUSTODY_PATIENCE: Duration = Duration::from_millis(750);
+
 /// How often a gateway is told the time, for the age of its salt.
 const TICK_EVERY: Duration = Duration::from_secs(60);
 
@@ -78,8 +82,11 @@ impl LocalGateways {
     /// [`AttachError`].
     pub(crate) async fn place(&self, no: VolumeNo) -> Result<Place, AttachError> {
         let deadline = Instant::now() + SEAT_PATIENCE;
+        let mut refused_from = None;
+        // In use before the seat is asked for and until it is settled, so that it is not handed
+        // over in between.
+        let _asking = self.member.use_volume(no);
         loop {
-            // In use before the seat is asked for, so that it is not handed over in between.
             let in_use = self.member.use_volume(no);
             let coder = match self.member.take_seat(no, SEAT_PATIENCE).await? {
                 Seat::Mine(coder) => coder,
@@ -106,9 +113,28 @@ impl LocalGateways {
                 continue;
             }
             let generation = volume.writer_gen;
-            let local = self.open_gateway(Arc::clone(&map), volume, coder, in_use).await?;
-            open.insert(no, (generation, Arc::downgrade(&local)));
-            return Ok(Place::Here(local));
+            let error = match self.open_gateway(Arc::clone(&map), volume, coder, in_use).await {
+                Ok(local) => {
+                    open.insert(no, (generation, Arc::downgrade(&local)));
+                    return Ok(Place::Here(local));
+                }
+                Err(error) => error,
+            };
+            drop(open);
+            // Another node may have asked for the seat just before it was in use here.
+            let now = self.member.map();
+            let seat_moved = now.volumes.get(&no).is_none_or(|now| now.epoch != volume.epoch);
+            let since = *refused_from.get_or_insert_with(Instant::now);
+            let again = if seat_moved {
+                Instant::now() < deadline
+            } else {
+                error.is_sealed() && since.elapsed() < CUSTODY_PATIENCE
+            };
+            if !again {
+                return Err(error);
+            }
+            tracing::debug!(volume = volume.name, %error, "the gateway is opened again");
+            tokio::time::sleep(RENEW_PAUSE).await;
         }
     }
 

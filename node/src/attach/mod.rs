@@ -27,7 +27,7 @@ use smalti_cluster::Member;
 use smalti_cluster::member::SeatError;
 use smalti_gateway::{BlockDevice, ClientId};
 use smalti_storage::ids::{VolumeId, VolumeNo};
-use smalti_volume::{VolumeError, Volumes};
+use smalti_volume::{KeysError, VolumeError, Volumes};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use uuid::Uuid;
@@ -48,6 +48,13 @@ pub enum AttachError {
     /// The node that coordinates it can not be reached.
     #[error("the node that serves the volume can not be reached: {0}")]
     Unreached(String),
+}
+
+impl AttachError {
+    /// Whether too few custodians gave their share.
+    pub(crate) fn is_sealed(&self) -> bool {
+        matches!(self, Self::Volume(VolumeError::Keys(KeysError::Sealed { .. })))
+    }
 }
 
 impl From<SeatError> for AttachError {
