@@ -51,7 +51,8 @@ impl PidFile {
         Ok(Self(file))
     }
 
-    /// The process that runs the node with that data folder, if one does.
+    /// The process that runs the node with that data folder, if one does. A process that has only
+    /// just taken the lock is given five seconds to say who it is; blocks for as long.
     ///
     /// # Errors
     /// The file can not be read, or is locked by a process that has not put its id in it.
@@ -63,11 +64,19 @@ impl PidFile {
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
                 Err(error) => return Err(error.into()),
             };
-            if try_lock(&file)? {
-                return Ok(None);
+            let deadline = Instant::now() + LOCK_TIMEOUT;
+            while !try_lock(&file)? {
+                // Until the holder has written its id the file is empty or names an earlier one.
+                let lives = |pid: &u32| Path::new("/proc").join(pid.to_string()).exists();
+                if let Some(pid) = read_pid(&mut file).filter(lives) {
+                    return Ok(Some(pid));
+                }
+                if Instant::now() >= deadline {
+                    bail!("its holder has not put its id in it");
+                }
+                std::thread::sleep(LOCK_PAUSE);
             }
-            let pid = read_pid(&mut file).context("its holder has not put its id in it")?;
-            Ok(Some(pid))
+            Ok(None)
         };
         look().with_context(|| format!("look at {}", path.display()))
     }
@@ -116,6 +125,25 @@ mod tests {
         drop(held);
         assert_eq!(PidFile::holder(dir.path()).unwrap(), None);
         drop(PidFile::acquire(dir.path()).unwrap());
+    }
+
+    #[test]
+    fn a_holder_that_is_late_to_say_who_it_is_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        for before in ["", "4194305\n"] {
+            let mut file = File::create(path(dir.path())).unwrap();
+            file.write_all(before.as_bytes()).unwrap();
+            assert!(try_lock(&file).unwrap());
+            let asked = std::thread::scope(|scope| {
+                let asking = scope.spawn(|| PidFile::holder(dir.path()));
+                std::thread::sleep(3 * LOCK_PAUSE);
+                file.set_len(0).unwrap();
+                file.rewind().unwrap();
+                writeln!(file, "{}", std::process::id()).unwrap();
+                asking.join().unwrap()
+            });
+            assert_eq!(asked.unwrap(), Some(std::process::id()));
+        }
     }
 
     #[test]
