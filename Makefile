@@ -13,11 +13,14 @@ NODES ?= 3
 SIZE ?= 2G
 # For `make test` and `make bench`: names of black-box tests, words in names of jobs.
 ONLY ?=
+# For `make sim`.
+SEEDS ?= 2000
+FROM ?= 1
 
 smalti := $(CARGO_TARGET_DIR)/release/smalti
 
 .DEFAULT_GOAL := help
-.PHONY: help deps rocksdb build demo test verify lint up down bench fmt fix
+.PHONY: help deps rocksdb build demo test verify lint up down bench sim fmt fix
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile | expand -t 16
@@ -52,6 +55,10 @@ down: ## stop the cluster of `make up`, if it was left behind
 
 bench: build ## figures of a local 2+1 cluster: SECS, RUNS, SIZE, ONLY
 	@$(CARGO_TARGET_DIR)/release/smalti-bench $(ONLY)
+
+sim: deps ## simulated clusters under faults: SEEDS, FROM
+	cargo build --release --locked --quiet -p smalti-jepsen --bin sim
+	@$(CARGO_TARGET_DIR)/release/sim --seeds $(SEEDS) --from $(FROM)
 
 fmt: ## format all code
 	cargo fmt --all

@@ -13,7 +13,7 @@ use smalti_storage::ids::{
 use smalti_storage::store::{VecEntry, VersionMeta};
 
 /// The version of this encoding; the first byte of every frame.
-pub const WIRE_VERSION: u8 = 1;
+pub const WIRE_VERSION: u8 = 2;
 
 /// Most row slots that one scan answers with.
 pub const SCAN_LIMIT: usize = 1024;
@@ -58,6 +58,8 @@ pub struct Reply {
     pub volume: VolumeNo,
     /// The session the requests came in.
     pub session: u64,
+    /// The start of the store that answers.
+    pub incarnation: Incarnation,
     /// Pairs of request number and answer.
     pub answers: Vec<(u64, Answer)>,
 }
@@ -211,6 +213,9 @@ pub enum Ask {
     Release,
     /// Nothing; carries the watermark.
     Nop,
+    /// Everything the store holds of the volume was compared with the others since it came up: it
+    /// is under suspicion no more.
+    Vetted,
 }
 
 /// An answer.
@@ -220,7 +225,8 @@ pub enum Answer {
     Promised {
         /// This start of the store.
         incarnation: Incarnation,
-        /// The last run did not end in order.
+        /// The last run did not end in order, and nobody has compared its rows since: it may have
+        /// lost what it acknowledged.
         suspect: bool,
         /// All versions at or below it are committed.
         watermark: Ver,
@@ -338,7 +344,7 @@ impl Ask {
     /// Whether a store that accepts it binds itself to the epoch: every change, and a lease.
     /// `Promise` is not among them, because it may have to wait first.
     pub fn binds(&self) -> bool {
-        !self.is_read() && !matches!(self, Self::Promise | Self::Release | Self::Nop)
+        !self.is_read() && !matches!(self, Self::Promise | Self::Release | Self::Nop | Self::Vetted)
     }
 
     /// The row slot that it changes, if it does.
@@ -419,6 +425,7 @@ mod tests {
             Ask::Lease { duration_us: 1_500_000 },
             Ask::Release,
             Ask::Nop,
+            Ask::Vetted,
         ]
     }
 
@@ -465,7 +472,7 @@ mod tests {
 
     fn reply() -> Reply {
         let answers = (1..).zip(answers()).collect();
-        Reply { volume: VolumeNo(1), session: 300, answers }
+        Reply { volume: VolumeNo(1), session: 300, incarnation: Incarnation(3), answers }
     }
 
     fn hex(bytes: &[u8]) -> String {
@@ -487,13 +494,13 @@ mod tests {
         assert_eq!(Reply::decode(&reply().encode()), Ok(reply()));
     }
 
-    /// What version 1 looks like. These bytes never change; a new format gets a new version.
+    /// What version 2 looks like. These bytes never change; a new format gets a new version.
     #[test]
-    fn messages_of_version_1_are_read_and_written_as_ever() {
-        let old = unhex(include_str!("../fixtures/frame.v1.hex"));
+    fn messages_of_version_2_are_read_and_written_as_ever() {
+        let old = unhex(include_str!("../fixtures/frame.v2.hex"));
         assert_eq!(hex(&frame().encode()), hex(&old));
         assert_eq!(Frame::decode(&old), Ok(frame()));
-        let old = unhex(include_str!("../fixtures/reply.v1.hex"));
+        let old = unhex(include_str!("../fixtures/reply.v2.hex"));
         assert_eq!(hex(&reply().encode()), hex(&old));
         assert_eq!(Reply::decode(&old), Ok(reply()));
     }
@@ -506,8 +513,8 @@ mod tests {
         let mut longer = bytes.to_vec();
         longer.push(0);
         assert_eq!(Frame::decode(&longer), Err(WireError::Malformed));
-        longer[0] = 2;
-        assert_eq!(Frame::decode(&longer), Err(WireError::Version(2)));
+        longer[0] = 1;
+        assert_eq!(Frame::decode(&longer), Err(WireError::Version(1)));
     }
 
     #[test]

@@ -64,7 +64,7 @@ impl World {
                 .flat_map(|g| g.insync.iter().filter_map(|slot| g.slots.get(slot.index()).copied()))
             {
                 let at = self.node_of(store);
-                if self.promised(at) < epoch.0 {
+                if self.promised(at) < epoch.0 && !self.forgot.contains(&at) {
                     self.fail(format!("I4: {epoch} is active and node {at} did not promise it"));
                 }
             }
@@ -104,6 +104,10 @@ impl World {
         }
         let parity = SlotSet::range(volume.data, volume.slots());
         for slot in insync.iter().filter(|slot| *slot == data || parity.contains(*slot)) {
+            let store = volume.group(row.group).and_then(|g| g.slots.get(slot.index()));
+            if store.is_some_and(|store| self.forgot.contains(&self.node_of(*store))) {
+                continue;
+            }
             let Some(head) = self.head(volume, row, slot) else { return };
             let held = if slot == data {
                 head.wid
@@ -132,7 +136,7 @@ impl World {
 
     pub(crate) fn alarm(&mut self, at: At, alarm: Alarm) {
         match alarm {
-            Alarm::Corrupt { row, .. } if !self.rotten.contains(&row) => {
+            Alarm::Corrupt { row, .. } if !self.rotten.contains(&row) && self.forgot.is_empty() => {
                 self.fail(format!("node {at} finds {alarm:?}, and nothing was made so"));
             }
             Alarm::RowLost { row } if !self.rotten.contains(&row) => {
@@ -188,7 +192,9 @@ impl World {
         let volume = self.volume().ok_or("no volume")?;
         let code = Code::new(volume.data, volume.parity).map_err(|error| error.to_string())?;
         for node in &self.nodes {
-            let marks = node.disk.prepared(volume.no).map_err(|error| error.to_string())?;
+            let mut marks = node.disk.prepared(volume.no).map_err(|error| error.to_string())?;
+            // One whose metadata can not be read keeps its mark until somebody finds that out.
+            marks.retain(|(at, _)| !self.rotten.contains(&at.row));
             if !marks.is_empty() {
                 return Err(format!("still undecided on node {}: {marks:?}", node.at));
             }

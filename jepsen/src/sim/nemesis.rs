@@ -97,6 +97,7 @@ impl World {
                 }
             }
             Fault::Rot => self.rot(),
+            Fault::Amnesia => self.amnesia(at, until),
         }
     }
 
@@ -160,6 +161,58 @@ impl World {
             self.count(Fault::Rot, true);
             self.rotten.insert(row);
         }
+    }
+
+    /// A process dies, and its disk goes back to what it was a moment ago. Not while one store is
+    /// out or has not got back what it forgot: that would be one loss too many.
+    fn amnesia(&mut self, at: At, until: u64) {
+        if self.nothing_is_forgotten() {
+            self.forgot.clear();
+        }
+        let full = self.volume().is_some_and(smalti_map::Volume::is_full);
+        let past = self.nodes[at].past.len();
+        if !full || !self.forgot.is_empty() || !self.nodes[at].up || past == 0 {
+            return;
+        }
+        self.count(Fault::Amnesia, true);
+        self.forgot.insert(at);
+        if self.rng.percent(40) {
+            // The power fails; everybody is back soon.
+            for at in 0..self.nodes.len() {
+                self.stop(at, false);
+                let soon = self.now + self.rng.range(5, 150) * MS;
+                self.queue.push(soon, Ev::Start(at));
+            }
+        } else {
+            self.stop(at, false);
+            self.queue.push(until, Ev::Start(at));
+        }
+        let back = usize::try_from(self.rng.below(past as u64)).unwrap_or(0);
+        let node = &mut self.nodes[at];
+        if let Some(then) = node.past.get(back) {
+            node.disk.roll_back(then);
+        }
+        for node in &mut self.nodes {
+            node.past.clear();
+        }
+        self.trace(|| format!("the disk of n{at} forgets, {back} of {past}"));
+    }
+
+    /// Whether every store that forgot something has been compared with the others since.
+    fn nothing_is_forgotten(&self) -> bool {
+        let Some(volume) = self.volume() else { return false };
+        let vetted = |at: &At| {
+            self.nodes[*at].process.as_ref().is_some_and(|process| process.core.is_vetted())
+        };
+        let serves = |node: &super::node::Node| {
+            node.process.as_ref().is_some_and(|process| {
+                let core = &process.coordinator;
+                core.epoch() == volume.epoch
+                    && core.phase() == smalti_rowcommit::coordinator::Phase::Active
+                    && core.stats().suspects == 0
+            })
+        };
+        volume.is_full() && self.forgot.iter().all(vetted) && self.nodes.iter().any(serves)
     }
 
     /// A fault's time is over.

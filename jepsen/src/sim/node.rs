@@ -21,6 +21,9 @@ use std::time::Duration;
 /// How often a coordinator is told that time has passed.
 const TICK: u64 = 20 * MS;
 
+/// Moments that a disk may go back to.
+const PAST: usize = 6;
+
 /// Frames that the writer takes at once.
 const BATCH_FRAMES: usize = 64;
 
@@ -58,6 +61,8 @@ pub(crate) struct Node {
     pub(crate) stash: VecDeque<Ev>,
     pub(crate) store: StoreId,
     pub(crate) disk: Arc<MemoryStore>,
+    /// What the disk held at some moments of late, oldest first, where disks may forget.
+    pub(crate) past: VecDeque<MemoryStore>,
     /// The current sessions with stores.
     pub(crate) links: BTreeMap<StoreId, SessionId>,
     pub(crate) sessions: u64,
@@ -180,7 +185,10 @@ impl World {
         if !self.nodes[at].up {
             return;
         }
-        self.trace(|| format!("n{at} stops, clean {clean}"));
+        let vetted = self.nodes[at].process.as_ref().is_some_and(|p| p.core.is_vetted());
+        // A store that nobody compared leaves no clean marker.
+        let marked = clean && vetted;
+        self.trace(|| format!("n{at} stops, clean {clean}, marked {marked}"));
         let lost = usize::try_from(self.rng.below(4)).unwrap_or(0);
         let kept = clean || self.rng.percent(50);
         let node = &mut self.nodes[at];
@@ -203,13 +211,13 @@ impl World {
                 self.client_unknown(client, op);
             }
         }
-        if clean && let Err(error) = self.nodes[at].disk.close() {
+        if marked && let Err(error) = self.nodes[at].disk.close() {
             self.fail(format!("store of node {at} does not close: {error}"));
         }
         let lost = if clean { 0 } else { lost };
         let before = self.promised(at);
-        self.nodes[at].disk.restart(Restart { clean, lost });
-        if self.promised(at) < before {
+        self.nodes[at].disk.restart(Restart { clean: marked, lost });
+        if self.promised(at) < before && !self.forgot.contains(&at) {
             self.fail(format!("I3: the store of node {at} forgot its promise in a restart"));
         }
         // Whoever talks to it finds out sooner or later.
@@ -388,6 +396,14 @@ impl World {
                 && state.promised.0 < before
             {
                 self.fail(format!("I3: node {at} promised {} after {before}", state.promised));
+            }
+        }
+        if self.swarm.has(Fault::Amnesia) && self.rng.percent(10) {
+            let now = self.nodes[at].disk.fork();
+            let past = &mut self.nodes[at].past;
+            past.push_back(now);
+            if past.len() > PAST {
+                past.pop_front();
             }
         }
         if let Err(error) = self.nodes[at].disk.commit(batch) {

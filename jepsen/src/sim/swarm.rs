@@ -34,11 +34,18 @@ pub enum Fault {
     Full,
     /// Stored bytes change.
     Rot,
+    /// A process dies, or all of them, and its disk has forgotten what it acknowledged of late.
+    Amnesia,
 }
 
 impl Fault {
+    /// Whether it is one of the disks' that the code has to bear.
+    fn is_of_disks(self) -> bool {
+        matches!(self, Self::Rot | Self::Amnesia)
+    }
+
     /// All classes.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Crash,
         Self::Restart,
         Self::Blackout,
@@ -52,6 +59,7 @@ impl Fault {
         Self::Handover,
         Self::Full,
         Self::Rot,
+        Self::Amnesia,
     ];
 }
 
@@ -98,7 +106,7 @@ impl Swarm {
         let strict = if parity >= 2 { data + 1 } else { data };
         let mut min_insync = if rng.percent(25) { data } else { strict };
         let mut faults: Vec<Fault> =
-            Fault::ALL.into_iter().filter(|f| *f != Fault::Rot && rng.percent(45)).collect();
+            Fault::ALL.into_iter().filter(|f| !f.is_of_disks() && rng.percent(45)).collect();
         if faults.is_empty() {
             faults.push(Fault::Crash);
         }
@@ -115,6 +123,15 @@ impl Swarm {
                     faults.push(fault);
                 }
             }
+        }
+        // So would be a disk that forgets, where one slot is all that may be missing.
+        let amnesia = !rot && rng.percent(18);
+        if amnesia {
+            min_insync = strict;
+            if parity < 2 {
+                faults.retain(|fault| matches!(fault, Fault::Elect | Fault::Handover));
+            }
+            faults.extend([Fault::Amnesia, Fault::Amnesia]);
         }
         let mut swarm = Self {
             data,
@@ -142,7 +159,10 @@ impl Swarm {
             suspect_after: rng.pick(&[150, 500, 500]).unwrap_or(500) * MS,
             takeover_patience: rng.pick(&[200, 1500]).unwrap_or(1500) * MS,
         };
-        if rot {
+        if amnesia && parity < 2 {
+            swarm.link_timeout = swarm.link_timeout.min(400 * MS);
+        }
+        if rot || amnesia {
             // Impatience takes slots out as well: a store whose map is late would be called silent.
             swarm.suspect_after = 500 * MS;
             swarm.takeover_patience = 1500 * MS;

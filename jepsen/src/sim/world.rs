@@ -61,6 +61,8 @@ pub(crate) struct World {
     pub(crate) written: BTreeSet<Block>,
     /// Rows in which bytes were made rotten.
     pub(crate) rotten: BTreeSet<RowAddr>,
+    /// Nodes whose disk forgot something that has not been put right yet.
+    pub(crate) forgot: BTreeSet<At>,
     pub(crate) counts: BTreeMap<Fault, u64>,
     pub(crate) acknowledged: u64,
     pub(crate) steps: u64,
@@ -126,6 +128,7 @@ impl World {
                 stash: VecDeque::new(),
                 store: store_id(at),
                 disk: Arc::new(MemoryStore::new(store_id(at))),
+                past: VecDeque::new(),
                 links: BTreeMap::new(),
                 sessions: 0,
                 offset: rng.below(1_000_000 * MS),
@@ -160,6 +163,7 @@ impl World {
             trimmed: BTreeSet::new(),
             written: BTreeSet::new(),
             rotten: BTreeSet::new(),
+            forgot: BTreeSet::new(),
             counts: BTreeMap::new(),
             acknowledged: 0,
             steps: 0,

@@ -117,6 +117,15 @@ impl MemoryStore {
         Self { inner: Mutex::new(self.lock().clone()) }
     }
 
+    /// Takes the content of an earlier [`Self::fork`] back: a disk that forgets what it
+    /// acknowledged since. Which run it is stays.
+    pub fn roll_back(&self, to: &Self) {
+        let content = to.content();
+        let mut inner = self.lock();
+        inner.content = content;
+        inner.undo.clear();
+    }
+
     /// Ends this run and begins the next one over the same content.
     pub fn restart(&self, how: Restart) -> Opened {
         let mut inner = self.lock();

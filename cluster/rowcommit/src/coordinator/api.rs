@@ -199,6 +199,8 @@ pub struct Stats {
     pub rows_behind: u64,
     /// Slots, over all groups, that are not in sync.
     pub slots_out: u64,
+    /// In-sync stores that may have forgotten something and were not compared yet.
+    pub suspects: u64,
     /// Rows brought up to date on some slot so far.
     pub rows_repaired: u64,
     /// Records that did not verify so far.

@@ -216,6 +216,7 @@ impl Coordinator {
             return;
         }
         self.catchup_retain();
+        self.retain_suspects();
         let Some(volume) = &self.volume else { return };
         let mut admit = Vec::new();
         let mut adopt = Vec::new();
@@ -306,6 +307,7 @@ impl Coordinator {
             // What it has not answered is waited for as from any slot in sync.
             self.catchup.learners.remove(&place);
             self.incarnations.insert(store, incarnation);
+            self.vet_grown(store);
         }
         self.forget_learners(&gone);
     }
@@ -325,24 +327,6 @@ impl Coordinator {
             .collect();
         self.give_up(&lost);
         self.runnable.extend(self.tasks.keys().copied());
-    }
-
-    /// An in-sync store that came back without having ended in order may have lost what it
-    /// acknowledged: it is taken out and compared, where that leaves enough others.
-    fn doubt_restarted(&mut self) {
-        let doubtful: Vec<StoreId> = self
-            .insync_stores
-            .iter()
-            .copied()
-            .filter(|store| {
-                let known = self.incarnations.get(store);
-                self.map.stores.get(store).is_some_and(|entry| {
-                    !entry.clean && known.is_some_and(|known| *known < entry.incarnation)
-                })
-            })
-            .filter(|store| self.may_shrink(*store))
-            .collect();
-        self.shrink(doubtful);
     }
 
     /// Learners of a store that a growth binds may not be forgotten.
@@ -373,6 +357,7 @@ impl Coordinator {
 
     pub(super) fn catchup_tick(&mut self) {
         self.catchup_on_map();
+        self.vet_pump();
         self.catchup_pump();
         self.propose_growth();
     }
@@ -389,7 +374,9 @@ impl Coordinator {
             let level = learning.is_level();
             match &mut learning.stage {
                 Stage::Barrier { after, opened } => {
-                    if *opened && oldest.is_none_or(|oldest| oldest > *after) {
+                    // What it is compared with must be right itself.
+                    let right = !self.suspects.is_vetting(place.0);
+                    if right && *opened && oldest.is_none_or(|oldest| oldest > *after) {
                         learning.stage = Stage::Walking(Walk::default());
                         self.next_pages(place);
                     }

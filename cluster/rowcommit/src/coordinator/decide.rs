@@ -4,9 +4,14 @@
 //! or of which n consistent shards exist, is completed; what is newer is undone. Counting "prepared
 //! on every survivor" instead would lose an acknowledged version as soon as one disk forgot it.
 
+use super::evidence;
+use super::gather::same_vector;
 use smalti_storage::ids::{Slot, SlotSet, Ver, Wid};
 use smalti_storage::store::{VecEntry, VersionMeta};
 use std::collections::{BTreeMap, BTreeSet};
+
+/// More undecided versions of one row than this are not told apart.
+const SUBSETS_OF: usize = 8;
 
 /// What one in-sync slot holds of a row.
 #[derive(Clone, Debug, Default)]
@@ -17,6 +22,9 @@ pub(super) struct Facts {
     pub(super) prepared: Option<Ver>,
     /// All versions up to here are committed, by this slot's store.
     pub(super) watermark: Ver,
+    /// Its store may have forgotten what it acknowledged: what it lacks proves nothing, and what
+    /// it holds for undecided may have been undone long ago.
+    pub(super) suspect: bool,
     /// What it holds can not be told: it counts for nothing, also not as absence.
     pub(super) unreadable: bool,
 }
@@ -72,6 +80,57 @@ pub(super) struct Decision {
 /// had one: it is not collected before its successor is committed, and it stands on at least one
 /// in-sync slot. So nothing older than the newest committed version is ever looked at.
 pub(super) fn decide(facts: &BTreeMap<Slot, Facts>, n: u8) -> Decision {
+    let (decision, sound) = decide_by_all(facts, n);
+    if sound {
+        return decision;
+    }
+    // What only suspects hold, and for undecided, they may have come up with again though it was
+    // undone: the row is as it is without, if that can be told. Old ones are doubted first: what
+    // was issued after them was built without them.
+    let doubtful = held_by_suspects_alone(facts);
+    for stale in subsets(&doubtful) {
+        let mut rest = facts.clone();
+        for (slot, ver) in &stale {
+            if let Some(facts) = rest.get_mut(slot) {
+                facts.versions.retain(|(meta, _)| meta.ver != *ver);
+                facts.prepared = None;
+            }
+        }
+        let (mut without, sound) = decide_by_all(&rest, n);
+        if sound {
+            without.aborts.extend(stale);
+            return without;
+        }
+    }
+    decision
+}
+
+/// All but the empty one, small ones first, and those of old versions before those of newer ones.
+fn subsets(doubtful: &[(Slot, Ver)]) -> Vec<Vec<(Slot, Ver)>> {
+    let mut sorted = doubtful.to_vec();
+    sorted.sort_by_key(|(slot, ver)| (*ver, *slot));
+    sorted.truncate(SUBSETS_OF);
+    let mut masks: Vec<u32> = (1..1 << sorted.len()).collect();
+    masks.sort_by_key(|mask| (mask.count_ones(), *mask));
+    let chosen = |mask: u32| {
+        let of = sorted.iter().enumerate().filter(|(i, _)| mask & (1 << i) != 0);
+        of.map(|(_, held)| *held).collect()
+    };
+    masks.into_iter().map(chosen).collect()
+}
+
+/// Undecided versions that no slot above suspicion knows.
+fn held_by_suspects_alone(facts: &BTreeMap<Slot, Facts>) -> Vec<(Slot, Ver)> {
+    let undecided = |f: &Facts| f.prepared.filter(|ver| *ver > f.watermark);
+    let known = |ver: Ver| {
+        facts.values().any(|f| f.find(ver).is_some() && !(f.suspect && undecided(f) == Some(ver)))
+    };
+    let held = facts.iter().filter_map(|(slot, f)| Some((*slot, undecided(f)?)));
+    held.filter(|(_, ver)| !known(*ver)).collect()
+}
+
+/// And whether the row can be read as decided.
+fn decide_by_all(facts: &BTreeMap<Slot, Facts>, n: u8) -> (Decision, bool) {
     let versions: BTreeSet<Ver> =
         facts.values().flat_map(|f| f.versions.iter().map(|(meta, _)| meta.ver)).collect();
     // Known committed anywhere is committed everywhere: what one slot was built on since, another
@@ -87,14 +146,14 @@ pub(super) fn decide(facts: &BTreeMap<Slot, Facts>, n: u8) -> Decision {
         let aborts = newer_than(facts, ver);
         if judged.constructible {
             let chosen = (!judged.chosen.lacking.is_empty()).then_some(judged.chosen);
-            return Decision { chosen, aborts, lost: false };
+            return (Decision { chosen, aborts, lost: false }, true);
         }
         if ver <= committed || judged.everywhere {
             let lost = ver > committed || !judged.chosen.lacking.is_empty();
-            return Decision { chosen: None, aborts, lost };
+            return (Decision { chosen: None, aborts, lost }, false);
         }
     }
-    Decision { aborts: newer_than(facts, Ver::NONE), ..Decision::default() }
+    (Decision { aborts: newer_than(facts, Ver::NONE), ..Decision::default() }, true)
 }
 
 fn newer_than(facts: &BTreeMap<Slot, Facts>, limit: Ver) -> Vec<(Slot, Ver)> {
@@ -121,7 +180,12 @@ fn judge(facts: &BTreeMap<Slot, Facts>, n: u8, ver: Ver, committed: Ver) -> Opti
     let vec = vector_of(facts, n, meta, committed);
     let good = |(slot, f): &(&Slot, &Facts)| {
         if meta.touched.contains(**slot) {
-            return f.holds(ver);
+            // A parity slot that took it onto less than the others knew is no part of it.
+            let full = data.contains(**slot)
+                || vec.as_ref().is_some_and(|vec| {
+                    f.find(ver).is_some_and(|(held, _)| same_vector(&held.vec, vec))
+                });
+            return f.holds(ver) && full;
         }
         // A parity slot is touched by every update; one that is not can not be right. A data slot
         // must stand at what the vector names, once newer versions are undone.
@@ -168,13 +232,28 @@ fn vector_of(
     };
     let readable_parity =
         || facts.iter().filter(|(slot, f)| !data.contains(**slot) && !f.unreadable).map(|(_, f)| f);
+    // What data slots know to be committed is so, whatever a parity slot has forgotten of it.
+    let raised = |mut vec: Vec<VecEntry>| {
+        let readable = facts.iter().filter(|(_, f)| !f.unreadable);
+        for (slot, f) in readable.filter(|(slot, _)| data.minus(meta.touched).contains(**slot)) {
+            if let (Some(entry), Some(head)) = (vec.get_mut(slot.index()), f.upto(base)) {
+                evidence::raise(entry, evidence::entry_of(head));
+            }
+        }
+        vec
+    };
     let held = || readable_parity().filter_map(|f| f.find(ver));
-    if let Some((held, _)) = held().find(|(_, good)| *good).or_else(|| held().next()) {
-        return Some(full(&held.vec));
+    if held().next().is_some() {
+        let good = held().any(|(_, good)| *good);
+        let mut vec = vec![VecEntry::default(); usize::from(n)];
+        for (held, _) in held().filter(|(_, verifies)| *verifies == good) {
+            vec.iter_mut().zip(&held.vec).for_each(|(entry, told)| evidence::raise(entry, *told));
+        }
+        return Some(raised(vec));
     }
     let mut vec = if readable_parity().next().is_some() {
         let base = readable_parity().filter_map(|f| f.upto(base)).max_by_key(|meta| meta.ver);
-        full(base.map_or(&[], |meta| &meta.vec))
+        raised(full(base.map_or(&[], |meta| &meta.vec)))
     } else {
         // No parity slot can tell: the committed versions of all data slots are the vector.
         let upto = |slot: Slot| {
@@ -383,6 +462,59 @@ mod tests {
             2,
         );
         assert_eq!(decision, Decision { lost: true, ..Decision::default() });
+    }
+
+    fn suspect(prepared: u64, versions: Vec<(VersionMeta, bool)>) -> Facts {
+        Facts { suspect: true, ..facts(prepared, versions) }
+    }
+
+    #[test]
+    fn a_parity_slot_that_took_a_version_onto_less_than_others_know_is_no_shard_of_it() {
+        // 2+1: the parity slot forgot 5 on slot 0 and took 6 on slot 1 nevertheless.
+        let decision = decide(
+            &row(vec![
+                facts(0, vec![held(5, &[0, 2], &[])]),
+                facts(6, vec![held(6, &[1, 2], &[]), held(3, &[1, 2], &[])]),
+                suspect(6, vec![held(6, &[1, 2], &[2, 6]), held(3, &[1, 2], &[2, 3])]),
+            ]),
+            2,
+        );
+        assert_eq!((decision.lost, decision.aborts), (false, vec![]));
+        assert!(decision.chosen.is_none(), "all touched slots hold it; the rest is a repair");
+    }
+
+    #[test]
+    fn what_a_suspect_alone_came_up_with_again_does_not_lose_a_row() {
+        // 2+2 without slot 1. Slot 0 came up with 3, which was undone before 4 was issued; both
+        // parity slots know that it is at 2, and its pre-image is there.
+        let parity = || vec![held(4, &[1, 2, 3], &[2, 4])];
+        let slots = vec![
+            (Slot(0), suspect(3, vec![held(3, &[0, 2, 3], &[]), held(2, &[0, 2, 3], &[])])),
+            (Slot(2), facts(0, parity())),
+            (Slot(3), facts(0, parity())),
+        ];
+        let decision = decide(&slots.into_iter().collect(), 2);
+        assert_eq!(decision.aborts, vec![(Slot(0), ver(3))]);
+        assert_eq!((decision.chosen, decision.lost), (None, false));
+    }
+
+    #[test]
+    fn of_two_undecided_versions_of_suspects_the_older_one_is_doubted() {
+        // 2+1 after a power failure. The parity slot went back to when 3 was undecided, which was
+        // undone; 5 and then 6 were written to slot 0 since, and 6 was acknowledged.
+        let all = &[0, 1, 2];
+        let decision = decide(
+            &row(vec![
+                suspect(6, vec![held(6, &[0, 2], &[]), held(5, &[0, 2], &[])]),
+                suspect(0, vec![held(2, &[1, 2], &[])]),
+                suspect(3, vec![held(3, &[1, 2], &[1, 3]), held(2, all, &[1, 2])]),
+            ]),
+            2,
+        );
+        let chosen = decision.chosen.expect("both data slots have what it takes");
+        assert_eq!(chosen.vec, vec![entry(6), entry(2)]);
+        assert_eq!(chosen.lacking, [(Slot(2), ver(2))].into());
+        assert_eq!(decision.aborts, vec![(Slot(2), ver(3))]);
     }
 
     #[test]

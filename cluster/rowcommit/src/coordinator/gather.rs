@@ -5,6 +5,7 @@
 //! record when it verifies and carries that very vector. Nothing else is ever an input.
 
 use super::cache::RowVec;
+use super::evidence;
 use super::rows::TaskId;
 use super::{Action, Alarm, Coordinator, Purpose};
 use crate::msg::{Answer, Ask, Want};
@@ -30,7 +31,12 @@ pub(super) struct Gather {
     /// Usable records; empty bytes are the absent record.
     pub(super) records: BTreeMap<Slot, Bytes>,
     unchecked: BTreeMap<Slot, (VersionMeta, Bytes)>,
-    heads: BTreeMap<Slot, VecEntry>,
+    /// What slots said of the vector, when one alone can not tell.
+    heads: BTreeMap<Slot, VersionMeta>,
+    /// Slots whose metadata can not be had.
+    dumb: SlotSet,
+    /// All slots are asked for the vector: decided when the first one is.
+    by_all: bool,
     asked: SlotSet,
     asked_vec: SlotSet,
     /// Slots that were asked and left. One that has grown back in meanwhile may be asked again.
@@ -147,6 +153,12 @@ impl Coordinator {
 
     /// Finds the row's committed vector. False: there is no way to.
     fn gather_vec(&mut self, id: TaskId, row: RowAddr, g: &mut Gather, insync: SlotSet) -> bool {
+        if g.asked_vec.is_empty() {
+            g.by_all = self.suspects.in_group(row.group);
+        }
+        if g.by_all {
+            return self.gather_vec_of_all(id, row, g, insync);
+        }
         let parity = self.parity_slots().and(insync).minus(g.shunned(insync));
         if let Some(slot) = self.nearest(row, parity) {
             if g.asked_vec.and(parity).is_empty() {
@@ -162,16 +174,47 @@ impl Coordinator {
         if !data.is_subset(insync.minus(g.shunned(insync))) {
             return false;
         }
-        for slot in data.minus(g.asked_vec).iter().collect::<Vec<_>>() {
+        self.ask_heads(id, row, g, data);
+        if data.iter().all(|slot| g.heads.contains_key(&slot)) {
+            g.vec = Some(g.heads.values().map(evidence::entry_of).collect());
+            self.remember(row, g);
+        }
+        true
+    }
+
+    /// Any of the slots may have forgotten what it acknowledged: all are asked, also the one that
+    /// is being repaired, for it may be the one that knows.
+    fn gather_vec_of_all(
+        &mut self,
+        id: TaskId,
+        row: RowAddr,
+        g: &mut Gather,
+        insync: SlotSet,
+    ) -> bool {
+        self.ask_heads(id, row, g, insync.minus(g.dumb));
+        let due = insync.iter().any(|slot| !g.heads.contains_key(&slot) && !g.dumb.contains(slot));
+        if due {
+            return true;
+        }
+        let heads = g.heads.iter().filter(|(slot, _)| insync.contains(**slot));
+        let vec = evidence::vector(heads.map(|(slot, meta)| (*slot, meta)), self.n());
+        let wrong = evidence::dissenting(&g.heads, &vec, self.data_slots());
+        let parity = self.parity_slots().minus(wrong);
+        g.parity_meta =
+            g.heads.iter().find(|(slot, _)| parity.contains(**slot)).map(|(_, meta)| meta.clone());
+        g.vec = Some(vec.into());
+        g.avoid = g.avoid.or(wrong);
+        self.found_wanting(row, wrong);
+        self.remember(row, g);
+        true
+    }
+
+    fn ask_heads(&mut self, id: TaskId, row: RowAddr, g: &mut Gather, of: SlotSet) {
+        for slot in of.minus(g.asked_vec).iter().collect::<Vec<_>>() {
             g.asked_vec = g.asked_vec.with(slot);
             let purpose = Purpose::Vec { task: id, slot, round: g.round };
             self.ask(row.group, slot, Ask::Fetch { row, slot, want: Want::HeadMeta }, purpose);
         }
-        if data.iter().all(|slot| g.heads.contains_key(&slot)) {
-            g.vec = Some(g.heads.values().copied().collect());
-            self.remember(row, g);
-        }
-        true
     }
 
     /// The slot of the set whose store answers soonest: one on this node, else the first.
@@ -269,19 +312,15 @@ impl Coordinator {
             Answer::Version { meta, .. } => Some(meta),
             Answer::Missing => None,
             _ => {
+                task.gather.dumb = task.gather.dumb.with(slot);
                 task.gather.avoid = task.gather.avoid.with(slot);
                 self.found_wanting(row, SlotSet::EMPTY.with(slot));
                 self.runnable.push_back(id);
                 return;
             }
         };
-        if data.contains(slot) {
-            let entry = meta.map_or_else(VecEntry::default, |meta| VecEntry {
-                ver: meta.ver,
-                wid: meta.wid,
-                snap: meta.snap,
-            });
-            task.gather.heads.insert(slot, entry);
+        if task.gather.by_all || data.contains(slot) {
+            task.gather.heads.insert(slot, meta.unwrap_or_default());
         } else if task.gather.vec.is_none() {
             let mut vec = meta.as_ref().map(|meta| meta.vec.clone()).unwrap_or_default();
             vec.resize(n, VecEntry::default());

@@ -378,6 +378,8 @@ impl Coordinator {
             self.catchup_silent(*store);
         }
         silent.retain(|store| self.may_shrink(*store));
+        // Not all of them may be spared: the one that remembers for sure is rather kept.
+        silent.sort_by_key(|store| !self.is_suspect(*store));
         self.shrink(silent);
     }
 

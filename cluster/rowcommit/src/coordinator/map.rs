@@ -2,6 +2,7 @@
 
 use super::cache::VecCache;
 use super::catchup::Catchup;
+use super::suspects::Suspects;
 use super::takeover::Takeover;
 use super::{Action, Coordinator, Event, OpError, Phase};
 use smalti_map::{ClusterMap, Command};
@@ -97,6 +98,9 @@ impl Coordinator {
                 self.incarnations.insert(store, start);
             }
         }
+        for store in self.takeover.suspects() {
+            self.suspect(store);
+        }
         self.note_incarnations();
         self.catchup_on_map();
         self.release_held();
@@ -156,6 +160,7 @@ impl Coordinator {
         self.missed.clear();
         self.cache.clear();
         self.catchup = Catchup::default();
+        self.suspects = Suspects::default();
         self.takeover = Takeover::default();
         self.incarnations.clear();
         self.links.forget_epoch();

@@ -15,6 +15,7 @@ mod cache;
 mod catchup;
 mod decide;
 mod describe;
+mod evidence;
 mod gather;
 mod links;
 mod map;
@@ -22,6 +23,7 @@ mod read;
 mod repair;
 mod rows;
 mod settle;
+mod suspects;
 mod takeover;
 mod walk;
 mod write;
@@ -40,6 +42,7 @@ use smalti_storage::ids::{Epoch, GroupNo, Incarnation, RowAddr, Slot, SlotSet, S
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
+use suspects::Suspects;
 use takeover::Takeover;
 
 /// A proposal without effect is made again after this long: it may have been lost with a leader,
@@ -65,6 +68,7 @@ enum Purpose {
     SettleDone,
     Opened { group: GroupNo, slot: Slot },
     Scan { group: GroupNo, learner: Slot, of: Slot, round: u64 },
+    Vet { group: GroupNo, of: Slot, round: u64 },
 }
 
 #[derive(Clone, Debug)]
@@ -103,6 +107,7 @@ pub struct Coordinator {
     actions: Vec<Action>,
     takeover: Takeover,
     catchup: Catchup,
+    suspects: Suspects,
     cache: VecCache,
     repairs: BTreeMap<TaskId, (Slot, repair::RepairState)>,
     rows: BTreeMap<RowAddr, Row>,
@@ -167,6 +172,7 @@ impl Coordinator {
             actions: Vec::new(),
             takeover: Takeover::default(),
             catchup: Catchup::default(),
+            suspects: Suspects::default(),
             repairs: BTreeMap::new(),
             rows: BTreeMap::new(),
             tasks: BTreeMap::new(),
@@ -209,6 +215,7 @@ impl Coordinator {
         Stats {
             rows_behind: self.catchup.rows_behind().max(missed as u64),
             slots_out,
+            suspects: self.suspects.len() as u64,
             in_flight: self.inflight.len() as u64,
             ..self.stats
         }
@@ -226,6 +233,7 @@ impl Coordinator {
             && self.lease_wait.is_empty()
             && self.waiting_ops.is_empty()
             && self.catchup.is_quiet()
+            && self.suspects.is_quiet()
             && self.pending.values().all(|p| matches!(p.purpose, Purpose::Lease | Purpose::Forget))
     }
 
@@ -272,8 +280,9 @@ impl Coordinator {
         if !self.links.heard(store, reply.session, self.now) {
             return;
         }
+        let believed = self.believes(store, reply.incarnation);
         for (id, answer) in reply.answers {
-            if let Answer::Rejected(Reject::StaleEpoch { .. }) = answer {
+            if !believed || matches!(answer, Answer::Rejected(Reject::StaleEpoch { .. })) {
                 // One of us is behind. Kept, and sent again when our map moves or time passes.
                 if let Some(pending) = self.pending.get_mut(&id) {
                     pending.held = true;
@@ -309,6 +318,7 @@ impl Coordinator {
             Purpose::Scan { group, learner, of, round } => {
                 self.on_scanned((group, learner), of, round, answer);
             }
+            Purpose::Vet { group, of, round } => self.on_vet_page(group, of, round, answer),
         }
     }
 
@@ -324,6 +334,7 @@ impl Coordinator {
             Purpose::Scan { group, learner, round, .. } => {
                 self.scan_lost((group, learner), round);
             }
+            Purpose::Vet { group, round, .. } => self.suspects.page_lost(group, round),
             _ => {}
         }
     }

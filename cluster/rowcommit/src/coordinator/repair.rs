@@ -57,6 +57,7 @@ impl Coordinator {
             self.repairs.remove(&id);
             self.end_task(id);
             self.catchup.repaired(self.now, row, slot, life, progress == Progress::Done);
+            self.suspects.repaired(self.now, row, slot, progress == Progress::Done);
             self.stats.rows_repaired += u64::from(progress == Progress::Done);
             if progress == Progress::Done {
                 self.catchup_pump();

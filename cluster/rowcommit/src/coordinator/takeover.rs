@@ -30,6 +30,7 @@ pub(super) struct Takeover {
 #[derive(Debug)]
 struct Promised {
     incarnation: Incarnation,
+    suspect: bool,
     watermark: Ver,
     rows: Vec<(RowAddr, Slot)>,
 }
@@ -38,6 +39,17 @@ impl Takeover {
     /// The start of a store that promised this epoch.
     pub(super) fn incarnation(&self, store: StoreId) -> Option<Incarnation> {
         self.promised.get(&store).map(|promised| promised.incarnation)
+    }
+
+    /// Whether the store may have forgotten what it acknowledged; `None` until it has promised.
+    pub(super) fn is_suspect(&self, store: StoreId) -> Option<bool> {
+        self.promised.get(&store).map(|promised| promised.suspect)
+    }
+
+    /// Stores that may have forgotten what they acknowledged.
+    pub(super) fn suspects(&self) -> Vec<StoreId> {
+        let suspect = self.promised.iter().filter(|(_, promised)| promised.suspect);
+        suspect.map(|(store, _)| *store).collect()
     }
 }
 
@@ -53,8 +65,8 @@ impl Coordinator {
             return;
         }
         match answer {
-            Answer::Promised { incarnation, watermark, prepared, .. } => {
-                let promised = Promised { incarnation, watermark, rows: prepared };
+            Answer::Promised { incarnation, suspect, watermark, prepared } => {
+                let promised = Promised { incarnation, suspect, watermark, rows: prepared };
                 self.takeover.promised.insert(store, promised);
             }
             Answer::PromiseLater(micros) => {
@@ -125,14 +137,14 @@ impl Coordinator {
             return;
         }
         let store = self.store_of(row.group, slot);
-        let watermark = store
-            .and_then(|store| self.takeover.promised.get(&store))
-            .map_or(Ver::NONE, |promised| promised.watermark);
+        let promised = store.and_then(|store| self.takeover.promised.get(&store));
+        let watermark = promised.map_or(Ver::NONE, |promised| promised.watermark);
+        let suspect = promised.is_some_and(|promised| promised.suspect);
         let facts = match answer {
             Answer::Versions { versions, prepared } => {
-                Facts { versions, prepared, watermark, unreadable: false }
+                Facts { versions, prepared, watermark, suspect, unreadable: false }
             }
-            _ => Facts { watermark, unreadable: true, ..Facts::default() },
+            _ => Facts { watermark, suspect, unreadable: true, ..Facts::default() },
         };
         self.takeover.facts.entry(row).or_default().insert(slot, facts);
         self.takeover.answers_due = self.takeover.answers_due.saturating_sub(1);

@@ -28,12 +28,26 @@ pub(super) struct Walk {
     paused: bool,
 }
 
+/// What one slot has of a stretch of rows.
 #[derive(Debug, Default)]
-struct Page {
+pub(super) struct Page {
     /// `None`: there, but its metadata is damaged.
-    rows: BTreeMap<RowAddr, Option<VersionMeta>>,
+    pub(super) rows: BTreeMap<RowAddr, Option<VersionMeta>>,
     /// The last row the page tells of; `None` when it tells of all that follow.
-    upto: Option<RowAddr>,
+    pub(super) upto: Option<RowAddr>,
+}
+
+impl Page {
+    /// From the answer to a scan: a store may hold other slots of the group's rows too.
+    pub(super) fn new(
+        of: Slot,
+        entries: Vec<(RowAddr, Slot, Option<VersionMeta>)>,
+        done: bool,
+    ) -> Self {
+        let upto = if done { None } else { entries.last().map(|(row, _, _)| *row) };
+        let own = entries.into_iter().filter(|(_, slot, _)| *slot == of);
+        Self { rows: own.map(|(row, _, meta)| (row, meta)).collect(), upto }
+    }
 }
 
 impl Walk {
@@ -96,10 +110,7 @@ impl Coordinator {
             walk.paused = true;
             return;
         };
-        let upto = if done { None } else { entries.last().map(|(row, _, _)| *row) };
-        let rows =
-            entries.into_iter().filter(|(_, s, _)| *s == of).map(|(row, _, m)| (row, m)).collect();
-        walk.pages.insert(of, Page { rows, upto });
+        walk.pages.insert(of, Page::new(of, entries, done));
         walk.due = walk.due.without(of);
         if walk.due.is_empty() {
             self.compare_pages(place);
@@ -110,6 +121,9 @@ impl Coordinator {
     fn compare_pages(&mut self, place: Place) {
         let data = self.data_slots();
         let slot = place.1;
+        // A whole row is prepared on a learner whatever that held before. It looks equal then, and
+        // is not any more if the update is undone.
+        let undecided: BTreeSet<RowAddr> = self.inflight.values().copied().collect();
         let Some(learning) = self.catchup.learners.get_mut(&place) else { return };
         let Stage::Walking(walk) = &mut learning.stage else { return };
         // Rows up to here are on every page that could have them.
@@ -122,7 +136,7 @@ impl Coordinator {
             .collect();
         for row in rows {
             let of_row = walk.pages.iter().map(|(of, page)| (*of, page.rows.get(&row)));
-            if !agrees(slot, data, of_row) {
+            if undecided.contains(&row) || !agrees(slot, data, of_row) {
                 learning.behind.insert(row);
             }
         }

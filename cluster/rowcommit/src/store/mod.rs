@@ -58,6 +58,8 @@ struct VolumeSide {
     /// Groups in which this store is in sync by its own map. Only there does the watermark tell
     /// anything: elsewhere an undecided version may be one that was undone behind its back.
     in_sync: Vec<bool>,
+    /// Its rows were compared with those of other stores since this store came up.
+    vetted: bool,
     /// The store came to be in sync somewhere: what the watermark covered already is to be looked
     /// through again, for it was not believed there.
     sweep: bool,
@@ -193,6 +195,7 @@ impl StoreCore {
             grants: Vec::new(),
             session: None,
             in_sync: Vec::new(),
+            vetted: false,
             sweep: false,
         })
     }
@@ -201,6 +204,12 @@ impl StoreCore {
     /// its map has caught up.
     pub fn epoch_of(&self, volume: VolumeNo) -> Option<Epoch> {
         self.volumes.get(&volume).map(|side| side.epoch)
+    }
+
+    /// Whether this run may be ended in order. One that began after a crash is not to be trusted
+    /// before every volume was compared, and the clean marker would say that it is.
+    pub fn is_vetted(&self) -> bool {
+        self.opened.clean || self.volumes.values().all(|side| side.vetted)
     }
 
     /// Takes one frame. `None`: it belongs to an older session and is dropped. The answers may be
@@ -219,7 +228,8 @@ impl StoreCore {
             self.committed();
         }
         let (volume, session) = (frame.volume, frame.session);
-        let reply = |answers| Ok(Some(Reply { volume, session, answers }));
+        let incarnation = self.opened.incarnation;
+        let reply = |answers| Ok(Some(Reply { volume, session, incarnation, answers }));
         let sender = Coordinating { node: from, incarnation: frame.incarnation };
         let refused = match self.volumes.get_mut(&volume) {
             None => Some(Epoch(0)),
@@ -287,6 +297,12 @@ impl StoreCore {
                 Answer::Ok
             }
             Ask::Nop => Answer::Ok,
+            Ask::Vetted => {
+                if let Some(side) = self.volumes.get_mut(&volume) {
+                    side.vetted = true;
+                }
+                Answer::Ok
+            }
             Ask::PrepData { row, slot, update, base, wid, record } => {
                 self.prep_data(at(row, slot), update, base, wid, record)?
             }
@@ -337,8 +353,9 @@ impl StoreCore {
         let others = side.grants.iter().filter(|(who, _)| *who != sender);
         let mut wait_until = others.map(|(_, until)| *until).max().unwrap_or(now);
         // Whatever this store granted before it went down it has forgotten; nothing was granted
-        // where nothing was ever promised.
-        if side.state.promised > Epoch(0) && side.state.promised < epoch {
+        // where nothing was ever promised, if that can be believed.
+        let granted = side.state.promised > Epoch(0) || !self.opened.clean;
+        if granted && side.state.promised < epoch {
             wait_until = wait_until.max(self.boot.after(lease_max));
         }
         if wait_until > now {
@@ -352,7 +369,7 @@ impl StoreCore {
         self.must_sync = true;
         Answer::Promised {
             incarnation: self.opened.incarnation,
-            suspect: !self.opened.clean,
+            suspect: !self.opened.clean && !side.vetted,
             watermark: side.state.watermark,
             prepared: side.prepared.keys().map(|at| (at.row, at.slot)).collect(),
         }

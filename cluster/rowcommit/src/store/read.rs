@@ -74,7 +74,8 @@ impl ReadSide {
             Some(known) => frame.requests.iter().map(|r| (r.id, stale(known))).collect(),
             None => self.serve_all(frame)?,
         };
-        Ok(Reply { volume: frame.volume, session: frame.session, answers })
+        let incarnation = self.store.opened().incarnation;
+        Ok(Reply { volume: frame.volume, session: frame.session, incarnation, answers })
     }
 
     /// Answers all requests; the fetches among them with as few looks at the disk as there can be.

@@ -365,6 +365,32 @@ fn after_a_restart_a_promise_waits_for_leases_that_were_forgotten() {
 }
 
 #[test]
+fn a_store_that_crashed_is_a_suspect_until_it_was_compared() {
+    let mut rig = Rig::new(1);
+    assert!(rig.core.is_vetted());
+    rig.restart(Time(50_000_000));
+    rig.now = Time(60_000_000);
+    assert!(!rig.core.is_vetted(), "it may not leave a clean marker");
+    assert!(matches!(rig.ask(Ask::Promise), Answer::Promised { suspect: true, .. }));
+    assert_eq!(rig.ask(Ask::Vetted), Answer::Ok);
+    assert!(rig.core.is_vetted());
+    assert!(matches!(rig.ask(Ask::Promise), Answer::Promised { suspect: false, .. }));
+}
+
+#[test]
+fn a_store_that_forgot_its_promise_waits_for_the_lease_it_forgot_as_well() {
+    let mut rig = Rig::new(1);
+    let empty = rig.disk.fork();
+    rig.ask(Ask::Lease { duration_us: 1_500_000 });
+    support::elect(&mut rig.map, 2);
+    rig.disk.roll_back(&empty);
+    rig.restart(Time(50_000_000));
+    assert_eq!(rig.promised(), 0);
+    let promise = rig.frame(Ver::NONE, vec![Ask::Promise]);
+    assert_eq!(rig.send(2, promise), Some(vec![Answer::PromiseLater(1_515_000)]));
+}
+
+#[test]
 fn accepting_anything_binds_to_the_epoch_even_after_a_restart_with_an_older_map() {
     let mut rig = Rig::new(1);
     let old = rig.map.clone();

@@ -1,6 +1,8 @@
 //! The coordinator alone, fed with events and compared action by action; and against real store
 //! cores where the answers matter more than the questions.
 
+mod suspects;
+
 use super::*;
 use crate::msg::{Changed, Frame, Update, Want};
 use crate::store::read::ReadSide;
@@ -321,7 +323,8 @@ fn a_prepare_that_was_refused_is_not_sent_again_after_its_abort() {
     for (action, answer) in prepares.into_iter().zip(answers) {
         let Action::Send { store, frame } = action else { panic!("{action:?}") };
         let answers = vec![(frame.requests[0].id, answer)];
-        let reply = Reply { volume: VOLUME, session: frame.session, answers };
+        let incarnation = Incarnation(1);
+        let reply = Reply { volume: VOLUME, session: frame.session, incarnation, answers };
         rig.feed(Event::Reply { store, reply });
     }
     let abort = |slot| vec![Ask::Abort { row: row(0), slot: Slot(slot), ver: ver(1) }];

@@ -1,0 +1,320 @@
+//! In-sync stores that may have forgotten what they acknowledged: those that came up after a run
+//! that did not end in order.
+//!
+//! A suspect counts for what it holds, never for what it lacks. Until the rows of a group have been
+//! compared, a row's vector is what all its in-sync slots say together ([`super::evidence`]); the
+//! comparison goes through all rows by metadata, beside the clients, and repairs what dissents.
+//! Then the store is told that it was vetted, so that it may end in order again.
+//!
+//! U1. While one of a group's slots is under suspicion no other store of it is taken out for having
+//!     restarted: it may be the one that remembers.
+
+use super::walk::Page;
+use super::{Coordinator, Phase, Purpose, evidence};
+use crate::msg::{Answer, Ask, SCAN_LIMIT};
+use crate::time::Time;
+use smalti_map::Command;
+use smalti_storage::ids::{GroupNo, Incarnation, RowAddr, Slot, SlotSet, StoreId};
+use smalti_storage::store::VersionMeta;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// Repairs that the comparison may run ahead of.
+const AHEAD: usize = 1024;
+
+/// A row that could not be repaired is tried again after this long.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Who is under suspicion, and how far the comparisons are.
+#[derive(Debug, Default)]
+pub(super) struct Suspects {
+    /// Per store the groups in which it is in sync and not compared yet.
+    stores: BTreeMap<StoreId, BTreeSet<GroupNo>>,
+    groups: BTreeMap<GroupNo, Vetting>,
+    rounds: u64,
+}
+
+/// The comparison of one group.
+#[derive(Debug, Default)]
+struct Vetting {
+    after: Option<RowAddr>,
+    round: u64,
+    pages: BTreeMap<Slot, Page>,
+    due: SlotSet,
+    /// All rows were looked at.
+    done: bool,
+    repairing: BTreeSet<(RowAddr, Slot)>,
+    failed: BTreeSet<(RowAddr, Slot)>,
+    retry_at: Time,
+}
+
+impl Suspects {
+    /// Whether a slot of the group may have forgotten something.
+    pub(super) fn in_group(&self, group: GroupNo) -> bool {
+        self.groups.contains_key(&group)
+    }
+
+    /// Whether rows of the group are still being put right. What can not be put right holds nobody
+    /// else back.
+    pub(super) fn is_vetting(&self, group: GroupNo) -> bool {
+        self.groups.get(&group).is_some_and(|v| !v.done || !v.repairing.is_empty())
+    }
+
+    /// Stores under suspicion.
+    pub(super) fn len(&self) -> usize {
+        self.stores.len()
+    }
+
+    pub(super) fn is_quiet(&self) -> bool {
+        self.stores.is_empty() && self.groups.is_empty()
+    }
+
+    /// A page will not come: whoever was asked is not in sync any more.
+    pub(super) fn page_lost(&mut self, group: GroupNo, round: u64) {
+        if let Some(vetting) = self.groups.get_mut(&group).filter(|v| v.round == round) {
+            vetting.due = SlotSet::EMPTY;
+            vetting.pages.clear();
+        }
+    }
+
+    /// A repair of a row slot has ended.
+    pub(super) fn repaired(&mut self, now: Time, row: RowAddr, slot: Slot, good: bool) {
+        if let Some(vetting) = self.groups.get_mut(&row.group)
+            && vetting.repairing.remove(&(row, slot))
+            && !good
+        {
+            vetting.failed.insert((row, slot));
+            vetting.retry_at = now.after(RETRY);
+        }
+    }
+}
+
+impl Coordinator {
+    /// Puts a store under suspicion in all groups in which it is in sync.
+    pub(super) fn suspect(&mut self, store: StoreId) {
+        let groups = self.groups_in_sync(store);
+        for group in &groups {
+            // From the first row on: what was compared before may be forgotten now.
+            self.suspects.groups.insert(*group, Vetting::default());
+        }
+        if !groups.is_empty() {
+            self.suspects.stores.insert(store, groups);
+        }
+    }
+
+    /// Whether answers of this start of a store can be taken for those of the store that is in
+    /// sync. One that came up again after a crash may have forgotten what it acknowledged, and its
+    /// session may be there before the map tells of it. It is heard again when it has been taken
+    /// out, or has promised a new epoch.
+    pub(super) fn believes(&mut self, store: StoreId, start: Incarnation) -> bool {
+        if self.phase == Phase::TakingOver {
+            let same = self.takeover.incarnation(store).is_none_or(|promised| promised == start);
+            self.takeover.again |= !same;
+            return same;
+        }
+        let Some(known) = self.incarnations.get_mut(&store) else { return true };
+        let in_order = || {
+            let registered = self.map.stores.get(&store);
+            registered.is_some_and(|entry| entry.clean && entry.incarnation == start)
+        };
+        if *known != start && in_order() {
+            *known = start;
+        }
+        *known == start
+    }
+
+    /// Whether an in-sync store may have forgotten something, as far as is known.
+    pub(super) fn is_suspect(&self, store: StoreId) -> bool {
+        let unclean = || self.map.stores.get(&store).is_some_and(|entry| !entry.clean);
+        match self.phase {
+            Phase::TakingOver => self.takeover.is_suspect(store).unwrap_or_else(unclean),
+            _ => self.suspects.stores.contains_key(&store),
+        }
+    }
+
+    fn groups_in_sync(&self, store: StoreId) -> BTreeSet<GroupNo> {
+        let groups = self.volume.iter().flat_map(|volume| &volume.groups);
+        let numbered = (0u16..).map(GroupNo).zip(groups);
+        let holds = numbered.filter(|(_, group)| {
+            group.slot_of(store).is_some_and(|slot| group.insync.contains(slot))
+        });
+        holds.map(|(no, _)| no).collect()
+    }
+
+    /// The map changed: who left the in-sync set will be compared as a whole when he comes back.
+    pub(super) fn retain_suspects(&mut self) {
+        let mut stores = std::mem::take(&mut self.suspects.stores);
+        stores.retain(|store, groups| {
+            let insync = self.groups_in_sync(*store);
+            groups.retain(|group| insync.contains(group));
+            !groups.is_empty()
+        });
+        let needed: BTreeSet<GroupNo> = stores.values().flatten().copied().collect();
+        self.suspects.groups.retain(|group, _| needed.contains(group));
+        self.suspects.stores = stores;
+    }
+
+    /// An in-sync store that came back without having ended in order while this coordinator serves:
+    /// it is taken out and compared as a whole, where that leaves enough others and all of those
+    /// are above suspicion. Otherwise the epoch is begun anew: undecided versions that the store
+    /// came up with again have to be settled before any watermark passes them.
+    pub(super) fn doubt_restarted(&mut self) {
+        let came_back = |store: &StoreId| {
+            let known = self.incarnations.get(store);
+            self.map.stores.get(store).is_some_and(|entry| {
+                !entry.clean && known.is_some_and(|known| *known < entry.incarnation)
+            })
+        };
+        let doubtful: Vec<StoreId> = self.insync_stores.iter().copied().filter(came_back).collect();
+        if doubtful.is_empty() {
+            return;
+        }
+        let alone = doubtful.len() == 1 && self.suspects.is_quiet();
+        if alone && doubtful.iter().all(|store| self.may_leave(*store)) {
+            self.shrink(doubtful);
+        } else {
+            let (volume, epoch) = (self.config.volume, self.epoch);
+            let (node, incarnation) = (self.config.me.node, self.config.me.incarnation);
+            self.propose("elect", Command::Elect { volume, epoch, node, incarnation });
+        }
+    }
+
+    /// Whether the store can be taken out of every group in which it is in sync.
+    fn may_leave(&self, store: StoreId) -> bool {
+        self.volume.as_ref().is_some_and(|volume| {
+            let insync = self.groups_in_sync(store);
+            let enough = |group: &GroupNo| {
+                volume.group(*group).is_some_and(|g| g.insync.len() > u32::from(volume.min_insync))
+            };
+            insync.iter().all(enough)
+        })
+    }
+
+    /// A store has grown back: all its rows were compared.
+    pub(super) fn vet_grown(&mut self, store: StoreId) {
+        let unclean = self.map.stores.get(&store).is_some_and(|entry| !entry.clean);
+        if unclean && !self.suspects.stores.contains_key(&store) {
+            self.ask_store(store, None, Ask::Vetted, Purpose::Forget);
+        }
+    }
+
+    /// Moves every comparison on as far as it goes.
+    pub(super) fn vet_pump(&mut self) {
+        let groups: Vec<GroupNo> = self.suspects.groups.keys().copied().collect();
+        for group in groups {
+            self.retry_failed(group);
+            let Some(vetting) = self.suspects.groups.get(&group) else { continue };
+            let open = vetting.repairing.len() + vetting.failed.len();
+            if vetting.done && open == 0 {
+                self.group_is_vetted(group);
+            } else if !vetting.done && vetting.due.is_empty() && open < AHEAD {
+                self.ask_vet_pages(group);
+            }
+        }
+    }
+
+    fn retry_failed(&mut self, group: GroupNo) {
+        let now = self.now;
+        let Some(vetting) = self.suspects.groups.get_mut(&group) else { return };
+        if vetting.retry_at <= now {
+            for (row, slot) in std::mem::take(&mut vetting.failed) {
+                self.vet_repair(row, slot);
+            }
+        }
+    }
+
+    fn ask_vet_pages(&mut self, group: GroupNo) {
+        let insync = self.insync(group);
+        self.suspects.rounds += 1;
+        let round = self.suspects.rounds;
+        let Some(vetting) = self.suspects.groups.get_mut(&group) else { return };
+        vetting.round = round;
+        vetting.pages.clear();
+        vetting.due = insync;
+        let after = vetting.after.map(|row| (row, Slot(u8::MAX)));
+        let limit = u32::try_from(SCAN_LIMIT).unwrap_or(u32::MAX);
+        for of in insync.iter() {
+            let purpose = Purpose::Vet { group, of, round };
+            self.ask(group, of, Ask::Scan { group, after, limit }, purpose);
+        }
+    }
+
+    pub(super) fn on_vet_page(&mut self, group: GroupNo, of: Slot, round: u64, answer: Answer) {
+        let Some(vetting) = self.suspects.groups.get_mut(&group) else { return };
+        if vetting.round != round || !vetting.due.contains(of) {
+            return;
+        }
+        let Answer::Scanned { entries, done } = answer else {
+            self.suspects.page_lost(group, round);
+            return;
+        };
+        vetting.pages.insert(of, Page::new(of, entries, done));
+        vetting.due = vetting.due.without(of);
+        if vetting.due.is_empty() {
+            self.compare_vet_pages(group);
+            self.vet_pump();
+        }
+    }
+
+    /// Rows that change meanwhile may look wrong; the repair looks again under the row's lock.
+    fn compare_vet_pages(&mut self, group: GroupNo) {
+        let (n, data) = (self.n(), self.data_slots());
+        let Some(vetting) = self.suspects.groups.get_mut(&group) else { return };
+        let pages = std::mem::take(&mut vetting.pages);
+        let upto = pages.values().filter_map(|page| page.upto).min();
+        vetting.after = upto.or(vetting.after);
+        vetting.done = upto.is_none();
+        let rows: BTreeSet<RowAddr> = pages
+            .values()
+            .flat_map(|page| page.rows.keys().copied())
+            .filter(|row| upto.is_none_or(|upto| *row <= upto))
+            .collect();
+        let mut wrong = Vec::new();
+        for row in rows {
+            let mut metas: BTreeMap<Slot, VersionMeta> = BTreeMap::new();
+            for (slot, page) in &pages {
+                match page.rows.get(&row) {
+                    Some(Some(meta)) => drop(metas.insert(*slot, meta.clone())),
+                    // Damaged.
+                    Some(None) => wrong.push((row, *slot)),
+                    None => drop(metas.insert(*slot, VersionMeta::default())),
+                }
+            }
+            let vec = evidence::vector(metas.iter().map(|(slot, meta)| (*slot, meta)), n);
+            let dissent = evidence::dissenting(&metas, &vec, data);
+            wrong.extend(dissent.iter().map(|slot| (row, slot)));
+        }
+        for (row, slot) in wrong {
+            self.vet_repair(row, slot);
+        }
+    }
+
+    fn vet_repair(&mut self, row: RowAddr, slot: Slot) {
+        let claimed = self.catchup.claim_repair(row, slot);
+        let retry_at = self.now.after(RETRY);
+        let Some(vetting) = self.suspects.groups.get_mut(&row.group) else { return };
+        if claimed {
+            vetting.repairing.insert((row, slot));
+            self.add_repair(row, slot, None);
+        } else {
+            // Another repair of it is under way; looked at again after that.
+            vetting.failed.insert((row, slot));
+            vetting.retry_at = retry_at;
+        }
+    }
+
+    fn group_is_vetted(&mut self, group: GroupNo) {
+        self.suspects.groups.remove(&group);
+        let mut vetted = Vec::new();
+        for (store, groups) in &mut self.suspects.stores {
+            groups.remove(&group);
+            if groups.is_empty() {
+                vetted.push(*store);
+            }
+        }
+        for store in vetted {
+            self.suspects.stores.remove(&store);
+            self.ask_store(store, None, Ask::Vetted, Purpose::Forget);
+        }
+    }
+}

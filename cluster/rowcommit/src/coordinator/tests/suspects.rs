@@ -1,0 +1,132 @@
+//! Stores that come up after a crash and may have forgotten what they acknowledged.
+
+use super::*;
+
+impl Rig {
+    /// The store's process dies; its disk goes back to `to`, if that is given.
+    fn crash_store(&mut self, no: u64, to: Option<&MemoryStore>) {
+        let disk = Arc::clone(&self.parties[&store(no)].disk);
+        if let Some(to) = to {
+            disk.roll_back(to);
+        }
+        let opened = disk.restart(Restart::default());
+        self.start_store(no, disk);
+        support::start_store(&mut self.map, no, opened.incarnation.0, false);
+    }
+
+    fn disk(&self, no: u64) -> MemoryStore {
+        self.parties[&store(no)].disk.fork()
+    }
+
+    /// Lets time pass until nothing is proposed any more; every proposal is accepted.
+    fn rest(&mut self) {
+        for _ in 0..60 {
+            self.tick(100);
+            let commands = self.settle();
+            self.accept(commands);
+        }
+        self.settle();
+    }
+
+    fn vetted(&self) -> bool {
+        self.parties.values().all(|party| party.core.is_vetted())
+    }
+}
+
+/// 2+1 with one row: slot 0 was written twice, slot 1 once, and every store was told of it.
+fn written_twice() -> (Rig, [MemoryStore; 3]) {
+    let mut rig = Rig::active(2, 1);
+    rig.write(1, 0, 1);
+    rig.settle();
+    rig.write(2, 1, 2);
+    rig.settle();
+    rig.tick(60);
+    rig.settle();
+    let then = [rig.disk(1), rig.disk(2), rig.disk(3)];
+    rig.write(3, 0, 3);
+    rig.settle();
+    rig.tick(60);
+    rig.settle();
+    rig.done.clear();
+    (rig, then)
+}
+
+#[test]
+fn after_a_power_failure_no_single_store_is_believed() {
+    for forgetful in [1, 3] {
+        let (mut rig, then) = written_twice();
+        for no in 1..=3 {
+            let to = (no == forgetful).then(|| &then[no as usize - 1]);
+            rig.crash_store(no, to);
+            rig.link_up(no);
+        }
+        support::elect(&mut rig.map, 1);
+        rig.coordinator.cache.clear();
+        rig.now = rig.now.after(Duration::from_secs(10));
+        rig.adopt();
+        let activate = rig.settle();
+        rig.accept(activate);
+        rig.tick(20);
+        rig.settle();
+        assert_eq!(rig.coordinator.phase(), Phase::Active);
+        rig.read(4, 0);
+        rig.settle();
+        let read = Action::ReadDone { op: 4, result: Ok(vec![bytes(3)]) };
+        assert!(rig.done.contains(&read), "store {forgetful}: {:?}", rig.done);
+        rig.rest();
+        assert_eq!(rig.coordinator.stats().suspects, 0);
+        assert!(rig.coordinator.is_quiet(), "{:?}", rig.coordinator);
+        assert!(rig.vetted());
+        assert_eq!((rig.head(1).wid, rig.head(3).wid), (wid(3), wid(3)));
+    }
+}
+
+#[test]
+fn a_store_that_restarted_is_not_heard_before_the_map_tells_of_it() {
+    let (mut rig, then) = written_twice();
+    let known = rig.map.clone();
+    rig.crash_store(3, Some(&then[2]));
+    let newer = std::mem::replace(&mut rig.map, known);
+    rig.adopt();
+    rig.link_up(3);
+    rig.coordinator.cache.clear();
+    rig.read(4, 0);
+    rig.settle();
+    let answered = |rig: &Rig| rig.done.iter().any(|a| matches!(a, Action::ReadDone { .. }));
+    assert!(!answered(&rig), "{:?}", rig.done);
+    // It is taken out, compared and grown back; meanwhile the data slots tell.
+    rig.map = newer;
+    rig.adopt();
+    rig.rest();
+    let read = Action::ReadDone { op: 4, result: Ok(vec![bytes(3)]) };
+    assert!(rig.done.contains(&read), "{:?}", rig.done);
+    assert!(rig.map.volumes[&VOLUME].is_full());
+    assert_eq!(rig.head(3).wid, wid(3));
+    assert!(rig.vetted());
+}
+
+#[test]
+fn where_nobody_may_leave_the_epoch_begins_anew() {
+    let (mut rig, then) = written_twice();
+    support::shrink(&mut rig.map, 2);
+    rig.adopt();
+    rig.parties.get_mut(&store(2)).expect("a known store").deaf = true;
+    rig.link_down(2);
+    rig.settle();
+    let epoch = support::epoch(&rig.map);
+    rig.crash_store(3, Some(&then[2]));
+    rig.link_up(3);
+    rig.adopt();
+    rig.tick(20);
+    let commands = rig.settle();
+    assert!(matches!(commands[..], [Command::Elect { .. }]), "{commands:?}");
+    rig.accept(commands);
+    rig.rest();
+    assert!(support::epoch(&rig.map) > epoch);
+    assert_eq!(rig.coordinator.phase(), Phase::Active);
+    // One of the two that are left forgot a version, which is one loss too many: no stale data.
+    rig.read(4, 0);
+    rig.settle();
+    let stale = Action::ReadDone { op: 4, result: Ok(vec![bytes(1)]) };
+    assert!(!rig.done.contains(&stale), "{:?}", rig.done);
+}
