@@ -215,7 +215,10 @@ pub enum Ask {
     Nop,
     /// Everything the store holds of the volume was compared with the others since it came up: it
     /// is under suspicion no more.
-    Vetted,
+    Vetted {
+        /// The start that was compared; the request may reach a later one.
+        incarnation: Incarnation,
+    },
 }
 
 /// An answer.
@@ -344,7 +347,8 @@ impl Ask {
     /// Whether a store that accepts it binds itself to the epoch: every change, and a lease.
     /// `Promise` is not among them, because it may have to wait first.
     pub fn binds(&self) -> bool {
-        !self.is_read() && !matches!(self, Self::Promise | Self::Release | Self::Nop | Self::Vetted)
+        !self.is_read()
+            && !matches!(self, Self::Promise | Self::Release | Self::Nop | Self::Vetted { .. })
     }
 
     /// The row slot that it changes, if it does.
@@ -425,7 +429,7 @@ mod tests {
             Ask::Lease { duration_us: 1_500_000 },
             Ask::Release,
             Ask::Nop,
-            Ask::Vetted,
+            Ask::Vetted { incarnation: Incarnation(3) },
         ]
     }
 

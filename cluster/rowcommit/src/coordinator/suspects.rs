@@ -194,7 +194,13 @@ impl Coordinator {
     pub(super) fn vet_grown(&mut self, store: StoreId) {
         let unclean = self.map.stores.get(&store).is_some_and(|entry| !entry.clean);
         if unclean && !self.suspects.stores.contains_key(&store) {
-            self.ask_store(store, None, Ask::Vetted, Purpose::Forget);
+            self.tell_vetted(store);
+        }
+    }
+
+    fn tell_vetted(&mut self, store: StoreId) {
+        if let Some(incarnation) = self.incarnations.get(&store).copied() {
+            self.ask_store(store, None, Ask::Vetted { incarnation }, Purpose::Forget);
         }
     }
 
@@ -314,7 +320,7 @@ impl Coordinator {
         }
         for store in vetted {
             self.suspects.stores.remove(&store);
-            self.ask_store(store, None, Ask::Vetted, Purpose::Forget);
+            self.tell_vetted(store);
         }
     }
 }

@@ -297,9 +297,9 @@ impl StoreCore {
                 Answer::Ok
             }
             Ask::Nop => Answer::Ok,
-            Ask::Vetted => {
+            Ask::Vetted { incarnation } => {
                 if let Some(side) = self.volumes.get_mut(&volume) {
-                    side.vetted = true;
+                    side.vetted |= incarnation == self.opened.incarnation;
                 }
                 Answer::Ok
             }
