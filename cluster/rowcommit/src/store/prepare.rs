@@ -88,7 +88,16 @@ impl StoreCore {
             return Ok(answer);
         }
         let row = self.rows.at(at)?;
-        if vec.is_empty() && row.head().is_some_and(|head| wid <= head.wid) {
+        // A parity slot has to look at every block's write: with enough parity a takeover completes
+        // the row from parity alone, whatever the data slots refused.
+        let old = |head: &VersionMeta| {
+            if vec.is_empty() {
+                wid <= head.wid
+            } else {
+                vec.iter().zip(&head.vec).any(|(new, held)| new.wid <= held.wid)
+            }
+        };
+        if row.head().is_some_and(old) {
             return Ok(Answer::Rejected(Reject::OldWid));
         }
         let base = row.head_ver();

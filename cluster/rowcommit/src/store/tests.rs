@@ -172,6 +172,24 @@ fn a_prepare_needs_its_base_and_may_be_repeated() {
 }
 
 #[test]
+fn parity_refuses_a_late_copy_of_a_whole_row() {
+    let mut rig = Rig::new(3);
+    let whole = |seq: u64, writes: [u64; 2]| {
+        let update = Update { touched: SlotSet::first(3), ..update(seq) };
+        let entry = |write| VecEntry { ver: ver(seq), wid: wid(write), snap: 0 };
+        let (vec, newest) = (writes.map(entry).to_vec(), writes[0].max(writes[1]));
+        let (row, slot, record) = (row(0), Slot(2), bytes(seq as u8));
+        Ask::PrepFull { row, slot, update, wid: wid(newest), vec, record }
+    };
+    assert_eq!(rig.ask(whole(1, [1, 1])), Answer::Ok);
+    assert_eq!(rig.ask(whole(2, [2, 3])), Answer::Ok);
+    // One block of it was written since: its data slot refuses, and so must every parity slot.
+    assert_eq!(rig.ask(whole(3, [3, 3])), Answer::Rejected(Reject::OldWid));
+    assert_eq!(rig.ask(whole(4, [1, 1])), Answer::Rejected(Reject::OldWid));
+    assert_eq!(rig.ask(whole(5, [3, 4])), Answer::Ok);
+}
+
+#[test]
 fn an_update_drops_an_undecided_one_it_was_not_built_on() {
     let mut rig = Rig::new(1);
     rig.ask(prep(1, Ver::NONE));
