@@ -13,9 +13,6 @@ use std::collections::BTreeMap;
 /// Bytes of a record: the least the code takes.
 pub(crate) const RECORD_LEN: usize = 64;
 
-/// A client gives up on an answer after this long.
-const DEADLINE: u64 = 8000 * MS;
-
 /// A block: its row and slot.
 pub(crate) type Block = (RowAddr, Slot);
 
@@ -89,7 +86,11 @@ impl World {
         if self.clients[client].pending.is_some() {
             return;
         }
-        let Some((write, blocks)) = self.draw_op(client) else { return };
+        let Some((mut write, blocks)) = self.draw_op(client) else { return };
+        let at = self.choose_node();
+        if self.swarm.stray_reads && self.serving() != Some(at) {
+            write = false;
+        }
         self.clients[client].ops += 1;
         let op = self.clients[client].ops;
         let from = self.tock();
@@ -99,10 +100,9 @@ impl World {
         let value = |no: usize| if trim { ABSENT } else { base | no as u64 };
         let blocks = blocks.into_iter().enumerate().map(|(no, b)| (b, value(no))).collect();
         self.clients[client].pending = Some(Pending { op, write, blocks, from, wid: None });
-        let at = self.choose_node();
         let later = self.now + self.rng.below(self.swarm.net_delay);
         self.queue.push(later, Ev::Invoke { client, op, at });
-        self.queue.push(self.now + DEADLINE, Ev::Deadline { client, op });
+        self.queue.push(self.now + self.swarm.patience, Ev::Deadline { client, op });
     }
 
     fn may_trim(&mut self, block: Block) -> bool {
@@ -136,9 +136,7 @@ impl World {
 
     /// Mostly the coordinator, sometimes whoever.
     fn choose_node(&mut self) -> At {
-        let coordinator = self.volume().and_then(|volume| volume.coordinator);
-        let right = coordinator.and_then(|c| usize::try_from(c.node.0.checked_sub(1)?).ok());
-        match right {
+        match self.serving() {
             Some(at) if !self.rng.percent(self.swarm.stray_percent) => at,
             _ => {
                 // Whoever believes to serve, were it wrongly.
@@ -180,8 +178,25 @@ impl World {
             snap: 0,
             record: record(*value),
         };
-        let blocks = pending.blocks.iter().map(write).collect();
+        let blocks: Vec<BlockWrite> = pending.blocks.iter().map(write).collect();
+        if self.rng.percent(self.swarm.late_percent) {
+            let later = self.now + self.rng.below(600 * MS);
+            self.queue.push(later, Ev::Late { blocks: blocks.clone() });
+        }
         self.coordinate(at, Event::Write { op: number, blocks });
+    }
+
+    /// A second copy of a client's write, long on its way, comes to whoever serves. Nobody waits
+    /// for it, and what was written since must not notice.
+    pub(crate) fn late_write(&mut self, blocks: Vec<BlockWrite>) {
+        let at = self.choose_node();
+        if self.nodes[at].up && !self.nodes[at].paused && self.believes(at, self.volume) {
+            self.trace(|| format!("a late copy of {blocks:?}"));
+            let process = self.nodes[at].process_mut();
+            process.next_op += 1;
+            let op = process.next_op;
+            self.coordinate(at, Event::Write { op, blocks });
+        }
     }
 
     /// Nothing was begun: as if the operation had never been.

@@ -103,7 +103,23 @@ impl World {
             .filter(|node| node.up && !node.paused && node.map_cut == 0)
             .map(|node| node.at)
             .collect();
-        let Some(at) = self.rng.pick(&able) else { return };
+        if let Some(at) = self.rng.pick(&able) {
+            self.elect(at);
+        }
+    }
+
+    /// A client attaches where nothing was heard of the map for a while: the node catches up, with
+    /// one step over all that happened, and is elected.
+    pub(crate) fn attach(&mut self, at: At) {
+        let node = &self.nodes[at];
+        if self.stormy && node.up && !node.paused && node.map_cut == 0 && !self.map_away {
+            self.elect(at);
+            let (to, map) = (self.nodes[at].life(), Arc::clone(&self.map));
+            self.queue.push(self.now, Ev::Map { to, map });
+        }
+    }
+
+    fn elect(&mut self, at: At) {
         let Some(epoch) = self.volume().map(|volume| volume.epoch) else { return };
         let incarnation = self.nodes[at].process().incarnation;
         let (volume, node) = (self.volume, node_id(at));
@@ -125,7 +141,11 @@ impl World {
         process.coordinator.release();
         let life = self.nodes[at].life();
         self.flush(life);
-        if self.rng.percent(80) {
+        if self.swarm.has(Fault::Depose) && self.rng.percent(30) {
+            // Its leases are back where they came from, and it is out of touch.
+            let later = self.now + self.rng.below(10 * self.swarm.net_delay);
+            self.queue.push(later, Ev::Depose);
+        } else if self.rng.percent(80) {
             let later = self.now + self.rng.below(200 * MS);
             self.queue.push(later, Ev::Elect);
         }

@@ -3,6 +3,7 @@
 use super::link::SessionId;
 use super::swarm::Fault;
 use smalti_map::{ClusterMap, Command, Rejection};
+use smalti_rowcommit::coordinator::BlockWrite;
 use smalti_rowcommit::msg::Frame;
 use smalti_storage::ids::StoreId;
 use std::cmp::Reverse;
@@ -69,9 +70,19 @@ pub(crate) enum Ev {
         client: usize,
         op: u64,
     },
+    /// A second copy of a client's write.
+    Late {
+        blocks: Vec<BlockWrite>,
+    },
     Leader,
     Elect,
+    /// A client attaches at this node, which is elected for it.
+    Attach(At),
     Fault,
+    /// The coordinator that just let go is cut off.
+    Depose,
+    /// All nodes but one die and come back.
+    RestartOthers(At),
     /// A fault's time is over.
     Over(Fault, At, At),
     Resume(At),

@@ -59,6 +59,7 @@ impl World {
                 self.queue.push(until, Ev::Over(fault, at, to));
             }
             Fault::Partition => self.partition(until),
+            Fault::Depose => self.depose(),
             Fault::MapCut => {
                 self.count(fault, true);
                 if self.rng.percent(20) {
@@ -101,6 +102,12 @@ impl World {
         }
     }
 
+    /// The node that the map names.
+    pub(crate) fn serving(&self) -> Option<At> {
+        let coordinator = self.volume()?.coordinator?;
+        (0..self.nodes.len()).find(|at| super::world::node_id(*at) == coordinator.node)
+    }
+
     fn cut(&mut self, from: At, to: At, begins: bool) {
         let count = self.cuts.entry((from, to)).or_default();
         *count = if begins { *count + 1 } else { count.saturating_sub(1) };
@@ -116,6 +123,66 @@ impl World {
         let apart: Vec<bool> = (0..self.nodes.len())
             .map(|at| if lone { at == alone } else { self.rng.percent(50) })
             .collect();
+        self.split(&apart, until);
+    }
+
+    /// Takes the coordinator out of touch, alone or with somebody, and has the others move on at
+    /// once: for about as long as their takeover, with all its waiting, may need, and then some.
+    pub(crate) fn depose(&mut self) {
+        let Some(at) = self.serving().filter(|at| self.nodes[*at].up) else { return };
+        // One who does not serve yet has no past to answer from.
+        let serves = self.volume().is_some_and(|volume| volume.activated);
+        if self.map_away || !self.stormy || !serves {
+            return;
+        }
+        self.count(Fault::Depose, true);
+        let waits = self.swarm.lease + self.swarm.takeover_patience + 500 * MS;
+        let long = self.rng.range(waits / 2, waits * 3);
+        let until = self.now + long;
+        let with = if self.rng.percent(30) { self.any_node() } else { at };
+        let apart: Vec<bool> =
+            (0..self.nodes.len()).map(|other| other == at || other == with).collect();
+        match self.rng.below(4) {
+            0 | 1 => self.split(&apart, until),
+            // What it asks for arrives; what it is answered does not, until later.
+            2 => {
+                for other in (0..apart.len()).filter(|other| !apart[*other]) {
+                    self.cut(other, at, true);
+                    self.queue.push(until, Ev::Over(Fault::Cut, other, at));
+                }
+                self.cut_map(at, until);
+            }
+            _ => {
+                self.pause(at);
+                self.queue.push(until, Ev::Resume(at));
+            }
+        }
+        let later = self.now + self.rng.below(300 * MS);
+        self.queue.push(later, Ev::Elect);
+        if self.rng.percent(30) {
+            let later = self.now + self.rng.below(long / 2);
+            self.queue.push(later, Ev::RestartOthers(at));
+        }
+    }
+
+    /// All but one node die and come back at once.
+    pub(crate) fn restart_others(&mut self, but: At) {
+        if !self.stormy {
+            return;
+        }
+        for at in (0..self.nodes.len()).filter(|at| *at != but) {
+            self.stop(at, false);
+            let later = self.now + self.rng.range(1, 100) * MS;
+            self.queue.push(later, Ev::Start(at));
+        }
+    }
+
+    fn cut_map(&mut self, at: At, until: u64) {
+        self.nodes[at].map_cut += 1;
+        self.queue.push(until, Ev::Over(Fault::MapCut, at, 0));
+    }
+
+    fn split(&mut self, apart: &[bool], until: u64) {
         for a in 0..apart.len() {
             for b in 0..apart.len() {
                 if apart[a] != apart[b] {
@@ -127,8 +194,7 @@ impl World {
         // The smaller side has no majority.
         let small = apart.iter().filter(|side| **side).count() * 2 <= apart.len();
         for at in (0..apart.len()).filter(|at| apart[*at] == small) {
-            self.nodes[at].map_cut += 1;
-            self.queue.push(until, Ev::Over(Fault::MapCut, at, 0));
+            self.cut_map(at, until);
         }
     }
 
@@ -222,6 +288,9 @@ impl World {
             Fault::MapCut if a == usize::MAX => self.map_away = false,
             Fault::MapCut => {
                 self.nodes[a].map_cut = self.nodes[a].map_cut.saturating_sub(1);
+                if self.rng.percent(15) {
+                    self.queue.push(self.now, Ev::Attach(a));
+                }
             }
             Fault::Slow => self.slow = 1,
             Fault::Full => self.set_full(a, false),

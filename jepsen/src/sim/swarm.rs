@@ -20,6 +20,8 @@ pub enum Fault {
     Cut,
     /// Two halves, or one node, apart from the rest.
     Partition,
+    /// The coordinator is out of touch, and another one is elected while it goes on.
+    Depose,
     /// A node does not hear of the map and can not propose.
     MapCut,
     /// Sessions break.
@@ -52,6 +54,7 @@ impl Fault {
         Self::Pause,
         Self::Cut,
         Self::Partition,
+        Self::Depose,
         Self::MapCut,
         Self::Break,
         Self::Slow,
@@ -89,10 +92,17 @@ pub(crate) struct Swarm {
     /// Greatest error of a clock's rate, in millionths.
     pub(crate) drift: u64,
     pub(crate) cached_rows: usize,
+    /// How long a client waits for an answer.
+    pub(crate) patience: u64,
+    /// Client writes of which a second copy comes later.
+    pub(crate) late_percent: u64,
     pub(crate) writes_percent: u64,
     pub(crate) whole_rows_percent: u64,
     /// Operations that go to any node that believes to serve, be it rightly or not.
     pub(crate) stray_percent: u64,
+    /// Those only read: a write would stand before the reads of its row, at one who can end it no
+    /// more, and nobody would see what he answers.
+    pub(crate) stray_reads: bool,
     /// The protocol's times; in whatever order, it must be right.
     pub(crate) lease: u64,
     pub(crate) suspect_after: u64,
@@ -109,6 +119,11 @@ impl Swarm {
             Fault::ALL.into_iter().filter(|f| !f.is_of_disks() && rng.percent(45)).collect();
         if faults.is_empty() {
             faults.push(Fault::Crash);
+        }
+        // Few classes leave time for what takes long; many make what is strange.
+        if rng.percent(40) {
+            rng.shuffle(&mut faults);
+            faults.truncate(usize::try_from(rng.range(1, 3)).unwrap_or(1));
         }
         // Rotten bytes on top of stores that are out would be more than the code can bear.
         let rot = rng.percent(12);
@@ -151,10 +166,13 @@ impl Swarm {
             map_delay: rng.pick(&[2, 20, 200]).unwrap_or(2) * MS,
             link_timeout: rng.pick(&[150, 400, 1500, 5000]).unwrap_or(400) * MS,
             drift: rng.pick(&[0, 200, 9_900]).unwrap_or(0),
-            cached_rows: rng.pick(&[1, 2, 1000]).unwrap_or(1000),
+            cached_rows: rng.pick(&[1, 2, 1000, 1000]).unwrap_or(1000),
+            patience: rng.pick(&[100, 300, 1500, 8000]).unwrap_or(1500) * MS,
+            late_percent: rng.pick(&[0, 0, 10]).unwrap_or(0),
             writes_percent: rng.pick(&[30, 60, 85]).unwrap_or(60),
             whole_rows_percent: rng.pick(&[0, 10, 40]).unwrap_or(10),
             stray_percent: rng.pick(&[5, 40, 80]).unwrap_or(40),
+            stray_reads: rng.percent(60),
             lease: rng.pick(&[300, 1500, 1500, 4000]).unwrap_or(1500) * MS,
             suspect_after: rng.pick(&[150, 500, 500]).unwrap_or(500) * MS,
             takeover_patience: rng.pick(&[200, 1500]).unwrap_or(1500) * MS,

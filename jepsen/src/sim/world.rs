@@ -28,6 +28,9 @@ const STRAGGLERS: u64 = 5_000 * MS;
 /// Looks in a row that must find everything whole.
 const STEADY: u32 = 15;
 
+/// Far more events than any run has: beyond them two parties only go round in a circle.
+const STEPS_MAX: u64 = 10_000_000;
+
 pub(crate) struct World {
     pub(crate) swarm: Swarm,
     pub(crate) rng: Rng,
@@ -334,6 +337,9 @@ impl World {
         };
         self.now = self.now.max(at);
         self.steps += 1;
+        if self.steps > STEPS_MAX {
+            self.fail(format!("no end after {STEPS_MAX} events"));
+        }
         if let Some(life) = event.process() {
             if !self.is_alive(life) {
                 return;
@@ -371,9 +377,13 @@ impl World {
             Ev::Client(client) => self.client_turn(client),
             Ev::Invoke { client, op, at } => self.invoke(client, op, at),
             Ev::Deadline { client, op } => self.client_unknown(client, op),
+            Ev::Late { blocks } => self.late_write(blocks),
             Ev::Leader => self.leader(),
             Ev::Elect => self.elect_any(),
+            Ev::Attach(at) => self.attach(at),
             Ev::Fault => self.fault(),
+            Ev::Depose => self.depose(),
+            Ev::RestartOthers(at) => self.restart_others(at),
             Ev::Over(fault, a, b) => self.over(fault, a, b),
             Ev::Resume(at) => self.resume(at),
             Ev::Start(at) => self.start(at),
