@@ -12,6 +12,7 @@
 mod apply;
 mod check;
 mod command;
+pub mod mutant;
 pub mod placement;
 mod types;
 pub mod view;

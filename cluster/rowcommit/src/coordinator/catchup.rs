@@ -12,6 +12,7 @@ use super::walk::Walk;
 use super::{Coordinator, Phase, Place, Purpose};
 use crate::msg::Ask;
 use crate::time::Time;
+use smalti_map::mutant::{Mutant, lives};
 use smalti_map::{Command, GrowSlot};
 use smalti_storage::ids::{Epoch, GroupNo, Incarnation, RowAddr, Slot, SlotSet, StoreId, Ver};
 use std::collections::{BTreeMap, BTreeSet};
@@ -285,7 +286,9 @@ impl Coordinator {
             let registered = self.map.stores.get(&learning.store).map(|entry| entry.incarnation);
             let same_start = registered == Some(learning.incarnation);
             let bound = match learning.stage {
-                Stage::Growing { proposed } => proposed == Some(self.epoch),
+                Stage::Growing { proposed } => {
+                    proposed == Some(self.epoch) && !lives(Mutant::GrowthUnbound)
+                }
                 _ => false,
             };
             let admitted = group.learners.get(&slot).is_some_and(|l| {
@@ -332,7 +335,9 @@ impl Coordinator {
     /// Learners of a store that a growth binds may not be forgotten.
     fn unbound_places(&self, store: StoreId) -> Vec<Place> {
         let unbound = |l: &Learning| match l.stage {
-            Stage::Growing { proposed } => proposed != Some(self.epoch),
+            Stage::Growing { proposed } => {
+                proposed != Some(self.epoch) || lives(Mutant::GrowthUnbound)
+            }
             _ => true,
         };
         let of_store = self.catchup.learners.iter().filter(|(_, l)| l.store == store);
@@ -371,19 +376,24 @@ impl Coordinator {
         let oldest = self.inflight.keys().next().copied();
         for place in places {
             let Some(learning) = self.catchup.learners.get_mut(&place) else { continue };
-            let level = learning.is_level();
+            let level = learning.is_level() || lives(Mutant::GrowBehind);
+            let answered = learning.outstanding == 0 || lives(Mutant::GrowUnanswered);
             match &mut learning.stage {
                 Stage::Barrier { after, opened } => {
                     // What it is compared with must be right itself.
                     let right = !self.suspects.is_vetting(place.0);
-                    if right && *opened && oldest.is_none_or(|oldest| oldest > *after) {
+                    let opened = right && (*opened || lives(Mutant::WalkUnopened));
+                    let ended = oldest.is_none_or(|oldest| oldest > *after);
+                    if opened && lives(Mutant::GrowUncompared) {
+                        learning.stage = Stage::Repairing;
+                    } else if opened && (ended || lives(Mutant::NoBarrier)) {
                         learning.stage = Stage::Walking(Walk::default());
                         self.next_pages(place);
                     }
                     continue;
                 }
                 Stage::Walking(_) => self.resume_walk(place),
-                Stage::Repairing if level && learning.outstanding == 0 => {
+                Stage::Repairing if level && answered => {
                     learning.stage = Stage::Growing { proposed: None };
                 }
                 Stage::Repairing | Stage::Growing { .. } => {}
@@ -415,7 +425,7 @@ impl Coordinator {
 
     fn propose_growth(&mut self) {
         // All slots of one store in one step: each step is an epoch.
-        let ready = |l: &Learning| l.is_growing() && l.is_level();
+        let ready = |l: &Learning| l.is_growing() && (l.is_level() || lives(Mutant::GrowBehind));
         let waiting: BTreeSet<StoreId> =
             self.catchup.learners.values().filter(|l| !ready(l)).map(|l| l.store).collect();
         let ready: Vec<(Place, StoreId, Incarnation)> = self

@@ -6,6 +6,7 @@
 
 use super::evidence;
 use super::gather::same_vector;
+use smalti_map::mutant::{Mutant, lives};
 use smalti_storage::ids::{Slot, SlotSet, Ver, Wid};
 use smalti_storage::store::{VecEntry, VersionMeta};
 use std::collections::{BTreeMap, BTreeSet};
@@ -35,7 +36,7 @@ impl Facts {
     }
 
     fn holds(&self, ver: Ver) -> bool {
-        self.find(ver).is_some_and(|(_, good)| *good)
+        self.find(ver).is_some_and(|(_, good)| *good || lives(Mutant::CountUnverified))
     }
 
     /// The newest version here that is known committed.
@@ -137,14 +138,16 @@ fn decide_by_all(facts: &BTreeMap<Slot, Facts>, n: u8) -> (Decision, bool) {
     // may still hold for undecided. And whatever the newest version is, those before it were
     // decided when it was issued, and what was undone then is gone from every in-sync slot.
     let before_newest = versions.iter().rev().nth(1).copied();
+    let before_newest = before_newest.filter(|_| !lives(Mutant::DoubtOlder));
     let watermark = facts.values().map(|f| f.watermark).max().unwrap_or(Ver::NONE);
     let covered = versions.range(..=watermark).next_back().copied();
     let committed = facts.values().filter_map(Facts::committed).chain(covered);
     let committed = committed.chain(before_newest).max().unwrap_or(Ver::NONE);
-    for ver in versions.into_iter().rev() {
+    let newer = if lives(Mutant::ForwardOldest) { versions.len().saturating_sub(1) } else { 0 };
+    for ver in versions.into_iter().rev().skip(newer) {
         let Some(judged) = judge(facts, n, ver, committed) else { continue };
         let aborts = newer_than(facts, ver);
-        if judged.constructible {
+        if judged.constructible && !(lives(Mutant::UndoAll) && ver > committed) {
             let chosen = (!judged.chosen.lacking.is_empty()).then_some(judged.chosen);
             return (Decision { chosen, aborts, lost: false }, true);
         }

@@ -10,6 +10,7 @@ use super::rows::TaskId;
 use super::{Action, Alarm, Coordinator, Purpose};
 use crate::msg::{Answer, Ask, Want};
 use bytes::Bytes;
+use smalti_map::mutant::{Mutant, lives};
 use smalti_storage::ids::{RowAddr, Slot, SlotSet, Ver};
 use smalti_storage::store::{VecEntry, VersionMeta};
 use std::collections::BTreeMap;
@@ -159,7 +160,8 @@ impl Coordinator {
         if g.by_all {
             return self.gather_vec_of_all(id, row, g, insync);
         }
-        let parity = self.parity_slots().and(insync).minus(g.shunned(insync));
+        let able = if lives(Mutant::VectorOutOfSync) { self.up_slots(row) } else { insync };
+        let parity = self.parity_slots().and(able).minus(g.shunned(insync));
         if let Some(slot) = self.nearest(row, parity) {
             if g.asked_vec.and(parity).is_empty() {
                 g.asked_vec = g.asked_vec.with(slot);
@@ -265,10 +267,7 @@ impl Coordinator {
         let on_the_way = g.asked.minus(shunned).minus(usable);
         let mut short = n.saturating_sub(usable.len() + on_the_way.len());
         // Slots that are out of sync may be read too: what agrees with the vector is good.
-        let out = |slot: &Slot| {
-            self.store_of(row.group, *slot).is_some_and(|store| self.links.is_up(store))
-        };
-        let outside: SlotSet = all.minus(insync).iter().filter(out).collect();
+        let outside = self.up_slots(row).minus(insync);
         let candidates = insync.or(outside).minus(g.asked).minus(shunned).minus(usable);
         let inside_first = candidates.and(insync).iter().chain(candidates.minus(insync).iter());
         for slot in inside_first.collect::<Vec<_>>() {
@@ -279,6 +278,14 @@ impl Coordinator {
             self.ask_record(id, row, slot, g);
         }
         if short > 0 { Progress::Failed } else { Progress::Waiting }
+    }
+
+    /// Slots whose stores are connected, in sync or not.
+    fn up_slots(&self, row: RowAddr) -> SlotSet {
+        let up = |slot: &Slot| {
+            self.store_of(row.group, *slot).is_some_and(|store| self.links.is_up(store))
+        };
+        self.data_slots().or(self.parity_slots()).iter().filter(up).collect()
     }
 
     fn decode(&self, g: &mut Gather, usable: SlotSet, missing: SlotSet) -> Progress {

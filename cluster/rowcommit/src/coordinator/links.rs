@@ -4,6 +4,7 @@ use super::{Action, Alarm, Coordinator, Pending, Phase, Place, Purpose};
 use crate::msg::{Ask, Frame, Request};
 use crate::time::Time;
 use smalti_map::Command;
+use smalti_map::mutant::{Mutant, lives};
 use smalti_storage::ids::{GroupNo, Slot, StoreId, Ver};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -242,8 +243,10 @@ impl Coordinator {
             return Ver::NONE;
         }
         match self.inflight.keys().next() {
-            Some(oldest) => Ver { seq: oldest.seq.saturating_sub(1), ..*oldest },
-            None => self.last_issued,
+            Some(oldest) if !lives(Mutant::WatermarkAhead) => {
+                Ver { seq: oldest.seq.saturating_sub(1), ..*oldest }
+            }
+            _ => self.last_issued,
         }
     }
 
@@ -410,7 +413,8 @@ impl Coordinator {
     /// growth is proposed may be in the next one already, so it counts as if it had grown.
     pub(super) fn lease_ok(&self, group: GroupNo) -> bool {
         let members = self.insync(group).or(self.catchup.pending_growth(group));
-        let needed = (members.len() + 1).saturating_sub(u32::from(self.n()));
+        let fewer = u32::from(self.n()) + u32::from(lives(Mutant::LeaseQuorumShort));
+        let needed = (members.len() + 1).saturating_sub(fewer);
         let held = |slot: &Slot| {
             self.store_of(group, *slot).is_some_and(|store| self.links.has_lease(store, self.now))
         };

@@ -5,6 +5,7 @@ use super::catchup::Catchup;
 use super::suspects::Suspects;
 use super::takeover::Takeover;
 use super::{Action, Coordinator, Event, OpError, Phase};
+use smalti_map::mutant::{Mutant, lives};
 use smalti_map::{ClusterMap, Command};
 use smalti_storage::code::Code;
 use smalti_storage::ids::Ver;
@@ -46,7 +47,7 @@ impl Coordinator {
             // Elected anew, with others in between unless it is the very next epoch. If it is,
             // committed rows are what they were; those under work are settled first.
             Phase::Active => {
-                let next = before.0.checked_add(1) == Some(epoch.0);
+                let next = before.0.checked_add(1) == Some(epoch.0) || lives(Mutant::KeepVectors);
                 let known = next.then(|| self.vectors_at_rest());
                 self.resign();
                 self.begin_takeover();
@@ -59,7 +60,9 @@ impl Coordinator {
             Phase::TakingOver | Phase::Activating if epoch == before => self.release_held(),
             // An earlier life in this very process issued versions in this epoch. Acting in it
             // again would issue them twice.
-            Phase::Idle if activated || self.released == Some(epoch) => {
+            Phase::Idle
+                if (activated || self.released == Some(epoch)) && !lives(Mutant::ReuseEpoch) =>
+            {
                 self.idle_since.get_or_insert(self.now);
             }
             _ => self.begin_takeover(),

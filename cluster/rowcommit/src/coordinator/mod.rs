@@ -36,6 +36,7 @@ use cache::VecCache;
 use catchup::Catchup;
 use links::Links;
 use rows::{Row, Task, TaskId};
+use smalti_map::mutant::{Mutant, lives};
 use smalti_map::{ClusterMap, Command, Volume};
 use smalti_storage::code::Code;
 use smalti_storage::ids::{Epoch, GroupNo, Incarnation, RowAddr, Slot, SlotSet, StoreId, Ver};
@@ -240,7 +241,9 @@ impl Coordinator {
     /// Takes one event. `now` must have been read after the event was received: a lease that was
     /// valid before a reply's bytes were read on the store proves nothing about them.
     pub fn handle(&mut self, now: Time, event: Event) {
-        self.now = now;
+        if !(lives(Mutant::LeaseBeforeBytes) && matches!(event, Event::Reply { .. })) {
+            self.now = now;
+        }
         match event {
             Event::Map(map) => self.on_map(map),
             Event::LinkUp { store, session } => self.on_link_up(store, session),
@@ -273,7 +276,9 @@ impl Coordinator {
         self.flush();
         self.released = Some(self.epoch);
         self.idle_since = Some(self.now);
-        self.resign();
+        if !lives(Mutant::ServeAfterRelease) {
+            self.resign();
+        }
     }
 
     fn on_reply(&mut self, store: StoreId, reply: Reply) {
@@ -304,7 +309,9 @@ impl Coordinator {
             Purpose::Lease => {
                 if answer == Answer::Granted {
                     let held = crate::time::lease_held(self.config.lease);
-                    self.links.leased(pending.store, pending.sent_at.after(held));
+                    let late = lives(Mutant::LeaseFromAnswer);
+                    let from = if late { self.now } else { pending.sent_at };
+                    self.links.leased(pending.store, from.after(held));
                     self.check_leases();
                 }
             }

@@ -4,6 +4,7 @@ use super::gather::Progress;
 use super::rows::{Kind, TaskId};
 use super::{Action, Coordinator, OpError};
 use bytes::Bytes;
+use smalti_map::mutant::{Mutant, lives};
 use smalti_storage::ids::{GroupNo, RowAddr, Slot, SlotSet};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -82,7 +83,7 @@ impl Coordinator {
     /// All bytes are in hand: answers if the leases are valid *now*, else waits for them.
     fn finish_read(&mut self, op: u64) {
         let Some(read) = self.reads.get(&op) else { return };
-        if read.groups.iter().all(|group| self.lease_ok(*group)) {
+        if lives(Mutant::NoLease) || read.groups.iter().all(|group| self.lease_ok(*group)) {
             if let Some(read) = self.reads.remove(&op) {
                 self.actions.push(Action::ReadDone { op, result: Ok(read.records) });
             }

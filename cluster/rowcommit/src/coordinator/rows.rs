@@ -7,6 +7,7 @@ use super::gather::Gather;
 use super::repair::Repair;
 use super::write::Update;
 use super::{Coordinator, Phase};
+use smalti_map::mutant::{Mutant, lives};
 use smalti_storage::ids::{RowAddr, Slot};
 use std::collections::VecDeque;
 
@@ -71,12 +72,19 @@ impl Coordinator {
 
     fn start_queued(&mut self, at: RowAddr) {
         let Some(row) = self.rows.get_mut(&at) else { return };
-        while row.holder.is_none() {
-            let Some(next) = row.queue.front().copied() else { break };
+        while let Some(next) = row.queue.front().copied() {
             let Some(task) = self.tasks.get_mut(&next) else {
                 row.queue.pop_front();
                 continue;
             };
+            let beside = match task.kind {
+                Kind::Read { .. } => lives(Mutant::ReadBesideUpdate),
+                Kind::Update(_) => lives(Mutant::UpdatesTogether),
+                _ => false,
+            };
+            if row.holder.is_some() && !beside {
+                break;
+            }
             if task.kind.is_read() {
                 row.readers += 1;
             } else if row.readers > 0 {

@@ -6,6 +6,7 @@ use super::gather::Progress;
 use super::rows::{Kind, TaskId};
 use super::{Coordinator, Purpose};
 use crate::msg::Ask;
+use smalti_map::mutant::{Mutant, lives};
 use smalti_storage::ids::SlotSet;
 use smalti_storage::store::{RecordHash, VersionMeta};
 
@@ -57,7 +58,8 @@ impl Coordinator {
                 hash: RecordHash::default(),
             };
             self.takeover.open += 1;
-            let ask = Ask::Install { row, slot, meta, record, prepared: true, expect };
+            let prepared = !lives(Mutant::InstallCommitted);
+            let ask = Ask::Install { row, slot, meta, record, prepared, expect };
             self.ask(row.group, slot, ask, Purpose::SettleDone);
         }
         // The task itself.

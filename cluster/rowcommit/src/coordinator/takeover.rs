@@ -9,6 +9,7 @@ use super::{Action, Alarm, Coordinator, Phase, Purpose};
 use crate::msg::{Answer, Ask};
 use crate::time::Time;
 use smalti_map::Command;
+use smalti_map::mutant::{Mutant, lives};
 use smalti_storage::ids::{Incarnation, RowAddr, Slot, StoreId, Ver};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -101,7 +102,7 @@ impl Coordinator {
     /// Once everybody has promised: asks for all versions of every undecided row.
     fn look_at_rows(&mut self) {
         let all = self.insync_stores.iter().all(|store| self.takeover.promised.contains_key(store));
-        if !all || self.takeover.looking {
+        if !(all || lives(Mutant::DecideEarly)) || self.takeover.looking {
             return;
         }
         self.takeover.looking = true;
@@ -115,6 +116,7 @@ impl Coordinator {
                     && self.store_of(row.group, *slot) == Some(*store)
             })
             .map(|(_, (row, _))| row)
+            .filter(|_| !lives(Mutant::LeaveUndecided))
             .collect();
         for row in rows {
             for slot in self.insync(row.group).iter() {
@@ -186,7 +188,7 @@ impl Coordinator {
         let done = self.phase == Phase::TakingOver
             && self.takeover.looking
             && self.takeover.answers_due == 0
-            && self.takeover.open == 0
+            && (self.takeover.open == 0 || lives(Mutant::ServeUnsettled))
             && !self.takeover.again;
         if done {
             self.settled();
@@ -196,7 +198,8 @@ impl Coordinator {
     /// Every in-sync store promised and no row is undecided any more.
     fn settled(&mut self) {
         self.phase = Phase::Activating;
-        if self.volume.as_ref().is_some_and(|volume| volume.activated) {
+        let activated = self.volume.as_ref().is_some_and(|volume| volume.activated);
+        if activated || lives(Mutant::ServeUnactivated) {
             // By an earlier attempt of ours in this epoch, which had come this far too.
             self.become_active();
         } else {

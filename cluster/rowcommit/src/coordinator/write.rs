@@ -9,6 +9,7 @@ use super::rows::{Kind, TaskId};
 use super::{Action, BlockWrite, Coordinator, OpError, Purpose};
 use crate::msg::{self, Answer, Ask, Changed, Reject};
 use bytes::Bytes;
+use smalti_map::mutant::{Mutant, lives};
 use smalti_storage::code::Code;
 use smalti_storage::ids::{RowAddr, Slot, SlotSet, Ver, Wid};
 use smalti_storage::store::VecEntry;
@@ -177,7 +178,8 @@ impl Coordinator {
         if let Some(vec) = &task.gather.vec {
             let before = update.writes.len();
             update.writes.retain(|slot, (wid, _)| {
-                vec.get(slot.index()).is_none_or(|entry| *wid > entry.wid)
+                let newer = vec.get(slot.index()).is_none_or(|entry| *wid > entry.wid);
+                newer || lives(Mutant::OldWriteApplied)
             });
             if update.writes.is_empty() {
                 return self.end_update(id, Ok(()));
@@ -252,12 +254,28 @@ impl Coordinator {
 
     /// Slots that are sent every update: in sync, or catching up.
     pub(super) fn members(&self, row: RowAddr) -> SlotSet {
-        self.insync(row.group).or(self.catchup.learning(row.group))
+        let learning = self.catchup.learning(row.group);
+        let unsent = lives(Mutant::LearnerUnsent);
+        self.insync(row.group).or(if unsent { SlotSet::EMPTY } else { learning })
     }
 
     /// Slots whose answer an acknowledgement waits for.
     fn required(&self, row: RowAddr) -> SlotSet {
-        self.insync(row.group).or(self.catchup.pending_growth(row.group))
+        let growing = self.catchup.pending_growth(row.group);
+        let all = self.insync(row.group).or(growing);
+        if lives(Mutant::AckWithoutGrowing) {
+            return all.minus(growing);
+        }
+        if lives(Mutant::AckWithoutParity) {
+            return all.minus(self.parity_slots().iter().last().into_iter().collect());
+        }
+        let down = |slot: &Slot| {
+            self.store_of(row.group, *slot).is_some_and(|store| !self.links.is_up(store))
+        };
+        if lives(Mutant::AckWithoutSilent) {
+            return all.minus(all.iter().filter(down).collect());
+        }
+        all
     }
 
     pub(super) fn on_prepared(&mut self, id: TaskId, row: RowAddr, slot: Slot, answer: &Answer) {
@@ -267,7 +285,7 @@ impl Coordinator {
             _ => None,
         };
         let good = *answer == Answer::Ok;
-        if !good && !required {
+        if !good && !required && !lives(Mutant::LearnerUnheard) {
             let outdated = matches!(answer, Answer::Rejected(Reject::Base { .. }));
             self.catchup.behind(row, slot, outdated);
         }
@@ -326,7 +344,9 @@ impl Coordinator {
         // A whole row may have stood on a learner whatever it held before, and what it held comes
         // to light again.
         for slot in waiting.minus(self.required(row)).iter() {
-            self.catchup.behind(row, slot, false);
+            if !lives(Mutant::LearnerAbortForgotten) {
+                self.catchup.behind(row, slot, false);
+            }
         }
         // A prepare that was refused for want of a map must not be sent again after its abort.
         let preps: Vec<u64> = self
@@ -335,7 +355,9 @@ impl Coordinator {
             .filter(|(_, p)| matches!(p.purpose, Purpose::Prep { task, .. } if task == id))
             .map(|(id, _)| *id)
             .collect();
-        self.withdraw(&preps);
+        if !lives(Mutant::PrepareAfterAbort) {
+            self.withdraw(&preps);
+        }
         for slot in waiting.iter() {
             let ask = Ask::Abort { row, slot, ver };
             self.ask(row.group, slot, ask, Purpose::Abort { task: id, slot });
@@ -357,7 +379,7 @@ impl Coordinator {
         let Kind::Update(update) = &task.kind else { return };
         let UpdatePhase::Aborting { ver, waiting, then } = update.phase else { return };
         // A slot that left the in-sync set will not answer and need not.
-        if !waiting.and(self.required(row)).is_empty() {
+        if !waiting.and(self.required(row)).is_empty() && !lives(Mutant::AbortUnawaited) {
             return;
         }
         self.inflight.remove(&ver);

@@ -17,6 +17,7 @@ use crate::msg::{Answer, Ask, Frame, Reject, Reply};
 use crate::time::{Time, lease_granted};
 use read::Fence;
 use rows::Rows;
+use smalti_map::mutant::{Mutant, lives};
 use smalti_map::{ClusterMap, Coordinator as Coordinating, Group};
 use smalti_storage::ids::{Epoch, GroupNo, NodeId, RowSlot, Ver, VolumeNo};
 use smalti_storage::store::{Batch, Change, Opened, ShardStore, StoreError, VolumeState};
@@ -73,7 +74,11 @@ impl VolumeSide {
     /// Why a frame is refused: the newest epoch heard of. A store that promised more than its
     /// map tells of, after a restart with an older one, does not know its coordinator yet.
     fn refuses(&self, sender: Coordinating, epoch: Epoch) -> Option<Epoch> {
-        let known = self.epoch.max(self.state.promised);
+        let promised = Some(self.state.promised).filter(|_| !lives(Mutant::ForgetPromise));
+        let known = self.epoch.max(promised.unwrap_or_default());
+        if lives(Mutant::ObeyAnyone) && epoch <= known {
+            return None;
+        }
         let right = self.coordinator == Some(sender) && self.epoch == known && epoch == known;
         (!right).then_some(known)
     }
@@ -236,7 +241,9 @@ impl StoreCore {
             Some(side) => {
                 if let Some(known) = side.refuses(sender, frame.epoch) {
                     Some(known)
-                } else if matches!(side.session, Some((who, at)) if who == sender && at > session) {
+                } else if matches!(side.session, Some((who, at)) if who == sender && at > session)
+                    && !lives(Mutant::LateFrames)
+                {
                     return Ok(None);
                 } else {
                     side.session = Some((sender, session));
@@ -253,7 +260,7 @@ impl StoreCore {
         self.rows.load(changed.map(|(row, slot)| RowSlot { volume, row, slot }))?;
         let mut answers = Vec::with_capacity(frame.requests.len());
         for request in frame.requests {
-            if request.ask.binds() {
+            if request.ask.binds() && !lives(Mutant::AcceptUnbound) {
                 self.raise_promise(volume, frame.epoch);
             }
             let answer = self.answer(now, sender, volume, frame.epoch, request.ask)?;
@@ -351,11 +358,13 @@ impl StoreCore {
         };
         side.grants.retain(|(_, until)| *until > now);
         let others = side.grants.iter().filter(|(who, _)| *who != sender);
+        let others = others.filter(|_| !lives(Mutant::PromiseOverLease));
         let mut wait_until = others.map(|(_, until)| *until).max().unwrap_or(now);
         // Whatever this store granted before it went down it has forgotten; nothing was granted
         // where nothing was ever promised, if that can be believed.
         let granted = side.state.promised > Epoch(0) || !self.opened.clean;
-        if granted && side.state.promised < epoch {
+        let anew = granted && side.state.promised < epoch;
+        if anew && !lives(Mutant::NoBootWait) {
             wait_until = wait_until.max(self.boot.after(lease_max));
         }
         if wait_until > now {
@@ -366,7 +375,7 @@ impl StoreCore {
             side.state.promised = epoch;
             side.dirty = true;
         }
-        self.must_sync = true;
+        self.must_sync |= !lives(Mutant::PromiseUnsynced);
         Answer::Promised {
             incarnation: self.opened.incarnation,
             suspect: !self.opened.clean && !side.vetted,

@@ -3,6 +3,7 @@
 use super::StoreCore;
 use crate::msg::{Answer, Changed, Reject, Update};
 use bytes::Bytes;
+use smalti_map::mutant::{Mutant, lives};
 use smalti_storage::ids::{RowSlot, Ver, VolumeNo, Wid};
 use smalti_storage::store::{Change, StoreError, VecEntry, VersionMeta};
 
@@ -24,7 +25,7 @@ impl StoreCore {
         if row.head_ver() != base {
             return Ok(Answer::Rejected(Reject::Base { have: row.head_ver() }));
         }
-        if row.head().is_some_and(|head| wid <= head.wid) {
+        if row.head().is_some_and(|head| wid <= head.wid) && !lives(Mutant::OldWriteApplied) {
             return Ok(Answer::Rejected(Reject::OldWid));
         }
         let meta = new_version(update, base, wid, Vec::new(), &record).sealed_for(at, &record);
@@ -55,10 +56,10 @@ impl StoreCore {
                 // A row this parity slot never saw has an empty vector: all entries are NONE.
                 vec.resize(j + 1, VecEntry::default());
             }
-            if vec[j].ver != change.base {
+            if vec[j].ver != change.base && !lives(Mutant::DeltaWithoutBase) {
                 return Ok(Answer::Rejected(Reject::Base { have: head.ver }));
             }
-            if change.wid <= vec[j].wid {
+            if change.wid <= vec[j].wid && !lives(Mutant::OldWriteApplied) {
                 return Ok(Answer::Rejected(Reject::OldWid));
             }
             vec[j] = VecEntry { ver: update.ver, wid: change.wid, snap: update.snap };
@@ -66,6 +67,9 @@ impl StoreCore {
         let record = match self.rows.verified_record(at, &head)? {
             _ if head.ver.is_none() => Bytes::new(),
             Some(record) => record,
+            None if lives(Mutant::DeltaUnverified) => {
+                self.store.record(at, head.ver)?.unwrap_or_default()
+            }
             None => return Ok(Answer::Rejected(Reject::Corrupt)),
         };
         let Some(record) = add_delta(&record, delta) else {
@@ -95,9 +99,10 @@ impl StoreCore {
                 wid <= head.wid
             } else {
                 vec.iter().zip(&head.vec).any(|(new, held)| new.wid <= held.wid)
+                    && !lives(Mutant::LateWholeRow)
             }
         };
-        if row.head().is_some_and(old) {
+        if row.head().is_some_and(old) && !lives(Mutant::OldWriteApplied) {
             return Ok(Answer::Rejected(Reject::OldWid));
         }
         let base = row.head_ver();
@@ -126,10 +131,11 @@ impl StoreCore {
         let Some(side) = self.volumes.get(&at.volume) else {
             return Ok(Some(Answer::Rejected(Reject::Invalid)));
         };
-        if ver <= side.state.watermark || ver.epoch > side.epoch {
+        let passed = ver <= side.state.watermark && !lives(Mutant::PrepareBelowWatermark);
+        if passed || ver.epoch > side.epoch {
             return Ok(Some(Answer::Rejected(Reject::Invalid)));
         }
-        if ver < have {
+        if ver < have && !lives(Mutant::PrepareBelowHead) {
             // A late one for a slot that was repaired past it meanwhile.
             return Ok(Some(Answer::Rejected(Reject::Base { have })));
         }
@@ -154,10 +160,10 @@ impl StoreCore {
     /// stands still would collect versions without end.
     fn put_prepared(&mut self, at: RowSlot, meta: VersionMeta, record: Bytes) -> Answered {
         let (ver, base) = (meta.ver, meta.base);
-        self.delete_older(at, base)?;
+        self.delete_older(at, if lives(Mutant::CollectEarly) { ver } else { base })?;
         self.put_version(at, meta, record)?;
         self.mark(at, ver);
-        self.must_sync = true;
+        self.must_sync |= !lives(Mutant::AckUnsynced);
         Ok(Answer::Ok)
     }
 
@@ -229,7 +235,7 @@ impl StoreCore {
         let committed: Vec<_> = side
             .by_ver
             .range(..=watermark)
-            .filter(|(_, at)| side.in_sync(at.row.group))
+            .filter(|(_, at)| side.in_sync(at.row.group) || lives(Mutant::WatermarkOutOfSync))
             .map(|(ver, at)| (*ver, *at))
             .collect();
         for (ver, at) in committed {
@@ -289,7 +295,7 @@ impl StoreCore {
             self.mark(at, ver);
             return Ok(Answer::Ok);
         }
-        if have != expect {
+        if have != expect && !lives(Mutant::InstallBlindly) {
             return Ok(Answer::Rejected(Reject::Base { have }));
         }
         if prepared {

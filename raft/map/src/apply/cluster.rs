@@ -3,6 +3,7 @@
 use super::{invalid, limits};
 use crate::check::{check_custody, check_name};
 use crate::command::{Applied, Rejection};
+use crate::mutant::{Mutant, lives};
 use crate::types::{ClusterMap, Custody, Node, NodeAddresses, Store};
 use smalti_storage::ids::{ClusterId, Incarnation, NodeId, StoreId};
 use std::collections::BTreeMap;
@@ -92,9 +93,10 @@ impl ClusterMap {
         // A store that restarted while it caught up may have lost what it caught up on (a wiped
         // disk registers as a new start too), so it has to be admitted again.
         for group in self.volumes.values_mut().flat_map(|volume| &mut volume.groups) {
-            group
-                .learners
-                .retain(|_, learner| learner.store != store || learner.incarnation == incarnation);
+            group.learners.retain(|_, learner| {
+                let same_start = learner.incarnation == incarnation || lives(Mutant::GrowAnyStart);
+                learner.store != store || same_start
+            });
         }
         Ok(Applied::Done)
     }

@@ -2,6 +2,7 @@
 
 use super::invalid;
 use crate::command::{Applied, GrowSlot, Rejection};
+use crate::mutant::{Mutant, lives};
 use crate::types::{ClusterMap, Coordinator, Group, Learner, Volume};
 use smalti_storage::ids::{Epoch, GroupNo, Incarnation, NodeId, StoreId, VolumeNo};
 use std::collections::BTreeSet;
@@ -24,7 +25,7 @@ impl ClusterMap {
             for store in stores {
                 let Some(slot) = group.slot_of(*store) else { continue };
                 if group.insync.contains(slot) {
-                    if group.insync.len() > min_insync {
+                    if group.insync.len() > min_insync || lives(Mutant::ShrinkBelowMin) {
                         group.insync = group.insync.without(slot);
                         changed = true;
                     } else {
@@ -45,7 +46,7 @@ impl ClusterMap {
                 Rejection::MinInsync
             });
         }
-        volume.epoch = next;
+        volume.epoch = if lives(Mutant::ShrinkSameEpoch) { epoch } else { next };
         Ok(Applied::Epoch { epoch: next, refused })
     }
 
@@ -161,7 +162,7 @@ impl ClusterMap {
                 return Err(invalid(format!("{no}/{slot} is named twice")));
             }
             let registered = self.stores.get(&store).map(|entry| entry.incarnation);
-            if registered != Some(incarnation) {
+            if registered != Some(incarnation) && !lives(Mutant::GrowAnyStart) {
                 return Err(Rejection::Incarnation);
             }
         }

@@ -1,0 +1,188 @@
+//! Mutants: rules of the protocol that can be switched off, one at a time, to see that the
+//! simulator notices (`make mutants`). They stand here because this is the lowest crate with
+//! rules of the protocol in it; most belong to RowCommit.
+//!
+//! Without the feature `mutants` the switch is a constant, and nothing of it is left in a program.
+//! With it a thread has at most one living mutant, so that simulations on two threads do not meet.
+
+macro_rules! mutants {
+    ($($(#[doc = $rule:literal])+ $variant:ident = $name:literal,)+) => {
+        /// One rule of the protocol, broken. Each says which, and what should come of it.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Mutant {
+            $($(#[doc = $rule])+ $variant,)+
+        }
+
+        #[cfg(feature = "mutants")]
+        impl Mutant {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$variant),+];
+
+            /// Its name on the command line and in reports.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)+
+                }
+            }
+
+            /// What it breaks, in words.
+            pub fn rule(self) -> &'static str {
+                match self {
+                    $(Self::$variant => concat!($($rule),+).trim_ascii(),)+
+                }
+            }
+        }
+    };
+}
+
+mutants! {
+    // Leases and epochs.
+    /// A restarted store promises at once, though what it granted before it went down may still
+    /// be believed in: the old coordinator answers from the past.
+    NoBootWait = "no-boot-wait",
+    /// A store promises another coordinator although a lease it granted is out.
+    PromiseOverLease = "promise-over-lease",
+    /// One lease fewer than meets every later in-sync set is enough for an answer.
+    LeaseQuorumShort = "lease-quorum-short",
+    /// A read is answered without a look at the leases.
+    NoLease = "no-lease",
+    /// Leases are judged by the time of the last tick, from before the bytes were in hand.
+    LeaseBeforeBytes = "lease-before-bytes",
+    /// A lease is counted from when it was heard of, not from when it was asked for.
+    LeaseFromAnswer = "lease-from-answer",
+    /// A coordinator that gave its leases back goes on serving.
+    ServeAfterRelease = "serve-after-release",
+    /// A store that has promised an epoch still serves the one its map tells of.
+    ForgetPromise = "forget-promise",
+    /// A store makes its promise without waiting for its disk.
+    PromiseUnsynced = "promise-unsynced",
+    /// What a store accepts in an epoch does not bind it to that epoch.
+    AcceptUnbound = "accept-unbound",
+    /// A store obeys whoever was the coordinator in any epoch it promised or before.
+    ObeyAnyone = "obey-anyone",
+    /// A coordinator that was released acts in the same epoch again, and counts versions anew.
+    ReuseEpoch = "reuse-epoch",
+
+    // Takeover.
+    /// A takeover looks at the rows once any store has promised.
+    DecideEarly = "decide-early",
+    /// A takeover leaves undecided rows as they are.
+    LeaveUndecided = "leave-undecided",
+    /// A takeover undoes whatever is undecided, also what may have been acknowledged.
+    UndoAll = "undo-all",
+    /// A takeover completes the oldest constructible version of a row instead of the newest.
+    ForwardOldest = "forward-oldest",
+    /// A takeover installs as committed, so that one within it finds neither the old version nor
+    /// enough of the new one.
+    InstallCommitted = "install-committed",
+    /// A takeover counts records that do not verify as if they were there.
+    CountUnverified = "count-unverified",
+    /// A row's older version is not held for decided when there is a newer one.
+    DoubtOlder = "doubt-older",
+    /// Serving begins without `Activate` in the map.
+    ServeUnactivated = "serve-unactivated",
+    /// Serving begins before what the takeover decided is done.
+    ServeUnsettled = "serve-unsettled",
+    /// Vectors are kept over an election although somebody came between.
+    KeepVectors = "keep-vectors",
+
+    // Writing.
+    /// A write is acknowledged without the slot whose growth is proposed.
+    AckWithoutGrowing = "ack-without-growing",
+    /// A write is acknowledged without the last parity slot.
+    AckWithoutParity = "ack-without-parity",
+    /// A write is acknowledged without the stores whose link is down, before the map says so.
+    AckWithoutSilent = "ack-without-silent",
+    /// A store answers a prepare before it is durable.
+    AckUnsynced = "ack-unsynced",
+    /// A parity slot adds a difference to whatever version it has.
+    DeltaWithoutBase = "delta-without-base",
+    /// A parity slot adds a difference to a record that does not verify.
+    DeltaUnverified = "delta-unverified",
+    /// A late duplicate of a client write is applied over a newer one.
+    OldWriteApplied = "old-write-applied",
+    /// A parity slot takes a late copy of a whole row that every data slot refuses.
+    LateWholeRow = "late-whole-row",
+    /// The watermark passes versions that are not decided.
+    WatermarkAhead = "watermark-ahead",
+    /// A refused update is not waited for until it is undone everywhere.
+    AbortUnawaited = "abort-unawaited",
+    /// What waits to be sent of a refused update may still be sent after its abort.
+    PrepareAfterAbort = "prepare-after-abort",
+    /// Two updates of one row run at once.
+    UpdatesTogether = "updates-together",
+    /// Reads of a row go on while it is updated.
+    ReadBesideUpdate = "read-beside-update",
+    /// A store takes frames of a session that a newer one has replaced.
+    LateFrames = "late-frames",
+    /// A store accepts prepares that its watermark has passed.
+    PrepareBelowWatermark = "prepare-below-watermark",
+    /// A store accepts a prepare that is older than what it holds.
+    PrepareBelowHead = "prepare-below-head",
+    /// The pre-image is collected as soon as its successor is prepared.
+    CollectEarly = "collect-early",
+    /// A store believes the watermark also where it is out of sync.
+    WatermarkOutOfSync = "watermark-out-of-sync",
+
+    // Reading.
+    /// A row's vector is taken from slots that are out of sync as well.
+    VectorOutOfSync = "vector-out-of-sync",
+    /// A store answers with bytes that do not verify.
+    ReadUnverified = "read-unverified",
+
+    // Coming back.
+    /// A slot that comes back is grown without a walk over its rows.
+    GrowUncompared = "grow-uncompared",
+    /// A slot is grown while rows of it are known to be behind.
+    GrowBehind = "grow-behind",
+    /// A slot is grown while what it was sent is not answered.
+    GrowUnanswered = "grow-unanswered",
+    /// That a learner refused an update is forgotten.
+    LearnerUnheard = "learner-unheard",
+    /// Updates do not go to learners.
+    LearnerUnsent = "learner-unsent",
+    /// The walk begins while updates from before the learner came are in flight.
+    NoBarrier = "no-barrier",
+    /// The walk begins while frames of an older session may still arrive.
+    WalkUnopened = "walk-unopened",
+    /// An aborted whole row on a learner does not put the row behind.
+    LearnerAbortForgotten = "learner-abort-forgotten",
+    /// A slot whose growth is proposed stops counting when its link breaks.
+    GrowthUnbound = "growth-unbound",
+    /// A repair is written over whatever the slot holds by then.
+    InstallBlindly = "install-blindly",
+
+    // The map.
+    /// Commands are accepted whatever epoch they were planned against.
+    NoEpochCompare = "no-epoch-compare",
+    /// In-sync sets shrink below `min_insync`.
+    ShrinkBelowMin = "shrink-below-min",
+    /// A shrink does not raise the epoch.
+    ShrinkSameEpoch = "shrink-same-epoch",
+    /// A slot grows in though its store has been started anew since it was compared.
+    GrowAnyStart = "grow-any-start",
+}
+
+#[cfg(feature = "mutants")]
+std::thread_local! {
+    static LIVING: std::cell::Cell<Option<Mutant>> = const { std::cell::Cell::new(None) };
+}
+
+/// Breaks a rule on this thread from now on, or none.
+#[cfg(feature = "mutants")]
+pub fn set(mutant: Option<Mutant>) {
+    LIVING.set(mutant);
+}
+
+/// Whether this rule is broken.
+#[cfg(feature = "mutants")]
+pub fn lives(mutant: Mutant) -> bool {
+    LIVING.get() == Some(mutant)
+}
+
+/// Whether this rule is broken: never, in a build for use.
+#[cfg(not(feature = "mutants"))]
+#[inline(always)]
+pub const fn lives(_: Mutant) -> bool {
+    false
+}
