@@ -2,4 +2,6 @@
 //!
 //! [`sim`] runs the pure protocol core on one thread against faults drawn from a seed.
 
+#[cfg(feature = "mutants")]
+pub mod mutants;
 pub mod sim;
