@@ -11,6 +11,8 @@ export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/smalti/up
 NODES ?= 3
 SIZE ?= 2G
+# For `make mutants`: `--only NAME`, `--seeds MAX`, `--list`.
+MUTANTS ?=
 # For `make test` and `make bench`: names of black-box tests, words in names of jobs.
 ONLY ?=
 # For `make sim`.
@@ -20,7 +22,7 @@ FROM ?= 1
 smalti := $(CARGO_TARGET_DIR)/release/smalti
 
 .DEFAULT_GOAL := help
-.PHONY: help deps rocksdb build demo test verify lint up down bench sim fmt fix
+.PHONY: help deps rocksdb build demo test mutants sim verify lint up down bench fmt fix
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile | expand -t 16
@@ -39,6 +41,9 @@ demo: build ## three nodes, a disk image, a node killed, everything back identic
 
 test: rocksdb ## run every test; ends with `N passed, N failed, N skipped`
 	@tests/scripts/run-tests $(ONLY)
+
+mutants: deps ## switch off one rule of the protocol after the other; the simulator must notice
+	cargo run --release --locked -p smalti-jepsen --features mutants --bin mutants -- $(MUTANTS)
 
 lint: rocksdb ## formatting, clippy, documentation, dependencies, spelling
 	@tests/scripts/lint
