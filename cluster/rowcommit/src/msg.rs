@@ -19,7 +19,7 @@ pub const WIRE_VERSION: u8 = 2;
 pub const SCAN_LIMIT: usize = 1024;
 
 /// A coordinator's requests to one store.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Frame {
     /// The volume all requests are about.
     pub volume: VolumeNo,
@@ -43,7 +43,7 @@ impl Frame {
 }
 
 /// One numbered request.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Request {
     /// Chosen by the coordinator; echoed by the answer.
     pub id: u64,
@@ -52,7 +52,7 @@ pub struct Request {
 }
 
 /// A store's answers to one session.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Reply {
     /// The volume.
     pub volume: VolumeNo,
@@ -98,7 +98,7 @@ pub enum Want {
 }
 
 /// A request.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Ask {
     /// Promise the frame's epoch: serve nothing older from now on.
     Promise,
@@ -222,7 +222,7 @@ pub enum Ask {
 }
 
 /// An answer.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Answer {
     /// Promised; with all that is undecided here.
     Promised {

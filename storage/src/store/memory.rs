@@ -52,7 +52,7 @@ struct Inner {
     undo: Vec<Vec<Undo>>,
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Hash)]
 struct Content {
     rows: BTreeMap<RowSlot, BTreeMap<Reverse<Ver>, Stored>>,
     prepared: BTreeMap<RowSlot, Ver>,
@@ -74,7 +74,7 @@ impl Stored {
 }
 
 /// What stood in a place before a change.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 enum Undo {
     Version(RowSlot, Ver, Option<Stored>),
     Mark(RowSlot, Option<Ver>),
@@ -181,6 +181,16 @@ impl MemoryStore {
         content.prepared.hash(&mut hasher);
         content.volumes.hash(&mut hasher);
         hasher.0.finish_128()
+    }
+
+    /// Feeds all that tells this store from another one to a hasher: what it holds, what a restart
+    /// may lose of it, and how it came up.
+    pub fn digest(&self, hasher: &mut impl Hasher) {
+        let inner = self.lock();
+        inner.opened().hash(hasher);
+        (inner.closed, inner.failed.is_some(), inner.capacity).hash(hasher);
+        inner.content.hash(hasher);
+        inner.undo.hash(hasher);
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

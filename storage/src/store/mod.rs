@@ -120,7 +120,7 @@ pub struct VolumeState {
 }
 
 /// One change within a [`Batch`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[expect(missing_docs, reason = "the fields are what their types say")]
 pub enum Change {
     /// Adds a version, or replaces it. `record` is empty exactly when `meta.present` is false.
@@ -144,7 +144,7 @@ pub enum Change {
 }
 
 /// Changes that become durable together, applied in order.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Batch {
     /// The changes, in order.
     pub changes: Vec<Change>,
@@ -184,7 +184,7 @@ impl Batch {
 }
 
 /// How a store came up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Opened {
     /// The store's identity, drawn when its directory was made.
     pub id: StoreId,

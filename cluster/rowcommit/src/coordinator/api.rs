@@ -45,7 +45,7 @@ impl CoordinatorConfig {
 }
 
 /// One block to write: where, which client write, and its sealed record.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct BlockWrite {
     /// The row.
     pub row: RowAddr,
@@ -139,7 +139,7 @@ pub enum Action {
 }
 
 /// Why an operation failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpError {
     /// This coordinator was replaced; another one may have carried the operation out or not.
@@ -180,7 +180,7 @@ pub enum Alarm {
 }
 
 /// Where a coordinator stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Phase {
     /// Not the coordinator, as far as its map says.
     Idle,

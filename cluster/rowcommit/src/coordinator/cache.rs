@@ -3,13 +3,14 @@
 use smalti_storage::ids::RowAddr;
 use smalti_storage::store::VecEntry;
 use std::collections::{BTreeMap, VecDeque};
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 /// A row's version vector: one entry per data slot.
 pub(super) type RowVec = Arc<[VecEntry]>;
 
 /// A bounded first-in first-out cache. Committed vectors only.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct VecCache {
     vectors: BTreeMap<RowAddr, RowVec>,
     order: VecDeque<RowAddr>,
@@ -39,6 +40,11 @@ impl VecCache {
     /// Drops a row's vector; its place in the order stays until its turn comes.
     pub(super) fn forget(&mut self, row: RowAddr) {
         self.vectors.remove(&row);
+    }
+
+    /// Feeds the vectors to a hasher, but not the order in which they would be dropped.
+    pub(super) fn digest(&self, hasher: &mut impl Hasher) {
+        self.vectors.hash(hasher);
     }
 
     pub(super) fn clear(&mut self) {

@@ -22,32 +22,32 @@ use std::time::Duration;
 const RETRY: Duration = Duration::from_secs(1);
 
 /// All slots that are catching up.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Catchup {
     pub(super) learners: BTreeMap<Place, Learning>,
     /// Repairs that wait or run: by row and slot.
-    claimed: BTreeSet<(RowAddr, Slot)>,
+    pub(super) claimed: BTreeSet<(RowAddr, Slot)>,
     lives: u64,
     pub(super) rounds: u64,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Learning {
-    store: StoreId,
-    incarnation: Incarnation,
+    pub(super) store: StoreId,
+    pub(super) incarnation: Incarnation,
     pub(super) stage: Stage,
     pub(super) behind: BTreeSet<RowAddr>,
     pub(super) repairing: usize,
     /// Rows whose repair failed, and when they are tried again.
-    failed: BTreeSet<RowAddr>,
-    retry_at: Time,
+    pub(super) failed: BTreeSet<RowAddr>,
+    pub(super) retry_at: Time,
     /// Changes it was sent and has not answered.
-    outstanding: u64,
+    pub(super) outstanding: u64,
     /// Tells repairs of this admission from those of an earlier one.
-    life: u64,
+    pub(super) life: u64,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Stage {
     /// Updates that were in flight when the learner came do not reach it, and what an earlier
     /// session sent it may still arrive: waits for the former to end and for the first answer of

@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 const SUBSETS_OF: usize = 8;
 
 /// What one in-sync slot holds of a row.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Hash)]
 pub(super) struct Facts {
     /// Versions, newest first, each with whether it verifies.
     pub(super) versions: Vec<(VersionMeta, bool)>,
@@ -52,7 +52,7 @@ impl Facts {
 }
 
 /// The version a row goes forward to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Chosen {
     pub(super) ver: Ver,
     pub(super) touched: SlotSet,

@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// What a gather has found so far.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Gather {
     /// Slots whose records are wanted.
     pub(super) need: SlotSet,
@@ -31,19 +31,19 @@ pub(super) struct Gather {
     pub(super) parity_meta: Option<VersionMeta>,
     /// Usable records; empty bytes are the absent record.
     pub(super) records: BTreeMap<Slot, Bytes>,
-    unchecked: BTreeMap<Slot, (VersionMeta, Bytes)>,
+    pub(super) unchecked: BTreeMap<Slot, (VersionMeta, Bytes)>,
     /// What slots said of the vector, when one alone can not tell.
-    heads: BTreeMap<Slot, VersionMeta>,
+    pub(super) heads: BTreeMap<Slot, VersionMeta>,
     /// Slots whose metadata can not be had.
-    dumb: SlotSet,
+    pub(super) dumb: SlotSet,
     /// All slots are asked for the vector: decided when the first one is.
-    by_all: bool,
-    asked: SlotSet,
-    asked_vec: SlotSet,
+    pub(super) by_all: bool,
+    pub(super) asked: SlotSet,
+    pub(super) asked_vec: SlotSet,
     /// Slots that were asked and left. One that has grown back in meanwhile may be asked again.
-    gone: SlotSet,
+    pub(super) gone: SlotSet,
     /// Tells answers to this gather from those to an earlier one of the same task.
-    round: u32,
+    pub(super) round: u32,
 }
 
 /// How far a gather is.

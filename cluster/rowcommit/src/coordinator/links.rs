@@ -14,31 +14,31 @@ use std::time::Duration;
 const FRAME_BYTES_MAX: usize = 2 << 20;
 
 /// The watermark travels with every frame; after this long without one it travels alone.
-const IDLE_WATERMARK: Duration = Duration::from_millis(50);
+pub(super) const IDLE_WATERMARK: Duration = Duration::from_millis(50);
 
 /// A request that one side's map was too old for is sent again after this long.
-const HELD_AGAIN: Duration = Duration::from_millis(20);
+pub(super) const HELD_AGAIN: Duration = Duration::from_millis(20);
 
 /// A store may go on answering reads and leases while its disk hangs: an update that is overdue
 /// by this many times the patience counts as silence too.
-const OVERDUE: u32 = 4;
+pub(super) const OVERDUE: u32 = 4;
 
-#[derive(Debug, Default)]
-struct Link {
-    session: Option<u64>,
+#[derive(Clone, Debug, Default)]
+pub(super) struct Link {
+    pub(super) session: Option<u64>,
     /// Since when answers are owed without any having come.
-    waiting_since: Option<Time>,
+    pub(super) waiting_since: Option<Time>,
     /// Requests without an answer.
-    owed: u64,
-    lease_until: Time,
-    lease_asked: Option<Time>,
-    told: Ver,
-    told_at: Time,
+    pub(super) owed: u64,
+    pub(super) lease_until: Time,
+    pub(super) lease_asked: Option<Time>,
+    pub(super) told: Ver,
+    pub(super) told_at: Time,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Links {
-    links: BTreeMap<StoreId, Link>,
+    pub(super) links: BTreeMap<StoreId, Link>,
 }
 
 impl Links {

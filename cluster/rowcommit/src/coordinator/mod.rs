@@ -15,6 +15,7 @@ mod cache;
 mod catchup;
 mod decide;
 mod describe;
+mod digest;
 mod evidence;
 mod gather;
 mod links;
@@ -84,6 +85,7 @@ struct Pending {
 }
 
 /// The coordinator of one volume.
+#[derive(Clone)]
 pub struct Coordinator {
     config: CoordinatorConfig,
     now: Time,

@@ -9,7 +9,7 @@ use smalti_storage::ids::{GroupNo, RowAddr, Slot, SlotSet};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A read in progress.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(super) struct ReadOp {
     records: Vec<Bytes>,
     rows_left: usize,

@@ -8,7 +8,7 @@ use smalti_storage::ids::{RowAddr, Slot, SlotSet, Ver};
 use smalti_storage::store::{VecEntry, VersionMeta};
 
 /// A repair of its own; an update that needs one first carries one inside.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Repair {
     pub(super) slot: Slot,
     /// The admission of the learner it is for; none when the slot is in sync.
@@ -16,7 +16,7 @@ pub(super) struct Repair {
 }
 
 /// How far a repair is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) enum RepairState {
     #[default]
     Begin,

@@ -15,14 +15,14 @@ use std::collections::VecDeque;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct TaskId(pub(super) u64);
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Row {
-    readers: u32,
-    holder: Option<TaskId>,
-    queue: VecDeque<TaskId>,
+    pub(super) readers: u32,
+    pub(super) holder: Option<TaskId>,
+    pub(super) queue: VecDeque<TaskId>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Task {
     pub(super) row: RowAddr,
     pub(super) gather: Gather,
@@ -31,7 +31,7 @@ pub(super) struct Task {
     pub(super) started: bool,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Kind {
     /// Read slots for a client operation: pairs of place in the answer and slot.
     Read { op: u64, want: Vec<(usize, Slot)> },

@@ -11,7 +11,7 @@ use smalti_storage::ids::SlotSet;
 use smalti_storage::store::{RecordHash, VersionMeta};
 
 /// A version on its way forward.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(super) struct Forward {
     pub(super) chosen: Chosen,
 }

@@ -17,6 +17,7 @@ use smalti_map::Command;
 use smalti_storage::ids::{GroupNo, Incarnation, RowAddr, Slot, SlotSet, StoreId};
 use smalti_storage::store::VersionMeta;
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{Hash, Hasher};
 use std::time::Duration;
 
 /// Repairs that the comparison may run ahead of.
@@ -26,7 +27,7 @@ const AHEAD: usize = 1024;
 const RETRY: Duration = Duration::from_secs(1);
 
 /// Who is under suspicion, and how far the comparisons are.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Suspects {
     /// Per store the groups in which it is in sync and not compared yet.
     stores: BTreeMap<StoreId, BTreeSet<GroupNo>>,
@@ -35,7 +36,7 @@ pub(super) struct Suspects {
 }
 
 /// The comparison of one group.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Vetting {
     after: Option<RowAddr>,
     round: u64,
@@ -58,6 +59,20 @@ impl Suspects {
     /// else back.
     pub(super) fn is_vetting(&self, group: GroupNo) -> bool {
         self.groups.get(&group).is_some_and(|v| !v.done || !v.repairing.is_empty())
+    }
+
+    /// Whether pages of this round are still waited for.
+    pub(super) fn is_round(&self, group: GroupNo, round: u64) -> bool {
+        self.groups.get(&group).is_some_and(|vetting| vetting.round == round)
+    }
+
+    /// Its part of [`Coordinator::digest`]; rounds are only compared with those of requests.
+    pub(super) fn digest(&self, now: Time, hasher: &mut impl Hasher) {
+        (&self.stores, self.groups.len()).hash(hasher);
+        for (group, v) in &self.groups {
+            (group, v.after, &v.pages, v.due, v.done).hash(hasher);
+            (&v.repairing, &v.failed, v.retry_at.since(now)).hash(hasher);
+        }
     }
 
     /// Stores under suspicion.

@@ -15,21 +15,21 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// What a takeover knows so far.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Takeover {
-    promised: BTreeMap<StoreId, Promised>,
-    ask_again: BTreeMap<StoreId, Time>,
-    looking: bool,
-    facts: BTreeMap<RowAddr, BTreeMap<Slot, Facts>>,
-    answers_due: usize,
+    pub(super) promised: BTreeMap<StoreId, Promised>,
+    pub(super) ask_again: BTreeMap<StoreId, Time>,
+    pub(super) looking: bool,
+    pub(super) facts: BTreeMap<RowAddr, BTreeMap<Slot, Facts>>,
+    pub(super) answers_due: usize,
     /// Aborts, installs and forward tasks that have not ended.
     pub(super) open: usize,
     /// Something did not go as decided: begin again.
     pub(super) again: bool,
 }
 
-#[derive(Debug)]
-struct Promised {
+#[derive(Clone, Debug, Hash)]
+pub(super) struct Promised {
     incarnation: Incarnation,
     suspect: bool,
     watermark: Ver,

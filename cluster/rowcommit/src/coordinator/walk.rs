@@ -18,18 +18,18 @@ use std::collections::{BTreeMap, BTreeSet};
 const WALK_AHEAD: usize = 4096;
 
 /// A walk in progress.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Walk {
-    after: Option<RowAddr>,
-    round: u64,
-    pages: BTreeMap<Slot, Page>,
-    due: SlotSet,
+    pub(super) after: Option<RowAddr>,
+    pub(super) round: u64,
+    pub(super) pages: BTreeMap<Slot, Page>,
+    pub(super) due: SlotSet,
     /// Waits for repairs to catch up.
-    paused: bool,
+    pub(super) paused: bool,
 }
 
 /// What one slot has of a stretch of rows.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Hash)]
 pub(super) struct Page {
     /// `None`: there, but its metadata is damaged.
     pub(super) rows: BTreeMap<RowAddr, Option<VersionMeta>>,

@@ -22,14 +22,14 @@ const ATTEMPTS_MAX: u32 = 8;
 const MISSED_ROWS_MAX: usize = 1 << 20;
 
 /// A write in progress.
-#[derive(Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(super) struct WriteOp {
     rows_left: usize,
     result: Result<(), OpError>,
 }
 
 /// One update of one row, for one or more client writes.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Hash)]
 pub(super) struct Update {
     writes: BTreeMap<Slot, (Wid, Bytes)>,
     ops: Vec<u64>,
@@ -40,7 +40,7 @@ pub(super) struct Update {
     phase: UpdatePhase,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Hash)]
 enum UpdatePhase {
     #[default]
     Begin,

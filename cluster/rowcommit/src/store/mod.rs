@@ -9,6 +9,7 @@
 //! S2. An undecided version keeps its pre-image until it is known committed.
 //! S3. Bytes are checked against hash, place and version before anything is built on them.
 
+mod digest;
 mod prepare;
 pub mod read;
 mod rows;
@@ -41,7 +42,7 @@ impl Default for StoreConfig {
 }
 
 /// One volume as this store sees it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct VolumeSide {
     /// Epoch and coordinator by this node's own map.
     epoch: Epoch,

@@ -9,18 +9,22 @@ use smalti_storage::store::{ShardStore, StoreError, VersionMeta};
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
-type Entries = BTreeMap<VolumeNo, (Epoch, Option<Coordinating>)>;
+pub(super) type Entries = BTreeMap<VolumeNo, (Epoch, Option<Coordinating>)>;
 
 /// Whom readers obey: per volume the epoch of the store's map and its coordinator; nobody while
 /// the store has promised a newer epoch than that.
 #[derive(Debug, Default)]
 pub struct Fence {
-    entries: RwLock<Entries>,
+    pub(super) entries: RwLock<Entries>,
 }
 
 impl Fence {
     pub(super) fn replace(&self, entries: Entries) {
         *self.entries.write().unwrap_or_else(PoisonError::into_inner) = entries;
+    }
+
+    pub(super) fn snapshot(&self) -> Entries {
+        self.entries.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn refuses(&self, from: NodeId, frame: &Frame) -> Option<Epoch> {
