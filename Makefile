@@ -22,7 +22,7 @@ FROM ?= 1
 smalti := $(CARGO_TARGET_DIR)/release/smalti
 
 .DEFAULT_GOAL := help
-.PHONY: help deps rocksdb build demo test mutants sim verify lint up down bench fmt fix
+.PHONY: help deps rocksdb build demo test model mutants sim verify lint up down bench fmt fix
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile | expand -t 16
@@ -44,6 +44,9 @@ test: rocksdb ## run every test; ends with `N passed, N failed, N skipped`
 
 mutants: deps ## switch off one rule of the protocol after the other; the simulator must notice
 	cargo run --release --locked -p smalti-jepsen --features mutants --bin mutants -- $(MUTANTS)
+
+model: deps ## visit every state of very small worlds, running the code that serves volumes
+	cargo run --release --locked -p smalti-jepsen --bin model
 
 lint: rocksdb ## formatting, clippy, documentation, dependencies, spelling
 	@tests/scripts/lint

@@ -6,7 +6,7 @@
 //! hold all along (`check`).
 
 mod check;
-mod client;
+pub(crate) mod client;
 mod config;
 mod event;
 pub mod history;
