@@ -54,7 +54,12 @@ impl Database {
         if !new {
             check_families(directory, &path)?;
         }
-        if label.clean.is_some() {
+        let mut records_whole = true;
+        if let Some(ending) = &label.clean {
+            records_whole = directory.has_blobs_of(ending)?;
+            if !records_whole {
+                warn!(store = %label.store, "records of the store were lost since a clean end");
+            }
             // From here on the manifest is no longer the one of the clean marker.
             directory.write(&Label { clean: None, ..label.clone() })?;
         }
@@ -81,6 +86,7 @@ impl Database {
             let other = run.store;
             return Err(directory.refuse(format_args!("holds the data of another store ({other})")));
         }
+        whole &= records_whole;
         whole &= new || run.as_ref().is_some_and(|run| run.incarnation == label.incarnation);
         let last = run.map_or(label.incarnation, |run| run.incarnation.max(label.incarnation));
         let incarnation = Incarnation(last.0 + 1);

@@ -5,13 +5,17 @@
 //!
 //! ```text
 //! smalti store
-//! format 1
+//! format 2
 //! store 5f0c8a5e-...
 //! cluster 0b6f3c1d-...
 //! incarnation 7
-//! state clean MANIFEST-000031 1744         (or: state open)
+//! state clean MANIFEST-000031 1744 blobs 54e1c7d90a6b32f8         (or: state open)
 //! check 8d1f20a9c03b5e77
 //! ```
+//!
+//! RocksDB compares its tables with what its manifest says of them, but looks at a blob file only
+//! when a record is read. So the label of a clean end names the blob files with their lengths, by a
+//! hash. Format 1 did not; it is still read.
 
 use crate::options::Expect;
 use rustix::fs::{FlockOperation, flock};
@@ -30,7 +34,9 @@ const TEMPORARY: &str = "STORE.new";
 /// Where RocksDB lives inside the directory.
 const DATABASE: &str = "db";
 const TITLE: &str = "smalti store";
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
+/// The oldest format that is still read.
+const FORMAT_MIN: u32 = 1;
 /// No label is nearly as long; nothing longer is read.
 const LEN_MAX: u64 = 4096;
 
@@ -48,8 +54,16 @@ pub(crate) struct Label {
     pub(crate) cluster: ClusterId,
     /// 0 until the store served for the first time.
     pub(crate) incarnation: Incarnation,
-    /// The manifest as the last run left it, if it ended cleanly.
-    pub(crate) clean: Option<Manifest>,
+    /// The files as the last run left them, if it ended cleanly.
+    pub(crate) clean: Option<Ending>,
+}
+
+/// What tells whether anything was changed or cut since a clean end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Ending {
+    manifest: Manifest,
+    /// A hash over names and lengths of all blob files; format 1 had none.
+    blobs: Option<String>,
 }
 
 /// RocksDB's manifest: its name and length tell whether anything was changed or cut since.
@@ -125,8 +139,35 @@ impl Directory {
         result.map_err(|error| failed(&temporary, &error))
     }
 
+    /// The files as they are now, for the label of a clean end.
+    pub(crate) fn ending(&self) -> Result<Ending, StoreError> {
+        let manifest = self.manifest().map_err(StoreError::Io)?;
+        let blobs = self.blobs().map_err(|error| failed(&self.database(), &error))?;
+        Ok(Ending { manifest, blobs: Some(blobs) })
+    }
+
+    /// Whether the blob files are those of a clean end, or at least nothing says otherwise. If not,
+    /// records are missing that the metadata promises.
+    pub(crate) fn has_blobs_of(&self, ending: &Ending) -> Result<bool, StoreError> {
+        let found = self.blobs().map_err(|error| failed(&self.database(), &error))?;
+        Ok(ending.blobs.as_ref().is_none_or(|left| *left == found))
+    }
+
+    fn blobs(&self) -> io::Result<String> {
+        let mut files = Vec::new();
+        for entry in fs::read_dir(self.database())? {
+            let entry = entry?;
+            let name = entry.file_name();
+            if let Some(name) = name.to_str().filter(|name| name.ends_with(".blob")) {
+                files.push(format!("{name} {}\n", entry.metadata()?.len()));
+            }
+        }
+        files.sort_unstable();
+        Ok(check(&files.concat()))
+    }
+
     /// The manifest as it is now; the error says what is wrong with it.
-    pub(crate) fn manifest(&self) -> Result<Manifest, String> {
+    fn manifest(&self) -> Result<Manifest, String> {
         let database = self.database();
         let current = fs::read_to_string(database.join("CURRENT"))
             .map_err(|error| format!("CURRENT can not be read: {error}"))?;
@@ -184,7 +225,7 @@ impl Directory {
             .manifest()
             .map_err(|why| self.refuse(format_args!("is damaged: {why}; rebuild the store")))?;
         match &label.clean {
-            Some(left) if *left != found => Err(self.refuse(format_args!(
+            Some(Ending { manifest: left, .. }) if *left != found => Err(self.refuse(format_args!(
                 "is damaged: {} of {} bytes was left behind, {} of {} is there; rebuild the store",
                 left.name, left.len, found.name, found.len
             ))),
@@ -197,7 +238,10 @@ impl fmt::Display for Label {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { store, cluster, incarnation, clean } = self;
         let state = match clean {
-            Some(Manifest { name, len }) => format!("clean {name} {len}"),
+            Some(Ending { manifest: Manifest { name, len }, blobs }) => {
+                let blobs = blobs.as_ref().map(|blobs| format!(" blobs {blobs}"));
+                format!("clean {name} {len}{}", blobs.unwrap_or_default())
+            }
             None => "open".to_owned(),
         };
         let text = format!(
@@ -220,8 +264,8 @@ impl FromStr for Label {
         // Before the check: another format may end otherwise.
         let format = lines.next().and_then(|line| line.strip_prefix("format ")?.parse().ok());
         match format {
-            Some(FORMAT) => {}
-            Some(newer @ FORMAT..) => return Err(format!("has the newer format {newer}")),
+            Some(FORMAT_MIN..=FORMAT) => {}
+            Some(newer) if newer > FORMAT => return Err(format!("has the newer format {newer}")),
             _ => return Err("has a damaged label".to_owned()),
         }
         Self::parse(text).ok_or_else(|| "has a damaged label".to_owned())
@@ -244,8 +288,13 @@ impl Label {
             clean: match field("state")? {
                 "open" => None,
                 state => {
-                    let (name, len) = state.strip_prefix("clean ")?.split_once(' ')?;
-                    Some(Manifest { name: name.to_owned(), len: len.parse().ok()? })
+                    let (name, rest) = state.strip_prefix("clean ")?.split_once(' ')?;
+                    let (len, blobs) = match rest.split_once(" blobs ") {
+                        Some((len, blobs)) => (len, Some(blobs.to_owned())),
+                        None => (rest, None),
+                    };
+                    let manifest = Manifest { name: name.to_owned(), len: len.parse().ok()? };
+                    Some(Ending { manifest, blobs })
                 }
             },
         };
@@ -271,7 +320,7 @@ fn failed(path: &Path, error: &io::Error) -> StoreError {
 mod tests {
     use super::*;
 
-    fn label(clean: Option<Manifest>) -> Label {
+    fn label(clean: Option<Ending>) -> Label {
         Label {
             store: StoreId(Uuid::from_u128(1)),
             cluster: ClusterId(Uuid::from_u128(2)),
@@ -280,9 +329,14 @@ mod tests {
         }
     }
 
+    fn ending(blobs: Option<&str>) -> Ending {
+        let manifest = Manifest { name: "MANIFEST-000031".to_owned(), len: 1744 };
+        Ending { manifest, blobs: blobs.map(str::to_owned) }
+    }
+
     #[test]
     fn labels_round_trip() {
-        for clean in [None, Some(Manifest { name: "MANIFEST-000031".to_owned(), len: 1744 })] {
+        for clean in [None, Some(ending(Some("51b0d7a2c94f3e68")))] {
             let label = label(clean);
             assert_eq!(label.to_string().parse(), Ok(label));
         }
@@ -293,17 +347,31 @@ mod tests {
         let old = "smalti store\nformat 1\nstore 00000000-0000-0000-0000-000000000001\n\
                    cluster 00000000-0000-0000-0000-000000000002\nincarnation 7\n\
                    state clean MANIFEST-000031 1744\ncheck 570cd37b2614102b\n";
-        let clean = Some(Manifest { name: "MANIFEST-000031".to_owned(), len: 1744 });
-        assert_eq!(label(clean).to_string(), old);
-        assert_eq!(old.parse::<Label>().map(|label| label.incarnation), Ok(Incarnation(7)));
+        assert_eq!(old.parse(), Ok(label(Some(ending(None)))));
+    }
+
+    #[test]
+    fn version_2_stays_as_it_is() {
+        let text = "smalti store\nformat 2\nstore 00000000-0000-0000-0000-000000000001\n\
+                    cluster 00000000-0000-0000-0000-000000000002\nincarnation 7\n\
+                    state clean MANIFEST-000031 1744 blobs 51b0d7a2c94f3e68\n\
+                    check 58c120730d432aa8\n";
+        let label = label(Some(ending(Some("51b0d7a2c94f3e68"))));
+        assert_eq!(label.to_string(), text);
+        assert_eq!(text.parse(), Ok(label));
     }
 
     #[test]
     fn no_cut_or_changed_byte_is_taken() {
-        let good = label(None).to_string();
+        for clean in [None, Some(ending(Some("51b0d7a2c94f3e68")))] {
+            no_cut_or_changed_byte_of_is_taken(&label(clean).to_string());
+        }
+    }
+
+    fn no_cut_or_changed_byte_of_is_taken(good: &str) {
         for at in 0..good.len() {
             assert!(good[..at].parse::<Label>().is_err(), "cut at {at}");
-            let mut bad = good.clone().into_bytes();
+            let mut bad = good.to_owned().into_bytes();
             bad[at] ^= 1;
             let bad = String::from_utf8(bad).expect("ascii stays ascii");
             assert!(bad.parse::<Label>().is_err(), "changed at {at}: {bad}");

@@ -180,8 +180,8 @@ impl RocksStore {
         self.check_background()?;
         db.cancel_all_background_work(true);
         self.reclaim.stop();
-        let manifest = self.directory.manifest().map_err(StoreError::Io)?;
-        self.directory.write(&Label { clean: Some(manifest), ..self.label.clone() })
+        let clean = Some(self.directory.ending()?);
+        self.directory.write(&Label { clean, ..self.label.clone() })
     }
 }
 

@@ -143,10 +143,10 @@ fn a_store_of_another_cluster_is_refused() {
 fn a_newer_format_and_a_damaged_label_are_refused() {
     let directory = closed();
     let label = directory.path().join("STORE");
-    edit(&label, |text| text.replace("format 1", "format 2"));
-    assert!(refused_line(directory.path()).contains("newer format 2"));
+    edit(&label, |text| text.replace("format 2", "format 3"));
+    assert!(refused_line(directory.path()).contains("newer format 3"));
     edit(&label, |text| {
-        text.replace("format 2", "format 1").replace("incarnation 1", "incarnation 9")
+        text.replace("format 3", "format 2").replace("incarnation 1", "incarnation 9")
     });
     assert!(refused_line(directory.path()).contains("damaged label"));
     truncate(&label, 20);
@@ -236,6 +236,26 @@ fn the_clean_marker_goes_before_the_database_changes() {
     fs::rename(&away, &table).expect("rename");
     let store = open(directory.path()).expect("the table is back");
     assert!(!store.opened().clean && is_whole(&store));
+}
+
+#[test]
+fn records_that_were_lost_after_a_clean_end_are_noticed() {
+    type Harm = fn(&Path);
+    let harms: [Harm; 3] = [
+        |blob| truncate(blob, 0),
+        |blob| truncate(blob, fs::metadata(blob).expect("a blob file").len() - 1),
+        |blob| fs::remove_file(blob).expect("remove"),
+    ];
+    for harm in harms {
+        let directory = closed();
+        let database = fs::read_dir(directory.path().join("db")).expect("a directory");
+        let blob = database
+            .map(|file| file.expect("an entry").path())
+            .find(|path| path.extension().is_some_and(|extension| extension == "blob"));
+        harm(&blob.expect("a blob file"));
+        let store = open(directory.path()).expect("suspect, but its peers have the records");
+        assert!(!store.opened().clean);
+    }
 }
 
 #[test]
