@@ -11,6 +11,8 @@ use rocksdb::{
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::fs::{self, File};
+use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use thiserror::Error;
@@ -37,6 +39,8 @@ const FORMAT: u32 = 1;
 pub(crate) enum DbError {
     #[error("raft store: {0}")]
     Rocks(#[from] rocksdb::Error),
+    #[error("raft store, folder {folder}: {source}")]
+    Folder { folder: String, source: io::Error },
     #[error("raft store, {what}: {source}")]
     Codec { what: String, source: CodecError },
     #[error("raft store has layout {0}, this program knows {FORMAT}")]
@@ -64,6 +68,8 @@ pub(crate) struct Db {
 impl Db {
     /// Opens the store of `node`, or makes it.
     pub(crate) fn open(dir: &Path, node: u64) -> Result<Self, DbError> {
+        make_folder(dir)
+            .map_err(|source| DbError::Folder { folder: dir.display().to_string(), source })?;
         let mut options = Options::default();
         options.create_if_missing(true);
         options.create_missing_column_families(true);
@@ -227,6 +233,17 @@ impl<'db> Batch<'db> {
     /// Writes the batch; a crash may lose it, though not out of order.
     pub(crate) fn commit_lazily(self) -> Result<(), DbError> {
         Ok(self.db.rocks.write(self.batch)?)
+    }
+}
+
+/// Makes the folder of the store, durably: RocksDB syncs what is in it, but not its own name, and
+/// without that a power cut takes all votes and entries at once. Also when it is there already,
+/// for whoever made it may not have synced it.
+fn make_folder(dir: &Path) -> io::Result<()> {
+    fs::create_dir_all(dir)?;
+    match dir.canonicalize()?.parent() {
+        Some(parent) => File::open(parent)?.sync_all(),
+        None => Ok(()),
     }
 }
 
