@@ -19,6 +19,8 @@ pub(crate) enum CodecError {
     Version(u8),
     #[error("malformed value")]
     Malformed(#[source] postcard::Error),
+    #[error("a stored value does not verify")]
+    Checksum,
     #[error("{0} bytes are left over after a value")]
     Trailing(usize),
 }

@@ -6,6 +6,7 @@
 //! so do we, because a voter that forgot a vote or an entry can make the group lose data.
 
 use crate::codec::{self, CodecError};
+use crate::stored;
 use rocksdb::{
     ColumnFamily, ColumnFamilyDescriptor, DB, DBRecoveryMode, Options, WriteBatch, WriteOptions,
 };
@@ -117,7 +118,10 @@ impl Db {
     }
 
     pub(crate) fn raw_meta(&self, key: &[u8]) -> Result<Option<Vec<u8>>, DbError> {
-        Ok(self.rocks.get_cf(self.family(META), key)?)
+        let Some(bytes) = self.rocks.get_cf(self.family(META), key)? else { return Ok(None) };
+        stored::unwrap(META, key, &bytes)
+            .map(|content| Some(content.to_vec()))
+            .map_err(codec_error(key))
     }
 
     /// Values of the log from `start` to before `end`, in order, until `enough` says so. What is
@@ -203,13 +207,14 @@ impl<'db> Batch<'db> {
     }
 
     pub(crate) fn put_raw_meta(&mut self, key: &[u8], bytes: &[u8]) {
-        self.batch.put_cf(self.db.family(META), key, bytes);
+        self.batch.put_cf(self.db.family(META), key, stored::wrap(META, key, bytes));
     }
 
     pub(crate) fn put_log<T: Serialize>(&mut self, index: u64, value: &T) -> Result<(), DbError> {
         let bytes = codec::encode(value)
             .map_err(|source| DbError::Codec { what: format!("log entry {index}"), source })?;
-        self.batch.put_cf(self.db.family(LOG), index.to_be_bytes(), bytes);
+        let key = index.to_be_bytes();
+        self.batch.put_cf(self.db.family(LOG), key, stored::wrap(LOG, &key, &bytes));
         Ok(())
     }
 
@@ -255,7 +260,9 @@ fn family_options() -> Options {
 
 fn decode_entry<T: DeserializeOwned>(index: u64, value: &[u8]) -> Result<T, DbError> {
     let what = || format!("log entry {index}");
-    codec::decode(value).map_err(|source| DbError::Codec { what: what(), source })
+    stored::unwrap(LOG, &index.to_be_bytes(), value)
+        .and_then(codec::decode)
+        .map_err(|source| DbError::Codec { what: what(), source })
 }
 
 fn log_index(key: &[u8]) -> Result<u64, DbError> {

@@ -20,6 +20,7 @@ mod log_store;
 mod network;
 mod rpc;
 mod state_machine;
+mod stored;
 mod transport;
 mod types;
 
