@@ -1,12 +1,13 @@
 //! The RocksDB under the log and the snapshots.
 //!
 //! Two column families: `log` (key: index, big-endian) and `meta` (few fixed keys). All vital
-//! writes are synced, so whatever a crash tears off the end of the write-ahead log was reported to
-//! nobody. A damaged record *before* the end is another matter: RocksDB refuses to open then, and
-//! so do we, because a voter that forgot a vote or an entry can make the group lose data.
+//! writes are synced, so whatever a crash tears off the end of the write-ahead log, or makes of it,
+//! was reported to nobody, and RocksDB takes the log up to there. Damage *before* that is another
+//! matter, which [`crate::witness`] tells from it: then the store is not opened.
 
 use crate::codec::{self, CodecError};
 use crate::stored;
+use crate::witness::{Said, Witness};
 use rocksdb::{
     ColumnFamily, ColumnFamilyDescriptor, DB, DBRecoveryMode, Options, WriteBatch, WriteOptions,
 };
@@ -29,6 +30,8 @@ pub(crate) mod key {
     pub(crate) const VOTE: &[u8] = b"vote";
     pub(crate) const COMMITTED: &[u8] = b"committed";
     pub(crate) const PURGED: &[u8] = b"purged";
+    /// There since the store has a witness.
+    pub(crate) const WITNESS: &[u8] = b"witness";
     pub(crate) const SNAPSHOT_META: &[u8] = b"snapshot-meta";
     pub(crate) const SNAPSHOT_DATA: &[u8] = b"snapshot-data";
 }
@@ -50,6 +53,8 @@ pub(crate) enum DbError {
     WrongNode { found: u64, expected: u64 },
     #[error("raft store: {0}")]
     Inconsistent(String),
+    #[error("raft store forgot what its disk had said was written: {0}; it may not vote again")]
+    Forgotten(String),
     #[error("raft store: the runtime is shutting down")]
     Stopped,
 }
@@ -57,6 +62,8 @@ pub(crate) enum DbError {
 /// An open store. Its methods block.
 pub(crate) struct Db {
     rocks: DB,
+    /// Held during every write, so that what it notes as synced is.
+    witness: Mutex<Witness>,
     /// Held while the two values of a snapshot are read or replaced.
     snapshots: Mutex<()>,
     /// Lets every write fail from now on.
@@ -71,11 +78,12 @@ impl Db {
     pub(crate) fn open(dir: &Path, node: u64) -> Result<Self, DbError> {
         make_folder(dir)
             .map_err(|source| DbError::Folder { folder: dir.display().to_string(), source })?;
+        let said = Said::before(dir)?;
         let mut options = Options::default();
         options.create_if_missing(true);
         options.create_missing_column_families(true);
         options.set_paranoid_checks(true);
-        options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
+        options.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
         options.set_track_and_verify_wals_in_manifest(true);
         // One batch spans both families; flushed one by one they could come back out of step.
         options.set_atomic_flush(true);
@@ -83,8 +91,14 @@ impl Db {
         options.set_write_buffer_size(16 << 20);
         options.set_keep_log_file_num(4);
         let families = [LOG, META].map(|name| ColumnFamilyDescriptor::new(name, family_options()));
+        let rocks = DB::open_cf_descriptors(&options, dir, families)?;
+        let meta = rocks.cf_handle(META).expect("the store was opened with this family");
+        let known = rocks.get_cf(meta, key::WITNESS)?.is_some();
+        let sequence = rocks.latest_sequence_number();
+        said.check(sequence, known)?;
         let db = Self {
-            rocks: DB::open_cf_descriptors(&options, dir, families)?,
+            witness: Mutex::new(Witness::begin(dir, sequence)?),
+            rocks,
             snapshots: Mutex::new(()),
             #[cfg(test)]
             broken: false.into(),
@@ -99,6 +113,11 @@ impl Db {
             }
             Some(FORMAT) => {}
             Some(other) => return Err(DbError::Format(other)),
+        }
+        if !known {
+            let mut batch = Batch::new(&db);
+            batch.put_meta(key::WITNESS, &true)?;
+            batch.commit_synced()?;
         }
         match db.meta::<u64>(key::NODE)? {
             Some(found) if found == node => Ok(db),
@@ -232,11 +251,14 @@ impl<'db> Batch<'db> {
         }
         let mut options = WriteOptions::default();
         options.set_sync(true);
-        Ok(self.db.rocks.write_opt(self.batch, &options)?)
+        let mut witness = self.db.witness.lock().unwrap_or_else(PoisonError::into_inner);
+        self.db.rocks.write_opt(self.batch, &options)?;
+        witness.note(self.db.rocks.latest_sequence_number())
     }
 
     /// Writes the batch; a crash may lose it, though not out of order.
     pub(crate) fn commit_lazily(self) -> Result<(), DbError> {
+        let _not_noted = self.db.witness.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(self.db.rocks.write(self.batch)?)
     }
 }

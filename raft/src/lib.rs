@@ -11,7 +11,8 @@
 //! R2. A failed write is never retried: the group stops and says so, and its owner must stop too.
 //! R3. A command that was answered was applied exactly once, as long as its retries arrive within
 //!     [`REMEMBERED_ANSWERS`] later commands.
-//! R4. A map from `linearizable` contains every command answered before it was asked for.
+//! R4. A store that lacks what it once said was synced is not opened.
+//! R5. A map from `linearizable` contains every command answered before it was asked for.
 
 mod codec;
 mod db;
@@ -23,6 +24,7 @@ mod state_machine;
 mod stored;
 mod transport;
 mod types;
+mod witness;
 
 #[cfg(test)]
 mod storage_tests;
