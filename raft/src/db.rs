@@ -79,6 +79,11 @@ impl Db {
         make_folder(dir)
             .map_err(|source| DbError::Folder { folder: dir.display().to_string(), source })?;
         let said = Said::before(dir)?;
+        let logs = smalti_wal::check(dir)
+            .map_err(|source| DbError::Folder { folder: dir.display().to_string(), source })?;
+        if let Some(name) = logs.manifest {
+            return Err(DbError::Forgotten(format!("{name} is damaged")));
+        }
         let mut options = Options::default();
         options.create_if_missing(true);
         options.create_missing_column_families(true);

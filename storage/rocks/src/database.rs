@@ -51,6 +51,7 @@ impl Database {
     ) -> Result<Started, StoreError> {
         let path = directory.database();
         let new = label.incarnation == Incarnation(0);
+        check_logs(directory, label, &path)?;
         if !new {
             check_families(directory, &path)?;
         }
@@ -172,6 +173,19 @@ fn check_families(directory: &Directory, path: &Path) -> Result<(), StoreError> 
         ))),
         None => Ok(()),
     }
+}
+
+/// Keeps RocksDB from what it would read for ever.
+fn check_logs(directory: &Directory, label: &Label, path: &Path) -> Result<(), StoreError> {
+    let found = smalti_wal::check(path)
+        .map_err(|error| StoreError::Io(format!("{}: {error}", path.display())))?;
+    if let Some(name) = found.manifest {
+        return Err(directory.refuse(format_args!("is damaged: {name}; rebuild the store")));
+    }
+    if found.replaced > 0 {
+        warn!(store = %label.store, records = found.replaced, "store log is damaged");
+    }
+    Ok(())
 }
 
 fn not_opened(directory: &Directory, error: &rocksdb::Error) -> StoreError {

@@ -1,0 +1,161 @@
+//! RocksDB's logs, read through before RocksDB reads them.
+//!
+//! A log is a row of records, each behind a header with its type. Some types are for log files that
+//! are used again, which we never do. When RocksDB 11.8 meets one of those in a log that did not
+//! begin with one, it looks at it again and again, and the start never ends: it returns
+//! `kBadRecord` without having gone on (`db/log_reader.cc`, `ReadPhysicalRecord`). One bit turned
+//! over makes such a type of an ordinary one, and so may whatever a power cut leaves behind the end
+//! of what was synced.
+//!
+//! So such a type is replaced by the ordinary one. If it was a bit that turned over in that byte,
+//! that mends the record; otherwise its checksum is wrong as it was before, and RocksDB says so.
+//! Nothing that RocksDB would have taken is changed. The manifest, which is a log as well, is only
+//! looked at: a damaged one is its owner's to refuse.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+/// Records begin anew in each block.
+const BLOCK: usize = 32 * 1024;
+/// Checksum, length, type.
+const HEADER: usize = 7;
+const LEN_AT: usize = 4;
+const TYPE_AT: usize = 6;
+/// A record that is not in pieces.
+const FULL: u8 = 1;
+
+/// What was found in a folder of RocksDB.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// How many types were replaced in logs.
+    pub replaced: usize,
+    /// A manifest with such a type: RocksDB must not be let near it.
+    pub manifest: Option<String>,
+}
+
+/// Looks at all logs and manifests of a folder, and replaces in logs what RocksDB would read for
+/// ever. A folder that is not there holds none.
+///
+/// # Errors
+/// When a file can not be read or written.
+pub fn check(folder: &Path) -> io::Result<Found> {
+    let mut found = Found::default();
+    let files = match fs::read_dir(folder) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(found),
+        files => files?,
+    };
+    for file in files {
+        let file = file?;
+        let name = file.file_name();
+        let Some(name) = name.to_str() else { continue };
+        if name.starts_with("MANIFEST-") {
+            if !endless(&File::open(file.path())?)?.is_empty() {
+                found.manifest = Some(name.to_owned());
+            }
+        } else if name.ends_with(".log") {
+            let log = File::open(file.path())?;
+            let places = endless(&log)?;
+            if places.is_empty() {
+                continue;
+            }
+            let log = OpenOptions::new().write(true).open(file.path())?;
+            for place in &places {
+                log.write_all_at(&[FULL], *place)?;
+            }
+            log.sync_data()?;
+            found.replaced += places.len();
+        }
+    }
+    Ok(found)
+}
+
+/// Where in a log types stand that are for logs used again.
+fn endless(log: &File) -> io::Result<Vec<u64>> {
+    let len = log.metadata()?.len();
+    let mut places = Vec::new();
+    let mut block = vec![0; BLOCK];
+    for start in (0..len).step_by(BLOCK) {
+        let size = usize::try_from(len - start).map_or(BLOCK, |left| left.min(BLOCK));
+        log.read_exact_at(&mut block[..size], start)?;
+        places.extend(in_block(&block[..size]).into_iter().map(|at| start + at as u64));
+    }
+    Ok(places)
+}
+
+/// Those in one block. After a damaged header this may take bytes of a record for one, which does
+/// no harm: RocksDB takes nothing of a block behind the first damage.
+fn in_block(block: &[u8]) -> Vec<usize> {
+    let mut places = Vec::new();
+    let mut at = 0;
+    while let Some(header) = block.get(at..at + HEADER) {
+        let len = usize::from(u16::from_le_bytes([header[LEN_AT], header[LEN_AT + 1]]));
+        // `kRecyclable...` and `kRecycle...` of `db/log_format.h`.
+        if matches!(header[TYPE_AT], 5..=8 | 11 | 131) {
+            places.push(at + TYPE_AT);
+        }
+        at += HEADER + len;
+    }
+    places
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tempfile::TempDir;
+
+    fn record(kind: u8, len: u16) -> Vec<u8> {
+        let mut record = vec![0xcc; HEADER + usize::from(len)];
+        record[LEN_AT..TYPE_AT].copy_from_slice(&len.to_le_bytes());
+        record[TYPE_AT] = kind;
+        // What a record holds is not looked at.
+        record[HEADER..].fill(5);
+        record
+    }
+
+    fn file(folder: &TempDir, name: &str, records: &[Vec<u8>]) -> Vec<u8> {
+        let bytes = records.concat();
+        fs::write(folder.path().join(name), &bytes).expect("written");
+        bytes
+    }
+
+    #[test]
+    fn whole_logs_stay_as_they_are() {
+        let folder = TempDir::new().expect("a folder");
+        let mut records: Vec<_> = (1..=4).map(|kind| record(kind, 300)).collect();
+        // A block that ends in a trailer shorter than a header, and one after it.
+        let used: usize = records.iter().map(Vec::len).sum();
+        records.push(record(1, u16::try_from(BLOCK - used - HEADER - 5).expect("fits")));
+        records.push(vec![0; 5]);
+        records.push(record(2, 9));
+        let bytes = file(&folder, "000004.log", &records);
+        file(&folder, "MANIFEST-000003", &records);
+        assert_eq!(check(folder.path()).expect("checked"), Found::default());
+        assert_eq!(fs::read(folder.path().join("000004.log")).expect("read"), bytes);
+        let absent = check(&folder.path().join("absent"));
+        assert_eq!(absent.expect("none"), Found::default());
+    }
+
+    #[test]
+    fn types_that_are_read_for_ever_are_replaced() {
+        for kind in [5, 6, 7, 8, 11, 131] {
+            let folder = TempDir::new().expect("a folder");
+            let good = [record(1, 20), record(1, 30), record(1, 40)].concat();
+            file(&folder, "000004.log", &[record(1, 20), record(kind, 30), record(kind, 40)]);
+            let found = check(folder.path()).expect("checked");
+            assert_eq!(found, Found { replaced: 2, manifest: None });
+            assert_eq!(fs::read(folder.path().join("000004.log")).expect("read"), good);
+            assert_eq!(check(folder.path()).expect("checked"), Found::default());
+        }
+    }
+
+    #[test]
+    fn a_manifest_is_only_looked_at() {
+        let folder = TempDir::new().expect("a folder");
+        let bytes = file(&folder, "MANIFEST-000003", &[record(1, 20), record(5, 30)]);
+        let found = check(folder.path()).expect("checked");
+        assert_eq!(found, Found { replaced: 0, manifest: Some("MANIFEST-000003".to_owned()) });
+        assert_eq!(fs::read(folder.path().join("MANIFEST-000003")).expect("read"), bytes);
+    }
+}
