@@ -7,8 +7,8 @@
 //! over makes such a type of an ordinary one, and so may whatever a power cut leaves behind the end
 //! of what was synced.
 //!
-//! So such a type is replaced by the ordinary one. If it was a bit that turned over in that byte,
-//! that mends the record; otherwise its checksum is wrong as it was before, and RocksDB says so.
+//! So such a type is replaced by an ordinary one. If it was a bit that turned over in that byte, that
+//! mostly mends the record; otherwise its checksum is as wrong as it was, and RocksDB says so.
 //! Nothing that RocksDB would have taken is changed. The manifest, which is a log as well, is only
 //! looked at: a damaged one is its owner's to refuse.
 
@@ -23,8 +23,6 @@ const BLOCK: usize = 32 * 1024;
 const HEADER: usize = 7;
 const LEN_AT: usize = 4;
 const TYPE_AT: usize = 6;
-/// A record that is not in pieces.
-const FULL: u8 = 1;
 
 /// What was found in a folder of RocksDB.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -61,8 +59,8 @@ pub fn check(folder: &Path) -> io::Result<Found> {
                 continue;
             }
             let log = OpenOptions::new().write(true).open(file.path())?;
-            for place in &places {
-                log.write_all_at(&[FULL], *place)?;
+            for (place, kind) in &places {
+                log.write_all_at(&[ordinary(*kind)], *place)?;
             }
             log.sync_data()?;
             found.replaced += places.len();
@@ -71,15 +69,25 @@ pub fn check(folder: &Path) -> io::Result<Found> {
     Ok(found)
 }
 
-/// Where in a log types stand that are for logs used again.
-fn endless(log: &File) -> io::Result<Vec<u64>> {
+/// The ordinary type that is one bit away, where there is one: 1 to 4 are a whole record, and the
+/// first, a middle and the last piece of one.
+fn ordinary(kind: u8) -> u8 {
+    match kind & 3 {
+        0 => 4,
+        kind => kind,
+    }
+}
+
+/// Where in a log types stand that are for logs used again, and which.
+fn endless(log: &File) -> io::Result<Vec<(u64, u8)>> {
     let len = log.metadata()?.len();
     let mut places = Vec::new();
     let mut block = vec![0; BLOCK];
     for start in (0..len).step_by(BLOCK) {
         let size = usize::try_from(len - start).map_or(BLOCK, |left| left.min(BLOCK));
         log.read_exact_at(&mut block[..size], start)?;
-        places.extend(in_block(&block[..size]).into_iter().map(|at| start + at as u64));
+        places
+            .extend(in_block(&block[..size]).into_iter().map(|at| (start + at as u64, block[at])));
     }
     Ok(places)
 }
@@ -139,9 +147,9 @@ mod tests {
 
     #[test]
     fn types_that_are_read_for_ever_are_replaced() {
-        for kind in [5, 6, 7, 8, 11, 131] {
+        for (kind, ordinary) in [(5, 1), (6, 2), (7, 3), (8, 4), (11, 3), (131, 3)] {
             let folder = TempDir::new().expect("a folder");
-            let good = [record(1, 20), record(1, 30), record(1, 40)].concat();
+            let good = [record(1, 20), record(ordinary, 30), record(ordinary, 40)].concat();
             file(&folder, "000004.log", &[record(1, 20), record(kind, 30), record(kind, 40)]);
             let found = check(folder.path()).expect("checked");
             assert_eq!(found, Found { replaced: 2, manifest: None });
