@@ -16,6 +16,8 @@ pub enum Mode {
     Honest,
     /// One file or several end before what was synced, or are gone.
     Lying,
+    /// One bit of what was synced is another one.
+    Rotten,
 }
 
 /// The files a cut leaves.
@@ -71,8 +73,10 @@ impl Disk {
                 }
             }
         }
-        if mode == Mode::Lying {
-            self.lie(&names, &mut image, &mut draw);
+        match mode {
+            Mode::Honest => {}
+            Mode::Lying => self.lie(&names, &mut image, &mut draw),
+            Mode::Rotten => self.rot(&names, &mut image, &mut draw),
         }
         image
     }
@@ -98,27 +102,13 @@ impl Disk {
 
     /// Takes from up to three files what the disk had said was there.
     fn lie(&self, names: &Names, image: &mut Image, draw: &mut Draw) {
-        let mut kinds: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-        for (name, named) in names {
-            if let Named::File(file) = named
-                && image.files.contains_key(name)
-                && !self.files[file].durable.is_empty()
-            {
-                kinds.entry(kind(name)).or_default().push(name);
-            }
-        }
-        let kinds: Vec<Vec<&str>> = kinds.into_values().collect();
+        let kinds = self.synced(names, image);
         if kinds.is_empty() {
             return;
         }
         for _ in 0..*draw.pick(&[1, 1, 1, 2, 3]) {
-            // By kind first, or nearly all would be tables.
-            let of_kind = draw.pick(&kinds);
-            // The newest of a kind is the one in use.
-            let name =
-                if draw.chance(50) { of_kind[of_kind.len() - 1] } else { *draw.pick(of_kind) };
-            let Some(Named::File(file)) = names.get(name) else { continue };
-            let synced = self.files[file].durable.len();
+            let (name, durable) = pick(&kinds, draw);
+            let synced = durable.len();
             if draw.chance(10) {
                 image.files.remove(name);
                 image.notes.push(format!("{name}: gone, of {synced} synced"));
@@ -128,12 +118,46 @@ impl Disk {
                     1..=5 => synced - 1 - draw.below(synced.min(9000)),
                     _ => draw.below(synced),
                 };
-                image.files.insert(name.to_owned(), self.files[file].durable[..to].to_vec());
+                image.files.insert(name.to_owned(), durable[..to].to_vec());
                 image.notes.push(format!("{name}: cut to {to} of {synced} synced"));
             }
             image.harmed.push(name.to_owned());
         }
     }
+
+    /// Turns one bit over.
+    fn rot(&self, names: &Names, image: &mut Image, draw: &mut Draw) {
+        let kinds = self.synced(names, image);
+        if kinds.is_empty() {
+            return;
+        }
+        let (name, durable) = pick(&kinds, draw);
+        let (at, bit) = (draw.below(durable.len()), draw.below(8));
+        if let Some(byte) = image.files.get_mut(name).and_then(|bytes| bytes.get_mut(at)) {
+            *byte ^= 1 << bit;
+            image.notes.push(format!("{name}: bit {bit} of byte {at} of {}", durable.len()));
+            image.harmed.push(name.to_owned());
+        }
+    }
+
+    /// The files of which something was synced, by kind: by name most would be tables.
+    fn synced<'a>(&'a self, names: &'a Names, image: &Image) -> Vec<Vec<(&'a str, &'a [u8])>> {
+        let mut kinds: BTreeMap<&str, Vec<(&str, &[u8])>> = BTreeMap::new();
+        for (name, named) in names {
+            let Named::File(file) = named else { continue };
+            let durable = &self.files[file].durable;
+            if image.files.contains_key(name) && !durable.is_empty() {
+                kinds.entry(kind(name)).or_default().push((name, durable));
+            }
+        }
+        kinds.into_values().collect()
+    }
+}
+
+/// One of the files; half the time the newest of its kind, which is the one in use.
+fn pick<'a>(kinds: &[Vec<(&'a str, &'a [u8])>], draw: &mut Draw) -> (&'a str, &'a [u8]) {
+    let of_kind = draw.pick(kinds);
+    if draw.chance(50) { of_kind[of_kind.len() - 1] } else { *draw.pick(of_kind) }
 }
 
 impl File {

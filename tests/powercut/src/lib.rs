@@ -22,6 +22,7 @@
 //! (through `fopen`, a mapping, `openat`) is in no record; a test that compares the last state with
 //! the folder notices.
 
+mod calls;
 mod disk;
 mod hook;
 mod image;
@@ -30,6 +31,7 @@ mod rng;
 mod trial;
 mod watch;
 
+pub use calls::{Failing, Said, child, each};
 pub use disk::Disk;
 pub use image::{Image, Mode};
 pub use record::{Event, FileId, Record};

@@ -9,11 +9,16 @@ use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 /// How many images, when the environment does not say.
 const IMAGES: usize = 200;
 const IMAGES_ENV: &str = "SMALTI_CUTS";
 const SEED_ENV: &str = "SMALTI_CUT_SEED";
+/// The longest that one image may take; a start takes a fraction of a second.
+const LIMIT: Duration = Duration::from_secs(60);
 /// Images of one record; then a new one is made with another seed.
 const IMAGES_PER_RECORD: usize = 100;
 
@@ -38,8 +43,8 @@ pub struct Cut<'a> {
     pub record: &'a Record,
     /// How many events of the record there were.
     pub point: usize,
-    /// For whatever else is to be drawn.
-    pub seed: u64,
+    /// The files that lack what was synced.
+    pub harmed: &'a [String],
 }
 
 impl Trial {
@@ -88,6 +93,11 @@ impl Trial {
         tally
     }
 
+    fn again(&self) -> String {
+        let Self { name, seed, images, .. } = self;
+        format!("{name} ({SEED_ENV}={seed} {IMAGES_ENV}={images})")
+    }
+
     fn one(
         &mut self,
         (workload, record): &(u64, Record),
@@ -99,26 +109,56 @@ impl Trial {
         let image = disk.image(seed, self.mode);
         let folder = scratch().expect("a folder for an image");
         image.write(folder.path()).expect("the image is written");
-        let cut = Cut { workload: *workload, folder: folder.path(), record, point, seed };
+        let _ends =
+            Ends::within(LIMIT, format!("{} of event {point}: {:?}", self.again(), image.notes));
+        let cut = Cut {
+            workload: *workload,
+            folder: folder.path(),
+            record,
+            point,
+            harmed: &image.harmed,
+        };
         match catch_unwind(AssertUnwindSafe(|| check(cut))) {
             Ok(outcome) => *self.tally.entry(outcome).or_default() += 1,
             Err(panic) => {
                 let kept = tempfile::Builder::new().prefix("smalti-cut-").tempdir();
                 let kept = kept.expect("a folder for the image").keep();
                 image.write(&kept).expect("the image is written");
-                eprintln!(
-                    "{}: failed at event {point} of {}, the image is in {}; again with \
-                     {SEED_ENV}={} {IMAGES_ENV}={}",
-                    self.name,
-                    record.events.len(),
-                    kept.display(),
-                    self.seed,
-                    self.images,
-                );
+                let (end, kept) = (record.events.len(), kept.display());
+                eprintln!("{} failed at event {point} of {end}: {kept}", self.again());
                 image.notes.iter().for_each(|note| eprintln!("  {note}"));
                 resume_unwind(panic);
             }
         }
+    }
+}
+
+/// Ends the process if it is not dropped in time: a thread that reads for ever can not be ended.
+struct Ends {
+    done: Arc<AtomicBool>,
+}
+
+impl Ends {
+    fn within(limit: Duration, what: String) -> Self {
+        let done = Arc::new(AtomicBool::new(false));
+        let ended = Arc::clone(&done);
+        let start = Instant::now();
+        std::thread::spawn(move || {
+            while !ended.load(Ordering::Acquire) {
+                if start.elapsed() > limit {
+                    eprintln!("{what}: does not end within {limit:?}");
+                    std::process::abort();
+                }
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        });
+        Self { done }
+    }
+}
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        self.done.store(true, Ordering::Release);
     }
 }
 
