@@ -195,6 +195,23 @@ impl Db {
         self.snapshots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Everything in a family, for tests that change it below the checksums.
+    #[cfg(test)]
+    pub(crate) fn raw(&self, family: &str) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let items = self.rocks.iterator_cf(self.family(family), rocksdb::IteratorMode::Start);
+        items.map(|item| item.expect("readable")).map(|(k, v)| (k.into(), v.into())).collect()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn put_raw(&self, family: &str, key: &[u8], bytes: &[u8]) {
+        self.rocks.put_cf(self.family(family), key, bytes).expect("written");
+    }
+
+    #[cfg(test)]
+    pub(crate) fn remove_raw(&self, family: &str, key: &[u8]) {
+        self.rocks.delete_cf(self.family(family), key).expect("written");
+    }
+
     fn family(&self, name: &str) -> &ColumnFamily {
         self.rocks.cf_handle(name).expect("the store was opened with this family")
     }

@@ -27,6 +27,8 @@ mod types;
 mod witness;
 
 #[cfg(test)]
+mod fault_tests;
+#[cfg(test)]
 mod storage_tests;
 
 pub use group::{

@@ -451,4 +451,6 @@ fn record_answer(
 }
 
 #[cfg(test)]
+mod flips;
+#[cfg(test)]
 mod tests;

@@ -1,0 +1,8 @@
+//! The store when the power is cut and when its disk fails.
+//!
+//! `workload` writes and remembers what it was told; `cuts` opens what power cuts leave; `calls`
+//! lets each call that changes something fail once.
+
+mod calls;
+mod cuts;
+mod workload;
