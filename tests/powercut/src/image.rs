@@ -1,6 +1,6 @@
 //! What a power cut leaves.
 
-use crate::disk::{Disk, File, Named, Names};
+use crate::disk::{Disk, File, NameChange, Named, Names};
 use crate::rng::Draw;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -40,7 +40,8 @@ enum Tail {
     Cut,
     /// It ends somewhere, and some pages hold zeroes: the length was written before them.
     Holes,
-    /// As holes, with what was on the disk before.
+    /// As holes, with what was on the disk before, as a file system may show that does not order
+    /// its writes.
     Garbage,
 }
 
@@ -82,7 +83,7 @@ impl Disk {
     }
 
     /// The names that are there: all changes, none that was not synced, a journal's first ones, or
-    /// any of them.
+    /// any of them with the names of the synced files before them.
     fn names_left(&self, draw: &mut Draw) -> Names {
         let mut names = self.durable.clone();
         let count = self.pending.len();
@@ -92,8 +93,15 @@ impl Disk {
             2 => (draw.between(0, count), 100),
             _ => (count, 50),
         };
-        for change in &self.pending[..kept] {
-            if draw.chance(chance) {
+        let pending = &self.pending[..kept];
+        let drawn: Vec<bool> = pending.iter().map(|_| draw.chance(chance)).collect();
+        let last = drawn.iter().rposition(|kept| *kept).unwrap_or(0);
+        for (at, change) in pending.iter().enumerate() {
+            let of_synced =
+                |file| self.files.get(file).is_some_and(|file| !file.durable.is_empty());
+            let goes_along =
+                matches!(change, NameChange::Add(_, Named::File(file)) if of_synced(file));
+            if drawn[at] || (at < last && goes_along) {
                 change.apply(&mut names);
             }
         }
@@ -187,7 +195,8 @@ impl File {
             }
             match tail {
                 Tail::Holes if draw.chance(40) => {}
-                Tail::Garbage if draw.chance(40) => {
+                // In a page of which something was synced only zeroes can stand behind that.
+                Tail::Garbage if fresh.start > synced && draw.chance(40) => {
                     left[fresh].fill_with(|| (draw.any() & 0xff) as u8);
                 }
                 _ => left[fresh.clone()].copy_from_slice(&self.content[fresh]),

@@ -14,7 +14,9 @@
 //! point leaves ([`Image`]):
 //!
 //! P1. What was synced is there, byte for byte, unless the image is one of a lying disk.
-//! P2. A name is durable once its directory was synced; syncing the file alone is not enough.
+//! P2. A name is durable once its directory was synced; syncing the file alone is not enough. But no
+//!     later change in a directory is there without the name of a file that was synced before it:
+//!     RocksDB counts on that for what its CURRENT names, and file systems keep it.
 //! P3. After a failed sync the bytes it was for need not be there, though a later sync of the same
 //!     file succeeds: that is what Linux does.
 //!

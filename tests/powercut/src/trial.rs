@@ -45,6 +45,16 @@ pub struct Cut<'a> {
     pub point: usize,
     /// The files that lack what was synced.
     pub harmed: &'a [String],
+    notes: &'a [String],
+}
+
+impl Cut<'_> {
+    /// Whether the manifest of RocksDB ends in what lay on the disk before, where an entry was being
+    /// written. RocksDB does not start then, even of an honest disk; the next entry comes seldom,
+    /// and file systems that keep their writes in order show no such bytes.
+    pub fn has_garbage_in_manifest(&self) -> bool {
+        self.notes.iter().any(|note| note.contains("/MANIFEST-") && note.contains(": Garbage"))
+    }
 }
 
 impl Trial {
@@ -117,6 +127,7 @@ impl Trial {
             record,
             point,
             harmed: &image.harmed,
+            notes: &image.notes,
         };
         match catch_unwind(AssertUnwindSafe(|| check(cut))) {
             Ok(outcome) => *self.tally.entry(outcome).or_default() += 1,
