@@ -18,11 +18,13 @@ ONLY ?=
 # For `make sim`.
 SEEDS ?= 2000
 FROM ?= 1
+# For `make powercut`.
+CUTS ?= 1000
 
 smalti := $(CARGO_TARGET_DIR)/release/smalti
 
 .DEFAULT_GOAL := help
-.PHONY: help deps rocksdb build demo test model mutants sim verify lint up down bench fmt fix
+.PHONY: help deps rocksdb build demo test model mutants powercut sim verify lint up down bench fmt fix
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile | expand -t 16
@@ -47,6 +49,10 @@ mutants: deps ## switch off one rule of the protocol after the other; the simula
 
 model: deps ## visit every state of very small worlds, running the code that serves volumes
 	cargo run --release --locked -p smalti-jepsen --bin model
+
+powercut: rocksdb ## CUTS images of power cuts of each kind; every call to the disk failed
+	SMALTI_CUTS=$(CUTS) SMALTI_FAULTS_ALL=1 cargo test --release --locked -p smalti-powercut \
+		-p smalti-rocks -p smalti-raft --lib --test faults -- --nocapture fault_tests:: cuts:: calls::
 
 lint: rocksdb ## formatting, clippy, documentation, dependencies, spelling
 	@tests/scripts/lint
