@@ -3,7 +3,7 @@
 //! [`sim`] runs the pure protocol core on one thread against faults drawn from a seed; [`model`]
 //! runs it through all there is of a very small world.
 
+pub mod model;
 #[cfg(feature = "mutants")]
 pub mod mutants;
-pub mod model;
 pub mod sim;

@@ -47,7 +47,7 @@ impl Fault {
     }
 
     /// All classes.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Crash,
         Self::Restart,
         Self::Blackout,
