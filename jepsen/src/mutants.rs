@@ -19,6 +19,10 @@ const SLOW: &[Mutant] = &[
     Mutant::GrowUnanswered,
     Mutant::GrowthUnbound,
     Mutant::ShrinkSameEpoch,
+    Mutant::NoBarrier,
+    Mutant::WalkUndecided,
+    Mutant::HearRestarted,
+    Mutant::SuspectEvidence,
 ];
 
 /// Mutants that did not die in a thousand seeds and more. They are blind spots of the simulator, or
@@ -40,6 +44,7 @@ const UNSEEN: &[Mutant] = &[
     Mutant::PrepareBelowHead,
     Mutant::WatermarkOutOfSync,
     Mutant::WalkUnopened,
+    Mutant::LearnerAbortForgotten,
     Mutant::InstallBlindly,
 ];
 

@@ -152,6 +152,21 @@ mutants! {
     /// A repair is written over whatever the slot holds by then.
     InstallBlindly = "install-blindly",
 
+    /// A whole row that is still undecided counts as equal on a learner.
+    WalkUndecided = "walk-undecided",
+
+    // Disks that forget.
+    /// One parity slot is believed for a row's vector, whatever became of it in a crash.
+    TrustSuspects = "trust-suspects",
+    /// A store that came up again after a crash is heard before the map tells of it.
+    HearRestarted = "hear-restarted",
+    /// Suspects are called vetted without a comparison.
+    VetUnseen = "vet-unseen",
+    /// A takeover builds a row's vector from parity slots alone.
+    ParityAlone = "parity-alone",
+    /// What only suspects hold for undecided is evidence like any other.
+    SuspectEvidence = "suspect-evidence",
+
     // The map.
     /// Commands are accepted whatever epoch they were planned against.
     NoEpochCompare = "no-epoch-compare",

@@ -82,7 +82,7 @@ pub(super) struct Decision {
 /// in-sync slot. So nothing older than the newest committed version is ever looked at.
 pub(super) fn decide(facts: &BTreeMap<Slot, Facts>, n: u8) -> Decision {
     let (decision, sound) = decide_by_all(facts, n);
-    if sound {
+    if sound || lives(Mutant::SuspectEvidence) {
         return decision;
     }
     // What only suspects hold, and for undecided, they may have come up with again though it was
@@ -237,7 +237,7 @@ fn vector_of(
         || facts.iter().filter(|(slot, f)| !data.contains(**slot) && !f.unreadable).map(|(_, f)| f);
     // What data slots know to be committed is so, whatever a parity slot has forgotten of it.
     let raised = |mut vec: Vec<VecEntry>| {
-        let readable = facts.iter().filter(|(_, f)| !f.unreadable);
+        let readable = facts.iter().filter(|(_, f)| !f.unreadable && !lives(Mutant::ParityAlone));
         for (slot, f) in readable.filter(|(slot, _)| data.minus(meta.touched).contains(**slot)) {
             if let (Some(entry), Some(head)) = (vec.get_mut(slot.index()), f.upto(base)) {
                 evidence::raise(entry, evidence::entry_of(head));

@@ -9,6 +9,7 @@
 use super::catchup::Stage;
 use super::{Coordinator, Place, Purpose};
 use crate::msg::{Answer, Ask, SCAN_LIMIT};
+use smalti_map::mutant::{Mutant, lives};
 use smalti_storage::ids::{RowAddr, Slot, SlotSet, Ver};
 use smalti_storage::store::{VecEntry, VersionMeta};
 use std::collections::{BTreeMap, BTreeSet};
@@ -136,7 +137,8 @@ impl Coordinator {
             .collect();
         for row in rows {
             let of_row = walk.pages.iter().map(|(of, page)| (*of, page.rows.get(&row)));
-            if undecided.contains(&row) || !agrees(slot, data, of_row) {
+            let open = undecided.contains(&row) && !lives(Mutant::WalkUndecided);
+            if open || !agrees(slot, data, of_row) {
                 learning.behind.insert(row);
             }
         }
