@@ -52,7 +52,7 @@ model: deps ## visit every state of very small worlds, running the code that ser
 
 powercut: rocksdb ## CUTS images of power cuts of each kind; every call to the disk failed
 	SMALTI_CUTS=$(CUTS) SMALTI_FAULTS_ALL=1 cargo test --release --locked -p smalti-powercut \
-		-p smalti-rocks -p smalti-raft --lib --test faults -- --nocapture fault_tests:: cuts:: calls::
+		-p smalti-rocks -p smalti-raft --lib --tests -- --test-threads=1 --nocapture fault_tests::
 
 lint: rocksdb ## formatting, clippy, documentation, dependencies, spelling
 	@tests/scripts/lint

@@ -22,7 +22,8 @@
 //!
 //! Syncs of watched files are not carried out, only recorded. What is written past these calls
 //! (through `fopen`, a mapping, `openat`) is in no record; a test that compares the last state with
-//! the folder notices.
+//! the folder notices. What is recorded is the process's, and so is the table of its open files: tests
+//! that watch a folder run one after the other, and no other test of the program beside them.
 
 mod calls;
 mod disk;

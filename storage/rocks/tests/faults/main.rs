@@ -3,6 +3,10 @@
 //! `workload` writes and remembers what it was told; `cuts` opens what power cuts leave; `calls`
 //! lets each call that changes something fail once.
 
-mod calls;
-mod cuts;
-mod workload;
+mod fault_tests {
+    //! Run one after the other (`tests/scripts/run-tests`): the record is the process's.
+
+    mod calls;
+    mod cuts;
+    mod workload;
+}

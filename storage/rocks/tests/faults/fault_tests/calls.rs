@@ -1,6 +1,6 @@
 //! Each call that changes something fails once: the store says so and stops, or needs it not.
 
-use crate::workload::{Known, Mark, batches, counted, groups, open, store_in, twin, write};
+use super::workload::{Known, Mark, batches, counted, groups, open, store_in, twin, write};
 use smalti_powercut::{Failing, child, each};
 use smalti_storage::store::ShardStore;
 use smalti_storage::store::suite::assert_same;
@@ -18,7 +18,7 @@ fn process_with_a_failing_disk() {
 
 fn all(failing: Failing) {
     let batches = batches(SEED, BATCHES);
-    each("store", "calls::process_with_a_failing_disk", failing, |folder, said| {
+    each("store", "fault_tests::calls::process_with_a_failing_disk", failing, |folder, said| {
         let known = Known::after(said.marks.iter().copied().map(Mark::of), &batches);
         if said.stopped.is_none() {
             assert_eq!(said.marks.last(), Some(&Mark::Opened(5).code()), "it did all of its work");

@@ -1,6 +1,6 @@
 //! Power cuts: what was acknowledged is there, and a store that can not know says so.
 
-use crate::workload::{Clean, Known, batches, counted, groups, open, record, store_in, twin};
+use super::workload::{Clean, Known, batches, counted, groups, open, record, store_in, twin};
 use smalti_powercut::{Cut, Disk, Mode, Record, Trial};
 use smalti_rocks::RocksStore;
 use smalti_storage::ids::{GroupNo, RowSlot, VolumeNo};
@@ -26,7 +26,7 @@ fn the_record_is_whole() {
     let folder = smalti_powercut::scratch().expect("a folder");
     let watch = smalti_powercut::Watch::begin(folder.path()).expect("watched");
     let batches = batches(3, BATCHES);
-    crate::workload::write(&store_in(folder.path()), &batches, |_| {}).expect("written");
+    super::workload::write(&store_in(folder.path()), &batches, |_| {}).expect("written");
     let record = watch.record();
     let mut seen = Disk::after(&record, record.events.len()).seen();
     let mut endings = std::collections::BTreeSet::new();
