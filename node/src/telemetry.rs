@@ -4,6 +4,7 @@ use anyhow::Context;
 use rustix::process::{
     DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit,
 };
+use smalti_rowcommit::invariant::BROKEN;
 use std::io::IsTerminal;
 use std::panic::PanicHookInfo;
 use tracing_subscriber::EnvFilter;
@@ -30,7 +31,8 @@ pub fn start_logging(default: &str) -> anyhow::Result<()> {
 }
 
 /// Makes every panic a line of the log. Whether the node lives on is for the owner of the task
-/// that panicked; see [`crate::serve::NodeRuntime::spawn_critical`].
+/// that panicked; see [`crate::serve::NodeRuntime::spawn_critical`]. Only after a broken invariant of
+/// the data path nobody is asked: no other task may go on with it either.
 pub fn log_panics() {
     std::panic::set_hook(Box::new(|info: &PanicHookInfo<'_>| {
         let place = info.location().map(ToString::to_string).unwrap_or_default();
@@ -38,6 +40,9 @@ pub fn log_panics() {
         let thread = std::thread::current();
         let thread = thread.name().unwrap_or("unnamed");
         tracing::error!(thread, place, "thread panicked at {place}: {text}");
+        if text.starts_with(BROKEN) {
+            std::process::abort();
+        }
     }));
 }
 

@@ -90,6 +90,7 @@ fn request(name: &str) -> CreateVolume {
         parity: None,
         shard_size: None,
         min_insync: None,
+        read_mode: None,
     }
 }
 

@@ -1,15 +1,16 @@
 //! Bytes on disk and on the wire: one version byte, then postcard.
 //!
 //! Postcard numbers enum variants by their order, so the order of variants in the types that get
-//! here is part of version 1, their own and those of the pinned openraft. The fixtures of
+//! here is part of the version, their own and those of the pinned openraft. The fixtures of
 //! [`crate::storage_tests`] notice a change.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
-/// The version this code writes, and so far the only one there is.
-pub(crate) const VERSION: u8 = 1;
+/// The version this code writes and reads. Version 1 knew no read modes of volumes; 2 is what marks
+/// a value with a checksum ([`crate::stored`]).
+pub(crate) const VERSION: u8 = 3;
 
 #[derive(Debug, Error)]
 pub(crate) enum CodecError {
@@ -48,9 +49,9 @@ mod tests {
         assert_eq!(decode::<(u32, String)>(&bytes).expect("decodes"), (7, "seven".into()));
         assert!(matches!(decode::<u32>(&[]), Err(CodecError::Empty)));
         assert!(matches!(decode::<u32>(&[2, 7]), Err(CodecError::Version(2))));
-        assert!(matches!(decode::<u32>(&[1]), Err(CodecError::Malformed(_))));
-        assert!(matches!(decode::<u32>(&[1, 7, 0]), Err(CodecError::Trailing(1))));
+        assert!(matches!(decode::<u32>(&[VERSION]), Err(CodecError::Malformed(_))));
+        assert!(matches!(decode::<u32>(&[VERSION, 7, 0]), Err(CodecError::Trailing(1))));
         // A length that promises more than there is must not be believed.
-        assert!(decode::<Vec<u64>>(&[1, 0xff, 0xff, 0xff, 0xff, 0x0f]).is_err());
+        assert!(decode::<Vec<u64>>(&[VERSION, 0xff, 0xff, 0xff, 0xff, 0x0f]).is_err());
     }
 }

@@ -37,7 +37,7 @@ pub(crate) mod key {
 }
 
 /// The layout of keys and column families.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 #[derive(Debug, Error)]
 pub(crate) enum DbError {

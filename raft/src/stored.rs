@@ -1,13 +1,13 @@
 //! Values on disk: what the codec made, behind a checksum.
 //!
 //! ```text
-//! 2 | content | checksum 8 bytes          content: 1 | postcard
+//! 2 | content | checksum 8 bytes          content: 3 | postcard
 //! ```
 //! RocksDB checks its blocks, but not what it was given and what it hands out: a bit that turned
 //! over in memory, or a value under another key, would be a vote or an entry nobody made. So the
-//! checksum covers family and key as well. Version 1 had none; it is still read.
+//! checksum covers family and key as well.
 
-use crate::codec::{CodecError, VERSION as BARE};
+use crate::codec::CodecError;
 use twox_hash::XxHash3_128;
 
 const CHECKED: u8 = 2;
@@ -29,7 +29,6 @@ pub(crate) fn unwrap<'a>(
 ) -> Result<&'a [u8], CodecError> {
     match stored.first() {
         None => Err(CodecError::Empty),
-        Some(&BARE) => Ok(stored),
         Some(&CHECKED) => {
             let (checked, sum) =
                 stored.split_last_chunk::<CHECKSUM>().ok_or(CodecError::Checksum)?;
@@ -59,10 +58,11 @@ mod tests {
     const FIXTURE: [u8; 12] = [2, 1, 7, 9, 132, 192, 94, 29, 63, 66, 11, 17];
 
     #[test]
-    fn both_versions_stay_readable() {
+    fn stays_readable() {
         assert_eq!(wrap("log", b"key", &[1, 7, 9]), FIXTURE);
         assert_eq!(unwrap("log", b"key", &FIXTURE).ok(), Some([1, 7, 9].as_slice()));
-        assert_eq!(unwrap("log", b"key", &[1, 7, 9]).ok(), Some([1, 7, 9].as_slice()));
+        // The first stores had no checksums.
+        assert!(matches!(unwrap("log", b"key", &[1, 7, 9]), Err(CodecError::Version(1))));
     }
 
     #[test]

@@ -28,8 +28,10 @@ use std::cell::RefCell;
 use std::fmt;
 
 mod field;
+mod fingerprint;
 
 use field::{invert, mul};
+pub use fingerprint::Fingerprint;
 
 /// The library splits shards into pieces of this many bytes, 32 low halves of field elements and
 /// then 32 high halves. Whole pieces need no padding.

@@ -5,7 +5,7 @@
 use bytes::Bytes;
 use smalti_map::{
     Applied, ClusterMap, Command, Coordinator as Coordinating, Custody, KeyEpoch, NewVolume,
-    NodeAddresses, ShareHolder,
+    NodeAddresses, ReadMode, ShareHolder,
 };
 use smalti_rowcommit::coordinator::{BlockWrite, Coordinator};
 use smalti_rowcommit::store::read::ReadSide;
@@ -87,6 +87,7 @@ impl Bench {
             parity,
             shard_size: 1 << 20,
             min_insync: data,
+            read_mode: ReadMode::Lease,
             key_epoch: KeyEpoch {
                 no: KeyEpochNo(1),
                 timestamp: 1,

@@ -1,7 +1,8 @@
 //! What tests of both sides share: a small map with one volume.
 
 use smalti_map::{
-    Applied, ClusterMap, Command, Custody, KeyEpoch, NewVolume, NodeAddresses, ShareHolder,
+    Applied, ClusterMap, Command, Custody, KeyEpoch, NewVolume, NodeAddresses, ReadMode,
+    ShareHolder,
 };
 use smalti_storage::ids::{
     ClusterId, Epoch, GroupNo, Incarnation, KeyEpochNo, NodeId, RowAddr, Slot, StoreId, VolumeId,
@@ -63,6 +64,7 @@ pub(crate) fn map(data: u8, parity: u8) -> ClusterMap {
             parity,
             shard_size: 1 << 20,
             min_insync: data,
+            read_mode: ReadMode::Lease,
             groups: vec![(1..=slots).map(store).collect()],
             key_epoch,
         })),

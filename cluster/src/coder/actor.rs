@@ -317,6 +317,10 @@ impl State {
             Alarm::Corrupt { row, slot } => {
                 tracing::warn!(%volume, %row, %slot, "record does not verify, repairing it");
             }
+            Alarm::Miscomputed { row, slot } => tracing::error!(
+                %volume, %row, %slot,
+                "parity would have come out wrong and was refused: memory or processor is at fault"
+            ),
             Alarm::Silent { store } => tracing::warn!(%volume, %store, "store is silent"),
             _ => tracing::warn!(%volume, ?alarm, "alarm"),
         }

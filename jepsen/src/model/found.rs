@@ -9,7 +9,7 @@ use super::{Bounds, Model};
 use crate::sim::client::RECORD_LEN;
 use smalti_map::{
     Applied, ClusterMap, Command, Coordinator as Coordinating, Custody, KeyEpoch, NewVolume,
-    NodeAddresses, ShareHolder,
+    NodeAddresses, ReadMode, ShareHolder,
 };
 use smalti_rowcommit::coordinator::Coordinator;
 use smalti_rowcommit::store::StoreConfig;
@@ -107,6 +107,7 @@ fn first_map(bounds: &Bounds, disks: &[Arc<MemoryStore>]) -> Result<ClusterMap, 
         parity: bounds.parity,
         shard_size: 1 << 20,
         min_insync: bounds.data,
+        read_mode: ReadMode::Lease,
         groups: vec![(0..disks.len()).map(store_id).collect()],
         key_epoch,
     };

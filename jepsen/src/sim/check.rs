@@ -2,6 +2,7 @@
 
 use super::client::{Block, value_of};
 use super::event::{At, Life};
+use super::swarm::Fault;
 use super::world::World;
 use bytes::Bytes;
 use smalti_map::{Command, Volume};
@@ -141,6 +142,9 @@ impl World {
     pub(crate) fn alarm(&mut self, at: At, alarm: Alarm) {
         match alarm {
             Alarm::Corrupt { row, .. } if !self.rotten.contains(&row) && self.forgot.is_empty() => {
+                self.fail(format!("node {at} finds {alarm:?}, and nothing was made so"));
+            }
+            Alarm::Miscomputed { .. } if !self.swarm.has(Fault::Flip) => {
                 self.fail(format!("node {at} finds {alarm:?}, and nothing was made so"));
             }
             Alarm::RowLost { row } if !self.rotten.contains(&row) => {

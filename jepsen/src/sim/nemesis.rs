@@ -3,6 +3,7 @@
 use super::event::{At, Ev};
 use super::swarm::{Fault, MS};
 use super::world::World;
+use smalti_rowcommit::msg::{Ask, Frame};
 use smalti_storage::ids::{RowSlot, Slot};
 use smalti_storage::store::ShardStore;
 
@@ -97,6 +98,8 @@ impl World {
                     self.queue.push(until, Ev::Over(fault, at, 0));
                 }
             }
+            // In what is sent, all the time.
+            Fault::Flip => {}
             Fault::Rot => self.rot(),
             Fault::Amnesia => self.amnesia(at, until),
         }
@@ -196,6 +199,23 @@ impl World {
         for at in (0..apart.len()).filter(|at| apart[*at] == small) {
             self.cut_map(at, until);
         }
+    }
+
+    /// Turns a byte of a coded difference over, now and then.
+    pub(crate) fn flip(&mut self, frame: &mut Frame) {
+        if !self.stormy || !self.swarm.has(Fault::Flip) || !self.rng.percent(2) {
+            return;
+        }
+        let deltas = frame.requests.iter_mut().filter_map(|request| match &mut request.ask {
+            Ask::PrepDelta { delta, .. } if !delta.is_empty() => Some(delta),
+            _ => None,
+        });
+        let Some(delta) = deltas.into_iter().next() else { return };
+        let mut bytes = delta.to_vec();
+        let place = usize::try_from(self.rng.below(bytes.len() as u64)).unwrap_or(0);
+        bytes[place] ^= 1 << self.rng.below(8);
+        *delta = bytes.into();
+        self.count(Fault::Flip, true);
     }
 
     /// Makes one stored version of a row rotten that was not so before: its record or metadata.

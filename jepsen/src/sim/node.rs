@@ -292,7 +292,8 @@ impl World {
     fn perform(&mut self, life: Life, action: Action) {
         let at = life.at;
         match action {
-            Action::Send { store, frame } => {
+            Action::Send { store, mut frame } => {
+                self.flip(&mut frame);
                 self.trace(|| format!("n{at} -> n{}: {frame:?}", self.node_of(store)));
                 self.mix(frame.watermark.seq ^ u64::from(frame.epoch.0) << 40);
                 self.check_frame(life, &frame);

@@ -1,6 +1,7 @@
 //! What one seed decides before the run begins: the cluster, the load, the faults.
 
 use super::rng::Rng;
+use smalti_map::ReadMode;
 
 /// Milliseconds in the simulator's unit of time.
 pub(crate) const MS: u64 = 1000;
@@ -34,6 +35,8 @@ pub enum Fault {
     Handover,
     /// A store is out of space for a while.
     Full,
+    /// A byte turns over in memory between a coordinator's coding and a store's disk.
+    Flip,
     /// Stored bytes change.
     Rot,
     /// A process dies, or all of them, and its disk has forgotten what it acknowledged of late.
@@ -47,7 +50,7 @@ impl Fault {
     }
 
     /// All classes.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Crash,
         Self::Restart,
         Self::Blackout,
@@ -61,6 +64,7 @@ impl Fault {
         Self::Elect,
         Self::Handover,
         Self::Full,
+        Self::Flip,
         Self::Rot,
         Self::Amnesia,
     ];
@@ -72,6 +76,7 @@ pub(crate) struct Swarm {
     pub(crate) data: u8,
     pub(crate) parity: u8,
     pub(crate) min_insync: u8,
+    pub(crate) read_mode: ReadMode,
     pub(crate) nodes: u64,
     pub(crate) groups: u16,
     pub(crate) rows: u32,
@@ -152,6 +157,7 @@ impl Swarm {
             data,
             parity,
             min_insync,
+            read_mode: if rng.percent(20) { ReadMode::Confirm } else { ReadMode::Lease },
             nodes: u64::from(data + parity) + rng.below(3),
             groups: 1 + u16::try_from(rng.below(3)).unwrap_or(0),
             rows: 1 + u32::try_from(rng.below(4)).unwrap_or(0),

@@ -221,6 +221,7 @@ impl World {
             parity: swarm.parity,
             shard_size: 1 << 20,
             min_insync: swarm.min_insync,
+            read_mode: swarm.read_mode,
             groups,
             key_epoch,
         })));

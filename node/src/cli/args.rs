@@ -8,6 +8,7 @@ use crate::size::{VolumeSize, parse_bytes};
 use crate::volume_spec;
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
+use smalti_map::ReadMode;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -159,6 +160,10 @@ pub struct VolumeCreateArgs {
     /// than 1]
     #[arg(long, value_name = "M")]
     pub min_insync: Option<u8>,
+    /// How reads are made sure of: by `lease`, without a message but with clocks that run at the same
+    /// rate, or by `confirm`, with a round trip and no clock [default: lease]
+    #[arg(long, value_name = "MODE")]
+    pub read_mode: Option<ReadMode>,
     /// Mean size of a shard, a power of two from 64K to 64M [default: 1M]
     #[arg(long, value_name = "SIZE", value_parser = shard_size)]
     pub shard_size: Option<u32>,

@@ -95,7 +95,7 @@ fn facts(volume: &VolumeFacts) -> String {
     format!(
         "volume       {}\nid           {}\nsize         {} ({} bytes)\n\
          shards       {} data + {} parity, {} each\n\
-         writes need  {} of {} slots in sync\nhealth       {}\n\
+         writes need  {} of {} slots in sync\nreads        by {}\nhealth       {}\n\
          epoch        {}\ncoordinator  {}\nkey epoch    {}\n",
         volume.name,
         volume.id,
@@ -106,6 +106,7 @@ fn facts(volume: &VolumeFacts) -> String {
         human(volume.shard_size.into()),
         volume.min_insync,
         u16::from(volume.data) + u16::from(volume.parity),
+        volume.read_mode,
         volume.health,
         volume.epoch.0,
         or_dash(volume.coordinator.as_ref()),

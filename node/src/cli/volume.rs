@@ -33,6 +33,7 @@ async fn create(args: VolumeCreateArgs) -> anyhow::Result<()> {
         parity: args.parity,
         shard_size: args.shard_size,
         min_insync: args.min_insync,
+        read_mode: args.read_mode,
     };
     let target = args.show.target.resolve()?;
     let detail: VolumeDetail =

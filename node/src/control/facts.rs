@@ -1,6 +1,7 @@
 //! Facts about a cluster, as they stand in the API and in `--json`.
 
 use serde::{Deserialize, Serialize};
+use smalti_map::ReadMode;
 use smalti_storage::ids::{
     ClusterId, Epoch, GroupNo, Incarnation, KeyEpochNo, NodeId, Slot, StoreId, VolumeId, VolumeNo,
 };
@@ -161,6 +162,9 @@ pub struct VolumeFacts {
     pub shard_size: u32,
     /// No group may have fewer slots in sync.
     pub min_insync: u8,
+    /// How reads are made sure of: `lease` or `confirm`.
+    #[schema(value_type = String)]
+    pub read_mode: ReadMode,
     /// How well it is.
     pub health: Health,
     /// Its configuration.
@@ -241,6 +245,12 @@ pub struct CreateVolume {
     /// shard and n+1 for more when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_insync: Option<u8>,
+    /// How reads are made sure of: `lease` (no message for a read, but clocks of nodes have to run at
+    /// the same rate within 1 %) or `confirm` (one round trip for each, no clock); `lease` when left
+    /// out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub read_mode: Option<ReadMode>,
 }
 
 /// A node.

@@ -51,8 +51,12 @@ impl MemberControl {
         let metadata = shard_volume(&cluster, id, shape, spec.data, spec.parity)
             .await
             .map_err(|error| refused(&error))?;
-        let new =
-            metadata.into_new_volume(name, request.min_insync).map_err(|error| refused(&error))?;
+        let new = metadata.into_new_volume(
+            name,
+            request.min_insync,
+            request.read_mode.unwrap_or_default(),
+        );
+        let new = new.map_err(|error| refused(&error))?;
         let command = Command::CreateVolume(Box::new(new));
         match self.member.raft().propose(command).await.map_err(|error| unavailable(&error))? {
             Applied::Created(_) => {}

@@ -264,6 +264,7 @@ impl Report {
             parity: volume.parity,
             shard_size: volume.shard_size,
             min_insync: volume.min_insync,
+            read_mode: volume.read_mode,
             health: self.volume_health(volume),
             epoch: volume.epoch,
             coordinator: self.coordinator(volume),

@@ -163,6 +163,7 @@ async fn ensure_volume(clients: &[Client], wish: &VolumeWish) -> anyhow::Result<
         parity: wish.geometry.map(|(_, parity)| parity),
         shard_size: None,
         min_insync: wish.min_insync,
+        read_mode: None,
     };
     match client.post::<_, VolumeDetail>("/v1/volumes", &request, CHANGE_TIMEOUT).await {
         Ok(_) => Ok(Progressed::Done),

@@ -176,6 +176,7 @@ fn a_killed_node_starts_again_by_its_argv() {
         parity: None,
         shard_size: None,
         min_insync: None,
+        read_mode: None,
     };
     let client = Client::new(ApiAddress::Tcp(node.api.to_string()));
     block_on(client.post::<_, VolumeDetail>("/v1/volumes", &request, LIMIT)).unwrap();
@@ -324,6 +325,7 @@ fn a_frozen_node_is_stopped_too() {
         parity: None,
         shard_size: None,
         min_insync: None,
+        read_mode: None,
     };
     let made: VolumeDetail = block_on(target.post("/v1/volumes", &request)).unwrap();
     assert_eq!(made.volume.name, "w");

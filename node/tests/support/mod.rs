@@ -84,6 +84,7 @@ impl FakeControl {
             parity: geometry.parity,
             shard_size: request.shard_size.unwrap_or(1 << 20),
             min_insync: request.min_insync.unwrap_or(geometry.data),
+            read_mode: request.read_mode.unwrap_or_default(),
             health: self.health,
             epoch: Epoch(1),
             coordinator: None,

@@ -14,7 +14,8 @@ use futures::future::{BoxFuture, ready};
 use smalti_gateway::{BlockDevice, Rows};
 use smalti_map::placement::Candidate;
 use smalti_map::{
-    Applied, ClusterMap, Command, Coordinator as Seat, Custody, NodeAddresses, ShareHolder, Volume,
+    Applied, ClusterMap, Command, Coordinator as Seat, Custody, NodeAddresses, ReadMode,
+    ShareHolder, Volume,
 };
 use smalti_rowcommit::coordinator::{BlockWrite, OpError};
 use smalti_rowcommit::msg::{Frame, Reply};
@@ -126,7 +127,7 @@ impl MemoryCluster {
     /// # Errors
     /// When the map refuses it: the name or the identity is taken, say.
     pub fn add_volume(&self, name: &str, metadata: &ShardMetadata) -> Result<(), VolumeError> {
-        let new = metadata.clone().into_new_volume(name.to_owned(), None)?;
+        let new = metadata.clone().into_new_volume(name.to_owned(), None, ReadMode::Lease)?;
         let mut state = self.lock();
         let no = match state.apply(&Command::CreateVolume(Box::new(new))) {
             Applied::Created(no) => no,

@@ -2,7 +2,7 @@
 
 use crate::error::VolumeError;
 use serde::{Deserialize, Serialize};
-use smalti_map::{KeyEpoch, NewVolume, Volume};
+use smalti_map::{KeyEpoch, NewVolume, ReadMode, Volume};
 use smalti_storage::geometry::Geometry;
 use smalti_storage::ids::{GroupNo, KeyEpochNo, Slot, StoreId, VolumeId};
 use std::collections::BTreeMap;
@@ -69,6 +69,7 @@ impl ShardMetadata {
         mut self,
         name: String,
         min_insync: Option<u8>,
+        read_mode: ReadMode,
     ) -> Result<NewVolume, VolumeError> {
         let key_epoch = self.key_epochs.remove(&self.key_epoch).ok_or_else(|| {
             VolumeError::Metadata(format!("no keys of key epoch {}", self.key_epoch))
@@ -82,6 +83,7 @@ impl ShardMetadata {
             parity,
             shard_size,
             min_insync: min_insync.unwrap_or(if parity >= 2 { data + 1 } else { data }),
+            read_mode,
             groups: self.locations,
             key_epoch,
         })

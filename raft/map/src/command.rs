@@ -1,6 +1,6 @@
 //! What can be asked of the map, and what it answers.
 
-use crate::types::{Custody, KeyEpoch, NodeAddresses};
+use crate::types::{Custody, KeyEpoch, NodeAddresses, ReadMode};
 use serde::{Deserialize, Serialize};
 use smalti_storage::ids::{
     ClusterId, Epoch, GroupNo, Incarnation, NodeId, Slot, StoreId, VolumeId, VolumeNo,
@@ -124,6 +124,8 @@ pub struct NewVolume {
     pub shard_size: u32,
     /// Least in-sync slots of a group.
     pub min_insync: u8,
+    /// How reads are made sure of.
+    pub read_mode: ReadMode,
     /// Slot -> store table of each group.
     pub groups: Vec<Vec<StoreId>>,
     /// The first key epoch.

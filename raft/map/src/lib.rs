@@ -20,6 +20,6 @@ pub mod view;
 pub use apply::limits;
 pub use command::{Applied, Command, GrowSlot, NewVolume, Rejection};
 pub use types::{
-    ClusterMap, Coordinator, Custody, Group, KeyEpoch, Learner, Node, NodeAddresses, ShareHolder,
-    Store, Volume,
+    ClusterMap, Coordinator, Custody, Group, KeyEpoch, Learner, Node, NodeAddresses, ReadMode,
+    ShareHolder, Store, Volume,
 };

@@ -46,6 +46,10 @@ mutants! {
     LeaseQuorumShort = "lease-quorum-short",
     /// A read is answered without a look at the leases.
     NoLease = "no-lease",
+    /// A read is answered before any store has confirmed the epoch.
+    NoConfirm = "no-confirm",
+    /// A round of confirmations that began before the read counts for it.
+    ConfirmBefore = "confirm-before",
     /// Leases are judged by the time of the last tick, from before the bytes were in hand.
     LeaseBeforeBytes = "lease-before-bytes",
     /// A lease is counted from when it was heard of, not from when it was asked for.
@@ -99,6 +103,8 @@ mutants! {
     DeltaWithoutBase = "delta-without-base",
     /// A parity slot adds a difference to a record that does not verify.
     DeltaUnverified = "delta-unverified",
+    /// A parity slot does not look whether its new record has the fingerprint it must have.
+    FingerprintUnchecked = "fingerprint-unchecked",
     /// A late duplicate of a client write is applied over a newer one.
     OldWriteApplied = "old-write-applied",
     /// A parity slot takes a late copy of a whole row that every data slot refuses.

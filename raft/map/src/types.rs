@@ -6,7 +6,9 @@ use smalti_storage::ids::{
     VolumeNo,
 };
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::SocketAddr;
+use std::str::FromStr;
 
 /// Everything the cluster agrees on.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,6 +73,39 @@ pub struct Coordinator {
     pub incarnation: Incarnation,
 }
 
+/// How a coordinator makes sure, before it answers a read, that nobody has taken its place.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ReadMode {
+    /// By leases: no message for a read, but the clocks of nodes must run at the same rate within
+    /// a percent, in suspended machines too.
+    #[default]
+    Lease,
+    /// By asking: one round to more than (in sync - n) stores for every read, and no clock.
+    Confirm,
+}
+
+impl fmt::Display for ReadMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Lease => "lease",
+            Self::Confirm => "confirm",
+        })
+    }
+}
+
+impl FromStr for ReadMode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "lease" => Ok(Self::Lease),
+            "confirm" => Ok(Self::Confirm),
+            other => Err(format!("{other:?} is no read mode: lease or confirm")),
+        }
+    }
+}
+
 /// A volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Volume {
@@ -90,6 +125,8 @@ pub struct Volume {
     pub shard_size: u32,
     /// No group may have fewer in-sync slots than this; at least n.
     pub min_insync: u8,
+    /// How reads are made sure of. Set when the volume is made.
+    pub read_mode: ReadMode,
     /// The current configuration.
     pub epoch: Epoch,
     /// Who orders updates; none before the first election.

@@ -167,6 +167,14 @@ pub enum Alarm {
         /// The slot.
         slot: Slot,
     },
+    /// A parity record would have come out wrong: a coded difference was computed or added wrongly,
+    /// here or at the slot's store. Nothing was written, and it is computed anew.
+    Miscomputed {
+        /// The row.
+        row: RowAddr,
+        /// The parity slot.
+        slot: Slot,
+    },
     /// An acknowledged version of the row can not be constructed.
     RowLost {
         /// The row.

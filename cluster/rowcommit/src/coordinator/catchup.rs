@@ -310,6 +310,8 @@ impl Coordinator {
             // What it has not answered is waited for as from any slot in sync.
             self.catchup.learners.remove(&place);
             self.incarnations.insert(store, incarnation);
+            // It believes the watermark from now on only.
+            self.links.tell_again(store);
             self.vet_grown(store);
         }
         self.forget_learners(&gone);
@@ -374,6 +376,7 @@ impl Coordinator {
         }
         let places: Vec<Place> = self.catchup.learners.keys().copied().collect();
         let oldest = self.inflight.keys().next().copied();
+        let mut grows = false;
         for place in places {
             let Some(learning) = self.catchup.learners.get_mut(&place) else { continue };
             let level = learning.is_level() || lives(Mutant::GrowBehind);
@@ -395,10 +398,14 @@ impl Coordinator {
                 Stage::Walking(_) => self.resume_walk(place),
                 Stage::Repairing if level && answered => {
                     learning.stage = Stage::Growing { proposed: None };
+                    grows = true;
                 }
                 Stage::Repairing | Stage::Growing { .. } => {}
             }
             self.repair_learner(place);
+        }
+        if grows {
+            self.confirm_again();
         }
     }
 

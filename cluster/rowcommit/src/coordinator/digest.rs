@@ -64,7 +64,13 @@ impl Coordinator {
         held.hash(hasher);
         (self.next_seq, self.last_issued, &self.inflight).hash(hasher);
         self.digest_tasks(hasher);
-        (&self.writes, &self.reads, &self.lease_wait, &self.lost_rows).hash(hasher);
+        (&self.writes, &self.lease_wait, &self.lost_rows).hash(hasher);
+        self.reads.len().hash(hasher);
+        for (op, read) in &self.reads {
+            (op, &read.records, read.rows_left, &read.groups).hash(hasher);
+            self.confirms.ahead(read.round).hash(hasher);
+        }
+        self.confirms.digest(hasher);
         self.incarnations.hash(hasher);
         let lately =
             |(epoch, at): &(_, Time)| *epoch == self.epoch && now.since(*at) < PROPOSE_AGAIN;
@@ -116,6 +122,7 @@ impl Coordinator {
             Purpose::Vet { group, of, round } => {
                 (group, of, self.suspects.is_round(*group, *round)).hash(hasher);
             }
+            Purpose::Confirm { round } => self.confirms.ahead(*round).hash(hasher),
             Purpose::Lease | Purpose::Forget | Purpose::Promise | Purpose::SettleDone => {}
         }
     }

@@ -1,6 +1,7 @@
 //! Sessions with stores: what is outstanding, who is silent, who granted a lease.
 
 use super::{Action, Alarm, Coordinator, Pending, Phase, Place, Purpose};
+use crate::invariant::invariant;
 use crate::msg::{Ask, Frame, Request};
 use crate::time::Time;
 use smalti_map::Command;
@@ -93,6 +94,13 @@ impl Links {
         self.links.get(&store).is_some_and(|link| link.lease_until > now)
     }
 
+    /// The watermark is to be told anew.
+    pub(super) fn tell_again(&mut self, store: StoreId) {
+        if let Some(link) = self.links.get_mut(&store) {
+            link.told = Ver::NONE;
+        }
+    }
+
     pub(super) fn forget_epoch(&mut self) {
         for link in self.links.values_mut() {
             let session = link.session;
@@ -114,6 +122,8 @@ impl Coordinator {
         let link = self.links.links.entry(store).or_default();
         link.session = Some(session);
         link.lease_asked = None;
+        // A start of the store may have forgotten what it need not remember.
+        link.told = Ver::NONE;
         link.waiting_since = (link.owed > 0).then_some(now);
         self.outbox.remove(&store);
         // Everything unanswered goes again, in order: every request may be repeated.
@@ -123,6 +133,7 @@ impl Coordinator {
             self.send_again(id);
         }
         if self.phase == Phase::Active {
+            self.confirm_again();
             self.catchup_on_map();
         }
     }
@@ -259,7 +270,13 @@ impl Coordinator {
             let (reads, ordered): (Vec<_>, Vec<_>) =
                 requests.into_iter().partition(|request| request.ask.is_read());
             if !ordered.is_empty() {
-                link.told = link.told.max(watermark);
+                invariant!(
+                    "I2",
+                    watermark >= link.told,
+                    "the watermark goes back from {} to {watermark}",
+                    link.told
+                );
+                link.told = watermark;
                 link.told_at = self.now;
             }
             for requests in split(ordered).into_iter().chain(split(reads)) {
@@ -326,6 +343,9 @@ impl Coordinator {
     }
 
     fn renew_leases(&mut self) {
+        if self.confirms_reads() {
+            return;
+        }
         let every = self.config.lease / 4;
         let mut stores = self.insync_stores.clone();
         stores.extend(self.catchup.growing_stores());
@@ -412,13 +432,16 @@ impl Coordinator {
     /// all are in sync, and any set of that size meets every later in-sync set. A slot whose
     /// growth is proposed may be in the next one already, so it counts as if it had grown.
     pub(super) fn lease_ok(&self, group: GroupNo) -> bool {
+        self.enough(group, |store| self.links.has_lease(store, self.now))
+    }
+
+    /// Whether so many stores of the group that they meet every later in-sync set are such.
+    pub(super) fn enough(&self, group: GroupNo, such: impl Fn(StoreId) -> bool) -> bool {
         let members = self.insync(group).or(self.catchup.pending_growth(group));
         let fewer = u32::from(self.n()) + u32::from(lives(Mutant::LeaseQuorumShort));
         let needed = (members.len() + 1).saturating_sub(fewer);
-        let held = |slot: &Slot| {
-            self.store_of(group, *slot).is_some_and(|store| self.links.has_lease(store, self.now))
-        };
-        members.iter().filter(held).count() >= needed as usize
+        let holds = |slot: &Slot| self.store_of(group, *slot).is_some_and(&such);
+        members.iter().filter(holds).count() >= needed as usize
     }
 }
 

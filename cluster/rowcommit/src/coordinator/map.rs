@@ -5,6 +5,7 @@ use super::catchup::Catchup;
 use super::suspects::Suspects;
 use super::takeover::Takeover;
 use super::{Action, Coordinator, Event, OpError, Phase};
+use crate::invariant::invariant;
 use smalti_map::mutant::{Mutant, lives};
 use smalti_map::{ClusterMap, Command};
 use smalti_storage::code::Code;
@@ -23,6 +24,14 @@ impl Coordinator {
             self.resign();
             return;
         };
+        invariant!(
+            "I1",
+            volume.epoch >= self.epoch,
+            "epoch {} of {} after {}",
+            volume.epoch,
+            volume.no,
+            self.epoch
+        );
         let mine = volume.coordinator == Some(self.config.me);
         let (before, epoch, activated) = (self.epoch, volume.epoch, volume.activated);
         if self.code.is_none() {
@@ -94,6 +103,14 @@ impl Coordinator {
     }
 
     pub(super) fn become_active(&mut self) {
+        let promised = |store| self.takeover.incarnation(store).is_some();
+        let missing = self.insync_stores.iter().find(|store| !promised(**store));
+        invariant!(
+            "I4",
+            missing.is_none(),
+            "{} is active and {missing:?} has not promised it",
+            self.epoch
+        );
         self.phase = Phase::Active;
         self.last_issued = self.last_issued.max(Ver { epoch: self.epoch, seq: 0 });
         for store in self.insync_stores.clone() {
@@ -159,6 +176,7 @@ impl Coordinator {
         self.runnable.clear();
         self.inflight.clear();
         self.lease_wait.clear();
+        self.confirms.clear();
         self.lost_rows.clear();
         self.missed.clear();
         self.cache.clear();
@@ -186,6 +204,7 @@ impl Coordinator {
         self.catchup_retain();
         self.drop_lost(None);
         self.note_incarnations();
+        self.confirm_again();
         self.runnable.extend(self.tasks.keys().copied());
         self.check_leases();
     }

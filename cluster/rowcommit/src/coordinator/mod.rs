@@ -7,12 +7,14 @@
 //! C1. Nothing is read or written for a client before `Activate` of this epoch is in the map.
 //! C2. A version is issued once, while active, and the watermark never passes an undecided one.
 //! C3. An update is acknowledged when all its slots in `insync ∪ pending growth` hold it durably.
-//! C4. A read is answered after its bytes are in hand *and then* enough leases were found valid.
+//! C4. A read is answered after its bytes are in hand *and then* enough leases were found valid, or
+//!     after enough stores confirmed the epoch in a round that began after the read.
 //! C5. A row has at most one undecided update; reads of a row and updates of it exclude each other.
 
 mod api;
 mod cache;
 mod catchup;
+mod confirm;
 mod decide;
 mod describe;
 mod digest;
@@ -35,6 +37,7 @@ use crate::msg::{Answer, Ask, Reject, Reply, Request};
 use crate::time::Time;
 use cache::VecCache;
 use catchup::Catchup;
+use confirm::Confirms;
 use links::Links;
 use rows::{Row, Task, TaskId};
 use smalti_map::mutant::{Mutant, lives};
@@ -64,6 +67,7 @@ enum Purpose {
     Look { task: TaskId },
     Repaired { task: TaskId },
     Lease,
+    Confirm { round: u64 },
     Forget,
     Promise,
     Settle { row: RowAddr, slot: Slot },
@@ -124,7 +128,9 @@ pub struct Coordinator {
     waiting_ops: VecDeque<Event>,
     writes: BTreeMap<u64, write::WriteOp>,
     reads: BTreeMap<u64, read::ReadOp>,
+    /// Reads with their bytes in hand, that wait for leases or confirmations.
     lease_wait: BTreeSet<u64>,
+    confirms: Confirms,
     lost_rows: BTreeSet<RowAddr>,
     /// Rows that were updated while one of their slots was out. For people: catch-up compares.
     missed: BTreeSet<RowAddr>,
@@ -188,6 +194,7 @@ impl Coordinator {
             writes: BTreeMap::new(),
             reads: BTreeMap::new(),
             lease_wait: BTreeSet::new(),
+            confirms: Confirms::default(),
             lost_rows: BTreeSet::new(),
             missed: BTreeSet::new(),
             incarnations: BTreeMap::new(),
@@ -237,7 +244,9 @@ impl Coordinator {
             && self.waiting_ops.is_empty()
             && self.catchup.is_quiet()
             && self.suspects.is_quiet()
-            && self.pending.values().all(|p| matches!(p.purpose, Purpose::Lease | Purpose::Forget))
+            && self.pending.values().all(|p| {
+                matches!(p.purpose, Purpose::Lease | Purpose::Confirm { .. } | Purpose::Forget)
+            })
     }
 
     /// Takes one event. `now` must have been read after the event was received: a lease that was
@@ -265,6 +274,7 @@ impl Coordinator {
 
     /// What is to be done since the last call.
     pub fn drain(&mut self) -> Vec<Action> {
+        self.ask_confirms();
         self.flush();
         std::mem::take(&mut self.actions)
     }
@@ -314,6 +324,12 @@ impl Coordinator {
                     let late = lives(Mutant::LeaseFromAnswer);
                     let from = if late { self.now } else { pending.sent_at };
                     self.links.leased(pending.store, from.after(held));
+                    self.check_leases();
+                }
+            }
+            Purpose::Confirm { round } => {
+                if answer == Answer::Ok {
+                    self.confirms.answered(pending.store, round);
                     self.check_leases();
                 }
             }

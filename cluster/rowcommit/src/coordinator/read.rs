@@ -9,11 +9,13 @@ use smalti_storage::ids::{GroupNo, RowAddr, Slot, SlotSet};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A read in progress.
-#[derive(Clone, Debug, Hash)]
+#[derive(Clone, Debug)]
 pub(super) struct ReadOp {
-    records: Vec<Bytes>,
-    rows_left: usize,
-    groups: BTreeSet<GroupNo>,
+    pub(super) records: Vec<Bytes>,
+    pub(super) rows_left: usize,
+    pub(super) groups: BTreeSet<GroupNo>,
+    /// The round of confirmations that has to end first, where there are no leases.
+    pub(super) round: u64,
 }
 
 impl Coordinator {
@@ -35,7 +37,8 @@ impl Coordinator {
             return;
         }
         let records = vec![Bytes::new(); blocks.len()];
-        self.reads.insert(op, ReadOp { records, rows_left: rows.len(), groups });
+        let round = if self.confirms_reads() { self.confirms.want(&groups) } else { 0 };
+        self.reads.insert(op, ReadOp { records, rows_left: rows.len(), groups, round });
         if rows.is_empty() {
             self.finish_read(op);
         }
@@ -80,10 +83,15 @@ impl Coordinator {
         }
     }
 
-    /// All bytes are in hand: answers if the leases are valid *now*, else waits for them.
+    /// All bytes are in hand: answers if the leases are valid *now*, or the epoch was confirmed
+    /// since the read came; else waits.
     fn finish_read(&mut self, op: u64) {
         let Some(read) = self.reads.get(&op) else { return };
-        if lives(Mutant::NoLease) || read.groups.iter().all(|group| self.lease_ok(*group)) {
+        let confirmed = |group: &GroupNo| match read.round {
+            0 => self.lease_ok(*group) || lives(Mutant::NoLease),
+            round => self.confirmed(*group, round) || lives(Mutant::NoConfirm),
+        };
+        if read.groups.iter().all(confirmed) {
             if let Some(read) = self.reads.remove(&op) {
                 self.actions.push(Action::ReadDone { op, result: Ok(read.records) });
             }
@@ -92,7 +100,7 @@ impl Coordinator {
         }
     }
 
-    /// Leases or in-sync sets changed.
+    /// Leases, confirmations or in-sync sets changed.
     pub(super) fn check_leases(&mut self) {
         for op in std::mem::take(&mut self.lease_wait) {
             self.finish_read(op);

@@ -6,11 +6,12 @@
 
 use super::gather::{Progress, compact};
 use super::rows::{Kind, TaskId};
-use super::{Action, BlockWrite, Coordinator, OpError, Purpose};
+use super::{Action, Alarm, BlockWrite, Coordinator, OpError, Phase, Purpose};
+use crate::invariant::invariant;
 use crate::msg::{self, Answer, Ask, Changed, Reject};
 use bytes::Bytes;
 use smalti_map::mutant::{Mutant, lives};
-use smalti_storage::code::Code;
+use smalti_storage::code::{Code, Fingerprint};
 use smalti_storage::ids::{RowAddr, Slot, SlotSet, Ver, Wid};
 use smalti_storage::store::VecEntry;
 use std::collections::BTreeMap;
@@ -207,6 +208,16 @@ impl Coordinator {
         task.gather.close();
         let ver = Ver { epoch: self.epoch, seq: self.next_seq };
         self.next_seq += 1;
+        invariant!(
+            "I2",
+            self.phase == Phase::Active && ver > self.last_issued,
+            "{ver} is issued after {} in phase {:?}",
+            self.last_issued,
+            self.phase
+        );
+        let holder = self.rows.get(&row).and_then(|row| row.holder);
+        let holds = holder == Some(id) || lives(Mutant::UpdatesTogether);
+        invariant!("I6", holds, "{row} is updated by {id:?} and held by {holder:?}");
         self.last_issued = ver;
         self.inflight.insert(ver, row);
         let touched = changed.or(parity);
@@ -234,11 +245,12 @@ impl Coordinator {
             asks.push((
                 slot,
                 if whole {
-                    let (vec, record) = (vec.clone(), coded);
+                    let (vec, record) = (vec.clone(), coded.0);
                     Ask::PrepFull { row, slot, update: about, wid, vec, record }
                 } else {
-                    let (changed, delta) = (changes.clone(), coded);
-                    Ask::PrepDelta { row, slot, update: about, changed, delta }
+                    let changed = changes.clone();
+                    let (delta, fingerprint) = coded;
+                    Ask::PrepDelta { row, slot, update: about, changed, delta, fingerprint }
                 },
             ));
         }
@@ -302,6 +314,11 @@ impl Coordinator {
                 Answer::Rejected(Reject::NoSpace) => Err(OpError::NoSpace),
                 Answer::Rejected(Reject::OldWid) => {
                     update.careful = true;
+                    Ok(None)
+                }
+                // Somebody's memory: what is computed anew may be right.
+                Answer::Rejected(Reject::Fingerprint) => {
+                    self.actions.push(Action::Alarm(Alarm::Miscomputed { row, slot }));
                     Ok(None)
                 }
                 _ => Err(OpError::Invalid),
@@ -442,7 +459,8 @@ fn difference(old: &Bytes, new: &Bytes) -> Bytes {
     }
 }
 
-/// What each parity slot is sent: its record for a whole row, else what to add to its record.
+/// What each parity slot is sent: its record for a whole row, else what to add to its record, and
+/// the fingerprint of that.
 /// `None` when a record's length does not fit the code.
 fn code_update(
     code: &Code,
@@ -450,18 +468,21 @@ fn code_update(
     old: &BTreeMap<Slot, Bytes>,
     whole: bool,
     zeroes: &[u8],
-) -> Option<Vec<Bytes>> {
+) -> Option<Vec<(Bytes, Fingerprint)>> {
     if whole {
         let full: Vec<&[u8]> = update
             .writes
             .values()
             .map(|(_, record)| if record.is_empty() { zeroes } else { record.as_ref() })
             .collect();
-        return Some(code.encode(&full).ok()?.into_iter().map(compact).collect());
+        let parity = code.encode(&full).ok()?.into_iter().map(compact);
+        return Some(parity.map(|record| (record, Fingerprint::default())).collect());
     }
     let mut sums: Vec<Bytes> = Vec::new();
+    let mut prints = Vec::new();
     for (slot, (_, record)) in &update.writes {
         let delta = old.get(slot).map_or_else(Bytes::new, |old| difference(old, record));
+        prints.push((*slot, Fingerprint::of(&delta).ok()?));
         let parts = code.delta(*slot, if delta.is_empty() { zeroes } else { &delta }).ok()?;
         if sums.is_empty() {
             sums = parts;
@@ -471,5 +492,6 @@ fn code_update(
             }
         }
     }
-    Some(sums)
+    let prints = code.coded_fingerprints(prints).ok()?;
+    Some(sums.into_iter().zip(prints).collect())
 }

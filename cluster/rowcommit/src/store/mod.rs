@@ -14,12 +14,13 @@ mod prepare;
 pub mod read;
 mod rows;
 
+use crate::invariant::invariant;
 use crate::msg::{Answer, Ask, Frame, Reject, Reply};
 use crate::time::{Time, lease_granted};
 use read::Fence;
 use rows::Rows;
 use smalti_map::mutant::{Mutant, lives};
-use smalti_map::{ClusterMap, Coordinator as Coordinating, Group};
+use smalti_map::{ClusterMap, Coordinator as Coordinating, Group, ReadMode};
 use smalti_storage::ids::{Epoch, GroupNo, NodeId, RowSlot, Ver, VolumeNo};
 use smalti_storage::store::{Batch, Change, Opened, ShardStore, StoreError, VolumeState};
 use std::collections::BTreeMap;
@@ -62,6 +63,8 @@ struct VolumeSide {
     in_sync: Vec<bool>,
     /// Its rows were compared with those of other stores since this store came up.
     vetted: bool,
+    /// Coordinators ask for read leases.
+    leases: bool,
     /// The store came to be in sync somewhere: what the watermark covered already is to be looked
     /// through again, for it was not believed there.
     sweep: bool,
@@ -157,6 +160,7 @@ impl StoreCore {
             let side = VolumeSide {
                 epoch: volume.epoch,
                 coordinator: volume.coordinator,
+                leases: volume.read_mode == ReadMode::Lease,
                 sweep: side.sweep || in_sync != side.in_sync,
                 in_sync,
                 ..side
@@ -202,6 +206,7 @@ impl StoreCore {
             session: None,
             in_sync: Vec::new(),
             vetted: false,
+            leases: true,
             sweep: false,
         })
     }
@@ -256,6 +261,13 @@ impl StoreCore {
             let stale = Answer::Rejected(Reject::StaleEpoch { known });
             return reply(frame.requests.into_iter().map(|r| (r.id, stale.clone())).collect());
         }
+        invariant!(
+            "I2",
+            frame.watermark.epoch <= frame.epoch,
+            "watermark {} of {}",
+            frame.watermark,
+            frame.epoch
+        );
         self.advance_watermark(volume, frame.watermark)?;
         let changed = frame.requests.iter().filter_map(|request| request.ask.changes());
         self.rows.load(changed.map(|(row, slot)| RowSlot { volume, row, slot }))?;
@@ -314,8 +326,8 @@ impl StoreCore {
             Ask::PrepData { row, slot, update, base, wid, record } => {
                 self.prep_data(at(row, slot), update, base, wid, record)?
             }
-            Ask::PrepDelta { row, slot, update, changed, delta } => {
-                self.prep_delta(at(row, slot), update, &changed, &delta)?
+            Ask::PrepDelta { row, slot, update, changed, delta, fingerprint } => {
+                self.prep_delta(at(row, slot), update, &changed, &delta, fingerprint)?
             }
             Ask::PrepFull { row, slot, update, wid, vec, record } => {
                 self.prep_full(at(row, slot), update, wid, vec, record)?
@@ -325,7 +337,7 @@ impl StoreCore {
                 self.install(at(row, slot), meta, record, prepared, expect)?
             }
             Ask::Purge { row, slot, expect } => self.purge(at(row, slot), expect)?,
-            read @ (Ask::Fetch { .. } | Ask::Versions { .. } | Ask::Scan { .. }) => {
+            read @ (Ask::Fetch { .. } | Ask::Versions { .. } | Ask::Scan { .. } | Ask::Confirm) => {
                 // Served in order here too, but it must not see a change that is not yet durable:
                 // whoever calls this flushes before reads (the shell sends them past this core).
                 read::serve(self.store.as_ref(), volume, &read)?
@@ -364,7 +376,7 @@ impl StoreCore {
         // Whatever this store granted before it went down it has forgotten; nothing was granted
         // where nothing was ever promised, if that can be believed.
         let granted = side.state.promised > Epoch(0) || !self.opened.clean;
-        let anew = granted && side.state.promised < epoch;
+        let anew = granted && side.leases && side.state.promised < epoch;
         if anew && !lives(Mutant::NoBootWait) {
             wait_until = wait_until.max(self.boot.after(lease_max));
         }
@@ -395,7 +407,8 @@ impl StoreCore {
         let Some(side) = self.volumes.get_mut(&volume) else {
             return Answer::Rejected(Reject::Invalid);
         };
-        if lease > self.config.lease_max {
+        // Nobody would wait for it to run out.
+        if lease > self.config.lease_max || !side.leases {
             return Answer::Rejected(Reject::Invalid);
         }
         side.grants.retain(|(who, until)| *who != sender && *until > now);

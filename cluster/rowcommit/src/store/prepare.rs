@@ -1,9 +1,11 @@
 //! Prepares, commits, aborts and installs: everything that changes rows.
 
 use super::StoreCore;
+use crate::invariant::invariant;
 use crate::msg::{Answer, Changed, Reject, Update};
 use bytes::Bytes;
 use smalti_map::mutant::{Mutant, lives};
+use smalti_storage::code::Fingerprint;
 use smalti_storage::ids::{RowSlot, Ver, VolumeNo, Wid};
 use smalti_storage::store::{Change, StoreError, VecEntry, VersionMeta};
 
@@ -38,6 +40,7 @@ impl StoreCore {
         update: Update,
         changed: &[Changed],
         delta: &Bytes,
+        fingerprint: Fingerprint,
     ) -> Answered {
         // The base of a parity slot is the version its vector stands at, whichever that is: the
         // entries of the changed slots are what must match.
@@ -72,9 +75,17 @@ impl StoreCore {
             }
             None => return Ok(Answer::Rejected(Reject::Corrupt)),
         };
-        let Some(record) = add_delta(&record, delta) else {
+        let Some(sum) = add_delta(&record, delta) else {
             return Ok(Answer::Rejected(Reject::Invalid));
         };
+        let (old, new) = (Fingerprint::of(&record), Fingerprint::of(&sum));
+        let (Ok(old), Ok(new)) = (old, new) else {
+            return Ok(Answer::Rejected(Reject::Invalid));
+        };
+        if new != old ^ fingerprint && !lives(Mutant::FingerprintUnchecked) {
+            return Ok(Answer::Rejected(Reject::Fingerprint));
+        }
+        let record = sum;
         let wid = vec.iter().map(|entry| entry.wid).max().unwrap_or_default();
         let meta = new_version(update, head.ver, wid, vec, &record).sealed_for(at, &record);
         self.put_prepared(at, meta, record)
@@ -174,6 +185,7 @@ impl StoreCore {
         record: Bytes,
     ) -> Result<(), StoreError> {
         let fresh = !self.rows.at(at)?.has(meta.ver);
+        invariant!("I2", !meta.ver.is_none(), "a version of {at} without a number");
         self.rows.put(at, meta.clone(), record.clone())?;
         self.batch.changes.push(Change::PutVersion { at, meta, record, fresh });
         Ok(())

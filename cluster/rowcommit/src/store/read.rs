@@ -174,6 +174,8 @@ pub(super) fn serve(
             let fetch = (RowSlot { volume, row: *row, slot: *slot }, *want);
             Ok(fetch_all(store, &[fetch])?.pop().unwrap_or(Answer::Missing))
         }
+        // The fence let it through, and it is moved before a promise is answered.
+        Ask::Confirm => Ok(Answer::Ok),
         Ask::Versions { row, slot } => versions(store, RowSlot { volume, row: *row, slot: *slot }),
         Ask::Scan { group, after, limit } => {
             let after = after.map(|(row, slot)| RowSlot { volume, row, slot });

@@ -3,6 +3,7 @@ use crate::msg::{Changed, Request, Update, Want};
 use crate::store::read::ReadSide;
 use crate::support::{self, VOLUME, row, slot, store};
 use bytes::Bytes;
+use smalti_storage::code::Fingerprint;
 use smalti_storage::ids::{Incarnation, Slot, SlotSet, Wid};
 use smalti_storage::store::memory::{MemoryStore, Restart};
 use smalti_storage::store::{VecEntry, VersionMeta};
@@ -114,7 +115,8 @@ fn prep(seq: u64, base: Ver) -> Ask {
 fn delta(seq: u64, base: Ver, fill: u8) -> Ask {
     let changed = vec![Changed { slot: Slot(0), base, wid: wid(seq) }];
     let (row, slot) = (row(0), Slot(2));
-    Ask::PrepDelta { row, slot, update: update(seq), changed, delta: bytes(fill) }
+    let fingerprint = Fingerprint::of(&bytes(fill)).expect("a whole piece");
+    Ask::PrepDelta { row, slot, update: update(seq), changed, delta: bytes(fill), fingerprint }
 }
 
 fn full(seq: u64) -> Ask {

@@ -39,6 +39,7 @@ impl ClusterMap {
             parity: new.parity,
             shard_size: new.shard_size,
             min_insync: new.min_insync,
+            read_mode: new.read_mode,
             epoch: Epoch(1),
             coordinator: None,
             activated: false,

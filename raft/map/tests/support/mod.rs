@@ -2,7 +2,8 @@
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use smalti_map::{
-    Applied, ClusterMap, Command, Custody, KeyEpoch, NewVolume, NodeAddresses, ShareHolder, Volume,
+    Applied, ClusterMap, Command, Custody, KeyEpoch, NewVolume, NodeAddresses, ReadMode,
+    ShareHolder, Volume,
 };
 use smalti_storage::ids::{
     ClusterId, Incarnation, KeyEpochNo, NodeId, StoreId, VolumeId, VolumeNo,
@@ -63,6 +64,7 @@ pub(crate) fn new_volume(
         parity,
         shard_size: 1 << 20,
         min_insync: data,
+        read_mode: ReadMode::Lease,
         key_epoch: KeyEpoch {
             no: KeyEpochNo(1),
             timestamp: 1_700_000_000,

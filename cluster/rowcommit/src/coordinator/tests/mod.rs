@@ -1,6 +1,8 @@
 //! The coordinator alone, fed with events and compared action by action; and against real store
 //! cores where the answers matter more than the questions.
 
+mod confirm;
+mod rig;
 mod suspects;
 
 use super::*;
@@ -9,194 +11,12 @@ use crate::store::read::ReadSide;
 use crate::store::{StoreConfig, StoreCore};
 use crate::support::{self, RECORD_LEN, VOLUME, row, store};
 use bytes::Bytes;
+use rig::*;
 use smalti_map::{Coordinator as Coordinating, GrowSlot};
+use smalti_storage::code::Fingerprint;
 use smalti_storage::ids::{NodeId, RowSlot, Wid};
 use smalti_storage::store::memory::{MemoryStore, Restart};
 use smalti_storage::store::{ShardStore, VersionMeta};
-
-const ME: Coordinating = Coordinating { node: NodeId(1), incarnation: Incarnation(1) };
-
-struct Party {
-    disk: Arc<MemoryStore>,
-    core: StoreCore,
-    reader: ReadSide,
-    /// Frames to it are lost.
-    deaf: bool,
-}
-
-/// The coordinator on node 1, and a store on every node.
-struct Rig {
-    map: ClusterMap,
-    coordinator: Coordinator,
-    parties: BTreeMap<StoreId, Party>,
-    now: Time,
-    sessions: u64,
-    done: Vec<Action>,
-}
-
-impl Rig {
-    /// Elected in epoch 2, nothing sent yet.
-    fn new(data: u8, parity: u8) -> Self {
-        let mut map = support::map(data, parity);
-        support::elect(&mut map, 1);
-        let mut config = CoordinatorConfig::new(ME, VOLUME);
-        config.record_len = RECORD_LEN;
-        let mut rig = Self {
-            coordinator: Coordinator::new(config),
-            parties: BTreeMap::new(),
-            map,
-            now: Time(10_000_000),
-            sessions: 0,
-            done: Vec::new(),
-        };
-        for no in 1..=u64::from(data + parity) {
-            let disk = Arc::new(MemoryStore::new(store(no)));
-            rig.start_store(no, disk);
-            rig.link_up(no);
-        }
-        rig.adopt();
-        rig
-    }
-
-    /// Activated, with leases.
-    fn active(data: u8, parity: u8) -> Self {
-        let mut rig = Self::new(data, parity);
-        rig.settle();
-        support::activate(&mut rig.map);
-        rig.adopt();
-        rig.tick(20);
-        rig.settle();
-        assert_eq!(rig.coordinator.phase(), Phase::Active);
-        rig
-    }
-
-    fn start_store(&mut self, no: u64, disk: Arc<MemoryStore>) {
-        let core = StoreCore::new(Arc::clone(&disk) as _, StoreConfig::default(), Time(0));
-        let reader = ReadSide::new(Arc::clone(&disk) as _, core.fence());
-        self.parties.insert(store(no), Party { disk, core, reader, deaf: false });
-    }
-
-    fn link_up(&mut self, no: u64) {
-        self.sessions += 1;
-        let event = Event::LinkUp { store: store(no), session: self.sessions };
-        self.coordinator.handle(self.now, event);
-    }
-
-    fn link_down(&mut self, no: u64) {
-        self.coordinator.handle(self.now, Event::LinkDown { store: store(no) });
-    }
-
-    fn feed(&mut self, event: Event) {
-        self.coordinator.handle(self.now, event);
-    }
-
-    fn tick(&mut self, millis: u64) {
-        self.now = self.now.after(Duration::from_millis(millis));
-        self.feed(Event::Tick);
-    }
-
-    fn adopt(&mut self) {
-        for party in self.parties.values_mut() {
-            party.core.set_map(&self.map).expect("memory does not fail");
-        }
-        let map = Arc::new(self.map.clone());
-        self.feed(Event::Map(map));
-    }
-
-    fn deliver(&mut self, to: StoreId, frame: Frame) -> Option<Reply> {
-        let party = self.parties.get_mut(&to).expect("a known store");
-        if party.deaf {
-            return None;
-        }
-        if frame.requests.iter().all(|r| r.ask.is_read()) {
-            return Some(party.reader.handle(ME.node, &frame).expect("memory does not fail"));
-        }
-        let reply = party.core.handle(self.now, ME.node, frame).expect("memory does not fail");
-        let (batch, _) = party.core.take_batch();
-        party.disk.commit(batch).expect("memory does not fail");
-        party.core.committed();
-        reply
-    }
-
-    /// Carries frames and replies until nothing moves; answers what was proposed.
-    fn settle(&mut self) -> Vec<Command> {
-        let mut proposals = Vec::new();
-        loop {
-            let actions = self.coordinator.drain();
-            if actions.is_empty() {
-                return proposals;
-            }
-            for action in actions {
-                match action {
-                    Action::Send { store, frame } => {
-                        if let Some(reply) = self.deliver(store, frame) {
-                            self.feed(Event::Reply { store, reply });
-                        }
-                    }
-                    Action::Propose(command) => proposals.push(command),
-                    other => self.done.push(other),
-                }
-            }
-        }
-    }
-
-    fn accept(&mut self, commands: Vec<Command>) {
-        for command in commands {
-            support::accept(&mut self.map, &command);
-        }
-        self.adopt();
-    }
-
-    fn write(&mut self, op: u64, slot: u8, seq: u64) {
-        let blocks = vec![block(slot, seq)];
-        self.feed(Event::Write { op, blocks });
-    }
-
-    fn read(&mut self, op: u64, slot: u8) {
-        self.feed(Event::Read { op, blocks: vec![(row(0), Slot(slot))] });
-    }
-
-    fn head(&self, no: u64) -> VersionMeta {
-        let at = RowSlot { volume: VOLUME, row: row(0), slot: support::slot(no) };
-        let disk = &self.parties[&store(no)].disk;
-        disk.head(at).expect("memory does not fail").unwrap_or_default()
-    }
-}
-
-fn bytes(seq: u64) -> Bytes {
-    vec![seq as u8; RECORD_LEN].into()
-}
-
-fn wid(seq: u64) -> Wid {
-    Wid { generation: 2, seq }
-}
-
-fn block(slot: u8, seq: u64) -> BlockWrite {
-    BlockWrite { row: row(0), slot: Slot(slot), wid: wid(seq), snap: 0, record: bytes(seq) }
-}
-
-fn ver(seq: u64) -> Ver {
-    Ver { epoch: Epoch(2), seq }
-}
-
-/// The frames among the actions, as store number and requests.
-fn sent(actions: &[Action]) -> Vec<(u64, Vec<Ask>)> {
-    let number = |of: &StoreId| (1..=9).find(|no| store(*no) == *of).unwrap_or(0);
-    actions
-        .iter()
-        .filter_map(|action| match action {
-            Action::Send { store, frame } => Some((
-                number(store),
-                frame.requests.iter().map(|request| request.ask.clone()).collect(),
-            )),
-            _ => None,
-        })
-        .collect()
-}
-
-fn written(op: u64) -> Action {
-    Action::WriteDone { op, result: Ok(()) }
-}
 
 #[test]
 fn a_takeover_asks_for_promises_and_then_for_activation() {
@@ -238,7 +58,9 @@ fn a_block_is_written_as_data_and_delta_and_done_when_both_are_durable() {
     let (row, record, base) = (row(0), bytes(1), Ver::NONE);
     let changed = vec![Changed { slot: Slot(0), base, wid: wid(1) }];
     let data = Ask::PrepData { row, slot: Slot(0), update, base, wid: wid(1), record };
-    let delta = Ask::PrepDelta { row, slot: Slot(2), update, changed, delta: bytes(1) };
+    let fingerprint = Fingerprint::of(&bytes(1)).expect("a whole piece");
+    let delta =
+        Ask::PrepDelta { row, slot: Slot(2), update, changed, delta: bytes(1), fingerprint };
     assert_eq!(sent(&actions), vec![(1, vec![data]), (3, vec![delta])]);
     let mut ends = Vec::new();
     for action in actions {

@@ -1,0 +1,183 @@
+use super::*;
+use proptest::prelude::*;
+use smalti_storage::store::RecordHash;
+
+fn row() -> RowAddr {
+    RowAddr { group: GroupNo(3), stripe: 70_000, index: 200 }
+}
+
+fn ver(seq: u64) -> Ver {
+    Ver { epoch: Epoch(5), seq }
+}
+
+fn wid(seq: u64) -> Wid {
+    Wid { generation: 4, seq }
+}
+
+fn meta() -> VersionMeta {
+    VersionMeta {
+        ver: ver(9),
+        base: ver(8),
+        touched: SlotSet(0b101),
+        snap: 2,
+        wid: wid(77),
+        vec: vec![VecEntry { ver: ver(9), wid: wid(77), snap: 2 }, VecEntry::default()],
+        present: true,
+        hash: RecordHash([7; 16]),
+    }
+}
+
+/// One of every kind.
+fn asks() -> Vec<Ask> {
+    let (row, slot, record) = (row(), Slot(1), Bytes::from_static(b"record"));
+    let update = Update { ver: ver(9), touched: SlotSet(0b101), snap: 2 };
+    let changed = vec![Changed { slot: Slot(0), base: ver(8), wid: wid(77) }];
+    let vec = vec![VecEntry::default()];
+    let fingerprint = Fingerprint::of(&[7; 64]).expect("a whole piece");
+    vec![
+        Ask::Promise,
+        Ask::Fetch { row, slot, want: Want::HeadMeta },
+        Ask::Fetch { row, slot, want: Want::Head },
+        Ask::Fetch { row, slot, want: Want::Version(ver(3)) },
+        Ask::Versions { row, slot },
+        Ask::Scan { group: GroupNo(3), after: Some((row, slot)), limit: 1024 },
+        Ask::PrepData { row, slot, update, base: ver(8), wid: wid(77), record: record.clone() },
+        Ask::PrepDelta { row, slot, update, changed, delta: record.clone(), fingerprint },
+        Ask::PrepFull { row, slot, update, wid: wid(77), vec, record: record.clone() },
+        Ask::Abort { row, slot, ver: ver(9) },
+        Ask::Install { row, slot, meta: meta(), record, prepared: true, expect: ver(8) },
+        Ask::Purge { row, slot, expect: ver(8) },
+        Ask::Lease { duration_us: 1_500_000 },
+        Ask::Release,
+        Ask::Nop,
+        Ask::Confirm,
+        Ask::Vetted { incarnation: Incarnation(3) },
+    ]
+}
+
+fn answers() -> Vec<Answer> {
+    let record = Bytes::from_static(b"record");
+    let reject = Answer::Rejected;
+    vec![
+        Answer::Promised {
+            incarnation: Incarnation(3),
+            suspect: true,
+            watermark: ver(7),
+            prepared: vec![(row(), Slot(1))],
+        },
+        Answer::PromiseLater(1_515_000),
+        Answer::Version { meta: meta(), record },
+        Answer::Missing,
+        Answer::Corrupt,
+        Answer::Versions { versions: vec![(meta(), false)], prepared: Some(ver(9)) },
+        Answer::Scanned {
+            entries: vec![(row(), Slot(1), Some(meta())), (row(), Slot(2), None)],
+            done: true,
+        },
+        Answer::Ok,
+        Answer::Granted,
+        reject(Reject::StaleEpoch { known: Epoch(6) }),
+        reject(Reject::Base { have: ver(8) }),
+        reject(Reject::Corrupt),
+        reject(Reject::NoSpace),
+        reject(Reject::OldWid),
+        reject(Reject::Invalid),
+        reject(Reject::Fingerprint),
+    ]
+}
+
+fn frame() -> Frame {
+    Frame {
+        volume: VolumeNo(1),
+        epoch: Epoch(5),
+        incarnation: Incarnation(2),
+        session: 300,
+        watermark: ver(6),
+        requests: (1..).zip(asks()).map(|(id, ask)| Request { id, ask }).collect(),
+    }
+}
+
+fn reply() -> Reply {
+    let answers = (1..).zip(answers()).collect();
+    Reply { volume: VolumeNo(1), session: 300, incarnation: Incarnation(3), answers }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn unhex(text: &str) -> Vec<u8> {
+    let digits: Vec<u8> = text.bytes().filter(u8::is_ascii_hexdigit).collect();
+    let pair = |pair: &[u8]| {
+        let text = std::str::from_utf8(pair).expect("hexadecimal digits");
+        u8::from_str_radix(text, 16).expect("hexadecimal digits")
+    };
+    digits.chunks(2).map(pair).collect()
+}
+
+#[test]
+fn every_message_survives_the_wire() {
+    assert_eq!(Frame::decode(&frame().encode()), Ok(frame()));
+    assert_eq!(Reply::decode(&reply().encode()), Ok(reply()));
+}
+
+/// What version 3 looks like. These bytes never change; a new format gets a new version.
+#[test]
+fn messages_of_version_3_are_read_and_written_as_ever() {
+    let old = unhex(include_str!("../../fixtures/frame.v3.hex"));
+    assert_eq!(hex(&frame().encode()), hex(&old));
+    assert_eq!(Frame::decode(&old), Ok(frame()));
+    let old = unhex(include_str!("../../fixtures/reply.v3.hex"));
+    assert_eq!(hex(&reply().encode()), hex(&old));
+    assert_eq!(Reply::decode(&old), Ok(reply()));
+}
+
+#[test]
+fn damage_is_refused() {
+    let bytes = frame().encode();
+    assert_eq!(Frame::decode(&[]), Err(WireError::Malformed));
+    assert_eq!(Frame::decode(&bytes[..bytes.len() - 1]), Err(WireError::Malformed));
+    let mut longer = bytes.to_vec();
+    longer.push(0);
+    assert_eq!(Frame::decode(&longer), Err(WireError::Malformed));
+    longer[0] = 1;
+    assert_eq!(Frame::decode(&longer), Err(WireError::Version(1)));
+}
+
+#[test]
+fn kinds_of_requests() {
+    let reads = asks().into_iter().filter(Ask::is_read).count();
+    let binding = asks().into_iter().filter(Ask::binds).count();
+    assert_eq!((reads, binding), (6, 7));
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+        let mut bytes = bytes;
+        if let Some(first) = bytes.first_mut() {
+            *first = WIRE_VERSION;
+        }
+        if let Ok(frame) = Frame::decode(&bytes) {
+            prop_assert_eq!(Frame::decode(&frame.encode()), Ok(frame));
+        }
+        if let Ok(reply) = Reply::decode(&bytes) {
+            prop_assert_eq!(Reply::decode(&reply.encode()), Ok(reply));
+        }
+    }
+
+    #[test]
+    fn flipped_bytes_never_panic(at in 0usize..2000, with in 1u8..) {
+        for whole in [frame().encode(), reply().encode()] {
+            let mut bytes = whole.to_vec();
+            let at = at % bytes.len();
+            bytes[at] ^= with;
+            if let Ok(value) = Frame::decode(&bytes) {
+                prop_assert_eq!(Frame::decode(&value.encode()), Ok(value));
+            }
+            if let Ok(value) = Reply::decode(&bytes) {
+                prop_assert_eq!(Reply::decode(&value.encode()), Ok(value));
+            }
+        }
+    }
+}
