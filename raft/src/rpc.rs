@@ -76,7 +76,7 @@ mod tests {
     use smalti_map::{Applied, Command};
     use smalti_storage::ids::{Epoch, VolumeNo};
 
-    /// The wire of version 1: members of one group may run different programs for a while.
+    /// The wire of version 3: members of one group may run different programs for a while.
     #[test]
     fn messages_keep_their_bytes() {
         let vote = Vote::new_committed(7, 2);
@@ -110,11 +110,11 @@ mod tests {
             Request::ReadIndex,
         ];
         let expected = [
-            "0100070201010601ac020000",
-            "0101070201010601ac02",
-            "0102070201010601ac02010601ac0201020102020102017305010601",
-            "0103020304070102",
-            "0104",
+            "0300070201010601ac020000",
+            "0301070201010601ac02",
+            "0302070201010601ac02010601ac0201020102020102017305010601",
+            "0303020304070102",
+            "0304",
         ];
         for (request, expected) in requests.iter().zip(expected) {
             let bytes = codec::encode(request).expect("encodes");
@@ -139,18 +139,18 @@ mod tests {
             Response::Stopped,
         ];
         let expected = [
-            "010000",
-            "010001010601ac02",
-            "010002",
-            "010003070201",
-            "010107020101010601ac02",
-            "0102070201",
-            "0103017300017308",
-            "010400",
-            "0105ac02",
-            "0106",
-            "0107026e6f",
-            "0108",
+            "030000",
+            "030001010601ac02",
+            "030002",
+            "030003070201",
+            "030107020101010601ac02",
+            "0302070201",
+            "0303017300017308",
+            "030400",
+            "0305ac02",
+            "0306",
+            "0307026e6f",
+            "0308",
         ];
         for (response, expected) in responses.iter().zip(expected) {
             let bytes = codec::encode(response).expect("encodes");

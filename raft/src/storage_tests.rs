@@ -142,7 +142,7 @@ async fn a_store_of_another_node_or_layout_is_not_opened() {
         batch.put_meta(key::FORMAT, &3u32).unwrap();
         batch.commit_synced().unwrap();
     }
-    assert!(matches!(Db::open(dir.path(), 1).err().unwrap(), DbError::Format(2)));
+    assert!(matches!(Db::open(dir.path(), 1).err().unwrap(), DbError::Format(3)));
 }
 
 #[tokio::test]
@@ -222,17 +222,17 @@ async fn an_impossible_snapshot_is_refused() {
 /// Bytes as version 3 writes them. They never change: a new version gets new ones beside them.
 mod fixtures {
     use super::*;
-    use smalti_map::{GrowSlot, KeyEpoch, NewVolume, ReadMode, Rejection};
+    use smalti_map::{GrowSlot, KeyEpoch, MoveSlot, NewVolume, ReadMode, Rejection};
     use smalti_storage::ids::{Epoch, GroupNo, KeyEpochNo, Slot, StoreId, VolumeId, VolumeNo};
 
     const NORMAL: &str = "030301ac02010105ac020101007f00000101007f00000102007f00000103";
     const BLANK: &str = "0303010100";
     const MEMBERSHIP: &str = "03030102020203010203030203040401020304";
-    const COMMANDS: &str = "030a0010000000000000000000000000000000c101010161007f00000101007f00000102007f000001030101010101090101007f00000101007f00000102007f000001030210000000000000000000000000000000570105010310000000000000000000000000000000f0017680804002018080400201031000000000000000000000000000000057100000000000000000000000000000005710000000000000000000000000000000570180e2cfaa0602020102020304020506010101010109040310000000000000000000000000000000f00503090110000000000000000000000000000000570603090205070309080309010102100000000000000000000000000000005705090309010102100000000000000000000000000000005705";
+    const COMMANDS: &str = "030c0010000000000000000000000000000000c101010161007f00000101007f00000102007f000001030101010101090101007f00000101007f00000102007f000001030210000000000000000000000000000000570105010310000000000000000000000000000000f001768080400201808040020001031000000000000000000000000000000057100000000000000000000000000000005710000000000000000000000000000000570180e2cfaa0602020102020304020506010101010109040310000000000000000000000000000000f005030901100000000000000000000000000000005706030902050703090803090101021000000000000000000000000000000057050903090101021000000000000000000000000000000057050a0301010210000000000000000000000000000000570b03090101";
     const ANSWERS: &str = "030900010402060308010704000102040104020304030404026e6f";
     const VOTE: &str = "03070201";
     const META: &str = "030103010901030102020301020303020304040102030405332d312d39";
-    const BODY: &str = "0310000000000000000000000000000000c10a03010161007f00000101007f00000102007f0000010301020162007f00000101007f00000102007f0000010300030163007f00000101007f00000102007f00000103000310000000000000000000000000000000010101001000000000000000000000000000000002020101100000000000000000000000000000000303010001010110000000000000000000000000000000f00176808040020180804002030101010102000101010180e2cfaa06020201020203040205060101010101090103100000000000000000000000000000000110000000000000000000000000000000021000000000000000000000000000000003030102100000000000000000000000000000000301000201010101010900010105010104";
+    const BODY: &str = "0310000000000000000000000000000000c10c04010161007f00000101007f00000102007f0000010301020162007f00000101007f00000102007f0000010300030163007f00000101007f00000102007f0000010300040164007f00000101007f00000102007f000001030004100000000000000000000000000000000101010010000000000000000000000000000000020201011000000000000000000000000000000003030100100000000000000000000000000000000404010001010110000000000000000000000000000000f0017680804002018080400200030101010102000101010180e2cfaa0602020102020304020506010101010109010310000000000000000000000000000000011000000000000000000000000000000002100000000000000000000000000000000303010210000000000000000000000000000000030101011000000000000000000000000000000004000201010101010900010105010104";
 
     fn hex(bytes: &[u8]) -> String {
         bytes.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -301,6 +301,11 @@ mod fixtures {
             Command::Activate { volume, epoch },
             Command::AddLearners { volume, epoch, slots: vec![grow] },
             Command::Grow { volume, epoch, slots: vec![grow] },
+            Command::Move {
+                volume,
+                moves: vec![MoveSlot { group: GroupNo(1), slot: Slot(2), store }],
+            },
+            Command::ForgetHolders { volume, epoch, groups: vec![GroupNo(1)] },
         ]
     }
 
@@ -329,13 +334,14 @@ mod fixtures {
         holds(&Vote::<u64>::new_committed(7, 2), VOTE);
     }
 
-    /// Make a map in which no list is empty but the old holders, which nothing fills yet.
+    /// Make a map in which no list is empty but the old holders.
     fn snapshot_commands() -> Vec<Command> {
         let node = |no: u64| NodeId(no);
         let store = |no: u64| StoreId(Uuid::from_u128(no.into()));
         let Command::InitCluster { cluster, mut nodes, custody } = init() else { unreachable!() };
         nodes.push((node(2), "b".into(), addresses()));
         nodes.push((node(3), "c".into(), addresses()));
+        nodes.push((node(4), "d".into(), addresses()));
         let mut list = vec![Command::InitCluster { cluster, nodes, custody }];
         let (volume, incarnation) = (VolumeNo(1), Incarnation(1));
         let start = |no| Command::RegisterStore {
@@ -344,7 +350,7 @@ mod fixtures {
             incarnation,
             clean: no == 2,
         };
-        list.extend((1..=3).map(start));
+        list.extend((1..=4).map(start));
         list.push(register());
         let Command::CreateVolume(mut new) = commands().swap_remove(3) else { unreachable!() };
         new.groups = vec![(1..=3).map(store).collect()];
@@ -356,6 +362,10 @@ mod fixtures {
             Command::Activate { volume, epoch: two },
             Command::Shrink { volume, epoch: two, stores: vec![store(3)] },
             Command::AddLearners { volume, epoch: three, slots: vec![grow] },
+            Command::Move {
+                volume,
+                moves: vec![MoveSlot { group: GroupNo(0), slot: Slot(1), store: store(4) }],
+            },
         ]);
         list
     }

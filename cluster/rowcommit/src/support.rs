@@ -33,16 +33,22 @@ pub(crate) fn epoch(map: &ClusterMap) -> Epoch {
 
 /// As many nodes as slots, one group; nobody is elected: epoch 1.
 pub(crate) fn map(data: u8, parity: u8) -> ClusterMap {
+    map_of(u64::from(data + parity), data, parity)
+}
+
+/// With so many nodes; the first ones have the slots.
+pub(crate) fn map_of(nodes: u64, data: u8, parity: u8) -> ClusterMap {
     let mut map = ClusterMap::default();
     let slots = u64::from(data + parity);
+    let all = nodes;
     let at = ([127, 0, 0, 1], 1).into();
     let addresses = NodeAddresses { quic: at, api: at, nbd: at };
     let holders = vec![ShareHolder { node: NodeId(1), share: 1 }];
     let custody = Custody { threshold: 1, holders, commitments: Vec::new() };
-    let nodes = (1..=slots).map(|no| (NodeId(no), format!("n{no}"), addresses.clone())).collect();
+    let nodes = (1..=all).map(|no| (NodeId(no), format!("n{no}"), addresses.clone())).collect();
     let cluster = ClusterId(Uuid::from_u128(1));
     accept(&mut map, &Command::InitCluster { cluster, nodes, custody: custody.clone() });
-    for no in 1..=slots {
+    for no in 1..=all {
         let node = NodeId(no);
         accept(&mut map, &Command::RegisterNode { node, addresses: addresses.clone() });
         start_store(&mut map, no, 1, true);

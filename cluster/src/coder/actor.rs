@@ -7,13 +7,13 @@ use crate::shard_store::LocalStores;
 use bytes::Bytes;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SpawnErr};
 use smalti_map::view::MapView;
-use smalti_map::{Applied, Command, Rejection};
+use smalti_map::{Applied, Command, Group, Rejection};
 use smalti_raft::RaftGroup;
 use smalti_rowcommit::coordinator::{Alarm, BlockWrite, OpError, Phase, Stats};
 use smalti_rowcommit::msg::Reply;
 use smalti_rowcommit::{Action, Coordinator, CoordinatorConfig, Event};
 use smalti_storage::ids::{Epoch, RowAddr, Slot, StoreId};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -241,10 +241,12 @@ impl State {
         op
     }
 
-    /// Links to every store of the volume, then the map itself.
+    /// Links to every store that has or is to have a slot of the volume, then the map itself.
     fn adopt(&mut self, myself: &ActorRef<CoderMsg>, map: MapView) {
         if let Some(volume) = map.volumes.get(&self.args.config.volume) {
-            for store in volume.groups.iter().flat_map(|group| group.slots.iter().copied()) {
+            let stores: BTreeSet<StoreId> = volume.groups.iter().flat_map(Group::members).collect();
+            for store in &stores {
+                let store = *store;
                 let Some(node) = map.node_of(store) else { continue };
                 self.links.entry(store).or_insert_with(|| {
                     LinkHandle::start(LinkArgs {
@@ -258,6 +260,12 @@ impl State {
                         coder: myself.clone(),
                     })
                 });
+            }
+            let gone: Vec<StoreId> =
+                self.links.keys().filter(|store| !stores.contains(store)).copied().collect();
+            for store in gone {
+                self.links.remove(&store);
+                self.core.handle(clock::now(), Event::LinkDown { store });
             }
         }
         self.map = Some(Arc::clone(&map));

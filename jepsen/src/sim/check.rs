@@ -5,11 +5,11 @@ use super::event::{At, Life};
 use super::swarm::Fault;
 use super::world::World;
 use bytes::Bytes;
-use smalti_map::{Command, Volume};
+use smalti_map::{Command, Group, Volume};
 use smalti_rowcommit::coordinator::{Alarm, Phase};
 use smalti_rowcommit::msg::{Ask, Frame};
 use smalti_storage::code::Code;
-use smalti_storage::ids::{RowAddr, RowSlot, Slot, SlotSet, Wid};
+use smalti_storage::ids::{GroupNo, RowAddr, RowSlot, Slot, SlotSet, StoreId, Wid};
 use smalti_storage::store::{ShardStore, VersionMeta};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,7 +17,7 @@ type Checked = Result<(), String>;
 
 impl World {
     /// I2: a version is issued once, by the coordinator of its epoch.
-    pub(crate) fn check_frame(&mut self, life: Life, frame: &Frame) {
+    pub(crate) fn check_frame(&mut self, life: Life, store: StoreId, frame: &Frame) {
         for request in &frame.requests {
             let (row, slot, update) = match &request.ask {
                 Ask::PrepData { row, slot, update, .. }
@@ -35,8 +35,9 @@ impl World {
             // Learners may be sent again what was acknowledged without them.
             let process = self.nodes[life.at].process();
             let volume = process.map.volumes.get(&self.volume);
-            let insync = volume.and_then(|v| v.group(row.group)).map(|group| group.insync);
-            let counts = insync.is_some_and(|insync| insync.contains(slot));
+            let counts = volume.and_then(|v| v.group(row.group)).is_some_and(|group| {
+                group.insync.contains(slot) && group.slot_of(store) == Some(slot)
+            });
             if counts && frame.watermark >= update.ver {
                 self.fail(format!("I2: the watermark covers {}, which is sent", update.ver));
             }
@@ -74,7 +75,8 @@ impl World {
                 }
             }
         }
-        if grow || matches!(command, Command::Activate { .. }) {
+        let deletes = matches!(command, Command::ForgetHolders { .. });
+        if grow || deletes || matches!(command, Command::Activate { .. }) {
             self.check_shadow();
         }
     }
@@ -164,6 +166,12 @@ impl World {
         if !volume.is_full() {
             return Err(format!("slots are out of sync: {}", self.describe()));
         }
+        let moving = |group: &Group| {
+            !group.targets.is_empty() || !group.learners.is_empty() || !group.old_holders.is_empty()
+        };
+        if volume.groups.iter().any(moving) {
+            return Err(format!("slots have not moved: {}", self.describe()));
+        }
         for node in &self.nodes {
             let process = node.process.as_ref().ok_or("a node is down")?;
             let core = &process.coordinator;
@@ -205,6 +213,17 @@ impl World {
             marks.retain(|(at, _)| !self.rotten.contains(&at.row));
             if !marks.is_empty() {
                 return Err(format!("still undecided on node {}: {marks:?}", node.at));
+            }
+        }
+        for node in &self.nodes {
+            // Nothing is left where nothing is to be.
+            for (no, group) in (0u16..).map(GroupNo).zip(&volume.groups) {
+                // What can not be read is there.
+                let scanned = node.disk.scan(volume.no, no, None, 1);
+                let empty = scanned.is_ok_and(|page| page.is_empty());
+                if !empty && group.slot_of(node.store).is_none() {
+                    return Err(format!("row slots of {no} are left on node {}", node.at));
+                }
             }
         }
         let rows: BTreeSet<RowAddr> = self.all_blocks().into_iter().map(|(row, _)| row).collect();

@@ -3,8 +3,9 @@
 use super::event::{At, Ev};
 use super::swarm::{Fault, MS};
 use super::world::World;
+use smalti_map::{Applied, Command, MoveSlot};
 use smalti_rowcommit::msg::{Ask, Frame};
-use smalti_storage::ids::{RowSlot, Slot};
+use smalti_storage::ids::{GroupNo, RowSlot, Slot};
 use smalti_storage::store::ShardStore;
 
 impl World {
@@ -98,6 +99,7 @@ impl World {
                     self.queue.push(until, Ev::Over(fault, at, 0));
                 }
             }
+            Fault::Move => self.move_slot(),
             // In what is sent, all the time.
             Fault::Flip => {}
             Fault::Rot => self.rot(),
@@ -199,6 +201,24 @@ impl World {
         for at in (0..apart.len()).filter(|at| apart[*at] == small) {
             self.cut_map(at, until);
         }
+    }
+
+    /// Some slot is to be held by some store that holds none of its group, or by the one that does.
+    fn move_slot(&mut self) {
+        let Some(volume) = self.volume().filter(|_| !self.map_away) else { return };
+        let (groups, slots) = (volume.groups.clone(), u64::from(volume.slots()));
+        let no = self.rng.below(groups.len() as u64);
+        let slot = Slot(u8::try_from(self.rng.below(slots)).unwrap_or(0));
+        let (Ok(no), Ok(index)) = (u16::try_from(no), usize::try_from(no)) else { return };
+        let (group, members) = (GroupNo(no), &groups[index]);
+        let stores = self.nodes.iter().map(|node| node.store);
+        let spare: Vec<_> = stores.filter(|store| members.slot_of(*store).is_none()).collect();
+        let back = self.rng.percent(20).then(|| members.slots.get(slot.index()).copied());
+        let Some(store) = back.flatten().or_else(|| self.rng.pick(&spare)) else { return };
+        let moves = vec![MoveSlot { group, slot, store }];
+        let applied = self.apply(&Command::Move { volume: self.volume, moves });
+        // Another slot may be on its way to the store's node.
+        self.count(Fault::Move, !matches!(applied, Applied::Rejected(_)));
     }
 
     /// Turns a byte of a coded difference over, now and then.

@@ -296,7 +296,7 @@ impl World {
                 self.flip(&mut frame);
                 self.trace(|| format!("n{at} -> n{}: {frame:?}", self.node_of(store)));
                 self.mix(frame.watermark.seq ^ u64::from(frame.epoch.0) << 40);
-                self.check_frame(life, &frame);
+                self.check_frame(life, store, &frame);
                 self.send_frame(at, store, frame);
             }
             Action::Propose(command) => {

@@ -35,6 +35,8 @@ pub enum Fault {
     Handover,
     /// A store is out of space for a while.
     Full,
+    /// A slot is to be held by another store.
+    Move,
     /// A byte turns over in memory between a coordinator's coding and a store's disk.
     Flip,
     /// Stored bytes change.
@@ -50,7 +52,7 @@ impl Fault {
     }
 
     /// All classes.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Crash,
         Self::Restart,
         Self::Blackout,
@@ -64,6 +66,7 @@ impl Fault {
         Self::Elect,
         Self::Handover,
         Self::Full,
+        Self::Move,
         Self::Flip,
         Self::Rot,
         Self::Amnesia,
@@ -136,8 +139,8 @@ impl Swarm {
             faults = vec![Fault::Rot];
             min_insync = strict;
             // With one parity slot even a store that is only slow is one loss too many.
-            let few = [Fault::Elect, Fault::Handover];
-            let more = [Fault::Elect, Fault::Handover, Fault::Break, Fault::Slow];
+            let few = [Fault::Elect, Fault::Handover, Fault::Move];
+            let more = [Fault::Elect, Fault::Handover, Fault::Break, Fault::Slow, Fault::Move];
             for fault in if parity >= 2 { &more[..] } else { &few[..] }.iter().copied() {
                 if rng.percent(40) {
                     faults.push(fault);
@@ -149,7 +152,8 @@ impl Swarm {
         if amnesia {
             min_insync = strict;
             if parity < 2 {
-                faults.retain(|fault| matches!(fault, Fault::Elect | Fault::Handover));
+                let few = [Fault::Elect, Fault::Handover, Fault::Move];
+                faults.retain(|fault| few.contains(fault));
             }
             faults.extend([Fault::Amnesia, Fault::Amnesia]);
         }

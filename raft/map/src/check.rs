@@ -3,7 +3,9 @@
 
 use crate::apply::limits;
 use crate::types::{ClusterMap, Custody, Group, KeyEpoch, Node, Volume};
-use smalti_storage::ids::{ClusterId, Epoch, Incarnation, KeyEpochNo, NodeId, StoreId, VolumeId};
+use smalti_storage::ids::{
+    ClusterId, Epoch, Incarnation, KeyEpochNo, NodeId, Slot, StoreId, VolumeId,
+};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The rule is broken, in words.
@@ -60,6 +62,16 @@ impl ClusterMap {
                 let node = self.node_of(*store);
                 let node = node.ok_or_else(|| format!("group {no}: no store {store}"))?;
                 ensure(nodes.insert(node), || format!("group {no}: two slots on {node}"))?;
+            }
+            let mut targets: BTreeSet<NodeId> = BTreeSet::new();
+            for (slot, store) in &group.targets {
+                let node = self.node_of(*store);
+                let node = node.ok_or_else(|| format!("group {no}: no store {store}"))?;
+                let holder = group.slots.get(slot.index()).and_then(|held| self.node_of(*held));
+                let free = holder == Some(node) || !nodes.contains(&node);
+                ensure(free && targets.insert(node), || {
+                    format!("group {no}: {slot} is to move to {node}, which has another slot")
+                })?;
             }
             for (slot, learner) in &group.learners {
                 let registered = self.stores.get(&learner.store).map(|store| store.incarnation);
@@ -138,12 +150,25 @@ impl Volume {
         ensure(group.insync.len() >= u32::from(self.min_insync), || {
             format!("{} in sync, fewer than min_insync {}", group.insync, self.min_insync)
         })?;
+        let holds = |slot: &Slot, store| group.slots.get(slot.index()) == Some(store);
         for (slot, learner) in &group.learners {
-            ensure(group.slots.get(slot.index()) == Some(&learner.store), || {
-                format!("the learner of {slot} is not the store of the table")
+            let moves = group.targets.get(slot) == Some(&learner.store);
+            ensure(moves || holds(slot, &learner.store), || {
+                format!("the learner of {slot} is neither its store nor to be it")
             })?;
-            ensure(!group.insync.contains(*slot), || format!("{slot} learns while in sync"))?;
+            ensure(moves || !group.insync.contains(*slot), || {
+                format!("{slot} learns while in sync")
+            })?;
         }
+        let mut targets = BTreeSet::new();
+        for (slot, store) in &group.targets {
+            ensure(slot.0 < self.slots(), || format!("{slot} is to move and does not exist"))?;
+            ensure(targets.insert(store), || format!("two slots are to move to {store}"))?;
+            ensure(!distinct.contains(store), || {
+                format!("{slot} is to move to {store}, a member")
+            })?;
+        }
+        ensure(group.old_holders.is_disjoint(&distinct), || "an old holder is a member".into())?;
         Ok(())
     }
 

@@ -74,7 +74,8 @@ pub enum Command {
         /// Whose.
         epoch: Epoch,
     },
-    /// Stores begin to catch up on slots they hold in the table but are not in sync on.
+    /// Stores begin to catch up: on slots they hold in the table but are not in sync on, or on slots
+    /// that are to move to them.
     AddLearners {
         /// Which volume.
         volume: VolumeNo,
@@ -83,7 +84,8 @@ pub enum Command {
         /// Which slots.
         slots: Vec<GrowSlot>,
     },
-    /// Caught-up learners become in-sync.
+    /// Caught-up learners become in-sync. One to which its slot moves takes the place of the store
+    /// that held it.
     Grow {
         /// Which volume.
         volume: VolumeNo,
@@ -92,6 +94,34 @@ pub enum Command {
         /// Which slots.
         slots: Vec<GrowSlot>,
     },
+    /// Slots are to be held by other stores; the coordinator sees to it. To name the store that holds
+    /// a slot takes an earlier wish back.
+    Move {
+        /// Which volume.
+        volume: VolumeNo,
+        /// What is to go where.
+        moves: Vec<MoveSlot>,
+    },
+    /// Nothing is missing in these groups: stores that held a slot of theirs before may delete it.
+    ForgetHolders {
+        /// Which volume.
+        volume: VolumeNo,
+        /// Planned against.
+        epoch: Epoch,
+        /// Which groups.
+        groups: Vec<GroupNo>,
+    },
+}
+
+/// A slot and the store that is to hold it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MoveSlot {
+    /// The group.
+    pub group: GroupNo,
+    /// The slot.
+    pub slot: Slot,
+    /// The store.
+    pub store: StoreId,
 }
 
 /// A slot and the start of the store that fills it.

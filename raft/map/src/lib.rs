@@ -18,7 +18,7 @@ mod types;
 pub mod view;
 
 pub use apply::limits;
-pub use command::{Applied, Command, GrowSlot, NewVolume, Rejection};
+pub use command::{Applied, Command, GrowSlot, MoveSlot, NewVolume, Rejection};
 pub use types::{
     ClusterMap, Coordinator, Custody, Group, KeyEpoch, Learner, Node, NodeAddresses, ReadMode,
     ShareHolder, Store, Volume,

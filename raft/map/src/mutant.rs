@@ -60,6 +60,8 @@ mutants! {
     ForgetPromise = "forget-promise",
     /// A store makes its promise without waiting for its disk.
     PromiseUnsynced = "promise-unsynced",
+    /// A store obeys, and gives up what it holds, by a map from before its start.
+    ObeyUnregistered = "obey-unregistered",
     /// What a store accepts in an epoch does not bind it to that epoch.
     AcceptUnbound = "accept-unbound",
     /// A store obeys whoever was the coordinator in any epoch it promised or before.
@@ -115,6 +117,8 @@ mutants! {
     AbortUnawaited = "abort-unawaited",
     /// What waits to be sent of a refused update may still be sent after its abort.
     PrepareAfterAbort = "prepare-after-abort",
+    /// A coordinator takes writes of a gateway that a later election has let in.
+    TakeNewer = "take-newer",
     /// Two updates of one row run at once.
     UpdatesTogether = "updates-together",
     /// Reads of a row go on while it is updated.

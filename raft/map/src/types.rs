@@ -154,8 +154,10 @@ pub struct Group {
     pub insync: SlotSet,
     /// Stores that are catching up, by slot.
     pub learners: BTreeMap<Slot, Learner>,
+    /// Stores that are to hold a slot instead of the one that does.
+    pub targets: BTreeMap<Slot, StoreId>,
     /// Stores that held a slot before and must keep their data until the group is clean.
-    pub old_holders: Vec<StoreId>,
+    pub old_holders: BTreeSet<StoreId>,
 }
 
 /// A store on its way into a slot.
@@ -243,6 +245,20 @@ impl Volume {
 }
 
 impl Group {
+    /// Whether the store holds, or is to keep, data of the group.
+    pub fn keeps(&self, store: StoreId) -> bool {
+        self.slot_of(store).is_some()
+            || self.old_holders.contains(&store)
+            || self.targets.values().any(|target| *target == store)
+            || self.learners.values().any(|learner| learner.store == store)
+    }
+
+    /// Every store that has or is to have a slot, some perhaps twice.
+    pub fn members(&self) -> impl Iterator<Item = StoreId> {
+        let learners = self.learners.values().map(|learner| learner.store);
+        self.slots.iter().chain(self.targets.values()).copied().chain(learners)
+    }
+
     /// The slot of a store in this group's table.
     pub fn slot_of(&self, store: StoreId) -> Option<Slot> {
         let index = self.slots.iter().position(|member| *member == store)?;

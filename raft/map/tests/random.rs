@@ -3,7 +3,7 @@
 mod support;
 
 use proptest::prelude::*;
-use smalti_map::{Applied, ClusterMap, Command, GrowSlot, Volume};
+use smalti_map::{Applied, ClusterMap, Command, GrowSlot, MoveSlot, Volume};
 use smalti_storage::ids::{Epoch, GroupNo, Incarnation, NodeId, Slot, VolumeNo};
 use support::*;
 
@@ -49,6 +49,17 @@ enum Step {
         pick: u32,
         behind: u64,
     },
+    Move {
+        volume: u32,
+        group: u16,
+        slot: u8,
+        to: u64,
+    },
+    Forget {
+        volume: u32,
+        lag: u32,
+        group: u16,
+    },
 }
 
 fn lag() -> impl Strategy<Value = u32> {
@@ -78,6 +89,10 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(volume, lag, grow, pick, behind)| {
                 Step::Slots { volume, lag, grow, pick, behind }
             }),
+        3 => (volume(), 0..3u16, 0..4u8, 0..7u64)
+            .prop_map(|(volume, group, slot, to)| Step::Move { volume, group, slot, to }),
+        3 => (volume(), lag(), 0..3u16)
+            .prop_map(|(volume, lag, group)| Step::Forget { volume, lag, group }),
     ]
 }
 
@@ -127,6 +142,16 @@ fn command(map: &ClusterMap, step: &Step) -> Command {
         Step::Activate { volume, lag } => {
             Command::Activate { volume: VolumeNo(volume), epoch: epoch(volume, lag) }
         }
+        Step::Move { volume, group, slot, to } => {
+            let (group, slot) = (GroupNo(group), Slot(slot));
+            let moves = vec![MoveSlot { group, slot, store: store(to) }];
+            Command::Move { volume: VolumeNo(volume), moves }
+        }
+        Step::Forget { volume, lag, group } => Command::ForgetHolders {
+            volume: VolumeNo(volume),
+            epoch: epoch(volume, lag),
+            groups: vec![GroupNo(group)],
+        },
         Step::Slots { volume, lag, grow, pick, behind } => {
             let mut slots = Vec::new();
             for (group, entry) in map.volumes.get(&VolumeNo(volume)).iter().flat_map(|v| {
@@ -134,10 +159,13 @@ fn command(map: &ClusterMap, step: &Step) -> Command {
             }) {
                 for (no, member) in entry.slots.iter().enumerate() {
                     let slot = Slot(no as u8);
+                    let learner = entry.learners.get(&slot).map(|learner| &learner.store);
+                    let target = entry.targets.get(&slot);
                     let candidate = match grow {
-                        true => entry.learners.contains_key(&slot),
-                        false => !entry.insync.contains(slot),
+                        true => learner.is_some(),
+                        false => target.is_some() || !entry.insync.contains(slot),
                     };
+                    let member = learner.or(target).unwrap_or(member);
                     let odd = pick.is_multiple_of(16);
                     if odd || (candidate && pick >> (no as u16 + 4 * group.0) & 1 == 0) {
                         let current = map.stores[member].incarnation.0;
@@ -163,7 +191,20 @@ fn transition(before: &Volume, after: &Volume, map: &ClusterMap, command: &Comma
     assert!(!changed || after.epoch > before.epoch, "a new configuration in an old epoch");
     assert!(after.writer_gen >= before.writer_gen);
     for (no, (old, new)) in before.groups.iter().zip(&after.groups).enumerate() {
-        assert_eq!(old.slots, new.slots);
+        let moved = (0..).map(Slot).zip(old.slots.iter().zip(&new.slots));
+        for (slot, (old_store, new_store)) in moved.filter(|(_, (old, new))| old != new) {
+            assert!(matches!(command, Command::Grow { .. }), "moved by {command:?}");
+            assert_eq!(old.learners.get(&slot).map(|learner| learner.store), Some(*new_store));
+            assert_eq!(old.targets.get(&slot), Some(new_store));
+            assert!(new.insync.contains(slot) && after.epoch > before.epoch);
+            assert!(new.old_holders.contains(old_store) && new.keeps(*old_store));
+        }
+        // What may be deleted is, at the latest, when the next epoch begins.
+        for no in 0..7 {
+            let gone = old.keeps(store(no)) && !new.keeps(store(no));
+            let restarted = matches!(command, Command::RegisterStore { .. });
+            assert!(!gone || restarted || after.epoch > before.epoch, "{command:?}");
+        }
         for slot in new.insync.minus(old.insync).iter() {
             assert!(before.activated, "grown before activation");
             let Command::Grow { slots, .. } = command else { panic!("grown by {command:?}") };
@@ -231,6 +272,8 @@ fn random_commands_reach_every_kind_of_change() {
                 Command::Activate { .. } => "activate",
                 Command::AddLearners { .. } => "learn",
                 Command::Grow { .. } => "grow",
+                Command::Move { .. } => "move",
+                Command::ForgetHolders { .. } => "forget",
             };
             let count = accepted.entry(kind).or_default();
             match map.apply(&command) {
@@ -239,9 +282,10 @@ fn random_commands_reach_every_kind_of_change() {
             }
         }
     }
-    for kind in
-        ["node", "store", "create", "delete", "shrink", "elect", "activate", "learn", "grow"]
-    {
+    for kind in [
+        "node", "store", "create", "delete", "shrink", "elect", "activate", "learn", "grow",
+        "move", "forget",
+    ] {
         let (yes, no) = accepted[kind];
         assert!(yes >= 50 && no >= 50, "{kind}: {yes} accepted, {no} refused");
     }

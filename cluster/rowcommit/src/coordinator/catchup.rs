@@ -9,12 +9,12 @@
 //!     store is registered with another start: the proposal may be accepted at any time.
 
 use super::walk::Walk;
-use super::{Coordinator, Phase, Place, Purpose};
+use super::{Coordinator, Pending, Phase, Place, Purpose, Seat};
 use crate::msg::Ask;
 use crate::time::Time;
 use smalti_map::mutant::{Mutant, lives};
-use smalti_map::{Command, GrowSlot};
-use smalti_storage::ids::{Epoch, GroupNo, Incarnation, RowAddr, Slot, SlotSet, StoreId, Ver};
+use smalti_map::{Command, Group, GrowSlot};
+use smalti_storage::ids::{Epoch, GroupNo, Incarnation, RowAddr, Slot, StoreId, Ver};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -25,8 +25,8 @@ const RETRY: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug, Default)]
 pub(super) struct Catchup {
     pub(super) learners: BTreeMap<Place, Learning>,
-    /// Repairs that wait or run: by row and slot.
-    pub(super) claimed: BTreeSet<(RowAddr, Slot)>,
+    /// Repairs that wait or run.
+    pub(super) claimed: BTreeSet<(RowAddr, Seat)>,
     lives: u64,
     pub(super) rounds: u64,
 }
@@ -82,20 +82,14 @@ impl Catchup {
         format!("{stages:?} behind {behind} repairing {repairing} outstanding {outstanding}")
     }
 
-    /// Slots of the group that are sent updates.
-    pub(super) fn learning(&self, group: GroupNo) -> SlotSet {
-        if self.learners.is_empty() {
-            return SlotSet::EMPTY;
-        }
-        self.of(group).map(|((_, slot), _)| *slot).collect()
+    /// Learners of the group; they are sent updates.
+    pub(super) fn seats(&self, group: GroupNo) -> impl Iterator<Item = Seat> {
+        self.of(group).map(|((_, slot), learning)| (*slot, learning.store))
     }
 
-    /// Slots of the group whose answers acknowledgements wait for already.
-    pub(super) fn pending_growth(&self, group: GroupNo) -> SlotSet {
-        if self.learners.is_empty() {
-            return SlotSet::EMPTY;
-        }
-        self.of(group).filter(|(_, l)| l.is_growing()).map(|((_, slot), _)| *slot).collect()
+    /// Those whose answers acknowledgements wait for already.
+    pub(super) fn growing_seats(&self, group: GroupNo) -> impl Iterator<Item = Seat> {
+        self.of(group).filter(|(_, l)| l.is_growing()).map(|((_, slot), l)| (*slot, l.store))
     }
 
     pub(super) fn growing_stores(&self) -> impl Iterator<Item = StoreId> {
@@ -106,8 +100,8 @@ impl Catchup {
         self.growing_stores().any(|growing| growing == store)
     }
 
-    pub(super) fn is_learning(&self, place: Place) -> bool {
-        self.learners.contains_key(&place)
+    pub(super) fn is_learner(&self, place: Place, store: StoreId) -> bool {
+        self.learners.get(&place).is_some_and(|learning| learning.store == store)
     }
 
     fn of(&self, group: GroupNo) -> impl Iterator<Item = (&Place, &Learning)> {
@@ -116,17 +110,19 @@ impl Catchup {
 
     /// Notes a request to a slot, and that it has ended: a learner is not grown while changes of
     /// its rows are on their way.
-    pub(super) fn asked(&mut self, place: Place, ask: &Ask) {
+    pub(super) fn asked(&mut self, place: Place, store: StoreId, ask: &Ask) {
         if !ask.is_read()
             && let Some(learning) = self.learners.get_mut(&place)
+            && learning.store == store
         {
             learning.outstanding += 1;
         }
     }
 
-    pub(super) fn settled(&mut self, place: Place, ask: &Ask) {
+    pub(super) fn settled(&mut self, place: Place, store: StoreId, ask: &Ask) {
         if !ask.is_read()
             && let Some(learning) = self.learners.get_mut(&place)
+            && learning.store == store
         {
             learning.outstanding = learning.outstanding.saturating_sub(1);
         }
@@ -142,8 +138,9 @@ impl Catchup {
 
     /// An update did not reach the learner. `outdated`: because it had another base, which the
     /// walk will see by itself if it has not come to the row yet.
-    pub(super) fn behind(&mut self, row: RowAddr, slot: Slot, outdated: bool) {
-        let Some(learning) = self.learners.get_mut(&(row.group, slot)) else { return };
+    pub(super) fn behind(&mut self, row: RowAddr, (slot, store): Seat, outdated: bool) {
+        let learning = self.learners.get_mut(&(row.group, slot));
+        let Some(learning) = learning.filter(|learning| learning.store == store) else { return };
         let ahead = match &learning.stage {
             Stage::Barrier { .. } => true,
             Stage::Walking(walk) => walk.is_ahead(row),
@@ -172,8 +169,8 @@ impl Catchup {
     }
 
     /// Claims the repair of a row slot; false when one waits or runs already.
-    pub(super) fn claim_repair(&mut self, row: RowAddr, slot: Slot) -> bool {
-        self.claimed.insert((row, slot))
+    pub(super) fn claim_repair(&mut self, row: RowAddr, seat: Seat) -> bool {
+        self.claimed.insert((row, seat))
     }
 
     /// A claimed repair has ended.
@@ -181,12 +178,12 @@ impl Catchup {
         &mut self,
         now: Time,
         row: RowAddr,
-        slot: Slot,
+        seat: Seat,
         life: Option<u64>,
         good: bool,
     ) {
-        self.claimed.remove(&(row, slot));
-        if let Some(learning) = self.learners.get_mut(&(row.group, slot))
+        self.claimed.remove(&(row, seat));
+        if let Some(learning) = self.learners.get_mut(&(row.group, seat.0))
             && life == Some(learning.life)
         {
             learning.repairing = learning.repairing.saturating_sub(1);
@@ -222,13 +219,9 @@ impl Coordinator {
         let mut admit = Vec::new();
         let mut adopt = Vec::new();
         for (no, group) in (0u16..).map(GroupNo).zip(&volume.groups) {
-            for slot in volume.all_slots().minus(group.insync).iter() {
-                let Some(store) = group.slots.get(slot.index()).copied() else { continue };
+            for slot in volume.all_slots().iter() {
+                let Some(store) = self.candidate(group, slot) else { continue };
                 let Some(entry) = self.map.stores.get(&store) else { continue };
-                let patience = self.config.suspect_after;
-                if !self.links.is_up(store) || self.links.is_silent(store, self.now, patience) {
-                    continue;
-                }
                 let incarnation = entry.incarnation;
                 let admitted = group
                     .learners
@@ -236,7 +229,7 @@ impl Coordinator {
                     .is_some_and(|l| l.store == store && l.incarnation == incarnation);
                 if !admitted {
                     admit.push(GrowSlot { group: no, slot, store, incarnation });
-                } else if !self.catchup.is_learning((no, slot)) {
+                } else if !self.catchup.is_learner((no, slot), store) {
                     adopt.push(((no, slot), store, incarnation));
                 }
             }
@@ -248,7 +241,40 @@ impl Coordinator {
             let (volume, epoch) = (self.config.volume, self.epoch);
             self.propose("learn", Command::AddLearners { volume, epoch, slots: admit });
         }
+        self.forget_holders();
         self.doubt_restarted();
+    }
+
+    /// The store that should catch up on a slot, if it is reached: the one that holds the slot and is
+    /// out of sync, else the one that is to hold it.
+    fn candidate(&self, group: &Group, slot: Slot) -> Option<StoreId> {
+        let patience = self.config.suspect_after;
+        let reached = |store: &StoreId| {
+            self.links.is_up(*store) && !self.links.is_silent(*store, self.now, patience)
+        };
+        if let Some(learner) = group.learners.get(&slot) {
+            return Some(learner.store).filter(reached);
+        }
+        let holder = group.slots.get(slot.index()).filter(|_| !group.insync.contains(slot));
+        let target = group.targets.get(&slot);
+        holder.copied().filter(reached).or_else(|| target.copied().filter(reached))
+    }
+
+    /// Once a group is whole and nothing of it is in doubt, those that held a slot of it before may
+    /// delete what they have.
+    fn forget_holders(&mut self) {
+        let Some(volume) = &self.volume else { return };
+        let all = volume.all_slots();
+        let clean = |(no, group): &(GroupNo, &Group)| {
+            let whole = group.insync == all && group.learners.is_empty();
+            !group.old_holders.is_empty() && whole && !self.suspects.in_group(*no)
+        };
+        let numbered = (0u16..).map(GroupNo).zip(&volume.groups);
+        let groups: Vec<GroupNo> = numbered.filter(clean).map(|(no, _)| no).collect();
+        if !groups.is_empty() {
+            let (volume, epoch) = (self.config.volume, self.epoch);
+            self.propose("forget", Command::ForgetHolders { volume, epoch, groups });
+        }
     }
 
     fn adopt_learner(&mut self, place: Place, store: StoreId, incarnation: Incarnation) {
@@ -266,7 +292,7 @@ impl Coordinator {
         };
         self.catchup.learners.insert(place, learning);
         let (group, slot) = place;
-        self.ask(group, slot, Ask::Nop, Purpose::Opened { group, slot });
+        self.ask_at(group, (slot, store), Ask::Nop, Purpose::Opened { group, slot });
     }
 
     /// Drops what the map does not call a learner any more.
@@ -279,7 +305,8 @@ impl Coordinator {
         for (place, learning) in &self.catchup.learners {
             let (no, slot) = *place;
             let Some(group) = volume.group(no) else { continue };
-            if group.insync.contains(slot) {
+            let holds = group.slots.get(slot.index()) == Some(&learning.store);
+            if holds && group.insync.contains(slot) {
                 grown.push((*place, learning.store, learning.incarnation));
                 continue;
             }
@@ -321,15 +348,13 @@ impl Coordinator {
         if places.is_empty() {
             return;
         }
-        for place in places {
-            self.catchup.learners.remove(place);
-        }
-        let lost: Vec<u64> = self
-            .pending
+        let removed = places
             .iter()
-            .filter(|(_, p)| p.place.is_some_and(|place| places.contains(&place)))
-            .map(|(id, _)| *id)
-            .collect();
+            .filter_map(|place| Some((*place, self.catchup.learners.remove(place)?.store)));
+        let removed: Vec<(Place, StoreId)> = removed.collect();
+        let of_learner = |p: &Pending| p.place.is_some_and(|at| removed.contains(&(at, p.store)));
+        let lost: Vec<u64> =
+            self.pending.iter().filter(|(_, p)| of_learner(p)).map(|(id, _)| *id).collect();
         self.give_up(&lost);
         self.runnable.extend(self.tasks.keys().copied());
     }
@@ -417,15 +442,15 @@ impl Coordinator {
             learning.behind.extend(failed);
         }
         let room = self.config.catchup_window.saturating_sub(learning.repairing);
-        let life = learning.life;
+        let (life, seat) = (learning.life, (place.1, learning.store));
         let rows: Vec<RowAddr> = learning.behind.iter().take(room).copied().collect();
         for row in rows {
-            if self.catchup.claim_repair(row, place.1) {
+            if self.catchup.claim_repair(row, seat) {
                 if let Some(learning) = self.catchup.learners.get_mut(&place) {
                     learning.behind.remove(&row);
                     learning.repairing += 1;
                 }
-                self.add_repair(row, place.1, Some(life));
+                self.add_repair(row, seat, Some(life));
             }
         }
     }

@@ -73,11 +73,8 @@ impl Coordinator {
         }
         self.confirms.round += 1;
         let round = self.confirms.round;
-        let members = |group: &GroupNo| {
-            let slots = self.insync(*group).or(self.catchup.pending_growth(*group));
-            slots.iter().filter_map(|slot| self.store_of(*group, slot)).collect::<Vec<_>>()
-        };
-        let stores: BTreeSet<StoreId> = groups.iter().flat_map(members).collect();
+        let seats = groups.iter().flat_map(|group| self.counted(*group));
+        let stores: BTreeSet<StoreId> = seats.map(|(_, store)| store).collect();
         for store in stores {
             self.ask_store(store, None, Ask::Confirm, Purpose::Confirm { round });
         }

@@ -156,10 +156,10 @@ impl Coordinator {
             Kind::Read { op, want } => (0, op, want).hash(hasher),
             Kind::Update(update) => (1, update).hash(hasher),
             Kind::Repair(repair) => {
-                let learning = self.catchup.learners.get(&(task.row.group, repair.slot));
+                let learning = self.catchup.learners.get(&(task.row.group, repair.seat.0));
                 // For a learner that is admitted now, for one that was, or for none.
                 let current = repair.life.map(|life| learning.is_some_and(|l| l.life == life));
-                (2, repair.slot, current).hash(hasher);
+                (2, repair.seat, current).hash(hasher);
             }
             Kind::Forward(forward) => (3, forward).hash(hasher),
         }
@@ -180,7 +180,7 @@ impl Coordinator {
             match &l.stage {
                 Stage::Barrier { after, opened } => (0, after, opened).hash(hasher),
                 Stage::Walking(walk) => {
-                    (1, walk.after, &walk.pages, walk.due, walk.paused).hash(hasher);
+                    (1, walk.after, &walk.pages, &walk.due, walk.paused).hash(hasher);
                 }
                 Stage::Repairing => 2.hash(hasher),
                 Stage::Growing { proposed } => (3, proposed).hash(hasher),

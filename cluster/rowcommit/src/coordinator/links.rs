@@ -1,12 +1,12 @@
 //! Sessions with stores: what is outstanding, who is silent, who granted a lease.
 
-use super::{Action, Alarm, Coordinator, Pending, Phase, Place, Purpose};
+use super::{Action, Alarm, Coordinator, Pending, Phase, Place, Purpose, Seat};
 use crate::invariant::invariant;
 use crate::msg::{Ask, Frame, Request};
 use crate::time::Time;
 use smalti_map::Command;
 use smalti_map::mutant::{Mutant, lives};
-use smalti_storage::ids::{GroupNo, Slot, StoreId, Ver};
+use smalti_storage::ids::{GroupNo, Slot, SlotSet, StoreId, Ver};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -152,7 +152,7 @@ impl Coordinator {
     /// those that a new session makes anew.
     pub(super) fn drop_lost(&mut self, only: Option<StoreId>) {
         let lost = |p: &Pending| match p.place {
-            Some(place) => !self.is_insync(place) && !self.catchup.is_learning(place),
+            Some((group, slot)) => !self.is_addressed(group, (slot, p.store)),
             None => only.is_some() && !matches!(p.purpose, Purpose::Promise),
         };
         let lost: Vec<u64> = self
@@ -186,7 +186,7 @@ impl Coordinator {
         let pending = self.pending.remove(&id)?;
         self.links.paid(pending.store);
         if let Some(place) = pending.place {
-            self.catchup.settled(place, &pending.ask);
+            self.catchup.settled(place, pending.store, &pending.ask);
         }
         Some(pending)
     }
@@ -214,6 +214,18 @@ impl Coordinator {
         }
     }
 
+    /// Whether what the store says of the slot matters: it is in sync, or learns.
+    fn is_addressed(&self, group: GroupNo, (slot, store): Seat) -> bool {
+        (self.is_insync((group, slot)) && self.store_of(group, slot) == Some(store))
+            || self.catchup.is_learner((group, slot), store)
+    }
+
+    /// Asks a store for a slot.
+    pub(super) fn ask_at(&mut self, group: GroupNo, seat: Seat, ask: Ask, purpose: Purpose) {
+        let (slot, store) = seat;
+        self.ask_store(store, Some((group, slot)), ask, purpose);
+    }
+
     /// Asks the store that holds a slot.
     pub(super) fn ask(&mut self, group: GroupNo, slot: Slot, ask: Ask, purpose: Purpose) {
         if let Some(store) = self.store_of(group, slot) {
@@ -233,7 +245,7 @@ impl Coordinator {
         let now = self.now;
         self.links.owe(store, now);
         if let Some(place) = place {
-            self.catchup.asked(place, &ask);
+            self.catchup.asked(place, store, &ask);
         }
         if self.links.is_up(store) {
             self.outbox.entry(store).or_default().push(Request { id, ask: ask.clone() });
@@ -375,7 +387,9 @@ impl Coordinator {
         let slow = |p: &Pending| {
             p.ask.is_read()
                 && self.now.since(p.sent_at) > self.config.suspect_after
-                && p.place.is_some_and(|place| !self.is_insync(place))
+                && p.place.is_some_and(|(group, slot)| {
+                    !self.is_insync((group, slot)) || self.store_of(group, slot) != Some(p.store)
+                })
         };
         let slow: Vec<u64> =
             self.pending.iter().filter(|(_, p)| slow(p)).map(|(id, _)| *id).collect();
@@ -437,11 +451,13 @@ impl Coordinator {
 
     /// Whether so many stores of the group that they meet every later in-sync set are such.
     pub(super) fn enough(&self, group: GroupNo, such: impl Fn(StoreId) -> bool) -> bool {
-        let members = self.insync(group).or(self.catchup.pending_growth(group));
+        let seats = self.counted(group);
+        let slots: SlotSet = seats.iter().map(|(slot, _)| *slot).collect();
+        // Where a slot moves, the next in-sync set may have either store: both must be such.
+        let wanting = seats.iter().filter(|(_, store)| !such(*store)).map(|(slot, _)| *slot);
         let fewer = u32::from(self.n()) + u32::from(lives(Mutant::LeaseQuorumShort));
-        let needed = (members.len() + 1).saturating_sub(fewer);
-        let holds = |slot: &Slot| self.store_of(group, *slot).is_some_and(&such);
-        members.iter().filter(holds).count() >= needed as usize
+        let needed = (slots.len() + 1).saturating_sub(fewer);
+        slots.minus(wanting.collect()).len() >= needed
     }
 }
 

@@ -57,6 +57,9 @@ const PROPOSE_AGAIN: Duration = Duration::from_millis(400);
 /// One slot of one group.
 type Place = (GroupNo, Slot);
 
+/// A slot of a row and a store that is asked for it: the one that holds it, or one that is to.
+type Seat = (Slot, StoreId);
+
 /// Why a request was sent: what to do with its answer.
 #[derive(Clone, Debug)]
 enum Purpose {
@@ -73,7 +76,7 @@ enum Purpose {
     Settle { row: RowAddr, slot: Slot },
     SettleDone,
     Opened { group: GroupNo, slot: Slot },
-    Scan { group: GroupNo, learner: Slot, of: Slot, round: u64 },
+    Scan { group: GroupNo, learner: Slot, of: Seat, round: u64 },
     Vet { group: GroupNo, of: Slot, round: u64 },
 }
 
@@ -116,7 +119,7 @@ pub struct Coordinator {
     catchup: Catchup,
     suspects: Suspects,
     cache: VecCache,
-    repairs: BTreeMap<TaskId, (Slot, repair::RepairState)>,
+    repairs: BTreeMap<TaskId, (Seat, repair::RepairState)>,
     rows: BTreeMap<RowAddr, Row>,
     tasks: BTreeMap<TaskId, Task>,
     next_task: u64,
@@ -316,8 +319,10 @@ impl Coordinator {
         match pending.purpose {
             Purpose::Task { task, slot, round } => self.on_gathered(task, slot, round, answer),
             Purpose::Vec { task, slot, round } => self.on_vec(task, slot, round, answer),
-            Purpose::Prep { task, row, slot } => self.on_prepared(task, row, slot, &answer),
-            Purpose::Abort { task, slot } => self.on_aborted(task, slot),
+            Purpose::Prep { task, row, slot } => {
+                self.on_prepared(task, row, (slot, pending.store), &answer);
+            }
+            Purpose::Abort { task, slot } => self.on_aborted(task, (slot, pending.store)),
             Purpose::Lease => {
                 if answer == Answer::Granted {
                     let held = crate::time::lease_held(self.config.lease);
@@ -354,7 +359,7 @@ impl Coordinator {
                 self.slot_is_gone(task, slot, round);
             }
             Purpose::Prep { task, .. } => self.runnable.push_back(task),
-            Purpose::Abort { task, slot } => self.on_aborted(task, slot),
+            Purpose::Abort { task, slot } => self.on_aborted(task, (slot, pending.store)),
             Purpose::Look { task } | Purpose::Repaired { task } => self.repair_lost(task),
             Purpose::Scan { group, learner, round, .. } => {
                 self.scan_lost((group, learner), round);

@@ -2,7 +2,7 @@
 
 use super::gather::{Progress, same_vector};
 use super::rows::{Kind, TaskId};
-use super::{Coordinator, Phase, Purpose};
+use super::{Coordinator, Phase, Purpose, Seat};
 use crate::msg::{Answer, Ask, Reject};
 use smalti_storage::ids::{RowAddr, Slot, SlotSet, Ver};
 use smalti_storage::store::{VecEntry, VersionMeta};
@@ -10,7 +10,7 @@ use smalti_storage::store::{VecEntry, VersionMeta};
 /// A repair of its own; an update that needs one first carries one inside.
 #[derive(Clone, Debug)]
 pub(super) struct Repair {
-    pub(super) slot: Slot,
+    pub(super) seat: Seat,
     /// The admission of the learner it is for; none when the slot is in sync.
     pub(super) life: Option<u64>,
 }
@@ -36,28 +36,31 @@ pub(super) enum RepairState {
 impl Coordinator {
     /// Queues a repair unless one waits already.
     pub(super) fn repair_later(&mut self, row: RowAddr, slot: Slot) {
-        if self.phase == Phase::Active && self.catchup.claim_repair(row, slot) {
-            self.add_repair(row, slot, None);
+        let Some(store) = self.store_of(row.group, slot) else { return };
+        if self.phase == Phase::Active && self.catchup.claim_repair(row, (slot, store)) {
+            self.add_repair(row, (slot, store), None);
         }
     }
 
-    pub(super) fn add_repair(&mut self, row: RowAddr, slot: Slot, life: Option<u64>) {
-        self.add_task(row, Kind::Repair(Repair { slot, life }));
+    pub(super) fn add_repair(&mut self, row: RowAddr, seat: Seat, life: Option<u64>) {
+        self.add_task(row, Kind::Repair(Repair { seat, life }));
     }
 
     pub(super) fn run_repair(&mut self, id: TaskId) {
         let Some(task) = self.tasks.get(&id) else { return };
-        let Kind::Repair(Repair { slot, life }) = task.kind else { return };
+        let Kind::Repair(Repair { seat, life }) = task.kind else { return };
         let row = task.row;
         if !self.repairs.contains_key(&id) {
-            self.begin_repair(id, slot);
+            self.begin_repair(id, seat);
         }
         let progress = self.repair_step(id);
         if progress != Progress::Waiting {
             self.repairs.remove(&id);
             self.end_task(id);
-            self.catchup.repaired(self.now, row, slot, life, progress == Progress::Done);
-            self.suspects.repaired(self.now, row, slot, progress == Progress::Done);
+            self.catchup.repaired(self.now, row, seat, life, progress == Progress::Done);
+            if life.is_none() {
+                self.suspects.repaired(self.now, row, seat.0, progress == Progress::Done);
+            }
             self.stats.rows_repaired += u64::from(progress == Progress::Done);
             if progress == Progress::Done {
                 self.catchup_pump();
@@ -65,9 +68,9 @@ impl Coordinator {
         }
     }
 
-    /// Makes `id`, which holds the row, repair `slot`.
-    pub(super) fn begin_repair(&mut self, id: TaskId, slot: Slot) {
-        self.repairs.insert(id, (slot, RepairState::Begin));
+    /// Makes `id`, which holds the row, repair a slot at a store.
+    pub(super) fn begin_repair(&mut self, id: TaskId, seat: Seat) {
+        self.repairs.insert(id, (seat, RepairState::Begin));
     }
 
     pub(super) fn repair_step(&mut self, id: TaskId) -> Progress {
@@ -75,10 +78,11 @@ impl Coordinator {
             let Some(row) = self.tasks.get(&id).map(|task| task.row) else {
                 return Progress::Failed;
             };
-            let Some((slot, state)) = self.repairs.get(&id).cloned() else {
+            let Some((seat, state)) = self.repairs.get(&id).cloned() else {
                 return Progress::Done;
             };
-            if state != RepairState::Done && !self.members(row).contains(slot) {
+            let slot = seat.0;
+            if state != RepairState::Done && !self.members(row.group).contains(&seat) {
                 // It left while this waited: nobody would answer for it.
                 self.repairs.remove(&id);
                 return Progress::Failed;
@@ -87,11 +91,11 @@ impl Coordinator {
                 RepairState::Begin => {
                     self.set_repair(id, RepairState::Looking);
                     let ask = Ask::Versions { row, slot };
-                    self.ask(row.group, slot, ask, Purpose::Look { task: id });
+                    self.ask_at(row.group, seat, ask, Purpose::Look { task: id });
                 }
                 RepairState::Looking | RepairState::Installing => return Progress::Waiting,
                 RepairState::Gathering { have, meta } => match self.gather(id) {
-                    Progress::Done => self.install_repair(id, row, slot, have, meta.as_ref()),
+                    Progress::Done => self.install_repair(id, row, seat, have, meta.as_ref()),
                     other => return other,
                 },
                 RepairState::Done => {
@@ -113,7 +117,7 @@ impl Coordinator {
     }
 
     pub(super) fn on_looked(&mut self, id: TaskId, answer: Answer) {
-        let Some((slot, _)) = self.repairs.get(&id).cloned() else { return };
+        let Some(((slot, store), _)) = self.repairs.get(&id).cloned() else { return };
         let (have, meta) = match answer {
             Answer::Versions { versions, .. } => match versions.into_iter().next() {
                 Some((meta, good)) => (meta.ver, good.then_some(meta)),
@@ -121,8 +125,12 @@ impl Coordinator {
             },
             _ => (Ver::NONE, None),
         };
+        let group = self.tasks.get(&id).map(|task| task.row.group);
+        let own = group.and_then(|group| self.store_of(group, slot)) == Some(store);
         if let Some(task) = self.tasks.get_mut(&id) {
-            task.gather.reset(SlotSet::EMPTY.with(slot), SlotSet::EMPTY.with(slot));
+            let slot = SlotSet::EMPTY.with(slot);
+            // One that is to hold the slot may have it from the one that does.
+            task.gather.reset(slot, if own { slot } else { SlotSet::EMPTY });
         }
         self.set_repair(id, RepairState::Gathering { have, meta });
         self.runnable.push_back(id);
@@ -133,10 +141,11 @@ impl Coordinator {
         &mut self,
         id: TaskId,
         row: RowAddr,
-        slot: Slot,
+        seat: Seat,
         have: Ver,
         held: Option<&VersionMeta>,
     ) {
+        let slot = seat.0;
         let is_data = self.data_slots().contains(slot);
         let parity = self.parity_slots();
         let Some(task) = self.tasks.get(&id) else { return };
@@ -185,11 +194,11 @@ impl Coordinator {
             task.gather.close();
         }
         self.set_repair(id, RepairState::Installing);
-        self.ask(row.group, slot, ask, Purpose::Repaired { task: id });
+        self.ask_at(row.group, seat, ask, Purpose::Repaired { task: id });
     }
 
     pub(super) fn on_repaired(&mut self, id: TaskId, answer: &Answer) {
-        let Some((slot, _)) = self.repairs.get(&id).cloned() else { return };
+        let Some((seat, _)) = self.repairs.get(&id).cloned() else { return };
         match answer {
             Answer::Ok => self.set_repair(id, RepairState::Done),
             // What the slot really has was not readable before: replace that.
@@ -201,10 +210,11 @@ impl Coordinator {
                 // enough others, and catches up as a whole.
                 self.set_repair(id, RepairState::Failed);
                 let group = self.tasks.get(&id).map(|task| task.row.group);
-                let group = group.filter(|group| self.is_insync((*group, slot)));
-                let store = group.and_then(|group| self.store_of(group, slot));
-                if let Some(store) = store.filter(|store| self.may_shrink(*store)) {
-                    self.shrink(vec![store]);
+                let counts = group.is_some_and(|group| {
+                    self.is_insync((group, seat.0)) && self.store_of(group, seat.0) == Some(seat.1)
+                });
+                if counts && self.may_shrink(seat.1) {
+                    self.shrink(vec![seat.1]);
                 }
             }
         }

@@ -9,7 +9,7 @@
 //! U1. While one of a group's slots is under suspicion no other store of it is taken out for having
 //!     restarted: it may be the one that remembers.
 
-use super::walk::Page;
+use super::walk::{Page, rows_of};
 use super::{Coordinator, Phase, Purpose, evidence};
 use crate::msg::{Answer, Ask, SCAN_LIMIT};
 use crate::time::Time;
@@ -283,14 +283,9 @@ impl Coordinator {
         let (n, data) = (self.n(), self.data_slots());
         let Some(vetting) = self.suspects.groups.get_mut(&group) else { return };
         let pages = std::mem::take(&mut vetting.pages);
-        let upto = pages.values().filter_map(|page| page.upto).min();
+        let (rows, upto) = rows_of(pages.values());
         vetting.after = upto.or(vetting.after);
         vetting.done = upto.is_none();
-        let rows: BTreeSet<RowAddr> = pages
-            .values()
-            .flat_map(|page| page.rows.keys().copied())
-            .filter(|row| upto.is_none_or(|upto| *row <= upto))
-            .collect();
         let mut wrong = Vec::new();
         for row in rows {
             let mut metas: BTreeMap<Slot, VersionMeta> = BTreeMap::new();
@@ -312,12 +307,13 @@ impl Coordinator {
     }
 
     fn vet_repair(&mut self, row: RowAddr, slot: Slot) {
-        let claimed = self.catchup.claim_repair(row, slot);
+        let Some(store) = self.store_of(row.group, slot) else { return };
+        let claimed = self.catchup.claim_repair(row, (slot, store));
         let retry_at = self.now.after(RETRY);
         let Some(vetting) = self.suspects.groups.get_mut(&row.group) else { return };
         if claimed {
             vetting.repairing.insert((row, slot));
-            self.add_repair(row, slot, None);
+            self.add_repair(row, (slot, store), None);
         } else {
             // Another repair of it is under way; looked at again after that.
             vetting.failed.insert((row, slot));

@@ -1,13 +1,13 @@
 //! The walk over all rows of a group: which of them a learner has wrong, by metadata alone.
 //!
-//! Pages of row slots are read from the learner and from whoever it is compared with: one parity
-//! slot in sync, whose vectors name every row and version, or else all data slots. The reads are
-//! not atomic; a row that changes meanwhile may look different and is looked at again under its
+//! Pages of row slots are read from the learner and from whoever it is compared with: where a slot
+//! moves, the store that holds it; else one parity slot in sync, whose vectors name every row and
+//! version, or else all data slots. The reads are not atomic; a row that changes meanwhile may look different and is looked at again under its
 //! lock, but one that looks equal *is* equal: versions are unique, and from the barrier on every
 //! update either reached the learner or put the row behind.
 
 use super::catchup::Stage;
-use super::{Coordinator, Place, Purpose};
+use super::{Coordinator, Place, Purpose, Seat};
 use crate::msg::{Answer, Ask, SCAN_LIMIT};
 use smalti_map::mutant::{Mutant, lives};
 use smalti_storage::ids::{RowAddr, Slot, SlotSet, Ver};
@@ -23,8 +23,8 @@ const WALK_AHEAD: usize = 4096;
 pub(super) struct Walk {
     pub(super) after: Option<RowAddr>,
     pub(super) round: u64,
-    pub(super) pages: BTreeMap<Slot, Page>,
-    pub(super) due: SlotSet,
+    pub(super) pages: BTreeMap<Seat, Page>,
+    pub(super) due: BTreeSet<Seat>,
     /// Waits for repairs to catch up.
     pub(super) paused: bool,
 }
@@ -62,21 +62,26 @@ impl Coordinator {
     /// Asks for the next page of rows of everybody concerned.
     pub(super) fn next_pages(&mut self, place: Place) {
         let (group, slot) = place;
-        let insync = self.insync(group).without(slot);
+        let insync = self.insync(group);
         let compared = match self.parity_slots().and(insync).iter().next() {
+            // The one that holds the slot, which moves.
+            _ if insync.contains(slot) => SlotSet::EMPTY.with(slot),
             Some(parity) => SlotSet::EMPTY.with(parity),
             None => self.data_slots().and(insync),
         };
+        let seat = |slot| Some((slot, self.store_of(group, slot)?));
+        let mut due: BTreeSet<Seat> = compared.iter().filter_map(seat).collect();
         let Some(learning) = self.catchup.learners.get_mut(&place) else { return };
         let Stage::Walking(walk) = &mut learning.stage else { return };
         self.catchup.rounds += 1;
         let round = self.catchup.rounds;
         let after = walk.after.map(|row| (row, Slot(u8::MAX)));
-        *walk = Walk { after: walk.after, round, due: compared.with(slot), ..Walk::default() };
+        due.insert((slot, learning.store));
+        *walk = Walk { after: walk.after, round, due: due.clone(), ..Walk::default() };
         let limit = u32::try_from(SCAN_LIMIT).unwrap_or(u32::MAX);
-        for of in compared.with(slot).iter() {
+        for of in due {
             let purpose = Purpose::Scan { group, learner: slot, of, round };
-            self.ask(group, of, Ask::Scan { group, after, limit }, purpose);
+            self.ask_at(group, of, Ask::Scan { group, after, limit }, purpose);
         }
     }
 
@@ -101,7 +106,7 @@ impl Coordinator {
         }
     }
 
-    pub(super) fn on_scanned(&mut self, place: Place, of: Slot, round: u64, answer: Answer) {
+    pub(super) fn on_scanned(&mut self, place: Place, of: Seat, round: u64, answer: Answer) {
         let Some(learning) = self.catchup.learners.get_mut(&place) else { return };
         let Stage::Walking(walk) = &mut learning.stage else { return };
         if walk.round != round {
@@ -111,8 +116,8 @@ impl Coordinator {
             walk.paused = true;
             return;
         };
-        walk.pages.insert(of, Page::new(of, entries, done));
-        walk.due = walk.due.without(of);
+        walk.pages.insert(of, Page::new(of.0, entries, done));
+        walk.due.remove(&of);
         if walk.due.is_empty() {
             self.compare_pages(place);
             self.catchup_pump();
@@ -127,18 +132,12 @@ impl Coordinator {
         let undecided: BTreeSet<RowAddr> = self.inflight.values().copied().collect();
         let Some(learning) = self.catchup.learners.get_mut(&place) else { return };
         let Stage::Walking(walk) = &mut learning.stage else { return };
-        // Rows up to here are on every page that could have them.
-        let upto = walk.pages.values().filter_map(|page| page.upto).min();
-        let rows: BTreeSet<RowAddr> = walk
-            .pages
-            .values()
-            .flat_map(|page| page.rows.keys().copied())
-            .filter(|row| upto.is_none_or(|upto| *row <= upto))
-            .collect();
+        let (rows, upto) = rows_of(walk.pages.values());
+        let held = (slot, learning.store);
         for row in rows {
             let of_row = walk.pages.iter().map(|(of, page)| (*of, page.rows.get(&row)));
             let open = undecided.contains(&row) && !lives(Mutant::WalkUndecided);
-            if open || !agrees(slot, data, of_row) {
+            if open || !agrees(held, data, of_row) {
                 learning.behind.insert(row);
             }
         }
@@ -152,14 +151,26 @@ impl Coordinator {
     }
 }
 
-/// Whether what the learner at `slot` holds of a row is what the others say it should.
+/// The rows that pages of several stores tell of together, and the last one that all of them do;
+/// `None` when they tell of all that follow.
+pub(super) fn rows_of<'a>(
+    pages: impl Iterator<Item = &'a Page> + Clone,
+) -> (BTreeSet<RowAddr>, Option<RowAddr>) {
+    // Up to here every page has a row that its store has.
+    let upto = pages.clone().filter_map(|page| page.upto).min();
+    let rows = pages.flat_map(|page| page.rows.keys().copied());
+    (rows.filter(|row| upto.is_none_or(|upto| *row <= upto)).collect(), upto)
+}
+
+/// Whether what a learner holds of a row is what the others say it should.
 fn agrees<'a>(
-    slot: Slot,
+    learner: Seat,
     data: SlotSet,
-    of_row: impl Iterator<Item = (Slot, Option<&'a Option<VersionMeta>>)>,
+    of_row: impl Iterator<Item = (Seat, Option<&'a Option<VersionMeta>>)>,
 ) -> bool {
+    let slot = learner.0;
     let nothing = VersionMeta::default();
-    let mut metas: BTreeMap<Slot, &VersionMeta> = BTreeMap::new();
+    let mut metas: BTreeMap<Seat, &VersionMeta> = BTreeMap::new();
     for (of, meta) in of_row {
         match meta {
             None => metas.insert(of, &nothing),
@@ -168,16 +179,17 @@ fn agrees<'a>(
             Some(None) => return false,
         };
     }
-    let Some(held) = metas.remove(&slot) else { return false };
+    let Some(held) = metas.remove(&learner) else { return false };
     let entry = |vec: &[VecEntry], j: usize| vec.get(j).map_or(Ver::NONE, |entry| entry.ver);
-    metas.into_iter().all(|(of, meta)| match (data.contains(slot), data.contains(of)) {
+    let same_entries = |other: &[VecEntry]| {
+        let longest = other.len().max(held.vec.len());
+        (0..longest).all(|j| entry(other, j) == entry(&held.vec, j))
+    };
+    metas.into_iter().all(|((of, _), meta)| match (data.contains(slot), data.contains(of)) {
         (true, false) => held.ver == entry(&meta.vec, slot.index()),
-        (false, false) => {
-            let longest = meta.vec.len().max(held.vec.len());
-            held.ver == meta.ver && (0..longest).all(|j| entry(&meta.vec, j) == entry(&held.vec, j))
-        }
+        (false, false) => held.ver == meta.ver && same_entries(&meta.vec),
         (false, true) => entry(&held.vec, of.index()) == meta.ver,
         // A data slot is out only where a parity slot is in sync, which is compared instead.
-        (true, true) => false,
+        (true, true) => of == slot && held.ver == meta.ver,
     })
 }

@@ -6,15 +6,15 @@
 
 use super::gather::{Progress, compact};
 use super::rows::{Kind, TaskId};
-use super::{Action, Alarm, BlockWrite, Coordinator, OpError, Phase, Purpose};
+use super::{Action, Alarm, BlockWrite, Coordinator, OpError, Phase, Purpose, Seat};
 use crate::invariant::invariant;
 use crate::msg::{self, Answer, Ask, Changed, Reject};
 use bytes::Bytes;
 use smalti_map::mutant::{Mutant, lives};
 use smalti_storage::code::{Code, Fingerprint};
-use smalti_storage::ids::{RowAddr, Slot, SlotSet, Ver, Wid};
+use smalti_storage::ids::{GroupNo, RowAddr, Slot, SlotSet, Ver, Wid};
 use smalti_storage::store::VecEntry;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Times an update is begun anew after a store refused its base, before it fails.
 const ATTEMPTS_MAX: u32 = 8;
@@ -49,15 +49,15 @@ enum UpdatePhase {
     Preparing {
         ver: Ver,
         touched: SlotSet,
-        acked: SlotSet,
+        acked: BTreeSet<Seat>,
         vec: Vec<VecEntry>,
         known: bool,
     },
     /// Undone on every slot that may hold it; then begun anew, or failed.
     Aborting {
         ver: Ver,
-        waiting: SlotSet,
-        then: Result<Option<Slot>, OpError>,
+        waiting: BTreeSet<Seat>,
+        then: Result<Option<Seat>, OpError>,
     },
     /// Waiting for a slot to be repaired under this row lock.
     Repairing,
@@ -72,9 +72,14 @@ impl Coordinator {
                 && (write.record.is_empty() || write.record.len() == self.config.record_len)
         };
         let writer_gen = self.volume.as_ref().map_or(0, |volume| volume.writer_gen);
+        let fenced = |generation: u32| {
+            generation < writer_gen || (generation > writer_gen && !lives(Mutant::TakeNewer))
+        };
         let refused = if !blocks.iter().all(fits) {
             Some(OpError::Invalid)
-        } else if blocks.iter().any(|write| write.wid.generation < writer_gen) {
+        } else if blocks.iter().any(|write| fenced(write.wid.generation)) {
+            // An older gateway's; or a newer one's, and then another coordinator has been elected:
+            // taken here it would pass for newer than what this one's own gateway is still writing.
             Some(OpError::Fenced)
         } else if blocks.iter().any(|write| self.lost_rows.contains(&write.row)) {
             Some(OpError::Unreadable)
@@ -142,7 +147,8 @@ impl Coordinator {
     fn begin_gather(&mut self, id: TaskId, changed: SlotSet) {
         let whole = changed == self.data_slots();
         let Some(task) = self.tasks.get(&id) else { return };
-        let has_parity = !self.parity_slots().and(self.members(task.row)).is_empty();
+        let addressed = slots_of(&self.members(task.row.group));
+        let has_parity = !self.parity_slots().and(addressed).is_empty();
         // Without a parity slot to send one to, no delta is needed.
         let need = if whole || !has_parity { SlotSet::EMPTY } else { changed };
         if let Some(task) = self.tasks.get_mut(&id) {
@@ -172,7 +178,8 @@ impl Coordinator {
         let parity = self.parity_slots();
         let Some(code) = self.code.clone() else { return };
         let Some(row) = self.tasks.get(&id).map(|task| task.row) else { return };
-        let members = self.members(row);
+        let members = self.members(row.group);
+        let addressed = slots_of(&members);
         let Some(task) = self.tasks.get_mut(&id) else { return };
         let Kind::Update(update) = &mut task.kind else { return };
         // A late duplicate of a write that a newer one has replaced since is done already.
@@ -195,7 +202,7 @@ impl Coordinator {
         let changed: SlotSet = update.writes.keys().copied().collect();
         let whole = changed.len() as usize == n;
         let old_at_hand = changed.iter().all(|slot| task.gather.records.contains_key(&slot));
-        if !whole && !old_at_hand && !parity.and(members).is_empty() {
+        if !whole && !old_at_hand && !parity.and(addressed).is_empty() {
             // Writes were merged in, or a parity slot came, while this gathered.
             update.phase = UpdatePhase::Begin;
             self.runnable.push_back(id);
@@ -255,43 +262,56 @@ impl Coordinator {
             ));
         }
         let known = before.is_some() || whole;
-        let acked = SlotSet::EMPTY;
+        let acked = BTreeSet::new();
         update.phase = UpdatePhase::Preparing { ver, touched, acked, vec, known };
         for (slot, ask) in asks {
-            if members.contains(slot) {
-                self.ask(row.group, slot, ask, Purpose::Prep { task: id, row, slot });
+            for seat in members.iter().filter(|(of, _)| *of == slot) {
+                let purpose = Purpose::Prep { task: id, row, slot };
+                self.ask_at(row.group, *seat, ask.clone(), purpose);
             }
         }
     }
 
-    /// Slots that are sent every update: in sync, or catching up.
-    pub(super) fn members(&self, row: RowAddr) -> SlotSet {
-        let learning = self.catchup.learning(row.group);
-        let unsent = lives(Mutant::LearnerUnsent);
-        self.insync(row.group).or(if unsent { SlotSet::EMPTY } else { learning })
+    /// Who is sent every update: in sync, or catching up.
+    pub(super) fn members(&self, group: GroupNo) -> Vec<Seat> {
+        let mut seats = self.insync_seats(group);
+        if !lives(Mutant::LearnerUnsent) {
+            seats.extend(self.catchup.seats(group));
+        }
+        seats
     }
 
-    /// Slots whose answer an acknowledgement waits for.
-    fn required(&self, row: RowAddr) -> SlotSet {
-        let growing = self.catchup.pending_growth(row.group);
-        let all = self.insync(row.group).or(growing);
+    fn insync_seats(&self, group: GroupNo) -> Vec<Seat> {
+        let seat = |slot| Some((slot, self.store_of(group, slot)?));
+        self.insync(group).iter().filter_map(seat).collect()
+    }
+
+    /// Whose answers count: in sync, or with a proposed growth that may have come about already.
+    pub(super) fn counted(&self, group: GroupNo) -> Vec<Seat> {
+        let mut seats = self.insync_seats(group);
+        seats.extend(self.catchup.growing_seats(group));
+        seats
+    }
+
+    /// Whose answer an acknowledgement waits for.
+    fn required(&self, group: GroupNo) -> Vec<Seat> {
         if lives(Mutant::AckWithoutGrowing) {
-            return all.minus(growing);
+            return self.insync_seats(group);
         }
+        let mut seats = self.counted(group);
         if lives(Mutant::AckWithoutParity) {
-            return all.minus(self.parity_slots().iter().last().into_iter().collect());
+            let last = self.parity_slots().iter().last();
+            seats.retain(|(slot, _)| Some(*slot) != last);
         }
-        let down = |slot: &Slot| {
-            self.store_of(row.group, *slot).is_some_and(|store| !self.links.is_up(store))
-        };
         if lives(Mutant::AckWithoutSilent) {
-            return all.minus(all.iter().filter(down).collect());
+            seats.retain(|(_, store)| self.links.is_up(*store));
         }
-        all
+        seats
     }
 
-    pub(super) fn on_prepared(&mut self, id: TaskId, row: RowAddr, slot: Slot, answer: &Answer) {
-        let required = self.required(row).contains(slot);
+    pub(super) fn on_prepared(&mut self, id: TaskId, row: RowAddr, seat: Seat, answer: &Answer) {
+        let slot = seat.0;
+        let required = self.required(row.group).contains(&seat);
         let update = match self.tasks.get_mut(&id).map(|task| &mut task.kind) {
             Some(Kind::Update(update)) => Some(update),
             _ => None,
@@ -299,17 +319,17 @@ impl Coordinator {
         let good = *answer == Answer::Ok;
         if !good && !required && !lives(Mutant::LearnerUnheard) {
             let outdated = matches!(answer, Answer::Rejected(Reject::Base { .. }));
-            self.catchup.behind(row, slot, outdated);
+            self.catchup.behind(row, seat, outdated);
         }
         let Some(update) = update else { return };
         let UpdatePhase::Preparing { ver, acked, .. } = &mut update.phase else { return };
         if good {
-            *acked = acked.with(slot);
+            acked.insert(seat);
         } else if required {
             let ver = *ver;
             let then = match answer {
                 Answer::Rejected(Reject::Base { .. } | Reject::Corrupt) | Answer::Corrupt => {
-                    Ok(Some(slot))
+                    Ok(Some(seat))
                 }
                 Answer::Rejected(Reject::NoSpace) => Err(OpError::NoSpace),
                 Answer::Rejected(Reject::OldWid) => {
@@ -335,7 +355,8 @@ impl Coordinator {
         let UpdatePhase::Preparing { ver, touched, acked, vec, known } = &update.phase else {
             return;
         };
-        if !touched.and(self.required(row)).is_subset(*acked) {
+        let mut needed = self.required(row.group).into_iter();
+        if needed.any(|seat| touched.contains(seat.0) && !acked.contains(&seat)) {
             return;
         }
         let (ver, touched, vec, known) = (*ver, *touched, vec.clone(), *known);
@@ -349,20 +370,23 @@ impl Coordinator {
         self.end_update(id, Ok(()));
     }
 
-    fn abort_update(&mut self, id: TaskId, ver: Ver, then: Result<Option<Slot>, OpError>) {
+    fn abort_update(&mut self, id: TaskId, ver: Ver, then: Result<Option<Seat>, OpError>) {
         let Some(task) = self.tasks.get(&id) else { return };
         let row = task.row;
         let Kind::Update(update) = &task.kind else { return };
         let UpdatePhase::Preparing { touched, .. } = update.phase else { return };
-        let waiting = touched.and(self.members(row));
+        let mut waiting: BTreeSet<Seat> = self.members(row.group).into_iter().collect();
+        waiting.retain(|(slot, _)| touched.contains(*slot));
+        let seats = waiting.clone();
         if let Some(Kind::Update(update)) = self.tasks.get_mut(&id).map(|task| &mut task.kind) {
             update.phase = UpdatePhase::Aborting { ver, waiting, then };
         }
         // A whole row may have stood on a learner whatever it held before, and what it held comes
         // to light again.
-        for slot in waiting.minus(self.required(row)).iter() {
+        let required = self.required(row.group);
+        for seat in seats.iter().filter(|seat| !required.contains(seat)) {
             if !lives(Mutant::LearnerAbortForgotten) {
-                self.catchup.behind(row, slot, false);
+                self.catchup.behind(row, *seat, false);
             }
         }
         // A prepare that was refused for want of a map must not be sent again after its abort.
@@ -375,17 +399,18 @@ impl Coordinator {
         if !lives(Mutant::PrepareAfterAbort) {
             self.withdraw(&preps);
         }
-        for slot in waiting.iter() {
+        for seat in seats {
+            let slot = seat.0;
             let ask = Ask::Abort { row, slot, ver };
-            self.ask(row.group, slot, ask, Purpose::Abort { task: id, slot });
+            self.ask_at(row.group, seat, ask, Purpose::Abort { task: id, slot });
         }
     }
 
-    pub(super) fn on_aborted(&mut self, id: TaskId, slot: Slot) {
+    pub(super) fn on_aborted(&mut self, id: TaskId, seat: Seat) {
         if let Some(Kind::Update(update)) = self.tasks.get_mut(&id).map(|task| &mut task.kind)
             && let UpdatePhase::Aborting { waiting, .. } = &mut update.phase
         {
-            *waiting = waiting.without(slot);
+            waiting.remove(&seat);
             self.runnable.push_back(id);
         }
     }
@@ -394,17 +419,19 @@ impl Coordinator {
         let Some(task) = self.tasks.get(&id) else { return };
         let row = task.row;
         let Kind::Update(update) = &task.kind else { return };
-        let UpdatePhase::Aborting { ver, waiting, then } = update.phase else { return };
+        let UpdatePhase::Aborting { ver, waiting, then } = &update.phase else { return };
         // A slot that left the in-sync set will not answer and need not.
-        if !waiting.and(self.required(row)).is_empty() && !lives(Mutant::AbortUnawaited) {
+        let awaited = self.required(row.group).iter().any(|seat| waiting.contains(seat));
+        if awaited && !lives(Mutant::AbortUnawaited) {
             return;
         }
+        let (ver, then) = (*ver, *then);
         self.inflight.remove(&ver);
         let attempts = update.attempts;
         match then {
             Err(error) => self.end_update(id, Err(error)),
             Ok(_) if attempts >= ATTEMPTS_MAX => self.end_update(id, Err(OpError::Unreadable)),
-            Ok(slot) => {
+            Ok(seat) => {
                 if let Some(Kind::Update(update)) =
                     self.tasks.get_mut(&id).map(|task| &mut task.kind)
                 {
@@ -413,8 +440,8 @@ impl Coordinator {
                 }
                 // The cached vector may be what was wrong.
                 self.cache.forget(row);
-                if let Some(slot) = slot {
-                    self.begin_repair(id, slot);
+                if let Some(seat) = seat {
+                    self.begin_repair(id, seat);
                 }
                 self.runnable.push_back(id);
             }
@@ -448,6 +475,10 @@ impl Update {
         }
         self.ops.push(op);
     }
+}
+
+fn slots_of(seats: &[Seat]) -> SlotSet {
+    seats.iter().map(|(slot, _)| *slot).collect()
 }
 
 /// `old + new` over GF(2), where empty stands for zeroes; empty when equal.

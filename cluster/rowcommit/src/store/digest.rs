@@ -20,6 +20,7 @@ impl StoreCore {
             opened: self.opened,
             config: self.config,
             boot: self.boot,
+            registered: self.registered,
             space_low: self.space_low,
             volumes: self.volumes.clone(),
             batch: self.batch.clone(),
@@ -36,10 +37,12 @@ impl StoreCore {
         (self.opened.incarnation, self.opened.clean).hash(hasher);
         // Whether a restart's grants may still be believed in.
         self.boot.after(lease_granted(self.config.lease_max)).since(now).hash(hasher);
-        (self.volumes.len(), self.space_low, self.must_sync, self.fence_due).hash(hasher);
+        (self.registered, self.volumes.len(), self.space_low, self.must_sync, self.fence_due)
+            .hash(hasher);
         for (no, side) in &self.volumes {
             (no, side.epoch, side.coordinator, side.state, side.dirty).hash(hasher);
             (&side.prepared, &side.in_sync, side.sweep, side.vetted).hash(hasher);
+            (&side.keeps, side.leases).hash(hasher);
             let valid = side.grants.iter().filter(|(_, until)| *until > now);
             valid.map(|(who, until)| (who, until.since(now))).collect::<Vec<_>>().hash(hasher);
         }

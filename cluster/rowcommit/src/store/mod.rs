@@ -5,7 +5,7 @@
 //! also be served beside it by [`read::ReadSide`], which sees durable state alone.
 //!
 //! S1. Nothing is accepted from anyone but the coordinator of the epoch in the store's own map,
-//!     and nothing older than what it promised.
+//!     nothing older than what it promised, and nothing before the map tells of this start.
 //! S2. An undecided version keeps its pre-image until it is known committed.
 //! S3. Bytes are checked against hash, place and version before anything is built on them.
 
@@ -61,6 +61,8 @@ struct VolumeSide {
     /// Groups in which this store is in sync by its own map. Only there does the watermark tell
     /// anything: elsewhere an undecided version may be one that was undone behind its back.
     in_sync: Vec<bool>,
+    /// Groups of which this store is to keep what it has. Unknown before the first map.
+    keeps: Option<Vec<bool>>,
     /// Its rows were compared with those of other stores since this store came up.
     vetted: bool,
     /// Coordinators ask for read leases.
@@ -94,6 +96,9 @@ pub struct StoreCore {
     opened: Opened,
     config: StoreConfig,
     boot: Time,
+    /// The map tells of this start. An older one may be from before this store was given, or gave
+    /// up, what it holds.
+    registered: bool,
     space_low: bool,
     volumes: BTreeMap<VolumeNo, VolumeSide>,
     rows: Rows,
@@ -120,6 +125,7 @@ impl StoreCore {
             store,
             config,
             boot,
+            registered: false,
             space_low: false,
             volumes: BTreeMap::new(),
             batch: Batch::default(),
@@ -148,6 +154,10 @@ impl StoreCore {
     /// When the disk can not be read.
     pub fn set_map(&mut self, map: &ClusterMap) -> Result<(), StoreError> {
         let nothing_waits = self.batch.changes.is_empty();
+        let mut given_up = Vec::new();
+        let known = map.stores.get(&self.opened.id).map(|entry| entry.incarnation);
+        self.registered |=
+            known == Some(self.opened.incarnation) || lives(Mutant::ObeyUnregistered);
         for volume in map.volumes.values() {
             let side = match self.volumes.remove(&volume.no) {
                 Some(side) => side,
@@ -157,15 +167,29 @@ impl StoreCore {
             let in_sync =
                 |group: &Group| group.slot_of(me).is_some_and(|slot| group.insync.contains(slot));
             let in_sync: Vec<bool> = volume.groups.iter().map(in_sync).collect();
+            let keeps: Vec<bool> = volume.groups.iter().map(|group| group.keeps(me)).collect();
+            // A frame of the epoch in which a group was given up may have brought something new by
+            // the time another map comes: only the first one deletes.
+            let before = side.keeps.as_deref().filter(|_| self.registered);
+            for (no, _) in (0u16..).zip(&keeps).filter(|(_, keeps)| self.registered && !**keeps) {
+                let had = before.is_none_or(|before| before.get(usize::from(no)) == Some(&true));
+                if had {
+                    given_up.push((volume.no, GroupNo(no)));
+                }
+            }
             let side = VolumeSide {
                 epoch: volume.epoch,
                 coordinator: volume.coordinator,
                 leases: volume.read_mode == ReadMode::Lease,
                 sweep: side.sweep || in_sync != side.in_sync,
                 in_sync,
+                keeps: Some(keeps).filter(|_| self.registered),
                 ..side
             };
             self.volumes.insert(volume.no, side);
+        }
+        for (no, group) in given_up {
+            self.give_up(no, group)?;
         }
 
         let gone = |no: &VolumeNo| no.0 < map.next_volume && !map.volumes.contains_key(no);
@@ -182,11 +206,31 @@ impl StoreCore {
         Ok(())
     }
 
+    /// Deletes what is here of a group that others hold.
+    fn give_up(&mut self, no: VolumeNo, group: GroupNo) -> Result<(), StoreError> {
+        let in_batch = self.batch.changes.iter().any(|change| match change {
+            Change::PutVersion { at, .. } => at.volume == no && at.row.group == group,
+            _ => false,
+        });
+        // One row slot that can not be read is one that is there.
+        let empty = self.store.scan(no, group, None, 1).is_ok_and(|page| page.is_empty());
+        if empty && !in_batch {
+            return Ok(());
+        }
+        if let Some(side) = self.volumes.get_mut(&no) {
+            side.prepared.retain(|at, _| at.row.group != group);
+            side.by_ver.retain(|_, at| at.row.group != group);
+        }
+        self.rows.forget_group(no, group);
+        self.batch.changes.push(Change::DropGroup { volume: no, group });
+        Ok(())
+    }
+
     /// What [`Self::take_batch`] gave is durable now.
     pub fn committed(&mut self) {
         if std::mem::take(&mut self.fence_due) {
             let entry = |(no, side): (&VolumeNo, &VolumeSide)| {
-                let behind = side.epoch < side.state.promised;
+                let behind = side.epoch < side.state.promised || !self.registered;
                 (*no, (side.epoch, side.coordinator.filter(|_| !behind)))
             };
             self.fence.replace(self.volumes.iter().map(entry).collect());
@@ -205,6 +249,7 @@ impl StoreCore {
             grants: Vec::new(),
             session: None,
             in_sync: Vec::new(),
+            keeps: None,
             vetted: false,
             leases: true,
             sweep: false,
@@ -247,6 +292,9 @@ impl StoreCore {
             Some(side) => {
                 if let Some(known) = side.refuses(sender, frame.epoch) {
                     Some(known)
+                } else if !self.registered {
+                    // The map that tells of this start is on its way.
+                    Some(side.epoch)
                 } else if matches!(side.session, Some((who, at)) if who == sender && at > session)
                     && !lives(Mutant::LateFrames)
                 {

@@ -4,7 +4,7 @@
 //! to do next and wrong for answering, which is why answers wait for the batch.
 
 use bytes::Bytes;
-use smalti_storage::ids::{RowSlot, Ver, VolumeNo};
+use smalti_storage::ids::{GroupNo, RowSlot, Ver, VolumeNo};
 use smalti_storage::store::{ShardStore, StoreError, VersionMeta};
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -148,6 +148,12 @@ impl Rows {
         if !self.touched.contains(&at) && self.cached.remove(&at).is_some() {
             self.order.retain(|other| *other != at);
         }
+    }
+
+    pub(super) fn forget_group(&mut self, volume: VolumeNo, group: GroupNo) {
+        let of_group = |at: &RowSlot| at.volume == volume && at.row.group == group;
+        self.cached.retain(|at, _| !of_group(at));
+        self.order.retain(|at| !of_group(at));
     }
 
     pub(super) fn forget_volume(&mut self, volume: VolumeNo) {

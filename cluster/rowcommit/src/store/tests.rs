@@ -36,7 +36,8 @@ impl Rig {
     }
 
     fn restart(&mut self, at: Time) {
-        self.disk.restart(Restart::default());
+        let opened = self.disk.restart(Restart::default());
+        support::start_store(&mut self.map, self.no, opened.incarnation.0, false);
         self.core = StoreCore::new(Arc::clone(&self.disk) as _, StoreConfig::default(), at);
         self.now = at;
         self.adopt();
@@ -431,9 +432,33 @@ fn accepting_anything_binds_to_the_epoch_even_after_a_restart_with_an_older_map(
     let newer = Frame { epoch: Epoch(3), ..rig.frame(Ver::NONE, vec![Ask::Nop]) };
     assert_eq!(rig.send(1, newer), Some(vec![stale]));
     rig.map = new;
+    support::start_store(&mut rig.map, 1, 2, false);
     rig.adopt();
     let nop = rig.frame(Ver::NONE, vec![Ask::Nop]);
     assert_eq!(rig.send(2, nop), Some(vec![Answer::Ok]));
+}
+
+#[test]
+fn nobody_is_obeyed_before_the_map_tells_of_this_start() {
+    let mut rig = Rig::new(1);
+    let reader = |rig: &Rig| ReadSide::new(Arc::clone(&rig.disk) as _, rig.core.fence());
+    let before = rig.map.clone();
+    rig.restart(Time(50_000_000));
+    let known = std::mem::replace(&mut rig.map, before);
+    rig.core = StoreCore::new(Arc::clone(&rig.disk) as _, StoreConfig::default(), rig.now);
+    rig.adopt();
+    let stale = Answer::Rejected(Reject::StaleEpoch { known: Epoch(2) });
+    assert_eq!(rig.ask(prep(1, Ver::NONE)), stale);
+    let confirm = rig.frame(Ver::NONE, vec![Ask::Confirm]);
+    let answered = |rig: &Rig| {
+        let reply = reader(rig).handle(NodeId(1), &confirm).expect("memory does not fail");
+        reply.answers.into_iter().map(|(_, answer)| answer).collect::<Vec<_>>()
+    };
+    assert_eq!(answered(&rig), vec![stale]);
+    rig.map = known;
+    rig.adopt();
+    assert_eq!(rig.ask(prep(1, Ver::NONE)), Answer::Ok);
+    assert_eq!(answered(&rig), vec![Answer::Ok]);
 }
 
 #[test]

@@ -23,7 +23,12 @@ impl ClusterMap {
         for (no, group) in (0u16..).map(GroupNo).zip(&mut volume.groups) {
             let mut kept = false;
             for store in stores {
-                let Some(slot) = group.slot_of(*store) else { continue };
+                let Some(slot) = group.slot_of(*store) else {
+                    let learners = group.learners.len();
+                    group.learners.retain(|_, learner| learner.store != *store);
+                    changed |= group.learners.len() < learners;
+                    continue;
+                };
                 if group.insync.contains(slot) {
                     if group.insync.len() > min_insync || lives(Mutant::ShrinkBelowMin) {
                         group.insync = group.insync.without(slot);
@@ -98,7 +103,14 @@ impl ClusterMap {
         epoch: Epoch,
         slots: &[GrowSlot],
     ) -> Result<Applied, Rejection> {
-        self.growable(volume, epoch, slots)?;
+        let planned = self.growable(volume, epoch, slots)?;
+        for GrowSlot { group: no, slot, store, .. } in slots {
+            // It would have to be told that it is none any more, which takes an epoch.
+            let other = planned.group(*no).and_then(|group| group.learners.get(slot));
+            if other.is_some_and(|learner| learner.store != *store) {
+                return Err(invalid(format!("{no}/{slot} has another learner")));
+            }
+        }
         let volume = self.planned_mut(volume, epoch)?;
         for grow in slots {
             let learner = Learner { store: grow.store, incarnation: grow.incarnation };
@@ -128,13 +140,15 @@ impl ClusterMap {
             let group = group_mut(volume, grow.group)?;
             group.learners.remove(&grow.slot);
             group.insync = group.insync.with(grow.slot);
+            group.replace(grow.slot, grow.store);
         }
         volume.epoch = next;
         Ok(done(next))
     }
 
-    /// What `AddLearners` and `Grow` both demand: an activated coordinator, and each slot out of
-    /// sync, named once, with the store of the table in its registered incarnation.
+    /// What `AddLearners` and `Grow` both demand: an activated coordinator, and each slot named once,
+    /// with the store of the table, out of sync, or the one it is to move to, in its registered
+    /// incarnation.
     fn growable(
         &self,
         volume: VolumeNo,
@@ -152,10 +166,11 @@ impl ClusterMap {
         for grow in slots {
             let GrowSlot { group: no, slot, store, incarnation } = *grow;
             let group = volume.group(no).ok_or_else(|| invalid(format!("no group {no}")))?;
-            if group.slots.get(slot.index()) != Some(&store) {
+            let moves = group.targets.get(&slot) == Some(&store);
+            if !moves && group.slots.get(slot.index()) != Some(&store) {
                 return Err(invalid(format!("{no}/{slot} is not a slot of store {store}")));
             }
-            if group.insync.contains(slot) {
+            if !moves && group.insync.contains(slot) {
                 return Err(invalid(format!("{no}/{slot} is in sync already")));
             }
             if !seen.insert((no, slot)) {
@@ -171,15 +186,15 @@ impl ClusterMap {
 }
 
 impl Volume {
-    fn next_epoch(&self) -> Result<Epoch, Rejection> {
+    pub(super) fn next_epoch(&self) -> Result<Epoch, Rejection> {
         self.epoch.0.checked_add(1).map(Epoch).ok_or_else(|| invalid("epochs are used up"))
     }
 }
 
-fn group_mut(volume: &mut Volume, no: GroupNo) -> Result<&mut Group, Rejection> {
+pub(super) fn group_mut(volume: &mut Volume, no: GroupNo) -> Result<&mut Group, Rejection> {
     volume.groups.get_mut(usize::from(no.0)).ok_or_else(|| invalid(format!("no group {no}")))
 }
 
-fn done(epoch: Epoch) -> Applied {
+pub(super) fn done(epoch: Epoch) -> Applied {
     Applied::Epoch { epoch, refused: Vec::new() }
 }

@@ -5,6 +5,7 @@
 
 mod cluster;
 mod membership;
+mod moves;
 mod volume;
 
 use crate::command::{Applied, Command, Rejection};
@@ -64,6 +65,10 @@ impl ClusterMap {
                 self.add_learners(*volume, *epoch, slots)
             }
             Command::Grow { volume, epoch, slots } => self.grow(*volume, *epoch, slots),
+            Command::Move { volume, moves } => self.move_slots(*volume, moves),
+            Command::ForgetHolders { volume, epoch, groups } => {
+                self.forget_holders(*volume, *epoch, groups)
+            }
         };
         result.unwrap_or_else(Applied::Rejected)
     }

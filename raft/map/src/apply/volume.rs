@@ -4,7 +4,7 @@ use super::{invalid, limits};
 use crate::command::{Applied, NewVolume, Rejection};
 use crate::types::{ClusterMap, Group, Volume};
 use smalti_storage::ids::{Epoch, SlotSet, VolumeId, VolumeNo};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 impl ClusterMap {
     pub(super) fn create_volume(&mut self, new: &NewVolume) -> Result<Applied, Rejection> {
@@ -28,7 +28,8 @@ impl ClusterMap {
             slots: table.clone(),
             insync: SlotSet::first(slots),
             learners: BTreeMap::new(),
-            old_holders: Vec::new(),
+            targets: BTreeMap::new(),
+            old_holders: BTreeSet::new(),
         };
         let volume = Volume {
             no,

@@ -1,0 +1,142 @@
+//! Slots that move to another store.
+
+use super::*;
+use smalti_map::MoveSlot;
+
+/// 2+1 on stores 1 to 3 of four, with two rows written. Slot 0 is to move to store 4.
+fn about_to_move() -> Rig {
+    let mut rig = Rig::of(support::map_of(4, 2, 1)).activated();
+    rig.write(1, 0, 1);
+    rig.feed(Event::Write { op: 2, blocks: vec![BlockWrite { row: row(1), ..block(1, 1) }] });
+    rig.settle();
+    rig.done.clear();
+    let moves = vec![MoveSlot { group: GroupNo(0), slot: Slot(0), store: store(4) }];
+    rig.accept(vec![Command::Move { volume: VOLUME, moves }]);
+    rig
+}
+
+/// Goes on until the growth is proposed.
+fn until_growth(rig: &mut Rig) -> Vec<Command> {
+    for _ in 0..50 {
+        rig.tick(20);
+        let commands = rig.settle();
+        if commands.iter().any(|command| matches!(command, Command::Grow { .. })) {
+            return commands;
+        }
+        rig.accept(commands);
+    }
+    panic!("nothing grows: {}", rig.coordinator.describe());
+}
+
+fn group(rig: &Rig) -> &smalti_map::Group {
+    &rig.map.volumes[&VOLUME].groups[0]
+}
+
+fn held(rig: &Rig, no: u64) -> usize {
+    let disk = &rig.parties[&store(no)].disk;
+    disk.scan(VOLUME, GroupNo(0), None, 100).expect("memory does not fail").len()
+}
+
+fn head_of(rig: &Rig, no: u64, slot: u8) -> VersionMeta {
+    let at = RowSlot { volume: VOLUME, row: row(0), slot: Slot(slot) };
+    rig.parties[&store(no)].disk.head(at).expect("memory does not fail").unwrap_or_default()
+}
+
+#[test]
+fn a_slot_moves_while_all_stay_in_sync() {
+    let mut rig = about_to_move();
+    let grow = until_growth(&mut rig);
+    assert_eq!(group(&rig).insync.len(), 3);
+    assert_eq!(head_of(&rig, 4, 0), head_of(&rig, 1, 0));
+    rig.accept(grow);
+    assert_eq!(group(&rig).slots[0], store(4));
+    assert_eq!(held(&rig, 1), 1, "kept until nothing is missing");
+    rig.write(3, 0, 2);
+    rig.read(4, 0);
+    for _ in 0..10 {
+        rig.tick(20);
+        let commands = rig.settle();
+        rig.accept(commands);
+    }
+    rig.settle();
+    let read = Action::ReadDone { op: 4, result: Ok(vec![bytes(2)]) };
+    assert_eq!(rig.done, vec![written(3), read]);
+    assert_eq!(head_of(&rig, 4, 0).wid, wid(2));
+    assert!(group(&rig).old_holders.is_empty());
+    // Store 1 deletes it with the map, in a batch of its own.
+    let party = rig.parties.get_mut(&store(1)).expect("there");
+    let (batch, _) = party.core.take_batch();
+    party.disk.commit(batch).expect("memory does not fail");
+    assert_eq!(held(&rig, 1), 0);
+}
+
+#[test]
+fn both_stores_have_to_hold_a_write_once_the_growth_is_proposed() {
+    for deaf in [1, 4] {
+        let mut rig = about_to_move();
+        until_growth(&mut rig);
+        rig.parties.get_mut(&store(deaf)).expect("there").deaf = true;
+        rig.write(3, 0, 2);
+        rig.settle();
+        assert_eq!(rig.done, vec![], "store {deaf} has not answered");
+        rig.parties.get_mut(&store(deaf)).expect("there").deaf = false;
+        rig.link_down(deaf);
+        rig.link_up(deaf);
+        rig.settle();
+        assert_eq!(rig.done, vec![written(3)]);
+    }
+}
+
+#[test]
+fn a_lease_of_one_of_both_is_none() {
+    let mut rig = about_to_move();
+    until_growth(&mut rig);
+    for no in [1, 2, 3] {
+        rig.parties.get_mut(&store(no)).expect("there").deaf = no == 1;
+    }
+    // Slots 1 and 2 alone are two of three; with slot 0 in doubt they still are enough.
+    rig.now = rig.now.after(Duration::from_secs(2));
+    rig.tick(0);
+    rig.settle();
+    assert!(rig.coordinator.lease_ok(GroupNo(0)));
+    rig.parties.get_mut(&store(2)).expect("there").deaf = true;
+    rig.now = rig.now.after(Duration::from_secs(2));
+    rig.tick(0);
+    rig.settle();
+    assert!(!rig.coordinator.lease_ok(GroupNo(0)), "store 4 has given one, store 1 has not");
+}
+
+#[test]
+fn before_that_a_silent_newcomer_holds_nothing_up() {
+    let mut rig = about_to_move();
+    let learn = rig.settle();
+    assert!(matches!(learn[..], [Command::AddLearners { .. }]), "{learn:?}");
+    rig.parties.get_mut(&store(4)).expect("there").deaf = true;
+    rig.accept(learn);
+    rig.write(3, 0, 2);
+    rig.settle();
+    assert_eq!(rig.done, vec![written(3)]);
+}
+
+#[test]
+fn a_store_gives_nothing_up_by_a_map_from_before_its_start() {
+    let mut rig = about_to_move();
+    let before = rig.map.clone();
+    let grow = until_growth(&mut rig);
+    rig.accept(grow);
+    assert_eq!(held(&rig, 4), 1);
+    // Store 4 starts again, with a map in which it holds nothing, nor is to.
+    let mut old = before;
+    let back = vec![MoveSlot { group: GroupNo(0), slot: Slot(0), store: store(1) }];
+    support::accept(&mut old, &Command::Move { volume: VOLUME, moves: back });
+    let disk = Arc::clone(&rig.parties[&store(4)].disk);
+    let opened = disk.restart(Restart::default());
+    rig.start_store(4, disk);
+    let party = rig.parties.get_mut(&store(4)).expect("there");
+    party.core.set_map(&old).expect("memory does not fail");
+    let (batch, _) = party.core.take_batch();
+    assert!(batch.changes.is_empty(), "{batch:?}");
+    support::start_store(&mut rig.map, 4, opened.incarnation.0, false);
+    rig.adopt();
+    assert_eq!(held(&rig, 4), 1);
+}
