@@ -9,7 +9,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use smalti_storage::code::Fingerprint;
 use smalti_storage::ids::{
-    Epoch, GroupNo, Incarnation, RowAddr, Slot, SlotSet, Ver, VolumeNo, Wid,
+    Epoch, GroupNo, Incarnation, RowAddr, Slot, SlotSet, StoreId, Ver, VolumeNo, Wid,
 };
 use smalti_storage::store::{VecEntry, VersionMeta};
 
@@ -127,6 +127,26 @@ pub enum Ask {
         after: Option<(RowAddr, Slot)>,
         /// Most row slots to answer with.
         limit: u32,
+    },
+    /// The next rows of a group, in order, that have changed while slots of it were out, if those are
+    /// all that a store may lack of a slot.
+    Changed {
+        /// The group.
+        group: GroupNo,
+        /// The slot.
+        slot: Slot,
+        /// The store.
+        of: StoreId,
+        /// The row after which to go on.
+        after: Option<RowAddr>,
+        /// Most rows to answer with.
+        limit: u32,
+    },
+    /// What the store holds undecided of a group, and whether it is right but for what has changed
+    /// since it was in sync.
+    Undecided {
+        /// The group.
+        group: GroupNo,
     },
     /// Prepare a changed data slot. An empty record is the absent one.
     PrepData {
@@ -271,6 +291,20 @@ pub enum Answer {
         /// Whether these were the last.
         done: bool,
     },
+    /// The next rows that have changed.
+    Changed {
+        /// In order.
+        rows: Vec<RowAddr>,
+        /// Whether these were the last.
+        done: bool,
+    },
+    /// Undecided rows.
+    Undecided {
+        /// All that the store lacks is what has changed since it was in sync.
+        right: bool,
+        /// The rows.
+        rows: Vec<RowAddr>,
+    },
     /// Durable (prepares, aborts, installs), or simply done (`Release`, `Nop`, `Confirm`).
     Ok,
     /// A lease, valid from when it was asked for.
@@ -352,7 +386,11 @@ impl Ask {
     pub fn is_read(&self) -> bool {
         matches!(
             self,
-            Self::Fetch { .. } | Self::Versions { .. } | Self::Scan { .. } | Self::Confirm
+            Self::Fetch { .. }
+                | Self::Versions { .. }
+                | Self::Scan { .. }
+                | Self::Changed { .. }
+                | Self::Confirm
         )
     }
 
@@ -360,7 +398,14 @@ impl Ask {
     /// `Promise` is not among them, because it may have to wait first.
     pub fn binds(&self) -> bool {
         !self.is_read()
-            && !matches!(self, Self::Promise | Self::Release | Self::Nop | Self::Vetted { .. })
+            && !matches!(
+                self,
+                Self::Promise
+                    | Self::Release
+                    | Self::Nop
+                    | Self::Undecided { .. }
+                    | Self::Vetted { .. }
+            )
     }
 
     /// The row slot that it changes, if it does.

@@ -45,11 +45,14 @@ impl World {
 
     /// A proposal comes to the leader, or is lost on the way.
     pub(crate) fn proposed(&mut self, from: Life, command: Box<Command>, again: bool) {
+        let shrinks = u32::from(matches!(*command, Command::Shrink { .. }));
+        self.shrinks -= shrinks;
         let cut = self.map_away || (self.is_alive(from) && self.nodes[from.at].map_cut > 0);
         if !again && (cut || self.rng.percent(3)) {
             if self.rng.percent(50) {
                 // It was only stuck: the log takes it later, when nobody expects it any more.
                 let later = self.now + self.rng.range(100, 2500) * MS;
+                self.shrinks += shrinks;
                 self.queue.push(later, Ev::Propose { from, command, again: true });
             }
             return;
@@ -58,6 +61,7 @@ impl World {
         if !again && self.rng.percent(5) {
             let later = self.now + self.rng.below(1500 * MS);
             let command = command.clone();
+            self.shrinks += shrinks;
             self.queue.push(later, Ev::Propose { from, command, again: true });
         }
         if let Applied::Rejected(why) = applied

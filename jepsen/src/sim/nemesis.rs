@@ -270,14 +270,14 @@ impl World {
     }
 
     /// A process dies, and its disk goes back to what it was a moment ago. Not while one store is
-    /// out or has not got back what it forgot: that would be one loss too many.
+    /// out or about to be, or has not got back what it forgot: that would be one loss too many.
     fn amnesia(&mut self, at: At, until: u64) {
         if self.nothing_is_forgotten() {
             self.forgot.clear();
         }
         let full = self.volume().is_some_and(smalti_map::Volume::is_full);
         let past = self.nodes[at].past.len();
-        if !full || !self.forgot.is_empty() || !self.nodes[at].up || past == 0 {
+        if !full || self.shrinks > 0 || !self.forgot.is_empty() || !self.nodes[at].up || past == 0 {
             return;
         }
         self.count(Fault::Amnesia, true);

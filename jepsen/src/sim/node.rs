@@ -302,6 +302,7 @@ impl World {
             Action::Propose(command) => {
                 self.trace(|| format!("n{at} proposes {command:?}"));
                 let later = self.now + self.rng.below(self.swarm.map_delay * 2);
+                self.shrinks += u32::from(matches!(command, Command::Shrink { .. }));
                 let command = Box::new(command);
                 self.queue.push(later, Ev::Propose { from: life, command, again: false });
             }

@@ -48,6 +48,8 @@ pub(crate) struct World {
     pub(crate) maps: Vec<Arc<ClusterMap>>,
     /// Nobody can propose.
     pub(crate) map_away: bool,
+    /// Proposals to take a store out that may still be accepted.
+    pub(crate) shrinks: u32,
     /// Since when the coordinator looks dead.
     pub(crate) suspected: Option<u64>,
     pub(crate) clients: Vec<Client>,
@@ -155,6 +157,7 @@ impl World {
             map: Arc::default(),
             maps: Vec::new(),
             map_away: false,
+            shrinks: 0,
             suspected: None,
             clients,
             history: History::default(),

@@ -162,6 +162,18 @@ mutants! {
     /// A repair is written over whatever the slot holds by then.
     InstallBlindly = "install-blindly",
 
+    /// An index of changed rows begins without those that are undecided then.
+    IndexDecidedOnly = "index-decided-only",
+    /// A store goes on with its index though it was out of sync in between.
+    IndexOfAbsent = "index-of-absent",
+    /// An index goes on to name a store that may have deleted what it held.
+    IndexOfDeleted = "index-of-deleted",
+    /// An index tells anybody what he lacks, also who was out before it began.
+    IndexOfAnybody = "index-of-anybody",
+    /// The index of a store that crashed is believed, and what it says of itself.
+    IndexOfCrashed = "index-of-crashed",
+    /// What a learner holds undecided itself is not among the rows it lacks.
+    LeftoversIgnored = "leftovers-ignored",
     /// A whole row that is still undecided counts as equal on a learner.
     WalkUndecided = "walk-undecided",
 

@@ -1,7 +1,7 @@
 //! Turning a batch of changes into one RocksDB write.
 
 use crate::database::{Database, failed};
-use crate::keys::{after_prefix, slot, version, volume};
+use crate::keys::{after_prefix, change, slot, version, volume};
 use crate::value;
 use rocksdb::{ErrorKind, WriteBatch};
 use smalti_storage::store::{Batch, Change, StoreError};
@@ -62,7 +62,19 @@ pub(crate) fn prepare(database: &Database, batch: &Batch) -> Result<Prepared, St
                 let key = volume::encode(*volume);
                 write.put_cf(database.state(), key, value::encode(&key, state));
             }
+            Change::SetIndex { volume, group, index } => {
+                let key = change::of_index(*volume, *group);
+                write.put_cf(database.state(), key, value::encode(&key, index));
+            }
+            Change::NoteChanged { volume, row } => {
+                // The key says it all. It lies in a checked block, and a row too many is no harm.
+                write.put_cf(database.state(), change::of_row(*volume, *row), []);
+            }
+            Change::DropIndex { volume, group } => {
+                drop_indexes(database, &mut write, &change::of_index(*volume, *group));
+            }
             Change::DropGroup { volume, group } => {
+                drop_indexes(database, &mut write, &change::of_index(*volume, *group));
                 let range = Dropped::prefix(&slot::of_group(*volume, *group));
                 drop_range(database, &mut write, &range);
                 dropped.push(range);
@@ -71,6 +83,7 @@ pub(crate) fn prepare(database: &Database, batch: &Batch) -> Result<Prepared, St
                 let range = Dropped::prefix(&slot::of_volume(*volume));
                 drop_range(database, &mut write, &range);
                 write.delete_cf(database.state(), volume::encode(*volume));
+                drop_indexes(database, &mut write, &change::of_volume(*volume));
                 dropped.push(range);
             }
         }
@@ -87,6 +100,10 @@ fn drop_range(database: &Database, write: &mut WriteBatch, range: &Dropped) {
     for family in [database.meta(), database.data(), database.prep()] {
         write.delete_range_cf(family, &range.from, &range.to);
     }
+}
+
+fn drop_indexes(database: &Database, write: &mut WriteBatch, prefix: &[u8]) {
+    write.delete_range_cf(database.state(), prefix, &after_prefix(prefix));
 }
 
 /// Whether a version is there, readable or not.

@@ -4,8 +4,11 @@
 //! slot     volume u32 | group u16 | stripe u64 | index u32 | slot u8             19 bytes
 //! version  slot | !epoch u32 | !seq u64                  newest version first    31 bytes
 //! volume   "v" | volume u32                                                       5 bytes
+//! index    "c" | volume u32 | group u16                                           7 bytes
+//! changed  index | stripe u64 | index u32                                        19 bytes
 //! ```
 
+pub(crate) mod change;
 pub(crate) mod slot;
 pub(crate) mod version;
 pub(crate) mod volume;

@@ -34,7 +34,7 @@ const TEMPORARY: &str = "STORE.new";
 /// Where RocksDB lives inside the directory.
 const DATABASE: &str = "db";
 const TITLE: &str = "smalti store";
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 /// The oldest format that is still read.
 const FORMAT_MIN: u32 = 1;
 /// No label is nearly as long; nothing longer is read.

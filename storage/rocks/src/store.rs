@@ -2,7 +2,7 @@
 
 use crate::apply::{Claims, prepare};
 use crate::database::{Database, failed, read_failed};
-use crate::keys::{after_prefix, slot, version, volume};
+use crate::keys::{after_prefix, change, slot, version, volume};
 use crate::label::{Directory, Label};
 use crate::options::{Expect, RocksOptions};
 use crate::reclaim::Reclaim;
@@ -10,9 +10,10 @@ use crate::space;
 use crate::value;
 use bytes::Bytes;
 use rocksdb::{DBPinnableSlice, DBRawIterator, FlushOptions, ReadOptions, WriteOptions};
-use smalti_storage::ids::{GroupNo, RowSlot, Ver, VolumeNo};
+use smalti_storage::ids::{GroupNo, RowAddr, RowSlot, Ver, VolumeNo};
 use smalti_storage::store::{
-    Batch, Opened, ShardStore, SlotVersions, Space, StoreError, VersionMeta, VolumeState,
+    Batch, ChangeIndex, Opened, ShardStore, SlotVersions, Space, StoreError, VersionMeta,
+    VolumeState,
 };
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -330,6 +331,41 @@ impl ShardStore for RocksStore {
         // A store that forgot what it promised may serve nobody.
         value::decode(&key, &bytes)
             .map_err(|_| StoreError::Io(format!("stored state of {volume} does not verify")))
+    }
+
+    fn index(&self, volume: VolumeNo, group: GroupNo) -> Result<Option<ChangeIndex>, StoreError> {
+        let key = change::of_index(volume, group);
+        let found = self.database.db.get_pinned_cf(self.database.state(), key);
+        let found = found.map_err(|error| failed(&error))?;
+        // Without one all rows are compared, which is right whatever it said.
+        Ok(found.and_then(|bytes| value::decode(&key, &bytes).ok()))
+    }
+
+    fn changed(
+        &self,
+        volume: VolumeNo,
+        group: GroupNo,
+        after: Option<RowAddr>,
+        limit: usize,
+    ) -> Result<Vec<RowAddr>, StoreError> {
+        let prefix = change::of_index(volume, group);
+        let mut options = ReadOptions::default();
+        options.set_iterate_upper_bound(after_prefix(&prefix));
+        let mut iterator = self.database.db.raw_iterator_cf_opt(self.database.state(), options);
+        match after {
+            Some(after) => iterator.seek(after_prefix(&change::of_row(volume, after))),
+            None => iterator.seek(prefix),
+        }
+        let mut rows = Vec::new();
+        while rows.len() < limit
+            && let Some(key) = iterator.key()
+        {
+            // The index itself comes first.
+            rows.extend(change::row(key));
+            iterator.next();
+        }
+        iterator.status().map_err(|error| failed(&error))?;
+        Ok(rows)
     }
 
     fn volumes(&self) -> Result<Vec<VolumeNo>, StoreError> {

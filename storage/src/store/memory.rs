@@ -8,12 +8,13 @@
 //!     as a disk's does.
 
 use super::{
-    Batch, Change, Opened, ShardStore, SlotVersions, Space, StoreError, VersionMeta, VolumeState,
+    Batch, Change, ChangeIndex, Opened, ShardStore, SlotVersions, Space, StoreError, VersionMeta,
+    VolumeState,
 };
 use crate::ids::{GroupNo, Incarnation, RowAddr, RowSlot, Slot, StoreId, Ver, VolumeNo};
 use bytes::Bytes;
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -57,6 +58,7 @@ struct Content {
     rows: BTreeMap<RowSlot, BTreeMap<Reverse<Ver>, Stored>>,
     prepared: BTreeMap<RowSlot, Ver>,
     volumes: BTreeMap<VolumeNo, VolumeState>,
+    indexes: BTreeMap<(VolumeNo, GroupNo), (ChangeIndex, BTreeSet<RowAddr>)>,
     used: u64,
 }
 
@@ -79,6 +81,8 @@ enum Undo {
     Version(RowSlot, Ver, Option<Stored>),
     Mark(RowSlot, Option<Ver>),
     Volume(VolumeNo, Option<VolumeState>),
+    Noted(VolumeNo, RowAddr),
+    Index(VolumeNo, GroupNo, Option<(ChangeIndex, BTreeSet<RowAddr>)>),
 }
 
 impl MemoryStore {
@@ -180,6 +184,7 @@ impl MemoryStore {
         content.rows.hash(&mut hasher);
         content.prepared.hash(&mut hasher);
         content.volumes.hash(&mut hasher);
+        content.indexes.hash(&mut hasher);
         hasher.0.finish_128()
     }
 
@@ -258,14 +263,29 @@ impl Content {
             Change::SetVolume { volume, state } => {
                 undo.push(Undo::Volume(volume, self.volumes.insert(volume, state)));
             }
+            Change::SetIndex { volume, group, index } => {
+                let old = self.indexes.get(&(volume, group)).cloned();
+                let rows = old.as_ref().map(|(_, rows)| rows.clone()).unwrap_or_default();
+                undo.push(Undo::Index(volume, group, old));
+                self.indexes.insert((volume, group), (index, rows));
+            }
+            Change::NoteChanged { volume, row } => {
+                let (_, rows) = self.indexes.entry((volume, row.group)).or_default();
+                if rows.insert(row) {
+                    undo.push(Undo::Noted(volume, row));
+                }
+            }
+            Change::DropIndex { volume, group } => self.drop_indexes(volume, group, group, undo),
             Change::DropGroup { volume, group } => {
                 let (first, last) = group_bounds(volume, group);
                 self.drop_range(first, last, undo);
+                self.drop_indexes(volume, group, group, undo);
             }
             Change::DropVolume { volume } => {
                 let (first, _) = group_bounds(volume, GroupNo(0));
                 let (_, last) = group_bounds(volume, GroupNo(u16::MAX));
                 self.drop_range(first, last, undo);
+                self.drop_indexes(volume, GroupNo(0), GroupNo(u16::MAX), undo);
                 undo.push(Undo::Volume(volume, self.volumes.remove(&volume)));
             }
         }
@@ -286,6 +306,13 @@ impl Content {
         }
     }
 
+    fn drop_indexes(&mut self, no: VolumeNo, from: GroupNo, to: GroupNo, undo: &mut Vec<Undo>) {
+        let found = self.indexes.range((no, from)..=(no, to)).map(|(place, _)| *place);
+        for (volume, group) in found.collect::<Vec<_>>() {
+            undo.push(Undo::Index(volume, group, self.indexes.remove(&(volume, group))));
+        }
+    }
+
     fn undo(&mut self, undo: Vec<Undo>) {
         for step in undo.into_iter().rev() {
             match step {
@@ -294,6 +321,17 @@ impl Content {
                 Undo::Mark(at, None) => drop(self.prepared.remove(&at)),
                 Undo::Volume(volume, Some(state)) => drop(self.volumes.insert(volume, state)),
                 Undo::Volume(volume, None) => drop(self.volumes.remove(&volume)),
+                Undo::Noted(volume, row) => {
+                    if let Some((_, rows)) = self.indexes.get_mut(&(volume, row.group)) {
+                        rows.remove(&row);
+                    }
+                }
+                Undo::Index(volume, group, Some(old)) => {
+                    self.indexes.insert((volume, group), old);
+                }
+                Undo::Index(volume, group, None) => {
+                    self.indexes.remove(&(volume, group));
+                }
             }
         }
     }
@@ -397,6 +435,25 @@ impl ShardStore for MemoryStore {
 
     fn volume(&self, volume: VolumeNo) -> Result<VolumeState, StoreError> {
         Ok(self.content().volumes.get(&volume).copied().unwrap_or_default())
+    }
+
+    fn index(&self, volume: VolumeNo, group: GroupNo) -> Result<Option<ChangeIndex>, StoreError> {
+        let content = self.content();
+        Ok(content.indexes.get(&(volume, group)).map(|(index, _)| index.clone()))
+    }
+
+    fn changed(
+        &self,
+        volume: VolumeNo,
+        group: GroupNo,
+        after: Option<RowAddr>,
+        limit: usize,
+    ) -> Result<Vec<RowAddr>, StoreError> {
+        let content = self.content();
+        let rows = content.indexes.get(&(volume, group)).map(|(_, rows)| rows);
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let rows = rows.into_iter().flat_map(|rows| rows.range((from, Bound::Unbounded)));
+        Ok(rows.take(limit).copied().collect())
     }
 
     fn volumes(&self) -> Result<Vec<VolumeNo>, StoreError> {

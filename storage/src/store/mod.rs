@@ -9,9 +9,12 @@
 //! S2. What a read returns was committed; a reader never sees part of a batch.
 //! S3. A version, once written, never changes; only whole versions are deleted.
 
-use crate::ids::{Epoch, GroupNo, Incarnation, RowSlot, SlotSet, StoreId, Ver, VolumeNo, Wid};
+use crate::ids::{
+    Epoch, GroupNo, Incarnation, RowAddr, RowSlot, Slot, SlotSet, StoreId, Ver, VolumeNo, Wid,
+};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::fmt;
 
 pub mod memory;
@@ -119,6 +122,14 @@ pub struct VolumeState {
     pub watermark: Ver,
 }
 
+/// Which rows of a group have changed while some of its slots were out of sync: whoever was in sync
+/// with a slot when the index began, or later, lacks nothing of it but these.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ChangeIndex {
+    /// The slots that were in sync when it began, or later, and who held them.
+    pub seats: BTreeSet<(Slot, StoreId)>,
+}
+
 /// One change within a [`Batch`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[expect(missing_docs, reason = "the fields are what their types say")]
@@ -137,6 +148,12 @@ pub enum Change {
     DropSlot { at: RowSlot },
     /// Replaces the state of a volume.
     SetVolume { volume: VolumeNo, state: VolumeState },
+    /// Begins the index of changed rows of a group, or replaces what it says of stores.
+    SetIndex { volume: VolumeNo, group: GroupNo, index: ChangeIndex },
+    /// Puts a row into its group's index.
+    NoteChanged { volume: VolumeNo, row: RowAddr },
+    /// Forgets the index of a group with all its rows.
+    DropIndex { volume: VolumeNo, group: GroupNo },
     /// Forgets everything of one group of a volume.
     DropGroup { volume: VolumeNo, group: GroupNo },
     /// Forgets everything of a volume.
@@ -290,6 +307,18 @@ pub trait ShardStore: Send + Sync + 'static {
 
     /// The volume's state; the default when it was never set.
     fn volume(&self, volume: VolumeNo) -> Result<VolumeState, StoreError>;
+
+    /// The index of changed rows of a group; `None` when there is none that can be read.
+    fn index(&self, volume: VolumeNo, group: GroupNo) -> Result<Option<ChangeIndex>, StoreError>;
+
+    /// Up to `limit` rows of a group's index after `after`, in order. Fewer are the end.
+    fn changed(
+        &self,
+        volume: VolumeNo,
+        group: GroupNo,
+        after: Option<RowAddr>,
+        limit: usize,
+    ) -> Result<Vec<RowAddr>, StoreError>;
 
     /// Every volume with state or rows here.
     fn volumes(&self) -> Result<Vec<VolumeNo>, StoreError>;

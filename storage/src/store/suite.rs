@@ -38,6 +38,7 @@ pub const CASES: &[(&str, Case)] = &[
     ("refused batches", cases::refused_batches),
     ("prepared marks", cases::prepared_marks),
     ("volume state", cases::volume_state),
+    ("index of changes", cases::index_of_changes),
     ("scan pages", cases::scan_pages),
     ("scan bounds", cases::scan_bounds),
     ("drop slot", cases::drop_slot),
@@ -94,6 +95,11 @@ pub fn assert_same(left: &dyn ShardStore, right: &dyn ShardStore, groups: &[(Vol
     for &(volume, group) in groups {
         assert_eq!(left.volume(volume).expect("state"), right.volume(volume).expect("state"));
         assert_eq!(left.prepared(volume).expect("marks"), right.prepared(volume).expect("marks"));
+        let index = |store: &dyn ShardStore| {
+            let rows = store.changed(volume, group, None, usize::MAX).expect("changed rows");
+            (store.index(volume, group).expect("index"), rows)
+        };
+        assert_eq!(index(left), index(right));
         // Two page sizes, so that paging itself is compared as well.
         let rows = scan_all(left, volume, group, 3);
         assert_eq!(rows, scan_all(right, volume, group, usize::MAX));

@@ -209,6 +209,10 @@ pub struct Stats {
     pub slots_out: u64,
     /// In-sync stores that may have forgotten something and were not compared yet.
     pub suspects: u64,
+    /// Rows of learners compared so far, where it was not known which had changed.
+    pub rows_walked: u64,
+    /// Rows of learners listed as changed so far.
+    pub rows_listed: u64,
     /// Rows brought up to date on some slot so far.
     pub rows_repaired: u64,
     /// Records that did not verify so far.

@@ -8,6 +8,7 @@
 //! K1. Once `Grow` was proposed in an epoch, its slot counts until that epoch is over or the
 //!     store is registered with another start: the proposal may be accepted at any time.
 
+use super::listing::Listing;
 use super::walk::Walk;
 use super::{Coordinator, Pending, Phase, Place, Purpose, Seat};
 use crate::msg::Ask;
@@ -53,6 +54,8 @@ pub(super) enum Stage {
     /// session sent it may still arrive: waits for the former to end and for the first answer of
     /// this session, after which the store takes nothing of an earlier one.
     Barrier { after: Ver, opened: bool },
+    /// What has changed since it left is listed, and repaired meanwhile.
+    Listing(Listing),
     /// Being compared; what is found behind is repaired meanwhile.
     Walking(Walk),
     /// Compared; the rest is being repaired.
@@ -70,6 +73,7 @@ impl Catchup {
             let stage = match learning.stage {
                 Stage::Barrier { opened: false, .. } => "unopened",
                 Stage::Barrier { .. } => "barrier",
+                Stage::Listing(_) => "listing",
                 Stage::Walking(_) => "walking",
                 Stage::Repairing => "repairing",
                 Stage::Growing { .. } => "growing",
@@ -144,7 +148,7 @@ impl Catchup {
         let ahead = match &learning.stage {
             Stage::Barrier { .. } => true,
             Stage::Walking(walk) => walk.is_ahead(row),
-            Stage::Repairing | Stage::Growing { .. } => false,
+            Stage::Listing(_) | Stage::Repairing | Stage::Growing { .. } => false,
         };
         if !(outdated && ahead) {
             learning.behind.insert(row);
@@ -415,11 +419,11 @@ impl Coordinator {
                     if opened && lives(Mutant::GrowUncompared) {
                         learning.stage = Stage::Repairing;
                     } else if opened && (ended || lives(Mutant::NoBarrier)) {
-                        learning.stage = Stage::Walking(Walk::default());
-                        self.next_pages(place);
+                        self.list_changed(place);
                     }
                     continue;
                 }
+                Stage::Listing(_) => self.resume_listing(place),
                 Stage::Walking(_) => self.resume_walk(place),
                 Stage::Repairing if level && answered => {
                     learning.stage = Stage::Growing { proposed: None };

@@ -119,6 +119,13 @@ impl Coordinator {
                 );
                 (group, learner, of, live).hash(hasher);
             }
+            Purpose::Leftovers { group, learner, round }
+            | Purpose::Changed { group, learner, round, .. } => {
+                let live = self.catchup.learners.get(&(*group, *learner)).is_some_and(
+                    |l| matches!(&l.stage, Stage::Listing(listing) if listing.round == *round),
+                );
+                (pending.store, group, learner, live).hash(hasher);
+            }
             Purpose::Vet { group, of, round } => {
                 (group, of, self.suspects.is_round(*group, *round)).hash(hasher);
             }
@@ -183,6 +190,9 @@ impl Coordinator {
                     (1, walk.after, &walk.pages, &walk.due, walk.paused).hash(hasher);
                 }
                 Stage::Repairing => 2.hash(hasher),
+                Stage::Listing(listing) => {
+                    (4, listing.after, &listing.pages, &listing.due, listing.paused).hash(hasher)
+                }
                 Stage::Growing { proposed } => (3, proposed).hash(hasher),
             }
         }

@@ -92,11 +92,12 @@ impl Gather {
             }
         }
         self.avoid = self.avoid.or(bad);
-        for slot in data.iter() {
-            // Never written: all zeroes on every slot, known without asking.
-            if vec.get(slot.index()).is_none_or(|entry| entry.ver.is_none()) {
-                self.records.insert(slot, Bytes::new());
-            }
+        // Never written: all zeroes, known without asking.
+        let never = |slot: &Slot| vec.get(slot.index()).is_none_or(|entry| entry.ver.is_none());
+        let nowhere = data.iter().all(|slot| never(&slot));
+        let absent = data.iter().filter(never).collect::<SlotSet>();
+        for slot in if nowhere { absent.or(self.need) } else { absent }.iter() {
+            self.records.insert(slot, Bytes::new());
         }
         bad
     }

@@ -21,6 +21,7 @@ mod digest;
 mod evidence;
 mod gather;
 mod links;
+mod listing;
 mod map;
 mod read;
 mod repair;
@@ -77,6 +78,8 @@ enum Purpose {
     SettleDone,
     Opened { group: GroupNo, slot: Slot },
     Scan { group: GroupNo, learner: Slot, of: Seat, round: u64 },
+    Leftovers { group: GroupNo, learner: Slot, round: u64 },
+    Changed { group: GroupNo, learner: Slot, of: Seat, round: u64 },
     Vet { group: GroupNo, of: Slot, round: u64 },
 }
 
@@ -348,6 +351,12 @@ impl Coordinator {
             Purpose::Scan { group, learner, of, round } => {
                 self.on_scanned((group, learner), of, round, answer);
             }
+            Purpose::Leftovers { group, learner, round } => {
+                self.on_leftovers((group, learner), round, answer);
+            }
+            Purpose::Changed { group, learner, of, round } => {
+                self.on_changed((group, learner), of, round, answer);
+            }
             Purpose::Vet { group, of, round } => self.on_vet_page(group, of, round, answer),
         }
     }
@@ -363,6 +372,10 @@ impl Coordinator {
             Purpose::Look { task } | Purpose::Repaired { task } => self.repair_lost(task),
             Purpose::Scan { group, learner, round, .. } => {
                 self.scan_lost((group, learner), round);
+            }
+            Purpose::Leftovers { group, learner, round }
+            | Purpose::Changed { group, learner, round, .. } => {
+                self.listing_lost((group, learner), round);
             }
             Purpose::Vet { group, round, .. } => self.suspects.page_lost(group, round),
             _ => {}

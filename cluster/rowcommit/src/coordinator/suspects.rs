@@ -309,15 +309,11 @@ impl Coordinator {
     fn vet_repair(&mut self, row: RowAddr, slot: Slot) {
         let Some(store) = self.store_of(row.group, slot) else { return };
         let claimed = self.catchup.claim_repair(row, (slot, store));
-        let retry_at = self.now.after(RETRY);
         let Some(vetting) = self.suspects.groups.get_mut(&row.group) else { return };
+        // Another repair of it may be under way: whichever it is, it puts the row right.
+        vetting.repairing.insert((row, slot));
         if claimed {
-            vetting.repairing.insert((row, slot));
             self.add_repair(row, (slot, store), None);
-        } else {
-            // Another repair of it is under way; looked at again after that.
-            vetting.failed.insert((row, slot));
-            vetting.retry_at = retry_at;
         }
     }
 

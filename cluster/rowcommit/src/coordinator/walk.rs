@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Rows behind that a walk may run ahead of the repairs: what a wholly new store lacks must not
 /// all be listed at once.
-const WALK_AHEAD: usize = 4096;
+pub(super) const WALK_AHEAD: usize = 4096;
 
 /// A walk in progress.
 #[derive(Clone, Debug, Default)]
@@ -134,6 +134,7 @@ impl Coordinator {
         let Stage::Walking(walk) = &mut learning.stage else { return };
         let (rows, upto) = rows_of(walk.pages.values());
         let held = (slot, learning.store);
+        self.stats.rows_walked += rows.len() as u64;
         for row in rows {
             let of_row = walk.pages.iter().map(|(of, page)| (*of, page.rows.get(&row)));
             let open = undecided.contains(&row) && !lives(Mutant::WalkUndecided);

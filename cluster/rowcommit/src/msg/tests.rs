@@ -50,6 +50,14 @@ fn asks() -> Vec<Ask> {
         Ask::Lease { duration_us: 1_500_000 },
         Ask::Release,
         Ask::Nop,
+        Ask::Changed {
+            group: GroupNo(3),
+            slot,
+            of: StoreId(uuid::Uuid::from_u128(7)),
+            after: Some(row),
+            limit: 1024,
+        },
+        Ask::Undecided { group: GroupNo(3) },
         Ask::Confirm,
         Ask::Vetted { incarnation: Incarnation(3) },
     ]
@@ -74,6 +82,8 @@ fn answers() -> Vec<Answer> {
             entries: vec![(row(), Slot(1), Some(meta())), (row(), Slot(2), None)],
             done: true,
         },
+        Answer::Changed { rows: vec![row()], done: true },
+        Answer::Undecided { right: true, rows: vec![row()] },
         Answer::Ok,
         Answer::Granted,
         reject(Reject::StaleEpoch { known: Epoch(6) }),
@@ -148,7 +158,7 @@ fn damage_is_refused() {
 fn kinds_of_requests() {
     let reads = asks().into_iter().filter(Ask::is_read).count();
     let binding = asks().into_iter().filter(Ask::binds).count();
-    assert_eq!((reads, binding), (6, 7));
+    assert_eq!((reads, binding), (7, 7));
 }
 
 proptest! {

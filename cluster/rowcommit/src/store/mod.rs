@@ -10,6 +10,7 @@
 //! S3. Bytes are checked against hash, place and version before anything is built on them.
 
 mod digest;
+mod index;
 mod prepare;
 pub mod read;
 mod rows;
@@ -17,6 +18,7 @@ mod rows;
 use crate::invariant::invariant;
 use crate::msg::{Answer, Ask, Frame, Reject, Reply};
 use crate::time::{Time, lease_granted};
+use index::Indexes;
 use read::Fence;
 use rows::Rows;
 use smalti_map::mutant::{Mutant, lives};
@@ -63,6 +65,7 @@ struct VolumeSide {
     in_sync: Vec<bool>,
     /// Groups of which this store is to keep what it has. Unknown before the first map.
     keeps: Option<Vec<bool>>,
+    indexes: Indexes,
     /// Its rows were compared with those of other stores since this store came up.
     vetted: bool,
     /// Coordinators ask for read leases.
@@ -191,6 +194,9 @@ impl StoreCore {
         for (no, group) in given_up {
             self.give_up(no, group)?;
         }
+        if self.registered {
+            map.volumes.values().try_for_each(|volume| self.index_by(volume))?;
+        }
 
         let gone = |no: &VolumeNo| no.0 < map.next_volume && !map.volumes.contains_key(no);
         for no in self.store.volumes()?.into_iter().filter(gone) {
@@ -250,6 +256,7 @@ impl StoreCore {
             session: None,
             in_sync: Vec::new(),
             keeps: None,
+            indexes: Indexes::default(),
             vetted: false,
             leases: true,
             sweep: false,
@@ -365,9 +372,13 @@ impl StoreCore {
                 Answer::Ok
             }
             Ask::Nop => Answer::Ok,
+            Ask::Undecided { group } => self.undecided_of(volume, group),
             Ask::Vetted { incarnation } => {
                 if let Some(side) = self.volumes.get_mut(&volume) {
                     side.vetted |= incarnation == self.opened.incarnation;
+                }
+                if incarnation == self.opened.incarnation {
+                    self.indexes_vetted(volume);
                 }
                 Answer::Ok
             }
@@ -385,7 +396,11 @@ impl StoreCore {
                 self.install(at(row, slot), meta, record, prepared, expect)?
             }
             Ask::Purge { row, slot, expect } => self.purge(at(row, slot), expect)?,
-            read @ (Ask::Fetch { .. } | Ask::Versions { .. } | Ask::Scan { .. } | Ask::Confirm) => {
+            read @ (Ask::Fetch { .. }
+            | Ask::Versions { .. }
+            | Ask::Scan { .. }
+            | Ask::Changed { .. }
+            | Ask::Confirm) => {
                 // Served in order here too, but it must not see a change that is not yet durable:
                 // whoever calls this flushes before reads (the shell sends them past this core).
                 read::serve(self.store.as_ref(), volume, &read)?

@@ -171,6 +171,7 @@ impl StoreCore {
     /// stands still would collect versions without end.
     fn put_prepared(&mut self, at: RowSlot, meta: VersionMeta, record: Bytes) -> Answered {
         let (ver, base) = (meta.ver, meta.base);
+        self.note(at);
         self.delete_older(at, if lives(Mutant::CollectEarly) { ver } else { base })?;
         self.put_version(at, meta, record)?;
         self.mark(at, ver);
@@ -292,6 +293,7 @@ impl StoreCore {
         if meta.present == record.is_empty() {
             return Ok(Answer::Rejected(Reject::Invalid));
         }
+        self.note(at);
         self.clear_corrupt(at, expect)?;
         let meta = meta.sealed_for(at, &record);
         let (ver, head) = (meta.ver, self.rows.at(at)?.head().cloned());

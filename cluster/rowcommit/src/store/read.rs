@@ -4,7 +4,7 @@ use crate::msg::{Answer, Ask, Frame, Reject, Reply, SCAN_LIMIT, Want};
 use bytes::Bytes;
 use smalti_map::Coordinator as Coordinating;
 use smalti_map::mutant::{Mutant, lives};
-use smalti_storage::ids::{Epoch, GroupNo, NodeId, RowSlot, VolumeNo};
+use smalti_storage::ids::{Epoch, GroupNo, NodeId, RowAddr, RowSlot, Slot, StoreId, VolumeNo};
 use smalti_storage::store::{ShardStore, StoreError, VersionMeta};
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -182,6 +182,10 @@ pub(super) fn serve(
             let limit = usize::try_from(*limit).unwrap_or(SCAN_LIMIT).clamp(1, SCAN_LIMIT);
             scan(store, volume, *group, after, limit)
         }
+        Ask::Changed { group, slot, of, after, limit } => {
+            let limit = usize::try_from(*limit).unwrap_or(SCAN_LIMIT).clamp(1, SCAN_LIMIT);
+            changed(store, volume, *group, (*slot, *of), *after, limit)
+        }
         _ => Ok(Answer::Rejected(Reject::Invalid)),
     };
     match answer {
@@ -221,6 +225,25 @@ fn scan(
         after = last;
     }
     Ok(Answer::Scanned { entries, done: false })
+}
+
+/// A page of a group's index, if it tells what a store lacks of a slot.
+fn changed(
+    store: &dyn ShardStore,
+    volume: VolumeNo,
+    group: GroupNo,
+    of: (Slot, StoreId),
+    after: Option<RowAddr>,
+    limit: usize,
+) -> Result<Answer, StoreError> {
+    let index = store.index(volume, group)?;
+    let names = index.is_some_and(|index| index.seats.contains(&of));
+    if !names && !lives(Mutant::IndexOfAnybody) {
+        return Ok(Answer::Missing);
+    }
+    let rows = store.changed(volume, group, after, limit)?;
+    let done = rows.len() < limit;
+    Ok(Answer::Changed { rows, done })
 }
 
 fn versions(store: &dyn ShardStore, at: RowSlot) -> Result<Answer, StoreError> {

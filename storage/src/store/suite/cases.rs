@@ -1,9 +1,10 @@
 //! The cases of the suite. Each is given an empty store.
 
 use super::{Subject, commit, is_refused, place, put, scan_all, state, ver, vers};
-use crate::ids::{GroupNo, RowSlot, Ver, VolumeNo};
-use crate::store::{Batch, Change, ShardStore, VersionMeta, VolumeState};
+use crate::ids::{GroupNo, RowSlot, Slot, StoreId, Ver, VolumeNo};
+use crate::store::{Batch, Change, ChangeIndex, ShardStore, VersionMeta, VolumeState};
 use bytes::Bytes;
+use uuid::Uuid;
 
 const RECORD: usize = 4160;
 
@@ -440,4 +441,59 @@ pub(super) fn space(subject: &mut dyn Subject) {
     let space = subject.store().space().expect("space");
     assert!(space.total > 0);
     assert!(space.free <= space.total);
+}
+
+pub(super) fn index_of_changes(subject: &mut dyn Subject) {
+    let (volume, group) = (VolumeNo(1), GroupNo(2));
+    let row = |index| place(1, 2, 5, index, 0).row;
+    let index = |ids: &[u128]| ChangeIndex {
+        seats: ids.iter().map(|id| (Slot(2), StoreId(Uuid::from_u128(*id)))).collect(),
+    };
+    let set = |ids| Change::SetIndex { volume, group, index: index(ids) };
+    let note = |index| Change::NoteChanged { volume, row: row(index) };
+    let store = subject.store();
+    assert_eq!(store.index(volume, group).expect("index"), None);
+    assert_eq!(store.changed(volume, group, None, 9).expect("rows"), []);
+    // Neighbours are not met.
+    let beside = |volume, group| {
+        let at = place(volume, group, 5, 7, 0);
+        let index = index(&[9]);
+        vec![
+            Change::SetIndex { volume: at.volume, group: at.row.group, index },
+            Change::NoteChanged { volume: at.volume, row: at.row },
+        ]
+    };
+    for (volume, group) in [(1, 1), (1, 3), (0, 2), (2, 2)] {
+        commit(store, beside(volume, group));
+    }
+    commit(store, vec![set(&[1, 2]), note(300), note(1), note(2), note(300)]);
+    subject.restart(false);
+    let store = subject.store();
+    assert_eq!(store.index(volume, group).expect("index"), Some(index(&[1, 2])));
+    let page = |after, limit| store.changed(volume, group, after, limit).expect("rows");
+    assert_eq!(page(None, 2), [row(1), row(2)]);
+    assert_eq!(page(Some(row(2)), 2), [row(300)]);
+    assert_eq!(page(Some(row(300)), 2), []);
+    // What it says of stores changes, and the rows stay.
+    commit(store, vec![set(&[1, 2, 3])]);
+    assert_eq!(store.index(volume, group).expect("index"), Some(index(&[1, 2, 3])));
+    assert_eq!(page(None, 9).len(), 3);
+    // Dropped and begun anew in one batch it has nothing of before.
+    commit(store, vec![Change::DropIndex { volume, group }, set(&[1]), note(4)]);
+    assert_eq!(page(None, 9), [row(4)]);
+    commit(store, vec![Change::DropIndex { volume, group }]);
+    assert_eq!((store.index(volume, group).expect("index"), page(None, 9)), (None, vec![]));
+    for change in [
+        Change::DropIndex { volume, group: GroupNo(1) },
+        Change::DropGroup { volume, group: GroupNo(3) },
+        Change::DropVolume { volume: VolumeNo(2) },
+    ] {
+        commit(store, vec![change]);
+    }
+    let there = |volume, group| {
+        let rows = store.changed(VolumeNo(volume), GroupNo(group), None, 9).expect("rows").len();
+        (store.index(VolumeNo(volume), GroupNo(group)).expect("index").is_some(), rows)
+    };
+    let neighbours = [there(1, 1), there(1, 3), there(0, 2), there(2, 2)];
+    assert_eq!(neighbours, [(false, 0), (false, 0), (true, 1), (false, 0)]);
 }

@@ -93,6 +93,9 @@ impl Rig {
     pub(super) fn adopt(&mut self) {
         for party in self.parties.values_mut() {
             party.core.set_map(&self.map).expect("memory does not fail");
+            let (batch, _) = party.core.take_batch();
+            party.disk.commit(batch).expect("memory does not fail");
+            party.core.committed();
         }
         let map = Arc::new(self.map.clone());
         self.feed(Event::Map(map));

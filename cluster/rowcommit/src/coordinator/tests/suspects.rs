@@ -4,7 +4,7 @@ use super::*;
 
 impl Rig {
     /// The store's process dies; its disk goes back to `to`, if that is given.
-    fn crash_store(&mut self, no: u64, to: Option<&MemoryStore>) {
+    pub(super) fn crash_store(&mut self, no: u64, to: Option<&MemoryStore>) {
         let disk = Arc::clone(&self.parties[&store(no)].disk);
         if let Some(to) = to {
             disk.roll_back(to);
