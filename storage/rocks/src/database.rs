@@ -1,5 +1,6 @@
 //! Opening RocksDB, and what its errors mean to us.
 
+use crate::blobs;
 use crate::label::{Directory, Label};
 use crate::options::{DATA, META, PREP, RocksOptions, STATE, WalCheck};
 use crate::value;
@@ -64,6 +65,9 @@ impl Database {
             // From here on the manifest is no longer the one of the clean marker.
             directory.write(&Label { clean: None, ..label.clone() })?;
         }
+        let blobs = if new { Ok(Vec::new()) } else { blobs::names(&path) };
+        let blobs =
+            blobs.map_err(|error| StoreError::Io(format!("{}: {error}", path.display())))?;
         let open = |wals| {
             let settings = options.database(new, wals);
             let db = DB::open_cf_descriptors(&settings, &path, options.families())?;
@@ -87,6 +91,7 @@ impl Database {
             let other = run.store;
             return Err(directory.refuse(format_args!("holds the data of another store ({other})")));
         }
+        blobs::remove_unfinished(&database, &path, &blobs);
         whole &= records_whole;
         whole &= new || run.as_ref().is_some_and(|run| run.incarnation == label.incarnation);
         let last = run.map_or(label.incarnation, |run| run.incarnation.max(label.incarnation));

@@ -17,6 +17,7 @@
 //! when a record is read. So the label of a clean end names the blob files with their lengths, by a
 //! hash. Format 1 did not; it is still read.
 
+use crate::blobs;
 use crate::options::Expect;
 use rustix::fs::{FlockOperation, flock};
 use smalti_storage::ids::{ClusterId, Incarnation, StoreId};
@@ -141,6 +142,8 @@ impl Directory {
 
     /// The files as they are now, for the label of a clean end.
     pub(crate) fn ending(&self) -> Result<Ending, StoreError> {
+        // Or else files that were removed come back if the power goes, and count.
+        sync_directory(&self.database())?;
         let manifest = self.manifest().map_err(StoreError::Io)?;
         let blobs = self.blobs().map_err(|error| failed(&self.database(), &error))?;
         Ok(Ending { manifest, blobs: Some(blobs) })
@@ -154,13 +157,11 @@ impl Directory {
     }
 
     fn blobs(&self) -> io::Result<String> {
+        let folder = self.database();
         let mut files = Vec::new();
-        for entry in fs::read_dir(self.database())? {
-            let entry = entry?;
-            let name = entry.file_name();
-            if let Some(name) = name.to_str().filter(|name| name.ends_with(".blob")) {
-                files.push(format!("{name} {}\n", entry.metadata()?.len()));
-            }
+        for name in blobs::names(&folder)? {
+            let len = fs::metadata(folder.join(&name))?.len();
+            files.push(format!("{name} {len}\n"));
         }
         files.sort_unstable();
         Ok(check(&files.concat()))

@@ -15,6 +15,7 @@
 //! [`RocksStore::commit`]: smalti_storage::store::ShardStore::commit
 
 mod apply;
+mod blobs;
 mod database;
 mod keys;
 mod label;

@@ -1,6 +1,7 @@
 //! The store itself: reads, commits, start and end.
 
 use crate::apply::{Claims, prepare};
+use crate::blobs;
 use crate::database::{Database, failed, read_failed};
 use crate::keys::{after_prefix, change, slot, version, volume};
 use crate::label::{Directory, Label};
@@ -181,6 +182,15 @@ impl RocksStore {
         self.check_background()?;
         db.cancel_all_background_work(true);
         self.reclaim.stop();
+        // What that broke off was never synced, and no table needs it. RocksDB removes such files
+        // when deletions are allowed again; otherwise when it is dropped, but by then the label has
+        // counted them.
+        db.disable_file_deletions().map_err(|error| failed(&error))?;
+        db.enable_file_deletions().map_err(|error| failed(&error))?;
+        let folder = self.directory.database();
+        let blobs = blobs::names(&folder)
+            .map_err(|error| StoreError::Io(format!("{}: {error}", folder.display())))?;
+        blobs::remove_unfinished(&self.database, &folder, &blobs);
         let clean = Some(self.directory.ending()?);
         self.directory.write(&Label { clean, ..self.label.clone() })
     }

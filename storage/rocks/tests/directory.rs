@@ -94,14 +94,22 @@ fn truncate(path: &Path, len: u64) {
 }
 
 fn logs(directory: &TempDir) -> Vec<PathBuf> {
+    of_kind(directory, "log")
+}
+
+fn blobs(directory: &TempDir) -> Vec<PathBuf> {
+    of_kind(directory, "blob")
+}
+
+fn of_kind(directory: &TempDir, kind: &str) -> Vec<PathBuf> {
     let database = directory.path().join("db");
     let files = fs::read_dir(database).expect("a directory");
-    let mut logs: Vec<_> = files
+    let mut found: Vec<_> = files
         .map(|file| file.expect("an entry").path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "log"))
+        .filter(|path| path.extension().is_some_and(|extension| extension == kind))
         .collect();
-    logs.sort_unstable();
-    logs
+    found.sort_unstable();
+    found
 }
 
 #[test]
@@ -222,12 +230,7 @@ fn a_start_that_was_cut_short_does_no_harm() {
 #[test]
 fn the_clean_marker_goes_before_the_database_changes() {
     let directory = closed();
-    let database = directory.path().join("db");
-    let files = fs::read_dir(&database).expect("a directory");
-    let table = files
-        .map(|file| file.expect("an entry").path())
-        .find(|path| path.extension().is_some_and(|extension| extension == "sst"))
-        .expect("a table");
+    let table = of_kind(&directory, "sst").pop().expect("a table");
     let away = directory.path().join("db/away");
     fs::rename(&table, &away).expect("rename");
     let Err(StoreError::Refused(line)) = open(directory.path()) else { panic!("a table is gone") };
@@ -248,14 +251,27 @@ fn records_that_were_lost_after_a_clean_end_are_noticed() {
     ];
     for harm in harms {
         let directory = closed();
-        let database = fs::read_dir(directory.path().join("db")).expect("a directory");
-        let blob = database
-            .map(|file| file.expect("an entry").path())
-            .find(|path| path.extension().is_some_and(|extension| extension == "blob"));
-        harm(&blob.expect("a blob file"));
+        let blob = blobs(&directory).pop().expect("a blob file");
+        harm(&blob);
+        let harmed = fs::read(&blob).ok();
         let store = open(directory.path()).expect("suspect, but its peers have the records");
         assert!(!store.opened().clean);
+        // Without its end it looks like one that was never finished.
+        assert!(fs::read(&blob).ok() == harmed, "it is left as it is");
     }
+}
+
+#[test]
+fn a_blob_file_that_was_never_finished_does_not_stay() {
+    let directory = killed();
+    let needed = blobs(&directory);
+    // As a process leaves one that dies while it writes out, and an empty one.
+    for (name, len) in [("db/000001.blob", 0), ("db/000002.blob", 9000)] {
+        fs::write(directory.path().join(name), vec![7; len]).expect("write");
+    }
+    let store = open(directory.path()).expect("open");
+    assert_eq!(blobs(&directory), needed);
+    assert!(is_whole(&store));
 }
 
 #[test]
