@@ -6,9 +6,10 @@
 //! flags say that it was given.
 #![expect(unsafe_code, reason = "symbols of C, raw pointers, system calls")]
 
-use crate::watch::{Inside, Node, Opening, Verdict};
+use crate::watch::{Inode, Inside, Node, Opening, Verdict};
 use libc::{c_char, c_int, c_long, c_uint, c_void, iovec, mode_t, off_t, size_t, ssize_t};
 use std::ffi::CStr;
+use std::mem::MaybeUninit;
 
 #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
 compile_error!("power cuts are recorded on 64-bit Linux only");
@@ -16,11 +17,10 @@ compile_error!("power cuts are recorded on 64-bit Linux only");
 /// Makes sure the linker takes this module for a program that watches something: nothing refers
 /// to it by a Rust path.
 pub(crate) fn link() {
-    let calls: [*const (); 18] = [
+    let calls: [*const (); 17] = [
         open as *const (),
         open64 as *const (),
         creat as *const (),
-        close as *const (),
         write as *const (),
         pwrite as *const (),
         pwrite64 as *const (),
@@ -54,6 +54,17 @@ fn fail(error: c_int) -> c_int {
     -1
 }
 
+/// Which file a descriptor stands for.
+pub(crate) fn inode(fd: c_int) -> Option<Inode> {
+    let mut found = MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: the kernel writes to our own bytes, whatever number it is asked about.
+    let done = unsafe { libc::fstat(fd, found.as_mut_ptr()) };
+    // SAFETY: it has written all of them if it says so.
+    (done == 0)
+        .then(|| unsafe { found.assume_init() })
+        .map(|found| Inode { device: found.st_dev, number: found.st_ino })
+}
+
 /// # Safety
 /// `path` is null or a string of C that stays as it is during the call.
 unsafe fn text<'a>(path: *const c_char) -> Option<&'a str> {
@@ -81,7 +92,7 @@ pub(crate) unsafe extern "C" fn open(path: *const c_char, flags: c_int, mode: mo
     if fd >= 0 {
         let opening =
             Opening { makes: flags & libc::O_CREAT != 0, empties: flags & libc::O_TRUNC != 0 };
-        inside.opened(fd, path, opening);
+        watched.opened(fd, name, opening);
     }
     fd
 }
@@ -100,16 +111,6 @@ pub(crate) unsafe extern "C" fn open64(path: *const c_char, flags: c_int, mode: 
 pub(crate) unsafe extern "C" fn creat(path: *const c_char, mode: mode_t) -> c_int {
     // SAFETY: the same promise.
     unsafe { open(path, libc::O_CREAT | libc::O_WRONLY | libc::O_TRUNC, mode) }
-}
-
-#[unsafe(no_mangle)]
-pub(crate) extern "C" fn close(fd: c_int) -> c_int {
-    // Held until the kernel has closed it: the number may be given out again at once.
-    let mut inside = Inside::enter();
-    if let Some(inside) = &mut inside {
-        inside.closed(fd);
-    }
-    system(libc::SYS_close, [fd.into(), 0, 0, 0]) as c_int
 }
 
 /// Writes at an offset, or where the file stands.

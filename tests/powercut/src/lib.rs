@@ -22,8 +22,8 @@
 //!
 //! Syncs of watched files are not carried out, only recorded. What is written past these calls
 //! (through `fopen`, a mapping, `openat`) is in no record; a test that compares the last state with
-//! the folder notices. What is recorded is the process's, and so is the table of its open files: tests
-//! that watch a folder run one after the other, and no other test of the program beside them.
+//! the folder notices. Several folders may be watched at once, and other threads may use other
+//! files meanwhile: a file is known by what the kernel calls it, not by the number of a descriptor.
 
 mod calls;
 mod disk;

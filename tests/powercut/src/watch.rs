@@ -55,6 +55,7 @@ impl Watch {
             root: root.to_owned(),
             folders: BTreeSet::from([String::new()]),
             names: BTreeMap::new(),
+            nodes: BTreeMap::new(),
             lens: Vec::new(),
             events: Vec::new(),
             calls: 0,
@@ -104,15 +105,13 @@ impl Drop for Watch {
         let mut state = lock();
         ACTIVE.fetch_sub(1, Ordering::SeqCst);
         state.watched.retain(|watched| watched.id != self.id);
-        state.open.retain(|_, open| open.watch != self.id);
     }
 }
 
 /// How many folders are watched; the calls look no further while it is 0.
 static ACTIVE: AtomicUsize = AtomicUsize::new(0);
 
-static STATE: Mutex<State> =
-    Mutex::new(State { watched: Vec::new(), open: BTreeMap::new(), last: 0 });
+static STATE: Mutex<State> = Mutex::new(State { watched: Vec::new(), last: 0 });
 
 thread_local! {
     /// Set while this thread is in here, so that what it does itself (a panic prints) passes.
@@ -141,13 +140,14 @@ impl Drop for Quiet {
 
 pub(crate) struct State {
     watched: Vec<Watched>,
-    open: BTreeMap<i32, Open>,
     last: u64,
 }
 
-struct Open {
-    watch: u64,
-    node: Node,
+/// What the kernel calls a file: its device, and its number there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Inode {
+    pub(crate) device: u64,
+    pub(crate) number: u64,
 }
 
 /// What an open file descriptor stands for.
@@ -162,6 +162,8 @@ pub(crate) struct Watched {
     root: String,
     folders: BTreeSet<String>,
     names: BTreeMap<String, FileId>,
+    /// What was opened and still has a name: without one its number may be given out again.
+    nodes: BTreeMap<Inode, Node>,
     /// Length of each file, by its number.
     lens: Vec<u64>,
     events: Vec<Event>,
@@ -210,23 +212,16 @@ impl Inside {
     }
 
     /// What a descriptor stands for, if that is watched.
+    ///
+    /// The kernel is asked each time. A table of open descriptors would be wrong sooner or later:
+    /// they are closed and copied in many ways, `fclose` and `dup2` among them, that no call of
+    /// ours sees, and then the number is another file's.
     pub(crate) fn node(&mut self, fd: i32) -> Option<(&mut Watched, Node)> {
-        let state = &mut *self.state;
-        let open = state.open.get(&fd)?;
-        let watched = state.watched.iter_mut().find(|watched| watched.id == open.watch)?;
-        Some((watched, open.node.clone()))
-    }
-
-    /// Remembers what was opened.
-    pub(crate) fn opened(&mut self, fd: i32, path: &str, opening: Opening) {
-        let Some((watched, name)) = self.place(path) else { return };
-        let id = watched.id;
-        let Some(node) = watched.opened(name, opening) else { return };
-        self.state.open.insert(fd, Open { watch: id, node });
-    }
-
-    pub(crate) fn closed(&mut self, fd: i32) {
-        self.state.open.remove(&fd);
+        let inode = hook::inode(fd)?;
+        self.state.watched.iter_mut().find_map(|watched| {
+            let node = watched.nodes.get(&inode)?.clone();
+            Some((watched, node))
+        })
     }
 }
 
@@ -263,13 +258,21 @@ impl Watched {
             Node::Folder(name) => name.clone(),
             Node::File(file) => {
                 let found = self.names.iter().find(|(_, id)| *id == file);
-                found.map_or_else(|| "(removed)".to_owned(), |(name, _)| name.clone())
+                found.map(|(name, _)| name.clone()).expect("one without a name is forgotten")
             }
         };
         self.judge(call, &name)
     }
 
-    fn opened(&mut self, name: String, opening: Opening) -> Option<Node> {
+    /// Remembers what was opened.
+    pub(crate) fn opened(&mut self, fd: i32, name: String, opening: Opening) {
+        let node = self.node(name, opening);
+        if let (Some(node), Some(inode)) = (node, hook::inode(fd)) {
+            self.nodes.insert(inode, node);
+        }
+    }
+
+    fn node(&mut self, name: String, opening: Opening) -> Option<Node> {
         if self.folders.contains(&name) {
             return Some(Node::Folder(name));
         }
@@ -324,15 +327,23 @@ impl Watched {
     pub(crate) fn renamed(&mut self, from: String, to: String) {
         // What was made past us stays out of the record.
         if let Some(file) = self.names.remove(&from) {
-            self.names.insert(to.clone(), file);
+            if let Some(replaced) = self.names.insert(to.clone(), file) {
+                self.forget(replaced);
+            }
             self.events.push(Event::Rename { from, to });
         }
     }
 
     pub(crate) fn unlinked(&mut self, name: String) {
-        if self.names.remove(&name).is_some() {
+        if let Some(file) = self.names.remove(&name) {
+            self.forget(file);
             self.events.push(Event::Unlink { name });
         }
+    }
+
+    /// What is written to a file without a name is lost with it, and not recorded.
+    fn forget(&mut self, file: FileId) {
+        self.nodes.retain(|_, node| !matches!(node, Node::File(known) if *known == file));
     }
 
     pub(crate) fn made(&mut self, name: String) {

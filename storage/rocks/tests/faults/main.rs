@@ -4,7 +4,9 @@
 //! lets each call that changes something fail once.
 
 mod fault_tests {
-    //! Run one after the other (`tests/scripts/run-tests`): the record is the process's.
+    //! Run one after the other (`tests/scripts/run-tests`): `calls` starts processes, and until
+    //! such a one runs its program it holds a copy of every lock, also of one that a test beside it
+    //! has just given back.
 
     mod calls;
     mod cuts;
