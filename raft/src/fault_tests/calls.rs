@@ -2,29 +2,27 @@
 
 use super::cuts::{runtime, store_in};
 use super::workload::{Known, Mark, open, read, steps, take, which};
-use smalti_powercut::{Failing, child, each, scratch};
+use smalti_powercut::{Said, failing_disks, scratch};
+use std::path::Path;
 
 const STEPS: usize = 60;
 const SEED: u64 = 5;
 
-#[test]
-fn process_with_a_failing_disk() {
-    child(|folder, mark| {
-        let (path, steps) = (store_in(folder), steps(SEED, STEPS));
-        let work = take(&path, &steps, |step| mark(step.code()));
-        match runtime().block_on(work) {
-            Ok(_) => Ok(()),
-            Err(error) => Err(error.to_string().replace('\n', " ")),
-        }
-    });
+failing_disks!("raft", work, check());
+
+fn work(folder: &Path, mark: &dyn Fn(u64)) -> Result<(), String> {
+    let (path, steps) = (store_in(folder), steps(SEED, STEPS));
+    match runtime().block_on(take(&path, &steps, |step| mark(step.code()))) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(error.to_string().replace('\n', " ")),
+    }
 }
 
-fn all(failing: Failing) {
+fn check() -> impl Fn(&Path, &Said) {
     let steps = steps(SEED, STEPS);
     let whole = scratch().unwrap();
     let states = runtime().block_on(take(&store_in(whole.path()), &steps, |_| {})).unwrap();
-    let name = "fault_tests::calls::process_with_a_failing_disk";
-    each("raft", name, failing, |folder, said| {
+    move |folder, said| {
         let known = Known::after(said.marks.iter().copied().map(Mark::of), &steps);
         if said.stopped.is_none() {
             assert_eq!(known.most, steps.len(), "it did all of its work");
@@ -36,25 +34,5 @@ fn all(failing: Failing) {
             let at = which(&found, &states, known.most).expect("a state it once had");
             assert!(at >= known.least, "back at {at}, {known:?}");
         });
-    });
-}
-
-#[test]
-fn a_call_that_fails_once_loses_nothing() {
-    all(Failing::Once);
-}
-
-#[test]
-fn a_disk_that_goes_away_loses_nothing() {
-    all(Failing::Gone);
-}
-
-#[test]
-fn a_disk_that_fills_up_loses_nothing() {
-    all(Failing::Full);
-}
-
-#[test]
-fn a_short_write_loses_nothing() {
-    all(Failing::Short);
+    }
 }

@@ -65,6 +65,46 @@ pub struct Said {
     calls: u64,
 }
 
+/// The tests of a store on a failing disk: one for each way to fail, and `process_with_a_failing_disk`,
+/// which they start as a process. `$work` is what [`child`] does there, `$check` answers what
+/// [`each`] has checked afterwards.
+#[macro_export]
+macro_rules! failing_disks {
+    ($name:literal, $work:expr, $check:expr) => {
+        #[test]
+        fn process_with_a_failing_disk() {
+            $crate::child($work);
+        }
+
+        fn each_call(failing: $crate::Failing) {
+            // As the test harness calls it: without the crate.
+            let (_, here) = module_path!().split_once("::").expect("a module");
+            let child = format!("{here}::process_with_a_failing_disk");
+            $crate::each($name, &child, failing, $check);
+        }
+
+        #[test]
+        fn a_call_that_fails_once_loses_nothing() {
+            each_call($crate::Failing::Once);
+        }
+
+        #[test]
+        fn a_disk_that_goes_away_loses_nothing() {
+            each_call($crate::Failing::Gone);
+        }
+
+        #[test]
+        fn a_disk_that_fills_up_loses_nothing() {
+            each_call($crate::Failing::Full);
+        }
+
+        #[test]
+        fn a_short_write_loses_nothing() {
+            each_call($crate::Failing::Short);
+        }
+    };
+}
+
 /// To be called by a test that the others start as a process: works below a folder, sets marks
 /// and answers the error it stopped with. Does nothing when the test is run like any other.
 ///

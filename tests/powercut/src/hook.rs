@@ -6,7 +6,7 @@
 //! flags say that it was given.
 #![expect(unsafe_code, reason = "symbols of C, raw pointers, system calls")]
 
-use crate::watch::{Inode, Inside, Node, Opening, Verdict};
+use crate::watch::{Inode, Inside, Node, Opening, Verdict, Watched};
 use libc::{c_char, c_int, c_long, c_uint, c_void, iovec, mode_t, off_t, size_t, ssize_t};
 use std::ffi::CStr;
 use std::mem::MaybeUninit;
@@ -37,6 +37,27 @@ pub(crate) fn link() {
         mkdir as *const (),
     ];
     std::hint::black_box(calls);
+}
+
+/// Where a file is longer than 32 bits tell, the C library has the call under a second name; on a
+/// 64-bit machine the two are the same.
+macro_rules! also {
+    ($($name:ident = $of:ident($($given:ident: $kind:ty),*) -> $answer:ty;)*) => {$(
+        /// # Safety
+        /// As for the call without the number in its name.
+        #[unsafe(no_mangle)]
+        pub(crate) unsafe extern "C" fn $name($($given: $kind),*) -> $answer {
+            // SAFETY: the same promise.
+            unsafe { $of($($given),*) }
+        }
+    )*};
+}
+
+also! {
+    open64 = open(path: *const c_char, flags: c_int, mode: mode_t) -> c_int;
+    pwrite64 = pwrite(fd: c_int, bytes: *const c_void, count: size_t, offset: off_t) -> ssize_t;
+    ftruncate64 = ftruncate(fd: c_int, len: off_t) -> c_int;
+    fallocate64 = fallocate(fd: c_int, mode: c_int, at: off_t, len: off_t) -> c_int;
 }
 
 fn system(call: c_long, arguments: [c_long; 4]) -> c_long {
@@ -95,14 +116,6 @@ pub(crate) unsafe extern "C" fn open(path: *const c_char, flags: c_int, mode: mo
         watched.opened(fd, name, opening);
     }
     fd
-}
-
-/// # Safety
-/// As for `open(2)`.
-#[unsafe(no_mangle)]
-pub(crate) unsafe extern "C" fn open64(path: *const c_char, flags: c_int, mode: mode_t) -> c_int {
-    // SAFETY: the same promise.
-    unsafe { open(path, flags, mode) }
 }
 
 /// # Safety
@@ -170,19 +183,6 @@ pub(crate) unsafe extern "C" fn pwrite(
 }
 
 /// # Safety
-/// As for `pwrite(2)`.
-#[unsafe(no_mangle)]
-pub(crate) unsafe extern "C" fn pwrite64(
-    fd: c_int,
-    bytes: *const c_void,
-    count: size_t,
-    offset: off_t,
-) -> ssize_t {
-    // SAFETY: the same promise.
-    unsafe { write_at(fd, bytes, count, Some(offset)) }
-}
-
-/// # Safety
 /// As for `writev(2)`.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn writev(fd: c_int, pieces: *const iovec, count: c_int) -> ssize_t {
@@ -206,8 +206,10 @@ pub(crate) unsafe extern "C" fn writev(fd: c_int, pieces: *const iovec, count: c
     unsafe { write_at(fd, whole.as_ptr().cast(), whole.len(), None) }
 }
 
+/// # Safety
+/// As for `ftruncate(2)`.
 #[unsafe(no_mangle)]
-pub(crate) extern "C" fn ftruncate(fd: c_int, len: off_t) -> c_int {
+pub(crate) unsafe extern "C" fn ftruncate(fd: c_int, len: off_t) -> c_int {
     let real = || system(libc::SYS_ftruncate, [fd.into(), len, 0, 0]) as c_int;
     let Some(mut inside) = Inside::enter() else { return real() };
     let Some((watched, node)) = inside.node(fd) else { return real() };
@@ -221,13 +223,10 @@ pub(crate) extern "C" fn ftruncate(fd: c_int, len: off_t) -> c_int {
     done
 }
 
+/// # Safety
+/// As for `fallocate(2)`.
 #[unsafe(no_mangle)]
-pub(crate) extern "C" fn ftruncate64(fd: c_int, len: off_t) -> c_int {
-    ftruncate(fd, len)
-}
-
-#[unsafe(no_mangle)]
-pub(crate) extern "C" fn fallocate(fd: c_int, mode: c_int, at: off_t, len: off_t) -> c_int {
+pub(crate) unsafe extern "C" fn fallocate(fd: c_int, mode: c_int, at: off_t, len: off_t) -> c_int {
     let real = || system(libc::SYS_fallocate, [fd.into(), mode.into(), at, len]) as c_int;
     let Some(mut inside) = Inside::enter() else { return real() };
     let Some((watched, node)) = inside.node(fd) else { return real() };
@@ -244,11 +243,6 @@ pub(crate) extern "C" fn fallocate(fd: c_int, mode: c_int, at: off_t, len: off_t
         }
     }
     done
-}
-
-#[unsafe(no_mangle)]
-pub(crate) extern "C" fn fallocate64(fd: c_int, mode: c_int, at: off_t, len: off_t) -> c_int {
-    fallocate(fd, mode, at, len)
 }
 
 fn sync(fd: c_int, call: c_long, name: &str) -> c_int {
@@ -307,42 +301,45 @@ pub(crate) unsafe extern "C" fn rename(from: *const c_char, to: *const c_char) -
     done
 }
 
+/// A call that changes one name.
+///
 /// # Safety
-/// As for `unlink(2)`.
-#[unsafe(no_mangle)]
-pub(crate) unsafe extern "C" fn unlink(path: *const c_char) -> c_int {
-    let here = c_long::from(libc::AT_FDCWD);
-    let real = || system(libc::SYS_unlinkat, [here, path as c_long, 0, 0]) as c_int;
+/// `path` is what `text` asks for.
+unsafe fn name_call(
+    path: *const c_char,
+    call: &str,
+    real: impl Fn() -> c_long,
+    note: impl FnOnce(&mut Watched, String),
+) -> c_int {
+    let real = || real() as c_int;
     let Some(mut inside) = Inside::enter() else { return real() };
-    // SAFETY: what `unlink(2)` asks for.
+    // SAFETY: the caller's promise.
     let Some(path) = (unsafe { text(path) }) else { return real() };
     let Some((watched, name)) = inside.place(path) else { return real() };
-    if let Verdict::Fail(error) = watched.judge("unlink", &name) {
+    if let Verdict::Fail(error) = watched.judge(call, &name) {
         return fail(error);
     }
     let done = real();
     if done == 0 {
-        watched.unlinked(name);
+        note(watched, name);
     }
     done
+}
+
+/// # Safety
+/// As for `unlink(2)`.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn unlink(path: *const c_char) -> c_int {
+    let at = [c_long::from(libc::AT_FDCWD), path as c_long, 0, 0];
+    // SAFETY: what `unlink(2)` asks for.
+    unsafe { name_call(path, "unlink", || system(libc::SYS_unlinkat, at), Watched::unlinked) }
 }
 
 /// # Safety
 /// As for `mkdir(2)`.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn mkdir(path: *const c_char, mode: mode_t) -> c_int {
-    let here = c_long::from(libc::AT_FDCWD);
-    let real = || system(libc::SYS_mkdirat, [here, path as c_long, mode.into(), 0]) as c_int;
-    let Some(mut inside) = Inside::enter() else { return real() };
+    let at = [c_long::from(libc::AT_FDCWD), path as c_long, mode.into(), 0];
     // SAFETY: what `mkdir(2)` asks for.
-    let Some(path) = (unsafe { text(path) }) else { return real() };
-    let Some((watched, name)) = inside.place(path) else { return real() };
-    if let Verdict::Fail(error) = watched.judge("mkdir", &name) {
-        return fail(error);
-    }
-    let done = real();
-    if done == 0 {
-        watched.made(name);
-    }
-    done
+    unsafe { name_call(path, "mkdir", || system(libc::SYS_mkdirat, at), Watched::made) }
 }
