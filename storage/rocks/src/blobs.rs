@@ -1,7 +1,7 @@
 //! The files with the records, and those of them that nobody finished.
 //!
 //! A write-out or a compaction that the end of a run or of the process breaks off leaves the blob
-//! file it was writing. RocksDB removes what no table needs, but since 11 no blob file without a
+//! file it was writing. RocksDB 11.8 removes what no table needs, but no blob file without a
 //! footer: it could be one that clients write past the buffers, a mode which we do not use. So
 //! these would stay for good, up to 64 MiB each. And nobody ever synced them, so a store could not
 //! tell after a power cut that it had ended in order.
@@ -70,7 +70,8 @@ pub(crate) fn remove_unfinished(database: &Database, folder: &Path, names: &[Str
     }
 }
 
-/// The numbers of the blob files that tables refer to, if that can be told for sure.
+/// The numbers of the blob files that tables refer to, if that can be told for sure. Only one
+/// family has such files.
 fn known(database: &Database) -> Result<Option<BTreeSet<u64>>, rocksdb::Error> {
     let (db, family) = (&database.db, database.data());
     let count = db.property_int_value_cf(family, COUNT)?;
