@@ -34,7 +34,7 @@ const LEN: usize = CONTENT + 8;
 pub(crate) struct Seen {
     /// Writes are numbered; all up to this one were synced.
     sequence: u64,
-    /// The number in the manifest's name, and its length.
+    /// The number in the manifest's name, and up to where it was whole.
     manifest: u64,
     len: u64,
 }
@@ -53,6 +53,8 @@ pub(crate) enum Said {
 pub(crate) struct Witness {
     file: File,
     manifest: PathBuf,
+    /// How long that was when it was last looked at.
+    manifest_len: u64,
     seen: Seen,
 }
 
@@ -66,12 +68,13 @@ impl Said {
             Err(source) => return Err(failed(dir, source)),
         };
         let Some(seen) = Seen::decode(&bytes) else { return Ok(Self::Unreadable) };
-        let found =
-            manifest(dir).and_then(|(number, path)| Ok((number, fs::metadata(path)?.len())));
+        // Not its length alone: RocksDB passes over a record that seems to reach past the end.
+        let found = manifest(dir)
+            .and_then(|(number, path)| Ok((number, smalti_wal::whole(&path, u64::MAX)?)));
         match found {
             Ok((number, len)) if (number, len) >= (seen.manifest, seen.len) => Ok(Self::This(seen)),
             Ok((number, len)) => Err(DbError::Forgotten(format!(
-                "manifest {} had {} bytes, manifest {number} has {len}",
+                "manifest {} was whole up to {}, manifest {number} is up to {len}",
                 seen.manifest, seen.len
             ))),
             Err(error) => Err(DbError::Forgotten(format!("its manifest can not be read: {error}"))),
@@ -101,7 +104,7 @@ impl Witness {
             let file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
             let (number, manifest) = manifest(dir)?;
             let seen = Seen { sequence: 0, manifest: number, len: 0 };
-            let mut witness = Self { file, manifest, seen };
+            let mut witness = Self { file, manifest, manifest_len: 0, seen };
             witness.write(sequence)?;
             File::open(dir)?.sync_all()?;
             Ok(witness)
@@ -116,14 +119,16 @@ impl Witness {
 
     fn write(&mut self, sequence: u64) -> io::Result<()> {
         let len = fs::metadata(&self.manifest)?.len();
-        if len != self.seen.len {
-            // RocksDB may be about to sync what it has just appended.
+        let mut seen = Seen { sequence, ..self.seen };
+        if len != self.manifest_len {
+            // RocksDB may be about to sync what it has just appended, or to append the rest of it.
             File::open(&self.manifest)?.sync_data()?;
+            seen.len = smalti_wal::whole(&self.manifest, len)?;
         }
-        let seen = Seen { sequence, len, ..self.seen };
         self.file.write_all_at(&seen.encode(), 0)?;
         self.file.sync_data()?;
         self.seen = seen;
+        self.manifest_len = len;
         Ok(())
     }
 }

@@ -89,6 +89,40 @@ fn a_manifest_that_is_gone_or_shorter_is_not_taken() {
     assert!(found(folder.path()) == state);
 }
 
+/// A length that reaches past the end makes RocksDB pass over a record and all behind it: here the
+/// one that made the family with the vote.
+#[test]
+fn a_bit_of_a_header_in_the_manifest_hides_nothing() {
+    let (folder, state) = worked();
+    let name = fs::read_to_string(folder.path().join("CURRENT")).unwrap();
+    let path = folder.path().join(name.trim_end());
+    let good = fs::read(&path).unwrap();
+    let mut hidden = 0;
+    let mut at = 0;
+    while at < good.len() {
+        let header: [u8; 7] = good[at..at + 7].try_into().unwrap();
+        for bit in 0..header.len() * 8 {
+            let bad_folder = tempfile::tempdir().unwrap();
+            for file in fs::read_dir(folder.path()).unwrap() {
+                let file = file.unwrap();
+                fs::copy(file.path(), bad_folder.path().join(file.file_name())).unwrap();
+            }
+            let mut bad = good.clone();
+            bad[at + bit / 8] ^= 1 << (bit % 8);
+            fs::write(bad_folder.path().join(name.trim_end()), bad).unwrap();
+            runtime().block_on(async {
+                match open(bad_folder.path()).await {
+                    Ok(mut opened) => assert!(read(&mut opened).await.unwrap() == state),
+                    Err(DbError::Forgotten(why)) if why.contains("whole up to") => hidden += 1,
+                    Err(error) => assert!(!error.to_string().is_empty()),
+                }
+            });
+        }
+        at += 7 + usize::from(u16::from_le_bytes([header[4], header[5]]));
+    }
+    assert!(hidden > 0, "no length reached past the end");
+}
+
 #[test]
 fn a_witness_that_is_gone_or_damaged_is_noticed() {
     let (folder, state) = worked();

@@ -225,13 +225,23 @@ impl Directory {
         let found = self
             .manifest()
             .map_err(|why| self.refuse(format_args!("is damaged: {why}; rebuild the store")))?;
-        match &label.clean {
-            Some(Ending { manifest: left, .. }) if *left != found => Err(self.refuse(format_args!(
+        let Some(Ending { manifest: left, .. }) = &label.clean else { return Ok(()) };
+        if *left != found {
+            return Err(self.refuse(format_args!(
                 "is damaged: {} of {} bytes was left behind, {} of {} is there; rebuild the store",
                 left.name, left.len, found.name, found.len
-            ))),
-            _ => Ok(()),
+            )));
         }
+        // RocksDB passes over a record that seems to reach past the end, and all behind it.
+        let path = self.database().join(&found.name);
+        let whole = smalti_wal::whole(&path, found.len).map_err(|error| failed(&path, &error))?;
+        if whole < found.len {
+            return Err(self.refuse(format_args!(
+                "is damaged: of {} only {whole} of {} bytes can be read; rebuild the store",
+                found.name, found.len
+            )));
+        }
+        Ok(())
     }
 }
 

@@ -242,6 +242,24 @@ fn the_clean_marker_goes_before_the_database_changes() {
 }
 
 #[test]
+fn no_bit_of_a_length_hides_the_end_of_a_manifest() {
+    let directory = closed();
+    let manifest = manifest(&directory);
+    let good = fs::read(&manifest).expect("a manifest");
+    let mut at = 0;
+    while at < good.len() {
+        let mut bad = good.clone();
+        bad[at + 5] ^= 0x80;
+        fs::write(&manifest, bad).expect("write");
+        let line = refused_line(directory.path());
+        assert!(line.contains(&format!("only {at} of {} bytes can be read", good.len())), "{line}");
+        at += 7 + usize::from(u16::from_le_bytes([good[at + 4], good[at + 5]]));
+    }
+    fs::write(&manifest, good).expect("write");
+    assert!(open(directory.path()).expect("all is as it was").opened().clean);
+}
+
+#[test]
 fn records_that_were_lost_after_a_clean_end_are_noticed() {
     type Harm = fn(&Path);
     let harms: [Harm; 3] = [

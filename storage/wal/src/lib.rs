@@ -11,6 +11,10 @@
 //! mostly mends the record; otherwise its checksum is as wrong as it was, and RocksDB says so.
 //! Nothing that RocksDB would have taken is changed. The manifest, which is a log as well, is only
 //! looked at: a damaged one is its owner's to refuse.
+//!
+//! And a record that reaches past the end of a manifest is taken for one that was being written, and
+//! passed over without a word with all behind it. One bit turned over in the length of a record
+//! makes such a one of it: [`whole`] tells its owner, who knows how long the manifest has to be.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -69,6 +73,45 @@ pub fn check(folder: &Path) -> io::Result<Found> {
     Ok(found)
 }
 
+/// Up to where the first `len` bytes of a log are whole records, by their lengths. What they hold is
+/// compared with their checksums by RocksDB.
+///
+/// # Errors
+/// When the file can not be read.
+pub fn whole(log: &Path, len: u64) -> io::Result<u64> {
+    let log = File::open(log)?;
+    let mut end = 0;
+    for block in blocks(&log, len)? {
+        let (start, block) = block?;
+        let mut at = 0;
+        while let Some(header) = block.get(at..at + HEADER) {
+            let next = at + HEADER + length(header);
+            // No record is of type 0: space that was made for more.
+            if header[TYPE_AT] == 0 || next > block.len() {
+                return Ok(end);
+            }
+            at = next;
+            end = start + at as u64;
+        }
+    }
+    Ok(end)
+}
+
+/// The blocks of the first `len` bytes of a log, and where they begin.
+fn blocks(log: &File, len: u64) -> io::Result<impl Iterator<Item = io::Result<(u64, Vec<u8>)>>> {
+    let len = log.metadata()?.len().min(len);
+    Ok((0..len).step_by(BLOCK).map(move |start| {
+        let size = usize::try_from(len - start).map_or(BLOCK, |left| left.min(BLOCK));
+        let mut block = vec![0; size];
+        log.read_exact_at(&mut block, start)?;
+        Ok((start, block))
+    }))
+}
+
+fn length(header: &[u8]) -> usize {
+    usize::from(u16::from_le_bytes([header[LEN_AT], header[LEN_AT + 1]]))
+}
+
 /// The ordinary type that is one bit away, where there is one: 1 to 4 are a whole record, and the
 /// first, a middle and the last piece of one.
 fn ordinary(kind: u8) -> u8 {
@@ -80,14 +123,10 @@ fn ordinary(kind: u8) -> u8 {
 
 /// Where in a log types stand that are for logs used again, and which.
 fn endless(log: &File) -> io::Result<Vec<(u64, u8)>> {
-    let len = log.metadata()?.len();
     let mut places = Vec::new();
-    let mut block = vec![0; BLOCK];
-    for start in (0..len).step_by(BLOCK) {
-        let size = usize::try_from(len - start).map_or(BLOCK, |left| left.min(BLOCK));
-        log.read_exact_at(&mut block[..size], start)?;
-        places
-            .extend(in_block(&block[..size]).into_iter().map(|at| (start + at as u64, block[at])));
+    for block in blocks(log, u64::MAX)? {
+        let (start, block) = block?;
+        places.extend(in_block(&block).into_iter().map(|at| (start + at as u64, block[at])));
     }
     Ok(places)
 }
@@ -98,12 +137,11 @@ fn in_block(block: &[u8]) -> Vec<usize> {
     let mut places = Vec::new();
     let mut at = 0;
     while let Some(header) = block.get(at..at + HEADER) {
-        let len = usize::from(u16::from_le_bytes([header[LEN_AT], header[LEN_AT + 1]]));
         // `kRecyclable...` and `kRecycle...` of `db/log_format.h`.
         if matches!(header[TYPE_AT], 5..=8 | 11 | 131) {
             places.push(at + TYPE_AT);
         }
-        at += HEADER + len;
+        at += HEADER + length(header);
     }
     places
 }
@@ -165,5 +203,32 @@ mod tests {
         let found = check(folder.path()).expect("checked");
         assert_eq!(found, Found { replaced: 0, manifest: Some("MANIFEST-000003".to_owned()) });
         assert_eq!(fs::read(folder.path().join("MANIFEST-000003")).expect("read"), bytes);
+    }
+
+    #[test]
+    fn a_log_is_whole_up_to_the_first_record_that_is_not() {
+        let folder = TempDir::new().expect("a folder");
+        let path = folder.path().join("MANIFEST-000003");
+        let mut records = vec![record(1, 20), record(2, 30)];
+        records.push(record(3, u16::try_from(BLOCK - 27 - 37 - HEADER - 5).expect("fits")));
+        // The end of a block that has no room for a header, and another block.
+        records.push(vec![0; 5]);
+        records.push(record(4, 40));
+        let good = file(&folder, "MANIFEST-000003", &records);
+        let len = good.len() as u64;
+        assert_eq!(whole(&path, len).expect("read"), len);
+        assert_eq!(whole(&path, u64::MAX).expect("read"), len);
+        assert_eq!(whole(&path, len - 1).expect("read"), (BLOCK - 5) as u64);
+        assert_eq!(whole(&path, 26).expect("read"), 0);
+        assert_eq!(whole(&path, 27).expect("read"), 27);
+        // Lengths that reach past the end of their block.
+        for (at, end) in [(0, 0), (27, 27), (BLOCK, BLOCK - 5)] {
+            let mut bad = good.clone();
+            bad[at + LEN_AT + 1] ^= 0x80;
+            fs::write(&path, bad).expect("written");
+            assert_eq!(whole(&path, len).expect("read"), end as u64, "at {at}");
+        }
+        fs::write(&path, [good, vec![0; 100]].concat()).expect("written");
+        assert_eq!(whole(&path, u64::MAX).expect("read"), len);
     }
 }
