@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! smalti store
-//! format 2
+//! format 3
 //! store 5f0c8a5e-...
 //! cluster 0b6f3c1d-...
 //! incarnation 7
@@ -362,11 +362,21 @@ mod tests {
     }
 
     #[test]
-    fn version_2_stays_as_it_is() {
+    fn version_2_stays_readable() {
         let text = "smalti store\nformat 2\nstore 00000000-0000-0000-0000-000000000001\n\
                     cluster 00000000-0000-0000-0000-000000000002\nincarnation 7\n\
                     state clean MANIFEST-000031 1744 blobs 51b0d7a2c94f3e68\n\
                     check 58c120730d432aa8\n";
+        let label = label(Some(ending(Some("51b0d7a2c94f3e68"))));
+        assert_eq!(text.parse(), Ok(label));
+    }
+
+    #[test]
+    fn version_3_stays_as_it_is() {
+        let text = "smalti store\nformat 3\nstore 00000000-0000-0000-0000-000000000001\n\
+                    cluster 00000000-0000-0000-0000-000000000002\nincarnation 7\n\
+                    state clean MANIFEST-000031 1744 blobs 51b0d7a2c94f3e68\n\
+                    check e674eb5c03411cfd\n";
         let label = label(Some(ending(Some("51b0d7a2c94f3e68"))));
         assert_eq!(label.to_string(), text);
         assert_eq!(text.parse(), Ok(label));

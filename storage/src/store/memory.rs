@@ -58,9 +58,12 @@ struct Content {
     rows: BTreeMap<RowSlot, BTreeMap<Reverse<Ver>, Stored>>,
     prepared: BTreeMap<RowSlot, Ver>,
     volumes: BTreeMap<VolumeNo, VolumeState>,
-    indexes: BTreeMap<(VolumeNo, GroupNo), (ChangeIndex, BTreeSet<RowAddr>)>,
+    indexes: BTreeMap<(VolumeNo, GroupNo), Index>,
     used: u64,
 }
+
+/// What an index says of itself, and its rows.
+type Index = (Option<ChangeIndex>, BTreeSet<RowAddr>);
 
 #[derive(Clone, Debug, Hash)]
 struct Stored {
@@ -82,7 +85,7 @@ enum Undo {
     Mark(RowSlot, Option<Ver>),
     Volume(VolumeNo, Option<VolumeState>),
     Noted(VolumeNo, RowAddr),
-    Index(VolumeNo, GroupNo, Option<(ChangeIndex, BTreeSet<RowAddr>)>),
+    Index(VolumeNo, GroupNo, Option<Index>),
 }
 
 impl MemoryStore {
@@ -267,7 +270,7 @@ impl Content {
                 let old = self.indexes.get(&(volume, group)).cloned();
                 let rows = old.as_ref().map(|(_, rows)| rows.clone()).unwrap_or_default();
                 undo.push(Undo::Index(volume, group, old));
-                self.indexes.insert((volume, group), (index, rows));
+                self.indexes.insert((volume, group), (Some(index), rows));
             }
             Change::NoteChanged { volume, row } => {
                 let (_, rows) = self.indexes.entry((volume, row.group)).or_default();
@@ -439,7 +442,7 @@ impl ShardStore for MemoryStore {
 
     fn index(&self, volume: VolumeNo, group: GroupNo) -> Result<Option<ChangeIndex>, StoreError> {
         let content = self.content();
-        Ok(content.indexes.get(&(volume, group)).map(|(index, _)| index.clone()))
+        Ok(content.indexes.get(&(volume, group)).and_then(|(index, _)| index.clone()))
     }
 
     fn changed(

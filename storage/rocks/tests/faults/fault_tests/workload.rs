@@ -5,10 +5,11 @@ use smalti_rocks::{Expect, RocksOptions, RocksStore};
 use smalti_storage::ids::{ClusterId, Epoch, GroupNo, RowSlot, StoreId, Ver, VolumeNo};
 use smalti_storage::store::memory::MemoryStore;
 use smalti_storage::store::suite::{place, put, ver};
-use smalti_storage::store::{Batch, Change, ShardStore, StoreError, VolumeState};
+use smalti_storage::store::{Batch, Change, ChangeIndex, ShardStore, StoreError, VolumeState};
 use std::path::Path;
+use uuid::Uuid;
 
-pub(crate) const EXPECT: Expect = Expect { cluster: ClusterId(uuid::Uuid::from_u128(7)) };
+pub(crate) const EXPECT: Expect = Expect { cluster: ClusterId(Uuid::from_u128(7)) };
 
 /// The volume whose state counts batches: batch i sets it to i, in epoch as in watermark.
 pub(crate) const COUNTER: VolumeNo = VolumeNo(99);
@@ -54,8 +55,9 @@ fn batch(draw: &mut Draw, i: u32) -> Batch {
                 changes.push(Change::SetPrepared { at, ver: version });
             }
             60..75 => changes.push(Change::DeleteVersion { at, ver: version }),
-            75..85 => changes.push(Change::ClearPrepared { at }),
-            85..90 => changes.push(Change::DropSlot { at }),
+            75..80 => changes.push(Change::ClearPrepared { at }),
+            80..86 => changes.push(index_change(draw, at)),
+            86..90 => changes.push(Change::DropSlot { at }),
             90..97 => {
                 // They only grow, so one that went back is told from all before.
                 let state = VolumeState { promised: Epoch(i), watermark: ver(1, i.into()) };
@@ -68,6 +70,18 @@ fn batch(draw: &mut Draw, i: u32) -> Batch {
         }
     }
     Batch { changes, relaxed: draw.chance(25) }
+}
+
+fn index_change(draw: &mut Draw, at: RowSlot) -> Change {
+    let (volume, group) = (at.volume, at.row.group);
+    match draw.below(10) {
+        0..7 => Change::NoteChanged { volume, row: at.row },
+        7..9 => {
+            let seat = (at.slot, StoreId(Uuid::from_u128(draw.below(9) as u128)));
+            Change::SetIndex { volume, group, index: ChangeIndex { seats: [seat].into() } }
+        }
+        _ => Change::DropIndex { volume, group },
+    }
 }
 
 fn any_place(draw: &mut Draw) -> RowSlot {
