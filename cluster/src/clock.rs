@@ -6,8 +6,39 @@ use smalti_rowcommit::Time;
 
 /// Microseconds on this machine's `CLOCK_BOOTTIME`.
 pub fn now() -> Time {
+    #[cfg(test)]
+    if let Some(time) = simulated::now() {
+        return time;
+    }
     let time = clock_gettime(ClockId::Boottime);
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
     let micros = u64::try_from(time.tv_nsec / 1000).unwrap_or(0);
     Time(seconds * 1_000_000 + micros)
+}
+
+/// In tests a thread may go by the clock of its tokio runtime, which can be paused.
+#[cfg(test)]
+pub(crate) mod simulated {
+    use smalti_rowcommit::Time;
+    use std::cell::Cell;
+    use tokio::time::Instant;
+
+    thread_local! {
+        static SINCE: Cell<Option<Instant>> = const { Cell::new(None) };
+    }
+
+    /// This thread's clock begins now; with `None` it is the machine's again.
+    #[expect(dead_code, reason = "the tests of the shell use it")]
+    pub(crate) fn begin(since: Option<Instant>) {
+        SINCE.set(since);
+    }
+
+    pub(crate) fn is_on() -> bool {
+        SINCE.get().is_some()
+    }
+
+    pub(super) fn now() -> Option<Time> {
+        let passed = SINCE.get()?.elapsed().as_micros();
+        Some(Time(1 + u64::try_from(passed).unwrap_or(u64::MAX - 1)))
+    }
 }

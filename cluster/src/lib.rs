@@ -17,6 +17,7 @@ pub mod custodian;
 pub mod fabric;
 pub mod member;
 pub mod shard_store;
+mod transport;
 
 pub use coder::CoderHandle;
 pub use member::{Member, MemberConfig, StartError};

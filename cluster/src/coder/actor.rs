@@ -2,18 +2,20 @@
 
 use super::link::{LinkArgs, LinkHandle};
 use crate::clock;
-use crate::fabric::Fabric;
 use crate::shard_store::LocalStores;
+use crate::transport::Transport;
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SpawnErr};
 use smalti_map::view::MapView;
 use smalti_map::{Applied, Command, Group, Rejection};
-use smalti_raft::RaftGroup;
+use smalti_raft::{ProposeError, RaftGroup};
 use smalti_rowcommit::coordinator::{Alarm, BlockWrite, OpError, Phase, Stats};
 use smalti_rowcommit::msg::Reply;
 use smalti_rowcommit::{Action, Coordinator, CoordinatorConfig, Event};
 use smalti_storage::ids::{Epoch, RowAddr, Slot, StoreId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -101,27 +103,39 @@ pub struct CoderStatus {
     pub stats: Stats,
 }
 
-/// What a coder needs.
-#[derive(Clone, Debug)]
-pub struct CoderArgs {
-    /// Settings of the core.
-    pub config: CoordinatorConfig,
-    /// Reaches other nodes.
-    pub fabric: Fabric,
-    /// The stores of this node.
-    pub local: LocalStores,
-    /// Where proposals go.
-    pub raft: RaftGroup,
-    /// Numbers sessions, for the whole process.
-    pub sessions: Arc<AtomicU64>,
-    /// Where links and proposals run.
-    pub tasks: TaskTracker,
+/// Where proposals go.
+pub(crate) trait Propose: Send + Sync + 'static {
+    /// Proposes, and says what became of it.
+    fn propose(&self, command: Command) -> BoxFuture<'static, Result<Applied, ProposeError>>;
 }
 
-struct Coder;
+impl Propose for RaftGroup {
+    fn propose(&self, command: Command) -> BoxFuture<'static, Result<Applied, ProposeError>> {
+        let raft = self.clone();
+        Box::pin(async move { raft.propose_within(command, PROPOSAL_PATIENCE).await })
+    }
+}
 
-struct State {
-    args: CoderArgs,
+/// What a coder needs.
+pub(crate) struct CoderArgs<T> {
+    /// Settings of the core.
+    pub(crate) config: CoordinatorConfig,
+    /// Reaches other nodes.
+    pub(crate) transport: T,
+    /// The stores of this node.
+    pub(crate) local: LocalStores,
+    /// Where proposals go.
+    pub(crate) map: Arc<dyn Propose>,
+    /// Numbers sessions, for the whole process.
+    pub(crate) sessions: Arc<AtomicU64>,
+    /// Where links and proposals run.
+    pub(crate) tasks: TaskTracker,
+}
+
+struct Coder<T>(PhantomData<fn(T)>);
+
+struct State<T> {
+    args: CoderArgs<T>,
     core: Coordinator,
     map: Option<MapView>,
     links: BTreeMap<StoreId, LinkHandle>,
@@ -136,22 +150,24 @@ struct State {
 ///
 /// # Errors
 /// When the actor can not be spawned.
-pub async fn start(args: CoderArgs) -> Result<ActorRef<CoderMsg>, SpawnErr> {
-    let (actor, _) = Actor::spawn(None, Coder, args).await?;
+pub(crate) async fn start<T: Transport>(
+    args: CoderArgs<T>,
+) -> Result<ActorRef<CoderMsg>, SpawnErr> {
+    let (actor, _) = Actor::spawn(None, Coder(PhantomData), args).await?;
     actor.send_interval(TICK, || CoderMsg::Tick);
     Ok(actor)
 }
 
-impl Actor for Coder {
+impl<T: Transport> Actor for Coder<T> {
     type Msg = CoderMsg;
-    type State = State;
-    type Arguments = CoderArgs;
+    type State = State<T>;
+    type Arguments = CoderArgs<T>;
 
     async fn pre_start(
         &self,
         _myself: ActorRef<Self::Msg>,
-        args: CoderArgs,
-    ) -> Result<State, ActorProcessingErr> {
+        args: CoderArgs<T>,
+    ) -> Result<State<T>, ActorProcessingErr> {
         Ok(State {
             core: Coordinator::new(args.config.clone()),
             args,
@@ -169,7 +185,7 @@ impl Actor for Coder {
         &self,
         myself: ActorRef<Self::Msg>,
         message: Self::Msg,
-        state: &mut State,
+        state: &mut State<T>,
     ) -> Result<(), ActorProcessingErr> {
         let now = clock::now();
         match message {
@@ -234,7 +250,7 @@ impl Actor for Coder {
     }
 }
 
-impl State {
+impl<T: Transport> State<T> {
     fn next_op(&mut self) -> u64 {
         let op = self.next_op;
         self.next_op += 1;
@@ -253,7 +269,7 @@ impl State {
                         store,
                         node,
                         me: self.args.config.me.node,
-                        fabric: self.args.fabric.clone(),
+                        transport: self.args.transport.clone(),
                         local: Arc::clone(&self.args.local),
                         sessions: Arc::clone(&self.args.sessions),
                         tasks: self.args.tasks.clone(),
@@ -300,10 +316,10 @@ impl State {
 
     fn propose(&self, myself: &ActorRef<CoderMsg>, command: Command) {
         tracing::info!(volume = %self.args.config.volume, ?command, "proposing");
-        let raft = self.args.raft.clone();
+        let applied = self.args.map.propose(command.clone());
         let myself = myself.clone();
         self.args.tasks.spawn(async move {
-            match raft.propose_within(command.clone(), PROPOSAL_PATIENCE).await {
+            match applied.await {
                 Ok(Applied::Rejected(why)) => {
                     tracing::info!(?command, %why, "proposal refused");
                     let refused = CoderMsg::Refused { command: Box::new(command), why };

@@ -1,10 +1,9 @@
 //! A coder's link to one store: one numbered session after another, as long as the coder lives.
 
 use super::CoderMsg;
-use crate::fabric::{Fabric, service};
-use crate::shard_store::{LocalStores, hello};
+use crate::shard_store::{LocalSession, LocalStores, hello};
+use crate::transport::{ReceiveFrames, SendFrames, Transport};
 use ractor::ActorRef;
-use smalti_net::Session;
 use smalti_rowcommit::msg::{Frame, Reply};
 use smalti_storage::ids::{NodeId, StoreId};
 use std::sync::Arc;
@@ -18,15 +17,14 @@ use tokio_util::task::TaskTracker;
 /// store that lets so much pile up loses its session, and is suspected.
 const FRAMES: usize = 4096;
 
-const OPEN_TIMEOUT: Duration = Duration::from_millis(500);
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_millis(200);
 
-pub(super) struct LinkArgs {
+pub(super) struct LinkArgs<T> {
     pub(super) store: StoreId,
     pub(super) node: NodeId,
     pub(super) me: NodeId,
-    pub(super) fabric: Fabric,
+    pub(super) transport: T,
     pub(super) local: LocalStores,
     pub(super) sessions: Arc<AtomicU64>,
     pub(super) tasks: TaskTracker,
@@ -41,7 +39,7 @@ pub(super) struct LinkHandle {
 }
 
 impl LinkHandle {
-    pub(super) fn start(args: LinkArgs) -> Self {
+    pub(super) fn start<T: Transport>(args: LinkArgs<T>) -> Self {
         let (frames, queue) = mpsc::channel(FRAMES);
         let stop = CancellationToken::new();
         let overrun = Arc::new(tokio::sync::Notify::new());
@@ -66,7 +64,11 @@ impl LinkHandle {
     }
 }
 
-async fn run(args: LinkArgs, mut queue: mpsc::Receiver<Frame>, overrun: Arc<tokio::sync::Notify>) {
+async fn run<T: Transport>(
+    args: LinkArgs<T>,
+    mut queue: mpsc::Receiver<Frame>,
+    overrun: Arc<tokio::sync::Notify>,
+) {
     let store = args.store;
     let mut pause = PAUSE_MIN;
     loop {
@@ -104,39 +106,33 @@ async fn run(args: LinkArgs, mut queue: mpsc::Receiver<Frame>, overrun: Arc<toki
     }
 }
 
-enum Line {
-    Local(crate::shard_store::LocalSession),
-    Remote(Box<Session>),
+enum Line<T: Transport> {
+    Local(LocalSession),
+    Remote(T::Tx, T::Rx),
 }
 
-async fn open(args: &LinkArgs) -> Option<Line> {
+async fn open<T: Transport>(args: &LinkArgs<T>) -> Option<Line<T>> {
     if args.node == args.me {
         let store = args.local.iter().find(|store| store.id() == args.store)?;
         return Some(Line::Local(store.open_local(args.me, &args.tasks)));
     }
-    let peer = args.fabric.peer(args.node)?;
-    match peer.open_session(service::ROWS, hello(args.store), OPEN_TIMEOUT).await {
-        Ok(session) => Some(Line::Remote(Box::new(session))),
-        Err(error) => {
-            tracing::debug!(store = %args.store, %error, "no session with a store");
-            None
-        }
-    }
+    let (tx, rx) = args.transport.open(args.node, hello(args.store)).await?;
+    Some(Line::Remote(tx, rx))
 }
 
-impl Line {
+impl<T: Transport> Line<T> {
     async fn send(&mut self, frame: Frame) -> Option<()> {
         match self {
             Self::Local(session) => session.frames.send(frame).await.ok(),
-            Self::Remote(session) => session.tx.send(frame.encode()).await.ok(),
+            Self::Remote(tx, _) => tx.send(frame.encode()).await,
         }
     }
 
     async fn recv(&mut self) -> Option<Reply> {
         match self {
             Self::Local(session) => session.replies.recv().await,
-            Self::Remote(session) => {
-                let bytes = session.rx.recv().await.ok()??;
+            Self::Remote(_, rx) => {
+                let bytes = rx.recv().await?;
                 Reply::decode(&bytes)
                     .inspect_err(|error| tracing::warn!(%error, "store sent no reply"))
                     .ok()

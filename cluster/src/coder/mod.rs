@@ -7,7 +7,8 @@
 mod actor;
 mod link;
 
-pub use actor::{CoderArgs, CoderMsg, CoderStatus, start};
+pub(crate) use actor::{CoderArgs, start};
+pub use actor::{CoderMsg, CoderStatus};
 
 use bytes::Bytes;
 use ractor::ActorRef;

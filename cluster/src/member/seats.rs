@@ -335,9 +335,9 @@ impl Member {
         config.suspect_after = self.inner.suspect_after;
         let args = CoderArgs {
             config,
-            fabric: self.fabric().clone(),
+            transport: self.fabric().clone(),
             local: Arc::clone(&self.inner.stores),
-            raft: self.raft().clone(),
+            map: Arc::new(self.raft().clone()),
             sessions: Arc::clone(&self.inner.sessions),
             tasks: self.inner.tasks.clone(),
         };

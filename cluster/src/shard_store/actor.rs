@@ -9,6 +9,7 @@ use smalti_rowcommit::StoreCore;
 use smalti_rowcommit::store::StoreConfig;
 use smalti_rowcommit::store::read::ReadSide;
 use smalti_storage::store::ShardStore;
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
@@ -70,22 +71,35 @@ pub async fn start(
     let (fatal, ended) = (args.fatal, args.ended);
     let large_reads = Arc::new(Semaphore::new(LARGE_READS));
     let handle = StoreHandle { id, jobs: jobs.clone(), reader, large_reads, adopted };
-    tokio::task::spawn_blocking(move || match writer.run() {
-        Ok(()) => {
-            // Nobody waits when the process is ending anyway.
-            let _ = ended.send(());
+    let run = async move {
+        match writer.run().await {
+            Ok(()) => {
+                // Nobody waits when the process is ending anyway.
+                let _ = ended.send(());
+            }
+            Err(error) => {
+                tracing::error!(%error, "shard store failed");
+                // The queue holds one message and the first failure is the one that counts.
+                let _ = fatal.try_send(format!("shard store failed: {error}"));
+            }
         }
-        Err(error) => {
-            tracing::error!(%error, "shard store failed");
-            // The queue holds one message and the first failure is the one that counts.
-            let _ = fatal.try_send(format!("shard store failed: {error}"));
-        }
-    });
+    };
+    on_its_own(run);
     let state = State { jobs };
     let (actor, _) =
         Actor::spawn(Some(format!("shard-store-{id}")), ShardStoreActor, state).await?;
     actor.send_interval(SPACE_EVERY, || ShardStoreMsg::LookAtSpace);
     Ok((actor, handle))
+}
+
+/// Gives the writer a thread; in simulations, which have but one, a task.
+fn on_its_own(writer: impl Future<Output = ()> + Send + 'static) {
+    #[cfg(test)]
+    if clock::simulated::is_on() {
+        tokio::spawn(writer);
+        return;
+    }
+    tokio::task::spawn_blocking(move || futures::executor::block_on(writer));
 }
 
 impl Actor for ShardStoreActor {

@@ -1,6 +1,7 @@
 //! Sessions of coordinators with this node's stores, remote and local.
 
 use super::{Job, StoreHandle};
+use crate::transport::{ReceiveFrames, SendFrames};
 use bytes::Bytes;
 use smalti_net::{Session, SessionHandler};
 use smalti_rowcommit::msg::{Frame, Reply};
@@ -48,27 +49,39 @@ pub struct StoreSessions {
 
 impl SessionHandler for StoreSessions {
     fn session(&self, from: NodeId, hello: Bytes, session: Session) {
-        let wanted = read_hello(&hello);
+        self.accept(from, &hello, session.tx, session.rx);
+    }
+}
+
+impl StoreSessions {
+    /// Takes a session over; drops it when its store is not here.
+    pub(crate) fn accept(
+        &self,
+        from: NodeId,
+        hello: &[u8],
+        tx: impl SendFrames,
+        rx: impl ReceiveFrames,
+    ) {
+        let wanted = read_hello(hello);
         let Some(store) = self.stores.iter().find(|store| Some(store.id) == wanted) else {
             tracing::debug!(%from, "session for a store that is not here");
             return;
         };
-        self.tasks.spawn(remote(store.clone(), from, session));
+        self.tasks.spawn(remote(store.clone(), from, tx, rx));
     }
 }
 
-async fn remote(store: StoreHandle, from: NodeId, session: Session) {
-    let Session { tx, mut rx } = session;
+async fn remote(store: StoreHandle, from: NodeId, tx: impl SendFrames, mut rx: impl ReceiveFrames) {
     let (replies, mut waiting) = mpsc::channel::<Reply>(REPLIES);
     let send = async {
         while let Some(reply) = waiting.recv().await {
-            if tx.send(reply.encode()).await.is_err() {
+            if tx.send(reply.encode()).await.is_none() {
                 break;
             }
         }
     };
     let receive = async {
-        while let Ok(Some(bytes)) = rx.recv().await {
+        while let Some(bytes) = rx.recv().await {
             let frame = match Frame::decode(&bytes) {
                 Ok(frame) => frame,
                 Err(error) => {
@@ -129,8 +142,7 @@ impl StoreHandle {
         let room = Arc::clone(&self.large_reads).acquire_owned().await.ok()?;
         let (reader, reply) = (self.reader.clone(), reply.clone());
         tokio::spawn(async move {
-            let read = tokio::task::spawn_blocking(move || reader.handle(from, &frame)).await;
-            if let Ok(answer) = read {
+            if let Some(answer) = off_the_runtime(move || reader.handle(from, &frame)).await {
                 pass_on(answer, &reply).await;
             }
             drop(room);
@@ -153,6 +165,18 @@ impl StoreHandle {
             Err(_elapsed) => Some(()),
         }
     }
+}
+
+/// Runs work that may take long on the blocking pool; in simulations here, for they have but one
+/// thread. `None`: the process is ending.
+async fn off_the_runtime<R: Send + 'static>(
+    work: impl FnOnce() -> R + Send + 'static,
+) -> Option<R> {
+    #[cfg(test)]
+    if crate::clock::simulated::is_on() {
+        return Some(work());
+    }
+    tokio::task::spawn_blocking(work).await.ok()
 }
 
 async fn pass_on(

@@ -34,15 +34,16 @@ impl Writer {
         Self { core, store, jobs, adopted, space: SpaceWatch::default() }
     }
 
-    /// Runs until told to stop or everybody has gone.
+    /// Runs until told to stop or everybody has gone. It waits for jobs as a task does, and for the
+    /// disk as a thread does: it needs a thread of its own.
     ///
     /// # Errors
     /// When the disk failed: what was acknowledged is safe, and nothing more may be.
-    pub(super) fn run(mut self) -> Result<(), StoreError> {
+    pub(super) async fn run(mut self) -> Result<(), StoreError> {
         let mut answers: Vec<(mpsc::Sender<Reply>, Reply)> = Vec::new();
         let mut stop = false;
         while !stop {
-            let Some(mut job) = self.jobs.blocking_recv() else { break };
+            let Some(mut job) = self.jobs.recv().await else { break };
             let mut map_version = None;
             let mut bytes = 0;
             for taken in 1.. {
