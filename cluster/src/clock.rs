@@ -28,7 +28,6 @@ pub(crate) mod simulated {
     }
 
     /// This thread's clock begins now; with `None` it is the machine's again.
-    #[expect(dead_code, reason = "the tests of the shell use it")]
     pub(crate) fn begin(since: Option<Instant>) {
         SINCE.set(since);
     }

@@ -44,6 +44,16 @@ impl AddressBook {
         self.entries.read().unwrap_or_else(PoisonError::into_inner).get(&node).copied()
     }
 
+    /// Sets or forgets one address.
+    #[cfg(test)]
+    pub(crate) fn set(&self, node: NodeId, addr: Option<SocketAddr>) {
+        let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+        match addr {
+            Some(addr) => drop(entries.insert(node, addr)),
+            None => drop(entries.remove(&node)),
+        }
+    }
+
     /// Takes over what a map says; nodes it no longer names are forgotten.
     pub fn adopt(&self, map: &MapView) {
         if map.nodes.is_empty() {

@@ -17,6 +17,8 @@ pub mod custodian;
 pub mod fabric;
 pub mod member;
 pub mod shard_store;
+#[cfg(test)]
+mod tests;
 mod transport;
 
 pub use coder::CoderHandle;

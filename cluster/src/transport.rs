@@ -1,6 +1,17 @@
-//! What the shell needs of the network between a coordinator and a store.
+//! What the shell needs of the network between a coordinator and a store, and what it promises.
 //!
-//! [`Fabric`] is the one transport there is, over QUIC; tests have another one in memory.
+//! [`Fabric`] is the one transport there is, over QUIC; tests have another one in memory. What
+//! must hold for both, and for the sessions that links and stores make of them:
+//!
+//! T1. Frames of a session arrive in order, each once. A session that breaks loses a part of what
+//!     was under way, from the end; nothing of it is repeated, and nothing follows a gap.
+//! T2. Whoever drops a frame or a reply of a session breaks it. After a reconnect there is a new
+//!     session with a higher number, and what was not answered is asked again there.
+//! T3. A change asked for in an older session is not made once a frame of a newer one was taken.
+//! T4. What waits for a slow party is bounded, in number and in bytes, on both sides: senders
+//!     wait, or lose their session.
+//! T5. Either side takes what comes in while it waits to send, so that two slow ones never wait
+//!     for each other; and one slow reader holds up nobody but itself.
 
 use crate::fabric::{Fabric, service};
 use bytes::Bytes;
@@ -16,6 +27,9 @@ const OPEN_TIMEOUT: Duration = Duration::from_millis(500);
 pub(crate) trait SendFrames: Send + Sync + 'static {
     /// Queues a frame, waiting while there is no room. `None`: this direction has ended.
     fn send(&self, frame: Bytes) -> impl Future<Output = Option<()>> + Send;
+
+    /// Waits until this direction has ended, as it does when the peer has gone.
+    fn closed(&self) -> impl Future<Output = ()> + Send;
 }
 
 /// The receiving half of a session.
@@ -42,6 +56,10 @@ pub(crate) trait Transport: Clone + Send + Sync + 'static {
 impl SendFrames for FrameSender {
     async fn send(&self, frame: Bytes) -> Option<()> {
         Self::send(self, frame).await.ok()
+    }
+
+    async fn closed(&self) {
+        Self::closed(self).await;
     }
 }
 

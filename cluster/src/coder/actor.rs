@@ -292,7 +292,7 @@ impl<T: Transport> State<T> {
         for action in self.core.drain() {
             match action {
                 Action::Send { store, frame } => {
-                    if let Some(link) = self.links.get_mut(&store) {
+                    if let Some(link) = self.links.get(&store) {
                         link.send(frame);
                     }
                 }
@@ -311,6 +311,9 @@ impl<T: Transport> State<T> {
                 }
                 Action::Alarm(alarm) => self.alarm(alarm),
             }
+        }
+        for link in self.links.values() {
+            link.flushed();
         }
     }
 

@@ -1,7 +1,8 @@
 //! A coder's link to one store: one numbered session after another, as long as the coder lives.
 
 use super::CoderMsg;
-use crate::shard_store::{LocalSession, LocalStores, hello};
+use super::queue::FrameQueue;
+use crate::shard_store::{LocalSender, LocalStores, ReplyReceiver, hello};
 use crate::transport::{ReceiveFrames, SendFrames, Transport};
 use ractor::ActorRef;
 use smalti_rowcommit::msg::{Frame, Reply};
@@ -9,134 +10,203 @@ use smalti_storage::ids::{NodeId, StoreId};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
-
-/// Frames that may wait for a session. The gateway bounds what is in flight far below this; a
-/// store that lets so much pile up loses its session, and is suspected.
-const FRAMES: usize = 4096;
 
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_millis(200);
 
-pub(super) struct LinkArgs<T> {
-    pub(super) store: StoreId,
-    pub(super) node: NodeId,
-    pub(super) me: NodeId,
-    pub(super) transport: T,
-    pub(super) local: LocalStores,
-    pub(super) sessions: Arc<AtomicU64>,
-    pub(super) tasks: TaskTracker,
-    pub(super) coder: ActorRef<CoderMsg>,
+/// After a session that lasted less, the next one waits.
+const SHORT: Duration = Duration::from_secs(1);
+
+pub(crate) struct LinkArgs<T> {
+    pub(crate) store: StoreId,
+    pub(crate) node: NodeId,
+    pub(crate) me: NodeId,
+    pub(crate) transport: T,
+    pub(crate) local: LocalStores,
+    pub(crate) sessions: Arc<AtomicU64>,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) coder: ActorRef<CoderMsg>,
 }
 
 /// The coder's end of a link. Dropping it ends the link.
-pub(super) struct LinkHandle {
-    frames: mpsc::Sender<Frame>,
-    overrun: Arc<tokio::sync::Notify>,
+pub(crate) struct LinkHandle {
+    #[cfg(test)]
+    store: StoreId,
+    queue: Arc<FrameQueue>,
     _stop: DropGuard,
 }
 
 impl LinkHandle {
-    pub(super) fn start<T: Transport>(args: LinkArgs<T>) -> Self {
-        let (frames, queue) = mpsc::channel(FRAMES);
+    pub(crate) fn start<T: Transport>(args: LinkArgs<T>) -> Self {
+        #[cfg(test)]
+        let store = args.store;
+        let queue = Arc::new(FrameQueue::default());
         let stop = CancellationToken::new();
-        let overrun = Arc::new(tokio::sync::Notify::new());
         let tasks = args.tasks.clone();
-        let run = run(args, queue, Arc::clone(&overrun));
+        let run = run(args, Arc::clone(&queue));
         let stopped = stop.clone();
         tasks.spawn(async move {
             tokio::select! {
+                biased;
                 () = stopped.cancelled() => {}
                 () = run => {}
             }
         });
-        Self { frames, overrun, _stop: stop.drop_guard() }
+        Self {
+            #[cfg(test)]
+            store,
+            queue,
+            _stop: stop.drop_guard(),
+        }
     }
 
-    /// Queues a frame for the current session; frames of an older one are dropped later.
-    pub(super) fn send(&mut self, frame: Frame) {
-        if self.frames.try_send(frame).is_err() {
-            // What was dropped is unanswered, and goes again in the next session.
-            self.overrun.notify_one();
-        }
+    /// Queues a frame for the current session; one of an older session is dropped. So is the
+    /// session, with all that waits for it, when that becomes too much.
+    pub(crate) fn send(&self, frame: Frame) {
+        #[cfg(test)]
+        crate::tests::probe::sent(self.store, &frame);
+        self.queue.push(frame);
+    }
+
+    /// All that there was to be sent for now has been.
+    pub(crate) fn flushed(&self) {
+        self.queue.flushed();
     }
 }
 
-async fn run<T: Transport>(
-    args: LinkArgs<T>,
-    mut queue: mpsc::Receiver<Frame>,
-    overrun: Arc<tokio::sync::Notify>,
-) {
+async fn run<T: Transport>(args: LinkArgs<T>, queue: Arc<FrameQueue>) {
     let store = args.store;
     let mut pause = PAUSE_MIN;
     loop {
-        let Some(mut line) = open(&args).await else {
+        let Some(line) = open(&args).await else {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(PAUSE_MAX);
             continue;
         };
-        pause = PAUSE_MIN;
+        let began = Instant::now();
         let session = args.sessions.fetch_add(1, Ordering::Relaxed);
+        // The coder makes frames of the session as soon as it has heard of it.
+        queue.begin(session);
         if args.coder.cast(CoderMsg::LinkUp { store, session }).is_err() {
             return;
         }
-        loop {
-            tokio::select! {
-                frame = queue.recv() => {
-                    let Some(frame) = frame else { return };
-                    // Frames of an older session were made for a stream that is gone.
-                    if frame.session == session && line.send(frame).await.is_none() {
-                        break;
-                    }
-                }
-                reply = line.recv() => {
-                    let Some(reply) = reply else { break };
-                    if args.coder.cast(CoderMsg::Reply { store, reply }).is_err() {
-                        return;
-                    }
-                }
-                () = overrun.notified() => break,
+        let end = match line {
+            Line::Local(to, from) => converse(&args, &queue, session, to, from).await,
+            Line::Remote(tx, rx) => {
+                converse(&args, &queue, session, RemoteTx(tx), RemoteRx(rx)).await
+            }
+        };
+        queue.end();
+        if end == End::Coder || args.coder.cast(CoderMsg::LinkDown { store }).is_err() {
+            return;
+        }
+        if began.elapsed() >= SHORT {
+            pause = PAUSE_MIN;
+        } else {
+            // Somebody takes our sessions only to drop them.
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+}
+
+/// Who has ended a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Line,
+    Coder,
+}
+
+/// Both directions at once: while a frame waits for room, replies are taken. A store may have no
+/// room for frames just because nobody takes its replies.
+async fn converse<T>(
+    args: &LinkArgs<T>,
+    queue: &FrameQueue,
+    session: u64,
+    to: impl SendToStore,
+    mut from: impl HearStore,
+) -> End {
+    let store = args.store;
+    let receiving = async {
+        while let Some(reply) = from.recv().await {
+            #[cfg(test)]
+            crate::tests::probe::heard(store, &reply);
+            if args.coder.cast(CoderMsg::Reply { store, reply }).is_err() {
+                return End::Coder;
             }
         }
-        if args.coder.cast(CoderMsg::LinkDown { store }).is_err() {
-            return;
+        End::Line
+    };
+    let sending = async {
+        while let Some(frame) = queue.next(session).await {
+            if to.send(frame).await.is_none() {
+                break;
+            }
+        }
+    };
+    tokio::select! {
+        biased;
+        end = receiving => end,
+        () = sending => End::Line,
+        () = queue.ended(session) => {
+            tracing::debug!(%store, session, "a store takes too little: its session ends");
+            End::Line
         }
     }
 }
 
 enum Line<T: Transport> {
-    Local(LocalSession),
+    Local(LocalSender, ReplyReceiver),
     Remote(T::Tx, T::Rx),
 }
 
 async fn open<T: Transport>(args: &LinkArgs<T>) -> Option<Line<T>> {
     if args.node == args.me {
         let store = args.local.iter().find(|store| store.id() == args.store)?;
-        return Some(Line::Local(store.open_local(args.me, &args.tasks)));
+        let (to, from) = store.open_local(args.me);
+        return Some(Line::Local(to, from));
     }
     let (tx, rx) = args.transport.open(args.node, hello(args.store)).await?;
     Some(Line::Remote(tx, rx))
 }
 
-impl<T: Transport> Line<T> {
-    async fn send(&mut self, frame: Frame) -> Option<()> {
-        match self {
-            Self::Local(session) => session.frames.send(frame).await.ok(),
-            Self::Remote(tx, _) => tx.send(frame.encode()).await,
-        }
-    }
+trait SendToStore {
+    async fn send(&self, frame: Frame) -> Option<()>;
+}
 
+trait HearStore {
+    async fn recv(&mut self) -> Option<Reply>;
+}
+
+impl SendToStore for LocalSender {
+    async fn send(&self, frame: Frame) -> Option<()> {
+        Self::send(self, frame).await
+    }
+}
+
+impl HearStore for ReplyReceiver {
     async fn recv(&mut self) -> Option<Reply> {
-        match self {
-            Self::Local(session) => session.replies.recv().await,
-            Self::Remote(_, rx) => {
-                let bytes = rx.recv().await?;
-                Reply::decode(&bytes)
-                    .inspect_err(|error| tracing::warn!(%error, "store sent no reply"))
-                    .ok()
-            }
-        }
+        Self::recv(self).await.map(|(reply, _room)| reply)
+    }
+}
+
+struct RemoteTx<S>(S);
+struct RemoteRx<R>(R);
+
+impl<S: SendFrames> SendToStore for RemoteTx<S> {
+    async fn send(&self, frame: Frame) -> Option<()> {
+        self.0.send(frame.encode()).await
+    }
+}
+
+impl<R: ReceiveFrames> HearStore for RemoteRx<R> {
+    async fn recv(&mut self) -> Option<Reply> {
+        let bytes = self.0.recv().await?;
+        Reply::decode(&bytes)
+            .inspect_err(|error| tracing::warn!(%error, "store sent no reply"))
+            .ok()
     }
 }

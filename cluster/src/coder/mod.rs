@@ -5,8 +5,18 @@
 //! goes to the end of the mailbox, so one frame per store carries all of it.
 
 mod actor;
-mod link;
+pub(crate) mod link;
+mod queue;
+#[cfg(test)]
+mod tests;
 
+/// What the queue is built on: tests put it onto something else.
+mod sync {
+    pub(super) use std::sync::{Mutex, MutexGuard};
+}
+
+#[cfg(test)]
+pub(crate) use actor::Propose;
 pub(crate) use actor::{CoderArgs, start};
 pub use actor::{CoderMsg, CoderStatus};
 

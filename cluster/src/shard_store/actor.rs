@@ -1,7 +1,7 @@
 //! The actor around the writer.
 
 use super::writer::Writer;
-use super::{Job, QUEUE_FRAMES, StoreHandle};
+use super::{Job, QUEUE_BYTES, QUEUE_FRAMES, StoreHandle};
 use crate::clock;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SpawnErr};
 use smalti_map::view::MapView;
@@ -12,7 +12,7 @@ use smalti_storage::store::ShardStore;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 
 /// Large reads at once.
 const LARGE_READS: usize = 8;
@@ -63,14 +63,15 @@ pub async fn start(
     args: ShardStoreArgs,
 ) -> Result<(ActorRef<ShardStoreMsg>, StoreHandle), SpawnErr> {
     let (jobs, queue) = mpsc::channel(QUEUE_FRAMES);
-    let (adopted_tx, adopted) = watch::channel(0);
+    let adopted = Arc::new(Notify::new());
     let core = StoreCore::new(Arc::clone(&args.store), args.config, clock::now());
     let reader = ReadSide::new(Arc::clone(&args.store), core.fence());
     let id = args.store.opened().id;
-    let writer = Writer::new(core, args.store, queue, adopted_tx);
+    let writer = Writer::new(core, args.store, queue, Arc::clone(&adopted));
     let (fatal, ended) = (args.fatal, args.ended);
     let large_reads = Arc::new(Semaphore::new(LARGE_READS));
-    let handle = StoreHandle { id, jobs: jobs.clone(), reader, large_reads, adopted };
+    let job_bytes = Arc::new(Semaphore::new(QUEUE_BYTES));
+    let handle = StoreHandle { id, jobs: jobs.clone(), job_bytes, reader, large_reads, adopted };
     let run = async move {
         match writer.run().await {
             Ok(()) => {
@@ -123,7 +124,12 @@ impl Actor for ShardStoreActor {
     ) -> Result<(), ActorProcessingErr> {
         let job = match message {
             ShardStoreMsg::Map(map) => Job::Map(map),
-            ShardStoreMsg::LookAtSpace => Job::LookAtSpace,
+            ShardStoreMsg::LookAtSpace => {
+                // A writer that is that busy looks by itself, and one whose disk hangs must not
+                // find a look for every half second that it hung.
+                let _ = state.jobs.try_send(Job::LookAtSpace);
+                return Ok(());
+            }
             ShardStoreMsg::Stop => {
                 state.jobs.send(Job::Stop).await?;
                 myself.stop(None);

@@ -6,28 +6,35 @@
 //! the state of the disk on, and ends with it.
 
 mod actor;
+mod replies;
 mod session;
 mod space;
 mod writer;
 
 pub use actor::{ShardStoreArgs, ShardStoreMsg, start};
+pub(crate) use replies::ReplyReceiver;
+pub(crate) use session::LocalSender;
 pub(crate) use session::hello;
-pub use session::{LocalSession, LocalStores, StoreSessions};
+pub use session::{LocalStores, StoreSessions};
 
+use replies::ReplySender;
 use smalti_map::view::MapView;
-use smalti_rowcommit::msg::{Frame, Reply};
+use smalti_rowcommit::msg::Frame;
 use smalti_rowcommit::store::read::ReadSide;
 use smalti_storage::ids::{NodeId, StoreId};
 use std::sync::Arc;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 
-/// Frames that may wait for the writer. With 2 MiB frames this bounds what sessions can make the
-/// store hold; a full queue holds the sessions' readers back, and so their senders.
+/// Frames that may wait for the writer. A full queue holds the sessions' readers back, and so their
+/// senders.
 const QUEUE_FRAMES: usize = 64;
+
+/// And their records in bytes; a larger frame goes alone.
+const QUEUE_BYTES: usize = 32 << 20;
 
 /// What the writer is told.
 enum Job {
-    Frame { from: NodeId, frame: Frame, reply: mpsc::Sender<Reply> },
+    Frame { from: NodeId, frame: Frame, reply: ReplySender, room: OwnedSemaphorePermit },
     Map(MapView),
     LookAtSpace,
     Stop,
@@ -38,11 +45,13 @@ enum Job {
 pub struct StoreHandle {
     id: StoreId,
     jobs: mpsc::Sender<Job>,
+    /// Room for records in that queue, over all sessions.
+    job_bytes: Arc<Semaphore>,
     reader: ReadSide,
     /// Room for large reads, over all sessions.
     large_reads: Arc<Semaphore>,
-    /// The version of the map the writer has adopted.
-    adopted: watch::Receiver<u64>,
+    /// Notified when the writer has adopted a map.
+    adopted: Arc<Notify>,
 }
 
 impl StoreHandle {

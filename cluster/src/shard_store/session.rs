@@ -1,19 +1,18 @@
 //! Sessions of coordinators with this node's stores, remote and local.
 
-use super::{Job, StoreHandle};
+use super::replies::{self, ReplyReceiver, ReplySender};
+use super::{Job, QUEUE_BYTES, StoreHandle};
 use crate::transport::{ReceiveFrames, SendFrames};
 use bytes::Bytes;
 use smalti_net::{Session, SessionHandler};
 use smalti_rowcommit::msg::{Frame, Reply};
 use smalti_storage::ids::{NodeId, StoreId};
+use smalti_storage::store::StoreError;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
-
-/// Replies that may wait to be sent. A session that lets this many pile up is as good as gone.
-const REPLIES: usize = 1024;
 
 /// How long a frame of an epoch the store has not heard of waits for the map.
 const MAP_PATIENCE: Duration = Duration::from_secs(1);
@@ -21,6 +20,10 @@ const MAP_PATIENCE: Duration = Duration::from_secs(1);
 /// Reading frames with more requests than this go to the blocking pool, so that a large read does
 /// not hold up the runtime's workers.
 const INLINE_READS: usize = 32;
+
+/// A frame with more reads than this gets several replies: one that has a record for each of
+/// thousands would be larger than a session may send.
+const REPLY_READS: usize = 256;
 
 /// The version of the session's hello.
 const HELLO_VERSION: u8 = 1;
@@ -72,12 +75,13 @@ impl StoreSessions {
 }
 
 async fn remote(store: StoreHandle, from: NodeId, tx: impl SendFrames, mut rx: impl ReceiveFrames) {
-    let (replies, mut waiting) = mpsc::channel::<Reply>(REPLIES);
+    let (to, mut replies) = replies::channel();
     let send = async {
-        while let Some(reply) = waiting.recv().await {
+        while let Some((reply, room)) = replies.recv().await {
             if tx.send(reply.encode()).await.is_none() {
                 break;
             }
+            drop(room);
         }
     };
     let receive = async {
@@ -89,81 +93,106 @@ async fn remote(store: StoreHandle, from: NodeId, tx: impl SendFrames, mut rx: i
                     break;
                 }
             };
-            if store.serve(from, frame, &replies).await.is_none() {
+            drop(bytes);
+            if store.serve(from, frame, &to).await.is_none() {
                 break;
             }
         }
     };
     tokio::select! {
+        biased;
         () = send => {}
         () = receive => {}
+        // A frame may wait for a disk that hangs. Its session must not, when the peer has gone:
+        // every attempt of the peer's would leave one more.
+        () = tx.closed() => {}
+        // A reply may wait for a peer that reads none, and answers have been dropped behind it.
+        () = to.broken() => {}
     }
 }
 
-/// A session within the process: frames and replies are passed as they are.
+/// Sends frames of this node itself to one of its stores, as they are.
 #[derive(Debug)]
-pub struct LocalSession {
-    /// To the store.
-    pub frames: mpsc::Sender<Frame>,
-    /// From the store.
-    pub replies: mpsc::Receiver<Reply>,
+pub(crate) struct LocalSender {
+    store: StoreHandle,
+    me: NodeId,
+    to: ReplySender,
+}
+
+impl LocalSender {
+    /// Passes a frame on, waiting while the store has no room. `None`: the store has ended.
+    pub(crate) async fn send(&self, frame: Frame) -> Option<()> {
+        self.store.serve(self.me, frame, &self.to).await
+    }
 }
 
 impl StoreHandle {
     /// Opens a session of this node itself.
-    pub fn open_local(&self, me: NodeId, tasks: &TaskTracker) -> LocalSession {
-        let (frames, mut queue) = mpsc::channel::<Frame>(REPLIES);
-        let (reply, replies) = mpsc::channel(REPLIES);
-        let store = self.clone();
-        tasks.spawn(async move {
-            while let Some(frame) = queue.recv().await {
-                if store.serve(me, frame, &reply).await.is_none() {
-                    break;
-                }
-            }
-        });
-        LocalSession { frames, replies }
+    pub(crate) fn open_local(&self, me: NodeId) -> (LocalSender, ReplyReceiver) {
+        let (to, replies) = replies::channel();
+        (LocalSender { store: self.clone(), me, to }, replies)
     }
 
     /// Passes one frame on. `None`: the store or the session has ended.
-    async fn serve(&self, from: NodeId, frame: Frame, reply: &mpsc::Sender<Reply>) -> Option<()> {
+    async fn serve(&self, from: NodeId, frame: Frame, to: &ReplySender) -> Option<()> {
         if self.reader.epoch_of(frame.volume).is_none_or(|known| known < frame.epoch) {
-            self.wait_for_map(&frame).await?;
+            self.wait_for_map(&frame).await;
         }
         if frame.requests.is_empty() || !frame.requests.iter().all(|r| r.ask.is_read()) {
-            let reply = reply.clone();
-            return self.jobs.send(Job::Frame { from, frame, reply }).await.ok();
+            let bytes = u32::try_from(frame.payload_len().min(QUEUE_BYTES)).ok()?;
+            let room = Arc::clone(&self.job_bytes).acquire_many_owned(bytes).await.ok()?;
+            let reply = to.clone();
+            return self.jobs.send(Job::Frame { from, frame, reply, room }).await.ok();
         }
         if frame.requests.len() <= INLINE_READS {
-            return pass_on(self.reader.handle(from, &frame), reply).await;
+            let room = to.reserve(&frame).await?;
+            let reply = read(self.reader.handle(from, &frame))?;
+            return to.put(reply, room);
         }
-        // A large read takes its time beside the session: updates and leases behind it must not
-        // wait for it. Their number is bounded, and with it what one session keeps busy.
-        let room = Arc::clone(&self.large_reads).acquire_owned().await.ok()?;
-        let (reader, reply) = (self.reader.clone(), reply.clone());
+        let Frame { mut requests, .. } = frame;
+        while !requests.is_empty() {
+            let rest = requests.split_off(requests.len().min(REPLY_READS));
+            let piece = Frame { requests, ..frame };
+            self.read_large(from, piece, to).await?;
+            requests = rest;
+        }
+        Some(())
+    }
+
+    /// A large read takes its time beside the session: updates and leases behind it must not wait
+    /// for it. Their number is bounded, over all sessions; so the room for the answer comes first,
+    /// or a peer that takes no answers would keep the others from reading.
+    async fn read_large(&self, from: NodeId, frame: Frame, to: &ReplySender) -> Option<()> {
+        let room = to.reserve(&frame).await?;
+        let turn = Arc::clone(&self.large_reads).acquire_owned().await.ok()?;
+        let (reader, to) = (self.reader.clone(), to.clone());
         tokio::spawn(async move {
-            if let Some(answer) = off_the_runtime(move || reader.handle(from, &frame)).await {
-                pass_on(answer, &reply).await;
+            let reply = off_the_runtime(move || reader.handle(from, &frame)).await.and_then(read);
+            drop(turn);
+            if let Some(reply) = reply {
+                // The session has ended: nobody waits for it.
+                let _ = to.put(reply, room);
             }
-            drop(room);
         });
         Some(())
     }
 
     /// The coordinator knows a newer configuration: gives the map here a little time to follow.
     /// When it does not, the frame is judged by what is known, and refused.
-    async fn wait_for_map(&self, frame: &Frame) -> Option<()> {
-        let mut adopted = self.adopted.clone();
+    async fn wait_for_map(&self, frame: &Frame) {
         let caught_up = async {
-            while self.reader.epoch_of(frame.volume).is_none_or(|known| known < frame.epoch) {
-                adopted.changed().await.ok()?;
+            loop {
+                let mut adopted = pin!(self.adopted.notified());
+                // Before the look, or news between look and wait would be missed.
+                adopted.as_mut().enable();
+                if self.reader.epoch_of(frame.volume).is_some_and(|known| known >= frame.epoch) {
+                    return;
+                }
+                adopted.await;
             }
-            Some(())
         };
-        match tokio::time::timeout(MAP_PATIENCE, caught_up).await {
-            Ok(done) => done,
-            Err(_elapsed) => Some(()),
-        }
+        // Judged by what is known, and refused, if there is no news.
+        let _ = tokio::time::timeout(MAP_PATIENCE, caught_up).await;
     }
 }
 
@@ -179,17 +208,8 @@ async fn off_the_runtime<R: Send + 'static>(
     tokio::task::spawn_blocking(work).await.ok()
 }
 
-async fn pass_on(
-    answer: Result<Reply, smalti_storage::store::StoreError>,
-    reply: &mpsc::Sender<Reply>,
-) -> Option<()> {
-    match answer {
-        Ok(answer) => reply.send(answer).await.ok(),
-        Err(error) => {
-            tracing::error!(%error, "shard store failed to read");
-            None
-        }
-    }
+fn read(answer: Result<Reply, StoreError>) -> Option<Reply> {
+    answer.inspect_err(|error| tracing::error!(%error, "shard store failed to read")).ok()
 }
 
 /// The stores of this node, for coders that run on it.

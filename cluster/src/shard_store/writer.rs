@@ -1,13 +1,14 @@
 //! The one thread that changes a store.
 
 use super::Job;
+use super::replies::ReplySender;
 use super::space::SpaceWatch;
 use crate::clock;
 use smalti_rowcommit::StoreCore;
 use smalti_rowcommit::msg::Reply;
 use smalti_storage::store::{Change, ShardStore, StoreError};
 use std::sync::Arc;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc};
 
 /// Frames that one batch takes at most: it bounds how long the first of them waits.
 const BATCH_FRAMES: usize = 64;
@@ -19,7 +20,7 @@ pub(super) struct Writer {
     core: StoreCore,
     store: Arc<dyn ShardStore>,
     jobs: mpsc::Receiver<Job>,
-    adopted: watch::Sender<u64>,
+    adopted: Arc<Notify>,
     space: SpaceWatch,
 }
 
@@ -29,7 +30,7 @@ impl Writer {
         core: StoreCore,
         store: Arc<dyn ShardStore>,
         jobs: mpsc::Receiver<Job>,
-        adopted: watch::Sender<u64>,
+        adopted: Arc<Notify>,
     ) -> Self {
         Self { core, store, jobs, adopted, space: SpaceWatch::default() }
     }
@@ -40,23 +41,36 @@ impl Writer {
     /// # Errors
     /// When the disk failed: what was acknowledged is safe, and nothing more may be.
     pub(super) async fn run(mut self) -> Result<(), StoreError> {
-        let mut answers: Vec<(mpsc::Sender<Reply>, Reply)> = Vec::new();
+        let mut answers: Vec<(ReplySender, Reply)> = Vec::new();
         let mut stop = false;
         while !stop {
             let Some(mut job) = self.jobs.recv().await else { break };
-            let mut map_version = None;
+            let mut has_new_map = false;
             let mut bytes = 0;
             for taken in 1.. {
                 match job {
-                    Job::Frame { from, frame, reply } => {
+                    Job::Frame { from, frame, reply, room } => {
                         bytes += frame.payload_len();
-                        if let Some(answer) = self.core.handle(clock::now(), from, frame)? {
+                        #[cfg(test)]
+                        let noted =
+                            (frame.volume, frame.session, crate::tests::probe::print(&frame));
+                        let answer = self.core.handle(clock::now(), from, frame)?;
+                        #[cfg(test)]
+                        crate::tests::probe::served(
+                            self.store.opened().id,
+                            noted.0,
+                            noted.1,
+                            noted.2,
+                            answer.as_ref(),
+                        );
+                        if let Some(answer) = answer {
                             answers.push((reply, answer));
                         }
+                        drop(room);
                     }
                     Job::Map(map) => {
                         self.core.set_map(&map)?;
-                        map_version = Some(map.version);
+                        has_new_map = true;
                     }
                     Job::LookAtSpace => self.look_at_space()?,
                     Job::Stop => stop = true,
@@ -79,14 +93,10 @@ impl Writer {
                 self.look_at_space()?;
             }
             for (to, answer) in answers.drain(..) {
-                // A session whose reader has gone, or is so slow that its queue is full, loses
-                // the answer; its coordinator finds the store silent and asks again.
-                if to.try_send(answer).is_err() {
-                    tracing::debug!("a session did not take its answer");
-                }
+                to.offer(answer);
             }
-            if let Some(version) = map_version {
-                self.adopted.send_replace(version);
+            if has_new_map {
+                self.adopted.notify_waiters();
             }
         }
         if self.core.is_vetted() {
