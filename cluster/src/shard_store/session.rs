@@ -23,7 +23,7 @@ const INLINE_READS: usize = 32;
 
 /// A frame with more reads than this gets several replies: one that has a record for each of
 /// thousands would be larger than a session may send.
-const REPLY_READS: usize = 256;
+const REPLY_READS: usize = 1024;
 
 /// The version of the session's hello.
 const HELLO_VERSION: u8 = 1;
