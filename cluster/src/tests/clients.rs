@@ -13,8 +13,8 @@ use std::time::Duration;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-/// Client writes are newer than whatever an election lets through.
-const GENERATION: u32 = 1_000_000;
+/// That of the only election, which follows the founding of a volume.
+const GENERATION: u32 = 2;
 
 pub(super) fn row(index: u64) -> RowAddr {
     let index = u32::try_from(index).expect("few rows");

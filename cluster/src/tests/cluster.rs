@@ -10,7 +10,7 @@ use futures::future::BoxFuture;
 use ractor::ActorRef;
 use smalti_map::{
     Applied, ClusterMap, Command, Coordinator, Custody, KeyEpoch, NewVolume, NodeAddresses,
-    ShareHolder,
+    ReadMode, ShareHolder,
 };
 use smalti_raft::ProposeError;
 use smalti_rowcommit::CoordinatorConfig;
@@ -200,6 +200,7 @@ pub(super) fn found(setup: &Arc<Setup>, stores: &[StoreId], rng: &mut Rng) -> Ma
             parity: setup.parity,
             shard_size: 1 << 20,
             min_insync: setup.min_insync,
+            read_mode: ReadMode::Lease,
             groups: vec![group],
             key_epoch,
         })));

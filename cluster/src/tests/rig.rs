@@ -12,10 +12,13 @@ use bytes::Bytes;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use smalti_rowcommit::msg::{Answer, Ask, Frame, Reply, Request, Update};
 use smalti_rowcommit::store::StoreConfig;
-use smalti_storage::ids::{Epoch, GroupNo, NodeId, RowSlot, Slot, SlotSet, StoreId, Ver, VolumeNo};
+use smalti_storage::ids::{
+    Epoch, GroupNo, NodeId, RowAddr, RowSlot, Slot, SlotSet, StoreId, Ver, VolumeNo,
+};
 use smalti_storage::store::memory::MemoryStore;
 use smalti_storage::store::{
-    Batch, Opened, ShardStore, SlotVersions, Space, StoreError, VersionMeta, VolumeState,
+    Batch, ChangeIndex, Opened, ShardStore, SlotVersions, Space, StoreError, VersionMeta,
+    VolumeState,
 };
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -134,6 +137,20 @@ impl ShardStore for Watched {
 
     fn volume(&self, volume: VolumeNo) -> Result<VolumeState, StoreError> {
         self.store.volume(volume)
+    }
+
+    fn index(&self, volume: VolumeNo, group: GroupNo) -> Result<Option<ChangeIndex>, StoreError> {
+        self.store.index(volume, group)
+    }
+
+    fn changed(
+        &self,
+        volume: VolumeNo,
+        group: GroupNo,
+        after: Option<RowAddr>,
+        limit: usize,
+    ) -> Result<Vec<RowAddr>, StoreError> {
+        self.store.changed(volume, group, after, limit)
     }
 
     fn volumes(&self) -> Result<Vec<VolumeNo>, StoreError> {

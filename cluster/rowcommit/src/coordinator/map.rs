@@ -58,8 +58,11 @@ impl Coordinator {
             Phase::Active => {
                 let next = before.0.checked_add(1) == Some(epoch.0) || lives(Mutant::KeepVectors);
                 let known = next.then(|| self.vectors_at_rest());
+                // Writes of the gateway that this election let in.
+                let early = std::mem::take(&mut self.waiting_ops);
                 self.resign();
                 self.begin_takeover();
+                self.waiting_ops = early;
                 if let Some(known) = known {
                     self.cache = known;
                 }

@@ -6,7 +6,7 @@
 
 use super::gather::{Progress, compact};
 use super::rows::{Kind, TaskId};
-use super::{Action, Alarm, BlockWrite, Coordinator, OpError, Phase, Purpose, Seat};
+use super::{Action, Alarm, BlockWrite, Coordinator, Event, OpError, Phase, Purpose, Seat};
 use crate::invariant::invariant;
 use crate::msg::{self, Answer, Ask, Changed, Reject};
 use bytes::Bytes;
@@ -72,14 +72,16 @@ impl Coordinator {
                 && (write.record.is_empty() || write.record.len() == self.config.record_len)
         };
         let writer_gen = self.volume.as_ref().map_or(0, |volume| volume.writer_gen);
-        let fenced = |generation: u32| {
-            generation < writer_gen || (generation > writer_gen && !lives(Mutant::TakeNewer))
-        };
+        // Another coordinator has been elected, perhaps this one anew. Taken before its time it would
+        // pass for newer than what the gateway of this epoch is still writing.
+        let newer = |write: &BlockWrite| write.wid.generation > writer_gen;
+        if blocks.iter().any(newer) && !lives(Mutant::TakeNewer) {
+            self.waiting_ops.push_back(Event::Write { op, blocks });
+            return;
+        }
         let refused = if !blocks.iter().all(fits) {
             Some(OpError::Invalid)
-        } else if blocks.iter().any(|write| fenced(write.wid.generation)) {
-            // An older gateway's; or a newer one's, and then another coordinator has been elected:
-            // taken here it would pass for newer than what this one's own gateway is still writing.
+        } else if blocks.iter().any(|write| write.wid.generation < writer_gen) {
             Some(OpError::Fenced)
         } else if blocks.iter().any(|write| self.lost_rows.contains(&write.row)) {
             Some(OpError::Unreadable)
