@@ -15,7 +15,11 @@ pub const CLIENT_LIMIT: Duration = Duration::from_secs(300);
 /// A file of the `scripts` folder.
 #[must_use]
 pub fn script(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts").join(name)
+    // Cargo says it to what it runs. What was compiled in may be another clone, which had the target
+    // folder before this one.
+    let folder = std::env::var_os("CARGO_MANIFEST_DIR");
+    let folder = folder.unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    Path::new(&folder).join("scripts").join(name)
 }
 
 /// What an export says it can do, by nbdinfo.
