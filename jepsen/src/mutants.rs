@@ -10,6 +10,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 const SLOW: &[Mutant] = &[
     Mutant::NoLease,
     Mutant::LeaseQuorumShort,
+    Mutant::NoConfirm,
+    Mutant::ObeyUnregistered,
+    Mutant::DeltaUnverified,
+    Mutant::LearnerUnheard,
+    Mutant::LeftoversIgnored,
     Mutant::ObeyAnyone,
     Mutant::ReuseEpoch,
     Mutant::CountUnverified,
@@ -31,6 +36,8 @@ const SLOW: &[Mutant] = &[
 const UNSEEN: &[Mutant] = &[
     Mutant::NoBootWait,
     Mutant::PromiseOverLease,
+    Mutant::ConfirmBefore,
+    Mutant::TakeNewer,
     Mutant::LeaseBeforeBytes,
     Mutant::LeaseFromAnswer,
     Mutant::ServeAfterRelease,

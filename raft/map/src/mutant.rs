@@ -164,8 +164,6 @@ mutants! {
 
     /// An index of changed rows begins without those that are undecided then.
     IndexDecidedOnly = "index-decided-only",
-    /// A store goes on with its index though it was out of sync in between.
-    IndexOfAbsent = "index-of-absent",
     /// An index goes on to name a store that may have deleted what it held.
     IndexOfDeleted = "index-of-deleted",
     /// An index tells anybody what he lacks, also who was out before it began.

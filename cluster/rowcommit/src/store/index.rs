@@ -70,7 +70,7 @@ impl StoreCore {
             let known = open.map(|index| index.seats.clone());
             let wanted = inside && group.insync != all;
             match known {
-                Some(_) if !wanted && !(lives(Mutant::IndexOfAbsent) && !inside) => {
+                Some(_) if !wanted => {
                     side.indexes.open.remove(&no);
                     changes.push(Change::DropIndex { volume: volume.no, group: no });
                 }
