@@ -3,6 +3,7 @@
 
 use crate::sim::run;
 use smalti_map::mutant::{Mutant, set};
+use smalti_rowcommit::invariant::BROKEN;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -25,7 +26,6 @@ const SLOW: &[Mutant] = &[
     Mutant::GrowthUnbound,
     Mutant::ShrinkSameEpoch,
     Mutant::NoBarrier,
-    Mutant::WalkUndecided,
     Mutant::HearRestarted,
     Mutant::SuspectEvidence,
 ];
@@ -38,6 +38,8 @@ const UNSEEN: &[Mutant] = &[
     Mutant::PromiseOverLease,
     Mutant::ConfirmBefore,
     Mutant::TakeNewer,
+    Mutant::IndexOfDeleted,
+    Mutant::WalkUndecided,
     Mutant::LeaseBeforeBytes,
     Mutant::LeaseFromAnswer,
     Mutant::ServeAfterRelease,
@@ -100,7 +102,10 @@ fn failure(mutant: Option<Mutant>, seed: u64) -> Option<String> {
         Err(cause) => {
             let text = cause.downcast_ref::<String>().map(String::as_str);
             let text = text.or_else(|| cause.downcast_ref::<&str>().copied());
-            Some(format!("panic: {}", text.unwrap_or("of no text")))
+            let text = text.unwrap_or("of no text");
+            let invariant = text.strip_prefix(BROKEN);
+            let named = invariant.map(|broken| broken.replacen(" is broken", "", 1));
+            Some(named.unwrap_or_else(|| format!("panic: {text}")))
         }
     }
 }
