@@ -16,6 +16,7 @@ use utoipa::OpenApi;
         routes::create_volume,
         routes::volume,
         routes::delete_volume,
+        routes::move_slots,
         contents::volume_data,
         contents::volume_image,
         routes::nodes,

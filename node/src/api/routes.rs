@@ -5,8 +5,8 @@ use super::error::{ApiError, ErrorBody};
 use super::{metrics, openapi};
 use crate::cluster_file::ClusterFile;
 use crate::control::{
-    Answer, Control, ControlError, CreateVolume, ErrorKind, KeyReport, NodeFacts, StatusReport,
-    VolumeDetail, VolumeFacts, WhyReport,
+    Answer, Control, ControlError, CreateVolume, ErrorKind, KeyReport, MoveReport, MoveSlots,
+    NodeFacts, StatusReport, VolumeDetail, VolumeFacts, WhyReport,
 };
 use crate::size::VolumeSize;
 use crate::volume_spec;
@@ -14,7 +14,7 @@ use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::Deserialize;
 use smalti_storage::ids::VolumeId;
@@ -102,6 +102,7 @@ pub fn router(state: ApiState) -> Router {
         .route("/v1/why", get(why))
         .route("/v1/volumes", get(volumes).post(create_volume))
         .route("/v1/volumes/{name}", get(volume).delete(delete_volume))
+        .route("/v1/volumes/{name}/moves", post(move_slots))
         .route("/v1/volumes/{name}/data", get(volume_data))
         .route("/v1/volumes/{name}/image", get(volume_image))
         .route("/v1/nodes", get(nodes))
@@ -236,6 +237,26 @@ pub(super) async fn delete_volume(
         })
         .await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Has the slots of a volume that one node holds move to another one. They stay in sync meanwhile.
+#[utoipa::path(post, path = "/v1/volumes/{name}/moves", request_body = MoveSlots,
+    params(("name" = String, Path, description = "Name of the volume")),
+    responses(
+        (status = 202, body = MoveReport, description = "They begin to move"),
+        (status = "default", body = ErrorBody),
+    ))]
+pub(super) async fn move_slots(
+    State(state): State<ApiState>,
+    name: Result<Path<String>, PathRejection>,
+    request: Result<Json<MoveSlots>, JsonRejection>,
+) -> Result<(StatusCode, Json<MoveReport>), ApiError> {
+    let name = volume_name(name)?;
+    let Json(request) =
+        request.map_err(|error| ApiError::http(error.status(), error.body_text()))?;
+    let control = state.clone();
+    let change = async move { control.control.move_slots(name, request).await };
+    Ok((StatusCode::ACCEPTED, Json(state.change(change).await?)))
 }
 
 /// Every node.

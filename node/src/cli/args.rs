@@ -137,6 +137,8 @@ pub enum VolumeCommand {
     Show(VolumeShowArgs),
     /// Delete a volume and its keys, for good
     Delete(VolumeDeleteArgs),
+    /// Move the slots that one node holds to another one, alive or not, while the volume is in use
+    Move(VolumeMoveArgs),
     /// Write the contents of a volume to a file
     Export(VolumeExportArgs),
 }
@@ -167,6 +169,23 @@ pub struct VolumeCreateArgs {
     /// Mean size of a shard, a power of two from 64K to 64M [default: 1M]
     #[arg(long, value_name = "SIZE", value_parser = shard_size)]
     pub shard_size: Option<u32>,
+    /// Where and how.
+    #[command(flatten)]
+    pub show: ShowArgs,
+}
+
+/// `smalti volume move`.
+#[derive(Debug, Args)]
+pub struct VolumeMoveArgs {
+    /// Its name
+    #[arg(value_parser = volume_name)]
+    pub name: String,
+    /// The node that holds them, dead or alive
+    #[arg(long, value_name = "NODE")]
+    pub from: String,
+    /// The node that is to hold them
+    #[arg(long, value_name = "NODE")]
+    pub to: String,
     /// Where and how.
     #[command(flatten)]
     pub show: ShowArgs,

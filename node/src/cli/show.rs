@@ -2,7 +2,7 @@
 
 use super::table::Table;
 use crate::control::{
-    KeyReport, NodeFacts, SlotState, StatusReport, VolumeDetail, VolumeFacts, WhyReport,
+    KeyReport, MoveReport, NodeFacts, SlotState, StatusReport, VolumeDetail, VolumeFacts, WhyReport,
 };
 use crate::size::human;
 
@@ -118,12 +118,26 @@ pub(super) fn created(detail: &VolumeDetail) -> String {
     facts(&detail.volume)
 }
 
+pub(super) fn moves(volume: &str, report: &MoveReport) -> String {
+    let MoveReport { moving, staying } = report;
+    let rest = match staying {
+        0 => String::new(),
+        stay => format!(
+            "; {stay} do not: that node has another slot of their group, or they move elsewhere"
+        ),
+    };
+    format!("{moving} slots of {volume} begin to move{rest}\n")
+}
+
 pub(super) fn volume(detail: &VolumeDetail) -> String {
     let mut table = Table::new(["GROUP>", "SLOTS"]);
     for group in &detail.groups {
-        let slots = group.slots.iter().map(|slot| match slot.state {
-            SlotState::Insync => slot.node.clone(),
-            state => format!("{} ({state})", slot.node),
+        let slots = group.slots.iter().map(|slot| {
+            let moves = slot.moves_to.as_ref().map(|to| format!(" -> {to}")).unwrap_or_default();
+            match slot.state {
+                SlotState::Insync => format!("{}{moves}", slot.node),
+                state => format!("{}{moves} ({state})", slot.node),
+            }
         });
         table.row([group.group.0.to_string(), slots.collect::<Vec<_>>().join("  ")]);
     }

@@ -210,6 +210,9 @@ pub struct SlotFacts {
     pub node: String,
     /// Whether it is in sync.
     pub state: SlotState,
+    /// The name of the node that it moves to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moves_to: Option<String>,
 }
 
 /// Whether a slot holds every acknowledged update.
@@ -251,6 +254,26 @@ pub struct CreateVolume {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub read_mode: Option<ReadMode>,
+}
+
+/// Slots of a volume are to move from one node to another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MoveSlots {
+    /// The name of the node that holds them, alive or not.
+    pub from: String,
+    /// The name of the node that is to hold them.
+    pub to: String,
+}
+
+/// What becomes of the slots of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MoveReport {
+    /// So many begin to move, or do so already.
+    pub moving: u32,
+    /// So many stay, or go on moving elsewhere: the other node has, or is to have, a slot of their
+    /// group, and two on one node would be lost together; or they are moving to a third node.
+    pub staying: u32,
 }
 
 /// A node.

@@ -8,8 +8,9 @@ mod slot;
 pub use error::{ControlError, ErrorKind};
 pub use facts::{
     CreateVolume, CustodyStatus, GroupFacts, Health, HolderFacts, KeyEpochFacts, KeyReport,
-    NodeFacts, NodeState, NodeStatus, RaftStatus, Reason, SlotFacts, SlotState, StatusReport,
-    StoreFacts, VolumeDetail, VolumeFacts, VolumeKeys, VolumeStatus, WhyReport,
+    MoveReport, MoveSlots, NodeFacts, NodeState, NodeStatus, RaftStatus, Reason, SlotFacts,
+    SlotState, StatusReport, StoreFacts, VolumeDetail, VolumeFacts, VolumeKeys, VolumeStatus,
+    WhyReport,
 };
 pub use slot::ControlSlot;
 
@@ -64,6 +65,12 @@ pub trait Control: Send + Sync + 'static {
     /// Removes the volume of that name if its identity still is `id`; `Conflict` when the name has
     /// passed to another volume.
     fn delete_volume(&self, name: String, id: VolumeId) -> Answer<'_, ()>;
+
+    /// Has slots of a volume move from one node to another, as far as that leaves no two slots of a
+    /// group on one node. Returns when that is agreed, not when it is done.
+    ///
+    /// `NotFound` when there is no such volume or node, `Invalid` when nothing can move.
+    fn move_slots(&self, name: String, request: MoveSlots) -> Answer<'_, MoveReport>;
 
     /// Bytes of a volume. `Invalid` when the range does not lie within it.
     fn read_volume(&self, name: String, offset: u64, size: u64) -> Answer<'_, Bytes>;

@@ -1,8 +1,8 @@
 //! A node whose API answers before the node itself is ready.
 
 use super::{
-    Answer, Control, ControlError, CreateVolume, ErrorKind, Export, KeyReport, NodeFacts,
-    StatusReport, VolumeDetail, VolumeFacts, WhyReport,
+    Answer, Control, ControlError, CreateVolume, ErrorKind, Export, KeyReport, MoveReport,
+    MoveSlots, NodeFacts, StatusReport, VolumeDetail, VolumeFacts, WhyReport,
 };
 use bytes::Bytes;
 use futures::future::{FutureExt, ready};
@@ -69,6 +69,10 @@ impl Control for ControlSlot {
 
     fn delete_volume(&self, name: String, id: VolumeId) -> Answer<'_, ()> {
         self.ask(|control| control.delete_volume(name, id))
+    }
+
+    fn move_slots(&self, name: String, request: MoveSlots) -> Answer<'_, MoveReport> {
+        self.ask(|control| control.move_slots(name, request))
     }
 
     fn read_volume(&self, name: String, offset: u64, size: u64) -> Answer<'_, Bytes> {

@@ -3,8 +3,8 @@
 use super::report::Report;
 use crate::attach::{Attachments, MemberCluster};
 use crate::control::{
-    Answer, Control, ControlError, CreateVolume, ErrorKind, Export, KeyReport, NodeFacts, Output,
-    StatusReport, VolumeDetail, VolumeFacts, WhyReport,
+    Answer, Control, ControlError, CreateVolume, ErrorKind, Export, KeyReport, MoveReport,
+    MoveSlots, NodeFacts, Output, StatusReport, VolumeDetail, VolumeFacts, WhyReport,
 };
 use crate::volume_spec::{self, Geometry as Spec};
 use bytes::Bytes;
@@ -36,6 +36,10 @@ impl MemberControl {
     /// Over a member; volumes are read through its attachments.
     pub fn new(member: Member, attachments: Attachments) -> Self {
         Self { member, attachments }
+    }
+
+    pub(super) fn member(&self) -> &Member {
+        &self.member
     }
 
     async fn report(&self) -> Result<Report, ControlError> {
@@ -140,7 +144,7 @@ impl MemberControl {
     }
 }
 
-fn unavailable(error: &ProposeError) -> ControlError {
+pub(super) fn unavailable(error: &ProposeError) -> ControlError {
     ControlError::new(ErrorKind::Unavailable, format!("the cluster does not agree: {error}"))
 }
 
@@ -158,7 +162,7 @@ fn refused(error: &VolumeError) -> ControlError {
     ControlError::new(kind, error)
 }
 
-fn rejected(why: &Rejection) -> ControlError {
+pub(super) fn rejected(why: &Rejection) -> ControlError {
     let kind = match why {
         Rejection::Invalid(_) => ErrorKind::Invalid,
         Rejection::NoVolume(_) => ErrorKind::NotFound,
@@ -190,6 +194,10 @@ impl Control for MemberControl {
 
     fn delete_volume(&self, name: String, id: VolumeId) -> Answer<'_, ()> {
         Box::pin(self.delete(name, id))
+    }
+
+    fn move_slots(&self, name: String, request: MoveSlots) -> Answer<'_, MoveReport> {
+        Box::pin(self.begin_moves(name, request))
     }
 
     fn read_volume(&self, name: String, offset: u64, size: u64) -> Answer<'_, Bytes> {

@@ -1,6 +1,7 @@
 //! The running node: a member of the cluster, its gateways, its NBD service, its control.
 
 mod control;
+mod moves;
 mod report;
 mod start;
 

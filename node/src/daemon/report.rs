@@ -295,6 +295,10 @@ impl Report {
                 } else {
                     SlotState::Out
                 },
+                moves_to: group
+                    .targets
+                    .get(&slot)
+                    .and_then(|target| self.map.node_of(*target).map(|node| self.node_name(node))),
             });
             GroupFacts { group: no, slots: slots.collect() }
         });

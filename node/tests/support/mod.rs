@@ -9,9 +9,9 @@ use futures::FutureExt;
 use futures::future::ready;
 use smalti_node::control::{
     Answer, Control, ControlError, CreateVolume, CustodyStatus, ErrorKind, Export, GroupFacts,
-    Health, HolderFacts, KeyEpochFacts, KeyReport, NodeFacts, NodeState, NodeStatus, Output,
-    RaftStatus, Reason, SlotFacts, SlotState, StatusReport, StoreFacts, VolumeDetail, VolumeFacts,
-    VolumeKeys, VolumeStatus, WhyReport,
+    Health, HolderFacts, KeyEpochFacts, KeyReport, MoveReport, MoveSlots, NodeFacts, NodeState,
+    NodeStatus, Output, RaftStatus, Reason, SlotFacts, SlotState, StatusReport, StoreFacts,
+    VolumeDetail, VolumeFacts, VolumeKeys, VolumeStatus, WhyReport,
 };
 use smalti_node::volume_spec::Geometry;
 use smalti_storage::ids::{
@@ -61,6 +61,7 @@ impl FakeControl {
             store: StoreId(Uuid::from_u128(u128::from(slot) + 1)),
             node: format!("n{}", slot + 1),
             state: SlotState::Insync,
+            moves_to: None,
         };
         let groups = vec![GroupFacts { group: GroupNo(0), slots: (0..slots).map(slot).collect() }];
         VolumeDetail { volume, groups }
@@ -167,6 +168,15 @@ impl Control for FakeControl {
 
     fn delete_volume(&self, name: String, id: VolumeId) -> Answer<'_, ()> {
         ready(self.delete(&name, id)).boxed()
+    }
+
+    fn move_slots(&self, name: String, request: MoveSlots) -> Answer<'_, MoveReport> {
+        let answer = match self.load().into_iter().find(|volume| volume.name == name) {
+            None => Err(ControlError::no_volume(&name)),
+            Some(_) if request.from == request.to => Err(ControlError::invalid("both ends")),
+            Some(_) => Ok(MoveReport { moving: 3, staying: 1 }),
+        };
+        ready(answer).boxed()
     }
 
     fn read_volume(&self, name: String, offset: u64, size: u64) -> Answer<'_, Bytes> {
