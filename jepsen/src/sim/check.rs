@@ -100,9 +100,16 @@ impl World {
             return;
         }
         let Some(insync) = volume.group(block.0.group).map(|group| group.insync) else { return };
-        // A slot that grew a moment ago may be out in the newest map again.
-        let still = self.volume().and_then(|v| v.group(block.0.group)).map(|g| g.insync);
-        self.check_held(&volume, block, wid, still.map_or(insync, |still| still.and(insync)));
+        // A slot that grew a moment ago may be out in the newest map again, or have moved: who held
+        // it, and may have deleted it since, is asked by a coordinator from before.
+        let now = self.volume().and_then(|v| v.group(block.0.group)).cloned();
+        let before = volume.group(block.0.group).map(|group| group.slots.clone());
+        let same = |slot: &Slot| {
+            let (Some(now), Some(before)) = (&now, &before) else { return true };
+            now.insync.contains(*slot) && now.slots.get(slot.index()) == before.get(slot.index())
+        };
+        let insync = insync.iter().filter(same).collect();
+        self.check_held(&volume, block, wid, insync);
     }
 
     fn check_held(&mut self, volume: &Volume, (row, data): Block, wid: Wid, insync: SlotSet) {

@@ -393,6 +393,7 @@ impl World {
 
     fn commit(&mut self, at: At, batch: Batch) {
         let before = self.promised(at);
+        self.trace(|| format!("n{at} commits {}", told(&batch)));
         for change in &batch.changes {
             if let Change::SetVolume { state, .. } = change
                 && state.promised.0 < before
@@ -437,4 +438,14 @@ impl World {
         }
         self.count(Fault::Full, full);
     }
+}
+
+/// A batch without the bytes of its records.
+fn told(batch: &Batch) -> String {
+    let change = |change: &Change| match change {
+        Change::PutVersion { at, meta, .. } => format!("put {at} {}", meta.ver),
+        Change::DeleteVersion { at, ver } => format!("delete {at} {ver}"),
+        other => format!("{other:?}"),
+    };
+    batch.changes.iter().map(change).collect::<Vec<_>>().join(", ")
 }

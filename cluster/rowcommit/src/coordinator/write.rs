@@ -133,14 +133,15 @@ impl Coordinator {
                 UpdatePhase::Aborting { .. } => return self.check_aborted(id),
                 UpdatePhase::Repairing => match self.repair_step(id) {
                     Progress::Waiting => return,
-                    Progress::Done => {
+                    // Also when it came to nothing: the store may have been taken out meanwhile. If
+                    // it is there and can not be repaired, the attempts come to their end.
+                    Progress::Done | Progress::Failed => {
                         if let Some(Kind::Update(update)) =
                             self.tasks.get_mut(&id).map(|task| &mut task.kind)
                         {
                             update.phase = UpdatePhase::Begin;
                         }
                     }
-                    Progress::Failed => return self.end_update(id, Err(OpError::Unreadable)),
                 },
             }
         }

@@ -294,7 +294,7 @@ impl StoreCore {
             return Ok(Answer::Rejected(Reject::Invalid));
         }
         self.note(at);
-        self.clear_corrupt(at, expect)?;
+        let corrupt = self.clear_corrupt(at, expect)?;
         let meta = meta.sealed_for(at, &record);
         let (ver, head) = (meta.ver, self.rows.at(at)?.head().cloned());
         let have = head.as_ref().map_or(Ver::NONE, |head| head.ver);
@@ -309,7 +309,7 @@ impl StoreCore {
             self.mark(at, ver);
             return Ok(Answer::Ok);
         }
-        if have != expect && !lives(Mutant::InstallBlindly) {
+        if have != expect && !corrupt && !lives(Mutant::InstallBlindly) {
             return Ok(Answer::Rejected(Reject::Base { have }));
         }
         if prepared {
@@ -331,18 +331,20 @@ impl StoreCore {
         Ok(())
     }
 
-    /// Forgets a row slot whose metadata can not be read: there is no other way to replace it.
-    /// Whoever found that out beside this core expects nothing to be here.
-    fn clear_corrupt(&mut self, at: RowSlot, expect: Ver) -> Result<(), StoreError> {
+    /// Forgets a row slot whose metadata can not be read: there is no other way to replace it, and
+    /// whoever calls this does so in the same batch, whatever he expects to be here. Left empty it
+    /// would pass for one that was never written.
+    fn clear_corrupt(&mut self, at: RowSlot, expect: Ver) -> Result<bool, StoreError> {
         if self.rows.at(at)?.head_ver() != expect {
             self.rows.reload(at);
         }
-        if self.rows.at(at)?.corrupt {
+        let corrupt = self.rows.at(at)?.corrupt;
+        if corrupt {
             self.rows.drop_slot(at)?;
             self.unmark(at);
             self.batch.changes.push(Change::DropSlot { at });
         }
-        Ok(())
+        Ok(corrupt)
     }
 
     pub(super) fn purge(&mut self, at: RowSlot, expect: Ver) -> Answered {

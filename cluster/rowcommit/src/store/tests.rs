@@ -344,6 +344,17 @@ fn damaged_metadata_is_answered_scanned_and_replaced() {
 }
 
 #[test]
+fn damaged_metadata_is_replaced_whatever_is_expected_and_never_left_out() {
+    let mut rig = Rig::new(1);
+    rig.ask(prep(1, Ver::NONE));
+    assert!(rig.disk.corrupt_meta(rig.at(0), ver(1)));
+    rig.restart(Time(20_000_000));
+    // By now it is not. To drop it and refuse would make it one that was never written.
+    assert_eq!(rig.ask(install(3, ver(1), true)), Answer::Ok);
+    assert_eq!((rig.versions(0), rig.marks()), (vec![3], vec![3]));
+}
+
+#[test]
 fn a_promise_waits_for_leases_of_others() {
     let mut rig = Rig::new(1);
     let lease = Ask::Lease { duration_us: 1_500_000 };
