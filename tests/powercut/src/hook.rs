@@ -250,7 +250,9 @@ fn sync(fd: c_int, call: c_long, name: &str) -> c_int {
     let Some(mut inside) = Inside::enter() else { return real() };
     let Some((watched, node)) = inside.node(fd) else { return real() };
     if let Verdict::Fail(error) = watched.judge_node(name, &node) {
-        watched.sync_failed(&node);
+        let took = watched.sync_failed(&node);
+        drop(inside);
+        std::thread::sleep(took);
         return fail(error);
     }
     watched.synced(node);

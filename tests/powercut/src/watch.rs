@@ -3,11 +3,12 @@
 use crate::hook;
 use crate::record::{Event, FileId, Record};
 use std::cell::Cell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// A call that is to fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +61,8 @@ impl Watch {
             events: Vec::new(),
             calls: 0,
             fault: None,
+            steps: VecDeque::new(),
+            takes: Duration::ZERO,
             hit: None,
         });
         ACTIVE.fetch_add(1, Ordering::SeqCst);
@@ -74,6 +77,16 @@ impl Watch {
     /// Lets a call fail.
     pub fn fail(&self, fault: Fault) {
         self.with(|watched| watched.fault = Some(fault));
+    }
+
+    /// Lets one call fail with EIO, by its name instead of its number: after calls that begin with
+    /// each of `steps` but the last came in this order, the first that begins with the last one. If
+    /// it is a sync it takes so long to fail, and other threads go on meanwhile.
+    pub fn fail_after(&self, steps: &[&'static str], takes: Duration) {
+        self.with(|watched| {
+            watched.steps = steps.iter().copied().collect();
+            watched.takes = takes;
+        });
     }
 
     /// How many calls that change something there were.
@@ -169,6 +182,10 @@ pub(crate) struct Watched {
     events: Vec<Event>,
     calls: u64,
     fault: Option<Fault>,
+    /// Beginnings of calls to wait for; the last one is to fail.
+    steps: VecDeque<&'static str>,
+    /// How long a sync takes to fail.
+    takes: Duration,
     hit: Option<String>,
 }
 
@@ -236,6 +253,15 @@ impl Watched {
     /// Counts a call, and says what is to become of it.
     pub(crate) fn judge(&mut self, call: &str, on: &str) -> Verdict {
         self.calls += 1;
+        if let Some(step) = self.steps.front()
+            && format!("{call} {on}").starts_with(step)
+        {
+            self.steps.pop_front();
+            if self.steps.is_empty() {
+                self.hit.get_or_insert_with(|| format!("{call} {on}"));
+                return Verdict::Fail(libc::EIO);
+            }
+        }
         let Some(fault) = self.fault else { return Verdict::Pass };
         let verdict = match fault.kind {
             Kind::Once(error) if self.calls == fault.nth => Verdict::Fail(error),
@@ -251,7 +277,7 @@ impl Watched {
 
     /// As [`Self::judge`], of a call on an open file.
     pub(crate) fn judge_node(&mut self, call: &str, node: &Node) -> Verdict {
-        if self.fault.is_none() {
+        if self.fault.is_none() && self.steps.is_empty() {
             return self.judge(call, "");
         }
         let name = match node {
@@ -318,10 +344,12 @@ impl Watched {
         });
     }
 
-    pub(crate) fn sync_failed(&mut self, node: &Node) {
+    /// Answers how long that took.
+    pub(crate) fn sync_failed(&mut self, node: &Node) -> Duration {
         if let Node::File(file) = node {
             self.events.push(Event::SyncFailed { file: *file });
         }
+        std::mem::take(&mut self.takes)
     }
 
     pub(crate) fn renamed(&mut self, from: String, to: String) {

@@ -5,6 +5,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSlice, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 fn sync_folder(folder: &Path) -> io::Result<()> {
@@ -52,6 +53,26 @@ fn a_record_has_all_that_was_written() {
     }
     let syncs = |event: &&Event| matches!(event, Event::Sync { .. } | Event::SyncDir { .. });
     assert_eq!(record.events.iter().filter(syncs).count(), 2);
+}
+
+#[test]
+fn a_call_fails_by_its_name_after_others() {
+    let folder = scratch().expect("a folder");
+    let watch = Watch::begin(folder.path()).expect("watched");
+    let write = |name: &str| {
+        let mut file = File::create(folder.path().join(name))?;
+        file.write_all(b"some")?;
+        file.sync_data()
+    };
+    watch.fail_after(&["open b", "fdatasync a"], Duration::from_millis(20));
+    write("a1").expect("nobody has opened b yet");
+    write("b").expect("not the call that is to fail");
+    assert_eq!(watch.hit(), None);
+    let start = Instant::now();
+    assert_eq!(write("a2").expect_err("fails").raw_os_error(), Some(libc::EIO));
+    assert!(start.elapsed() >= Duration::from_millis(20));
+    assert_eq!(watch.hit().as_deref(), Some("fdatasync a2"));
+    write("a3").expect("once only");
 }
 
 #[test]
