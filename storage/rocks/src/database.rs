@@ -4,6 +4,7 @@ use crate::blobs;
 use crate::label::{Directory, Label};
 use crate::options::{DATA, META, PREP, RocksOptions, STATE, WalCheck};
 use crate::value;
+use rocksdb::properties::BACKGROUND_ERRORS;
 use rocksdb::statistics::Ticker;
 use rocksdb::{ColumnFamily, DB, ErrorKind, Options, WriteOptions};
 use serde::{Deserialize, Serialize};
@@ -15,11 +16,6 @@ use tracing::warn;
 
 /// The key in the state family under which the store's own record lies.
 const RUN: &[u8] = b"run";
-
-/// A row overwritten again and again leaves two dead entries each time in the buffer, which every
-/// look at its versions walks over. They meet and vanish when the buffer is written out, so that
-/// is done once a walk gets this long. (The option has no setter of its own.)
-const SCAN_FLUSH: [(&str, &str); 1] = [("memtable_op_scan_flush_trigger", "512")];
 
 /// The open database with its families.
 pub(crate) struct Database {
@@ -70,7 +66,7 @@ impl Database {
             blobs.map_err(|error| StoreError::Io(format!("{}: {error}", path.display())))?;
         let open = |wals| {
             let settings = options.database(new, wals);
-            let db = DB::open_cf_descriptors(&settings, &path, options.families())?;
+            let db = DB::open_cf_descriptors(&settings, &path, options.families()?)?;
             Ok(Self { db, options: settings })
         };
         let (database, mut whole) = match open(WalCheck::On) {
@@ -82,8 +78,6 @@ impl Database {
             }
             Err(error) => return Err(not_opened(directory, &error)),
         };
-        let set = database.db.set_options_cf(database.meta(), &SCAN_FLUSH);
-        set.map_err(|error| failed(&error))?;
         let run = database.run(directory)?;
         if let Some(run) = &run
             && run.store != label.store
@@ -109,6 +103,39 @@ impl Database {
         run.map_err(|_| {
             directory.refuse("is damaged: its state does not verify; rebuild the store")
         })
+    }
+
+    /// Whether a write-out or compaction failed behind our back.
+    pub(crate) fn check_background(&self) -> Result<(), StoreError> {
+        let errors = self.db.property_int_value(BACKGROUND_ERRORS);
+        match errors.map_err(|error| failed(&error))? {
+            None | Some(0) => Ok(()),
+            Some(count) => {
+                Err(StoreError::Io(format!("{count} errors in the background, see db/LOG")))
+            }
+        }
+    }
+
+    /// Changes an option while the database is open.
+    ///
+    /// When a write of the manifest has failed, the next start may find the entry in it or not, so
+    /// RocksDB keeps what the entry names. RocksDB 11.8 forgets that when options are changed: that
+    /// goes the way of a manifest write, writes nothing, and is taken for one that went well. Then
+    /// the files are deleted, and a manifest that has the entry can not be opened any more. So
+    /// nothing is deleted meanwhile, nor after a failure: the next start does that. It is looked at
+    /// afterwards, for the change may have waited behind the write that failed; that one is counted
+    /// by then, as its thread keeps the lock in between.
+    pub(crate) fn set_option(
+        &self,
+        family: &ColumnFamily,
+        name: &str,
+        value: &str,
+    ) -> Result<(), StoreError> {
+        self.db.disable_file_deletions().map_err(|error| failed(&error))?;
+        let set = self.db.set_options_cf(family, &[(name, value)]);
+        self.check_background()?;
+        self.db.enable_file_deletions().map_err(|error| failed(&error))?;
+        set.map_err(|error| failed(&error))
     }
 
     /// How often the log was synced since the start.

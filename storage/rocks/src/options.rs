@@ -21,6 +21,10 @@ pub(crate) const STATE: &str = "state";
 /// with writes all over a volume, of nearly all. So it waits for twice as many files as usual;
 /// a look-up passes over the others by their filters.
 const FILES_BEFORE_COMPACTION: i32 = 8;
+/// A row overwritten again and again leaves two dead entries each time in the buffer, which every
+/// look at its versions walks over. They meet and vanish when the buffer is written out, so that
+/// is done once a walk gets this long. (The option has no setter of its own.)
+const SCAN_FLUSH: &str = "memtable_op_scan_flush_trigger=512";
 
 /// Size of one buffer of each small family, in bytes; there are two.
 const SMALL_BUFFER: usize = 4 * MIB;
@@ -127,24 +131,21 @@ impl RocksOptions {
         options
     }
 
-    pub(crate) fn families(&self) -> Vec<ColumnFamilyDescriptor> {
+    pub(crate) fn families(&self) -> Result<Vec<ColumnFamilyDescriptor>, rocksdb::Error> {
         let cache = Cache::new_lru_cache(self.cache_bytes);
-        [META, DATA, PREP, STATE]
-            .map(|name| {
-                let options = match name {
-                    META => self.meta(&cache),
-                    DATA => self.data(&cache),
-                    _ => small(&cache),
-                };
-                ColumnFamilyDescriptor::new(name, options)
-            })
-            .into()
+        let families = [
+            (META, self.meta(&cache)?),
+            (DATA, self.data(&cache)),
+            (PREP, small(&cache)),
+            (STATE, small(&cache)),
+        ];
+        Ok(families.map(|(name, options)| ColumnFamilyDescriptor::new(name, options)).into())
     }
 
     /// Heads are found by a seek behind the slot's prefix, so both whole keys and prefixes are
     /// filtered, in tables and in buffers.
-    fn meta(&self, cache: &Cache) -> Options {
-        let mut options = Options::default();
+    fn meta(&self, cache: &Cache) -> Result<Options, rocksdb::Error> {
+        let mut options = Options::default().get_options_from_string(SCAN_FLUSH)?;
         options.set_block_based_table_factory(&tables(cache, 4 * KIB));
         options.set_prefix_extractor(SliceTransform::create_fixed_prefix(slot::LEN));
         options.set_memtable_prefix_bloom_ratio(0.1);
@@ -154,7 +155,7 @@ impl RocksOptions {
         options.set_compression_type(DBCompressionType::None);
         options.set_target_file_size_base(16 * MIB as u64);
         options.set_level_zero_file_num_compaction_trigger(FILES_BEFORE_COMPACTION);
-        options
+        Ok(options)
     }
 
     /// Records are ciphertext: they do not compress, and they are moved as seldom as possible, so

@@ -15,6 +15,7 @@ use crate::apply::Dropped;
 use crate::database::Database;
 use crate::space;
 use rocksdb::{BottommostLevelCompaction, CompactOptions};
+use smalti_storage::store::StoreError;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -143,14 +144,14 @@ impl Collector {
         }
     }
 
-    fn rewrite(&self, cutoff: f64) -> Result<(), rocksdb::Error> {
+    fn rewrite(&self, cutoff: f64) -> Result<(), StoreError> {
         let database = &self.database;
-        database.db.set_options_cf(database.data(), &[(CUTOFF, &cutoff.to_string())])?;
+        database.set_option(database.data(), CUTOFF, &cutoff.to_string())?;
         let mut options = CompactOptions::default();
         options.set_exclusive_manual_compaction(false);
         options.set_bottommost_level_compaction(BottommostLevelCompaction::Force);
         database.db.compact_range_cf_opt(database.data(), None::<&[u8]>, None::<&[u8]>, &options);
-        database.db.set_options_cf(database.data(), &[(CUTOFF, "0.0")])
+        database.set_option(database.data(), CUTOFF, "0.0")
     }
 
     fn sizes(&self) -> Result<Sizes, rocksdb::Error> {

@@ -141,19 +141,8 @@ impl RocksStore {
         why
     }
 
-    /// Whether a write-out or compaction failed behind our back.
-    fn check_background(&self) -> Result<(), StoreError> {
-        let errors = self.database.db.property_int_value(rocksdb::properties::BACKGROUND_ERRORS);
-        match errors.map_err(|error| failed(&error))? {
-            None | Some(0) => Ok(()),
-            Some(count) => {
-                Err(StoreError::Io(format!("{count} errors in the background, see db/LOG")))
-            }
-        }
-    }
-
     fn write(&self, batch: &Batch) -> Result<(), StoreError> {
-        self.check_background()?;
+        self.database.check_background()?;
         let claim = self.claims.claim(batch);
         let prepared = prepare(&self.database, batch)?;
         let mut options = WriteOptions::default();
@@ -179,9 +168,11 @@ impl RocksStore {
         let flushed = db.flush_cfs_opt(&families, &FlushOptions::default());
         flushed.map_err(|error| failed(&error))?;
         db.flush_wal(true).map_err(|error| failed(&error))?;
-        self.check_background()?;
+        self.database.check_background()?;
         db.cancel_all_background_work(true);
         self.reclaim.stop();
+        // What was at work until now may have failed just before it ended.
+        self.database.check_background()?;
         // What that broke off was never synced, and no table needs it. RocksDB removes such files
         // when deletions are allowed again; otherwise when it is dropped, but by then the label has
         // counted them.

@@ -125,7 +125,8 @@ fn no_bit_of_the_stores_own_record_is_taken() {
     let options = RocksOptions::default();
     let database = || {
         let settings = options.database(false, WalCheck::On);
-        DB::open_cf_descriptors(&settings, directory.path().join("db"), options.families())
+        let families = options.families().expect("known options");
+        DB::open_cf_descriptors(&settings, directory.path().join("db"), families)
             .expect("the database")
     };
     let read = |db: &DB| {

@@ -1,8 +1,12 @@
 use super::*;
 use rocksdb::properties::{NUM_DELETES_ACTIVE_MEM_TABLE, NUM_ENTRIES_ACTIVE_MEM_TABLE};
+use rocksdb::{BottommostLevelCompaction, CompactOptions};
+use smalti_powercut::{Watch, scratch};
 use smalti_storage::ids::ClusterId;
 use smalti_storage::store::suite::{place, put, ver};
 use std::sync::Barrier;
+use std::thread::sleep;
+use std::time::Duration;
 
 /// R2 under concurrency. What breaks it shows only once compactions meet the puts in an unlucky
 /// order, so the deletions between the puts are counted instead.
@@ -39,4 +43,60 @@ fn every_put_of_a_stored_version_is_behind_a_deletion() {
     // All is still in one buffer, or the counts would say nothing.
     assert_eq!(count(NUM_ENTRIES_ACTIVE_MEM_TABLE), Some(puts + deletions));
     assert_eq!(count(NUM_DELETES_ACTIVE_MEM_TABLE), Some(deletions));
+}
+
+/// Lets the sync of the manifest fail that is to name what a compaction has written, and calls
+/// `meanwhile` while it takes half a second for that. Then the store is opened again.
+fn with_a_failing_compaction(meanwhile: impl FnOnce(&RocksStore)) {
+    let folder = scratch().expect("a folder");
+    let watch = Watch::begin(folder.path()).expect("watched");
+    let open = || {
+        let expect = Expect { cluster: ClusterId::default() };
+        RocksStore::open(folder.path().join("store"), &RocksOptions::default(), expect)
+    };
+    let (at, version) = (place(1, 0, 0, 0, 0), ver(1, 1));
+    let store = open().expect("a new store");
+    store.commit(Batch::durable(vec![put(at, version, 7, 4160)])).expect("commit");
+    let Database { db, .. } = &*store.database;
+    let compact = || {
+        let mut options = CompactOptions::default();
+        options.set_bottommost_level_compaction(BottommostLevelCompaction::Force);
+        let all = None::<&[u8]>;
+        db.compact_range_cf_opt(store.database.data(), all, all, &options);
+    };
+    // This one only moves the table to the last level; the next writes it anew.
+    compact();
+    for family in [store.database.meta(), store.database.prep(), store.database.state()] {
+        db.flush_cf(family).expect("written out");
+    }
+    watch.fail_after(&["fdatasync store/db/MANIFEST-"], Duration::from_millis(500));
+    std::thread::scope(|scope| {
+        let compaction = scope.spawn(compact);
+        while watch.hit().is_none() {
+            assert!(!compaction.is_finished(), "it wrote nothing");
+            sleep(Duration::from_millis(1));
+        }
+        store.database.check_background().expect("nothing has failed yet");
+        meanwhile(&store);
+    });
+    // RocksDB waits for a second before it deletes what a failed job has left.
+    sleep(Duration::from_millis(2500));
+    drop(store);
+    let store = open().expect("opens on a disk that works again");
+    assert!(!store.opened().clean);
+    assert!(store.record(at, version).expect("readable").is_some());
+}
+
+#[test]
+fn an_option_changed_behind_a_failing_write_of_the_manifest_costs_no_file() {
+    with_a_failing_compaction(|store| {
+        let data = store.database.data();
+        let set = store.database.set_option(data, "blob_garbage_collection_age_cutoff", "0.5");
+        assert!(set.is_err(), "known now");
+    });
+}
+
+#[test]
+fn an_end_during_a_failing_write_of_the_manifest_is_no_clean_one() {
+    with_a_failing_compaction(|store| assert!(store.close().is_err(), "known now"));
 }
