@@ -13,8 +13,11 @@ use smalti_tests::{Cluster, Load, LoadConfig, Spec};
 
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// Of every group its slots: the node, its state, and where it moves to.
-fn slots(cluster: &Cluster) -> Result<Vec<Vec<(String, String, Option<String>)>>> {
+/// The node of a slot, its state, and where it moves to.
+type Slot = (String, String, Option<String>);
+
+/// Of every group its slots.
+fn slots(cluster: &Cluster) -> Result<Vec<Vec<Slot>>> {
     let dir = cluster.dir();
     let dir = dir.to_str().context("a path in UTF-8")?;
     let words = ["volume", "show", "v", "--dir", dir, "--json"];
@@ -70,9 +73,8 @@ fn move_slots_of_a_dead_node() -> Result<()> {
     }
     let moved = until("all slots have moved", LIMIT, || {
         let all = slots(&cluster)?.into_iter().flatten();
-        let done = |(node, state, moves): &(String, String, Option<String>)| {
-            node != "n5" && state == "insync" && moves.is_none()
-        };
+        let done =
+            |(node, state, moves): &Slot| node != "n5" && state == "insync" && moves.is_none();
         Ok(all.into_iter().all(|slot| done(&slot)).then_some(()))
     });
     moved.context("slots of a dead node")?;
