@@ -251,6 +251,7 @@ async fn the_document_describes_every_route() {
         "get /v1/volumes/{name}/image",
         "get /v1/why",
         "post /v1/volumes",
+        "post /v1/volumes/{name}/moves",
     ];
     assert_eq!(operations, expected);
     for operation in operations.iter().filter(|o| o.starts_with("get") && !o.contains('{')) {
