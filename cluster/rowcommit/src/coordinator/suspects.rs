@@ -306,6 +306,14 @@ impl Coordinator {
         }
     }
 
+    /// An update of the row is undone: what lies beneath it on each slot comes to light again, and may
+    /// be what was forgotten. The comparison may have seen the update there.
+    pub(super) fn vet_beneath(&mut self, row: RowAddr, slots: SlotSet) {
+        if self.suspects.groups.contains_key(&row.group) {
+            slots.and(self.insync(row.group)).iter().for_each(|slot| self.vet_repair(row, slot));
+        }
+    }
+
     fn vet_repair(&mut self, row: RowAddr, slot: Slot) {
         let Some(store) = self.store_of(row.group, slot) else { return };
         let claimed = self.catchup.claim_repair(row, (slot, store));

@@ -392,6 +392,7 @@ impl Coordinator {
                 self.catchup.behind(row, *seat, false);
             }
         }
+        self.vet_beneath(row, touched);
         // A prepare that was refused for want of a map must not be sent again after its abort.
         let preps: Vec<u64> = self
             .pending
