@@ -118,7 +118,11 @@ impl StoreCore {
     /// Something of the row slot changes in the batch.
     pub(super) fn note(&mut self, at: RowSlot) {
         let Some(side) = self.volumes.get_mut(&at.volume) else { return };
-        let Indexes { open, noted, .. } = &mut side.indexes;
+        let Indexes { open, noted, before, right, .. } = &mut side.indexes;
+        if !before.contains_key(&at.row.group) {
+            // Out of sync: what is undone again, here alone perhaps, may have cost what lay beneath.
+            right.remove(&at.row.group);
+        }
         if open.contains_key(&at.row.group) && noted.insert(at) {
             if noted.len() > NOTED_MAX {
                 noted.clear();
@@ -141,9 +145,8 @@ impl StoreCore {
         let Some(side) = self.volumes.get(&volume) else {
             return Answer::Undecided { right: false, rows: Vec::new() };
         };
-        let right = side.indexes.right.contains(&group)
-            || (self.opened.clean && side.indexes.begun)
-            || lives(Mutant::IndexOfCrashed);
+        // After a restart nobody knows what was changed here while it was out.
+        let right = side.indexes.right.contains(&group) || lives(Mutant::IndexOfCrashed);
         Answer::Undecided { right, rows: undecided(side, group).map(|at| at.row).collect() }
     }
 }
