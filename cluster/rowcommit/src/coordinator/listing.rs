@@ -3,8 +3,8 @@
 //! The in-sync slots keep an index of them (`store/index.rs`). One parity slot's is enough, for every
 //! update touches it; else it takes all data slots' together. To it come the rows that the store
 //! holds undecided itself: they may have been undone behind its back. Where any of them can not tell,
-//! because the store was out before its index began, or does not know itself what it has forgotten in
-//! a crash, all rows are compared instead ([`super::walk`]).
+//! because the store was out before its index began, has restarted since, or took something as a
+//! learner already, all rows are compared instead ([`super::walk`]).
 
 use super::catchup::Stage;
 use super::walk::{WALK_AHEAD, Walk};

@@ -6,9 +6,10 @@
 //! changes it. It ends when the group is whole, or this store leaves the in-sync set itself; and it
 //! forgets a store that may have deleted what it held.
 //!
-//! N1. A store that the index names with a slot lacks nothing of it but rows of the index and rows that it holds
-//!     undecided itself: what was acknowledged before, it acknowledged too, and what was undecided
-//!     when it left is undecided here or there.
+//! N1. A store that the index names with a slot lacks nothing of it but rows of the index and rows
+//!     that it holds undecided itself: what was acknowledged before, it acknowledged too, and what was
+//!     undecided when it left is undecided here or there. That ends with the first thing it takes
+//!     while it is out: undone again, that may cost what lay beneath, here alone.
 //! N2. A store that came up after a crash does not know what it has forgotten: neither its index is
 //!     believed nor what it says of itself, until it has been compared with others.
 
