@@ -58,9 +58,7 @@ impl Coordinator {
             self.repairs.remove(&id);
             self.end_task(id);
             self.catchup.repaired(self.now, row, seat, life, progress == Progress::Done);
-            if self.store_of(row.group, seat.0) == Some(seat.1) {
-                self.suspects.repaired(self.now, row, seat.0, progress == Progress::Done);
-            }
+            self.suspects.repaired(self.now, row, seat, progress == Progress::Done);
             self.stats.rows_repaired += u64::from(progress == Progress::Done);
             if progress == Progress::Done {
                 self.catchup_pump();

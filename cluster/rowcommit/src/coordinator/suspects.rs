@@ -10,7 +10,7 @@
 //!     restarted: it may be the one that remembers.
 
 use super::walk::{Page, rows_of};
-use super::{Coordinator, Phase, Purpose, evidence};
+use super::{Coordinator, Phase, Purpose, Seat, evidence};
 use crate::msg::{Answer, Ask, SCAN_LIMIT};
 use crate::time::Time;
 use smalti_map::Command;
@@ -45,7 +45,7 @@ struct Vetting {
     due: SlotSet,
     /// All rows were looked at.
     done: bool,
-    repairing: BTreeSet<(RowAddr, Slot)>,
+    repairing: BTreeSet<(RowAddr, Seat)>,
     failed: BTreeSet<(RowAddr, Slot)>,
     retry_at: Time,
 }
@@ -94,12 +94,13 @@ impl Suspects {
     }
 
     /// A repair of a row slot has ended.
-    pub(super) fn repaired(&mut self, now: Time, row: RowAddr, slot: Slot, good: bool) {
+    pub(super) fn repaired(&mut self, now: Time, row: RowAddr, seat: Seat, good: bool) {
         if let Some(vetting) = self.groups.get_mut(&row.group)
-            && vetting.repairing.remove(&(row, slot))
+            && vetting.repairing.remove(&(row, seat))
             && !good
         {
-            vetting.failed.insert((row, slot));
+            // Of whoever holds the slot by then: it may have moved.
+            vetting.failed.insert((row, seat.0));
             vetting.retry_at = now.after(RETRY);
         }
     }
@@ -319,7 +320,7 @@ impl Coordinator {
         let claimed = self.catchup.claim_repair(row, (slot, store));
         let Some(vetting) = self.suspects.groups.get_mut(&row.group) else { return };
         // Another repair of it may be under way: whichever it is, it puts the row right.
-        vetting.repairing.insert((row, slot));
+        vetting.repairing.insert((row, (slot, store)));
         if claimed {
             self.add_repair(row, (slot, store), None);
         }
