@@ -46,6 +46,7 @@ const UNSEEN: &[Mutant] = &[
     Mutant::ForgetPromise,
     Mutant::AcceptUnbound,
     Mutant::KeepVectors,
+    Mutant::TrustUnreadable,
     Mutant::InstallCommitted,
     Mutant::DoubtOlder,
     Mutant::LateFrames,

@@ -14,7 +14,7 @@ use smalti_storage::ids::{
 use smalti_storage::store::{VecEntry, VersionMeta};
 
 /// The version of this encoding; the first byte of every frame.
-pub const WIRE_VERSION: u8 = 3;
+pub const WIRE_VERSION: u8 = 4;
 
 /// Most row slots that one scan answers with.
 pub const SCAN_LIMIT: usize = 1024;
@@ -202,6 +202,15 @@ pub enum Ask {
         slot: Slot,
         /// The version.
         ver: Ver,
+    },
+    /// Forget the prepared version of a slot that can not tell which it has, if it is newer.
+    AbortNewer {
+        /// The row.
+        row: RowAddr,
+        /// The slot.
+        slot: Slot,
+        /// What stays.
+        than: Ver,
     },
     /// Put a version in place if the slot's newest is `expect`. `prepared` keeps the older
     /// versions and marks this one as undecided; otherwise it replaces all others.
@@ -415,6 +424,7 @@ impl Ask {
             | Self::PrepDelta { row, slot, .. }
             | Self::PrepFull { row, slot, .. }
             | Self::Abort { row, slot, .. }
+            | Self::AbortNewer { row, slot, .. }
             | Self::Install { row, slot, .. }
             | Self::Purge { row, slot, .. } => Some((*row, *slot)),
             _ => None,

@@ -83,6 +83,8 @@ mutants! {
     InstallCommitted = "install-committed",
     /// A takeover counts records that do not verify as if they were there.
     CountUnverified = "count-unverified",
+    /// What a slot holds undecided that can not be read is left to it.
+    TrustUnreadable = "trust-unreadable",
     /// A row's older version is not held for decided when there is a newer one.
     DoubtOlder = "doubt-older",
     /// Serving begins without `Activate` in the map.

@@ -70,6 +70,8 @@ pub(super) struct Decision {
     pub(super) chosen: Option<Chosen>,
     /// Undone.
     pub(super) aborts: Vec<(Slot, Ver)>,
+    /// The newest version that stays.
+    pub(super) stands: Ver,
     /// A version that is or may be acknowledged can not be constructed from what is readable.
     /// Nothing of it is undone: what is missing may come back.
     pub(super) lost: bool,
@@ -149,11 +151,11 @@ fn decide_by_all(facts: &BTreeMap<Slot, Facts>, n: u8) -> (Decision, bool) {
         let aborts = newer_than(facts, ver);
         if judged.constructible && !(lives(Mutant::UndoAll) && ver > committed) {
             let chosen = (!judged.chosen.lacking.is_empty()).then_some(judged.chosen);
-            return (Decision { chosen, aborts, lost: false }, true);
+            return (Decision { chosen, aborts, stands: ver, lost: false }, true);
         }
         if ver <= committed || judged.everywhere {
             let lost = ver > committed || !judged.chosen.lacking.is_empty();
-            return (Decision { chosen: None, aborts, lost }, false);
+            return (Decision { chosen: None, aborts, stands: ver, lost }, false);
         }
     }
     (Decision { aborts: newer_than(facts, Ver::NONE), ..Decision::default() }, true)
@@ -372,7 +374,8 @@ mod tests {
             ]),
             2,
         );
-        assert_eq!(decision, Decision::default(), "its only in-sync slot holds it");
+        let expected = Decision { stands: ver(2), ..Decision::default() };
+        assert_eq!(decision, expected, "its only in-sync slot holds it");
     }
 
     #[test]
@@ -464,7 +467,7 @@ mod tests {
             ]),
             2,
         );
-        assert_eq!(decision, Decision { lost: true, ..Decision::default() });
+        assert_eq!(decision, Decision { lost: true, stands: ver(2), ..Decision::default() });
     }
 
     fn suspect(prepared: u64, versions: Vec<(VersionMeta, bool)>) -> Facts {

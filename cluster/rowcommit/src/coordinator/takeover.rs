@@ -2,7 +2,7 @@
 //! then `Activate`. Nothing is served before that, so a decision may differ between two attempts:
 //! nobody has seen the first.
 
-use super::decide::{Facts, decide};
+use super::decide::{Decision, Facts, decide};
 use super::rows::Kind;
 use super::settle::Forward;
 use super::{Action, Alarm, Coordinator, Phase, Purpose};
@@ -160,6 +160,9 @@ impl Coordinator {
         for (row, facts) in std::mem::take(&mut self.takeover.facts) {
             let decision = decide(&facts, n);
             self.cache.forget(row);
+            if !decision.lost && !lives(Mutant::TrustUnreadable) {
+                self.undo_unreadable(row, &facts, &decision);
+            }
             for (slot, ver) in decision.aborts {
                 self.takeover.open += 1;
                 self.ask(row.group, slot, Ask::Abort { row, slot, ver }, Purpose::SettleDone);
@@ -174,6 +177,26 @@ impl Coordinator {
             }
         }
         self.check_settled();
+    }
+
+    /// A slot that can not tell what it holds may hold something undecided that was undone on all
+    /// others: its store, which knows that much, must not take it for committed once the watermark
+    /// passes.
+    fn undo_unreadable(
+        &mut self,
+        row: RowAddr,
+        facts: &BTreeMap<Slot, Facts>,
+        decision: &Decision,
+    ) {
+        let completed = |slot: &Slot| {
+            decision.chosen.as_ref().is_some_and(|chosen| chosen.lacking.contains_key(slot))
+        };
+        let unreadable = facts.iter().filter(|(slot, f)| f.unreadable && !completed(slot));
+        for (slot, _) in unreadable {
+            self.takeover.open += 1;
+            let ask = Ask::AbortNewer { row, slot: *slot, than: decision.stands };
+            self.ask(row.group, *slot, ask, Purpose::SettleDone);
+        }
     }
 
     pub(super) fn on_settled(&mut self, answer: &Answer) {

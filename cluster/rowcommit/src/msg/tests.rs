@@ -45,6 +45,7 @@ fn asks() -> Vec<Ask> {
         Ask::PrepDelta { row, slot, update, changed, delta: record.clone(), fingerprint },
         Ask::PrepFull { row, slot, update, wid: wid(77), vec, record: record.clone() },
         Ask::Abort { row, slot, ver: ver(9) },
+        Ask::AbortNewer { row, slot, than: ver(8) },
         Ask::Install { row, slot, meta: meta(), record, prepared: true, expect: ver(8) },
         Ask::Purge { row, slot, expect: ver(8) },
         Ask::Lease { duration_us: 1_500_000 },
@@ -131,13 +132,13 @@ fn every_message_survives_the_wire() {
     assert_eq!(Reply::decode(&reply().encode()), Ok(reply()));
 }
 
-/// What version 3 looks like. These bytes never change; a new format gets a new version.
+/// What version 4 looks like. These bytes never change; a new format gets a new version.
 #[test]
-fn messages_of_version_3_are_read_and_written_as_ever() {
-    let old = unhex(include_str!("../../fixtures/frame.v3.hex"));
+fn messages_of_version_4_are_read_and_written_as_ever() {
+    let old = unhex(include_str!("../../fixtures/frame.v4.hex"));
     assert_eq!(hex(&frame().encode()), hex(&old));
     assert_eq!(Frame::decode(&old), Ok(frame()));
-    let old = unhex(include_str!("../../fixtures/reply.v3.hex"));
+    let old = unhex(include_str!("../../fixtures/reply.v4.hex"));
     assert_eq!(hex(&reply().encode()), hex(&old));
     assert_eq!(Reply::decode(&old), Ok(reply()));
 }
@@ -158,7 +159,7 @@ fn damage_is_refused() {
 fn kinds_of_requests() {
     let reads = asks().into_iter().filter(Ask::is_read).count();
     let binding = asks().into_iter().filter(Ask::binds).count();
-    assert_eq!((reads, binding), (7, 7));
+    assert_eq!((reads, binding), (7, 8));
 }
 
 proptest! {

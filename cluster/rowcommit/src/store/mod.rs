@@ -392,6 +392,7 @@ impl StoreCore {
                 self.prep_full(at(row, slot), update, wid, vec, record)?
             }
             Ask::Abort { row, slot, ver } => self.abort(at(row, slot), ver)?,
+            Ask::AbortNewer { row, slot, than } => self.abort_newer(at(row, slot), than)?,
             Ask::Install { row, slot, meta, record, prepared, expect } => {
                 self.install(at(row, slot), meta, record, prepared, expect)?
             }

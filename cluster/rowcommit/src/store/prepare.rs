@@ -281,6 +281,19 @@ impl StoreCore {
         Ok(Answer::Ok)
     }
 
+    /// Whatever can be read of the slot, it is known which version of it is undecided.
+    pub(super) fn abort_newer(&mut self, at: RowSlot, than: Ver) -> Answered {
+        self.must_sync = true;
+        let Some(side) = self.volumes.get(&at.volume) else {
+            return Ok(Answer::Rejected(Reject::Invalid));
+        };
+        let undecided = side.prepared.get(&at).copied();
+        if let Some(ver) = undecided.filter(|ver| *ver > than) {
+            self.drop_undecided(at, ver)?;
+        }
+        Ok(Answer::Ok)
+    }
+
     pub(super) fn install(
         &mut self,
         at: RowSlot,

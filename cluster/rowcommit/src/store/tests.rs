@@ -289,6 +289,31 @@ fn an_abort_takes_back_what_is_undecided_and_nothing_else() {
 }
 
 #[test]
+fn a_slot_that_can_not_tell_what_it_holds_undoes_what_is_newer() {
+    for restarted in [false, true] {
+        let mut rig = Rig::new(1);
+        rig.ask(prep(1, Ver::NONE));
+        rig.watermark(ver(1));
+        rig.ask(prep(2, ver(1)));
+        let undo = |than| Ask::AbortNewer { row: row(0), slot: Slot(0), than: ver(than) };
+        // What stays is what it holds: the watermark will tell.
+        assert_eq!(rig.ask(undo(2)), Answer::Ok);
+        assert_eq!((rig.versions(0), rig.marks()), (vec![2, 1], vec![2]));
+        // The pre-image rots, and nobody can be told what the slot holds.
+        assert!(rig.disk.corrupt_meta(rig.at(0), ver(1)));
+        if restarted {
+            rig.restart(Time(20_000_000));
+        }
+        assert_eq!(rig.ask(undo(1)), Answer::Ok);
+        assert_eq!(rig.marks(), Vec::<u64>::new());
+        rig.watermark(ver(9));
+        // Neither was 2 taken for committed, nor did 1 make room for it.
+        assert!(rig.disk.versions(rig.at(0)).is_err());
+        assert_eq!(rig.disk.meta(rig.at(0), ver(2)).expect("memory does not fail"), None);
+    }
+}
+
+#[test]
 fn a_late_prepare_does_not_get_beneath_a_repair() {
     let mut rig = Rig::new(1);
     assert_eq!(rig.ask(install(5, Ver::NONE, false)), Answer::Ok);
