@@ -134,8 +134,24 @@ impl Volume {
             })?;
             self.check_keys(key_epoch)?;
         }
+        self.check_snapshots()?;
         for (no, group) in self.groups.iter().enumerate() {
             self.check_group(group).map_err(|broken| format!("group {no}: {broken}"))?;
+        }
+        Ok(())
+    }
+
+    fn check_snapshots(&self) -> Broken {
+        ensure(self.snapshots.len() <= limits::SNAPSHOTS, || "too many snapshots".into())?;
+        let made = self.snapshots.len() as u64 + u64::from(self.snapshots_deleted);
+        ensure(made == u64::from(self.snap_seq), || {
+            format!("{} snapshots were made, and {made} are there or deleted", self.snap_seq)
+        })?;
+        let mut names = BTreeSet::new();
+        for (snap, snapshot) in &self.snapshots {
+            ensure((1..=self.snap_seq).contains(snap), || format!("no snapshot {snap} was made"))?;
+            check_name(&snapshot.name)?;
+            ensure(names.insert(&snapshot.name), || format!("two snapshots {}", snapshot.name))?;
         }
         Ok(())
     }

@@ -111,6 +111,25 @@ pub enum Command {
         /// Which groups.
         groups: Vec<GroupNo>,
     },
+    /// The state of the volume at this moment is to be kept. Its coordinator asks for it, with no
+    /// update of its own undecided, and issues none before the epoch is over.
+    AddSnapshot {
+        /// Which volume.
+        volume: VolumeNo,
+        /// Whose coordinator asks.
+        epoch: Epoch,
+        /// Unique among the snapshots of the volume.
+        name: String,
+        /// Unix seconds.
+        created: u64,
+    },
+    /// A snapshot is not needed any more.
+    DropSnapshot {
+        /// Which volume.
+        volume: VolumeNo,
+        /// Its number.
+        snap: u32,
+    },
 }
 
 /// A slot and the store that is to hold it.

@@ -21,5 +21,5 @@ pub use apply::limits;
 pub use command::{Applied, Command, GrowSlot, MoveSlot, NewVolume, Rejection};
 pub use types::{
     ClusterMap, Coordinator, Custody, Group, KeyEpoch, Learner, Node, NodeAddresses, ReadMode,
-    ShareHolder, Store, Volume,
+    ShareHolder, Snapshot, Store, Volume,
 };

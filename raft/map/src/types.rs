@@ -135,14 +135,27 @@ pub struct Volume {
     pub activated: bool,
     /// The epoch of the last election: writes of gateways with a smaller generation are fenced.
     pub writer_gen: u32,
-    /// The newest snapshot number (0: none was ever made).
+    /// The newest snapshot number (0: none was ever made). Numbers are never used again.
     pub snap_seq: u32,
+    /// The snapshots that can be read, by number.
+    pub snapshots: BTreeMap<u32, Snapshot>,
+    /// How many snapshots have been deleted: stores let go of what only those needed.
+    pub snapshots_deleted: u32,
     /// The key epoch for new records.
     pub key_epoch: KeyEpochNo,
     /// Key epochs that may still be in use.
     pub key_epochs: BTreeMap<KeyEpochNo, KeyEpoch>,
     /// Placement groups; the index is the group's number.
     pub groups: Vec<Group>,
+}
+
+/// The state of a volume at one moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Name for people, unique among the snapshots of its volume.
+    pub name: String,
+    /// Unix seconds by the clock of whoever asked for it.
+    pub created: u64,
 }
 
 /// A placement group: the slot -> store table its stripes share, and who is in sync.
@@ -236,6 +249,11 @@ impl Volume {
     /// A group by number.
     pub fn group(&self, group: GroupNo) -> Option<&Group> {
         self.groups.get(usize::from(group.0))
+    }
+
+    /// The number of the snapshot of that name.
+    pub fn snapshot_named(&self, name: &str) -> Option<u32> {
+        self.snapshots.iter().find(|(_, snapshot)| snapshot.name == name).map(|(no, _)| *no)
     }
 
     /// Whether every group has all its slots in sync.

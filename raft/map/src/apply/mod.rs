@@ -6,6 +6,7 @@
 mod cluster;
 mod membership;
 mod moves;
+mod snapshots;
 mod volume;
 
 use crate::command::{Applied, Command, Rejection};
@@ -22,6 +23,9 @@ pub mod limits {
     pub const STORES: usize = 4096;
     /// Volumes.
     pub const VOLUMES: usize = 4096;
+    /// Snapshots of one volume. A row slot may have a version for each, and one message has to
+    /// hold all that a repair lacks of them.
+    pub const SNAPSHOTS: usize = 256;
     /// Groups of one volume: what a `GroupNo` can number.
     pub const GROUPS: usize = 1 << 16;
     /// Slots of one group: what a `SlotSet` can hold.
@@ -69,6 +73,10 @@ impl ClusterMap {
             Command::ForgetHolders { volume, epoch, groups } => {
                 self.forget_holders(*volume, *epoch, groups)
             }
+            Command::AddSnapshot { volume, epoch, name, created } => {
+                self.add_snapshot(*volume, *epoch, name, *created)
+            }
+            Command::DropSnapshot { volume, snap } => self.drop_snapshot(*volume, *snap),
         };
         result.unwrap_or_else(Applied::Rejected)
     }

@@ -46,6 +46,8 @@ impl ClusterMap {
             activated: false,
             writer_gen: 0,
             snap_seq: 0,
+            snapshots: BTreeMap::new(),
+            snapshots_deleted: 0,
             key_epoch: new.key_epoch.no,
             key_epochs: BTreeMap::from([(new.key_epoch.no, new.key_epoch.clone())]),
             groups: new.groups.iter().map(group).collect(),
