@@ -172,6 +172,7 @@ impl Bench {
                     }
                 }
                 Action::Propose(command) => proposals.push(command),
+                Action::SnapshotDone { .. } => unreachable!("no snapshot is asked for"),
                 Action::WriteDone { result, .. } => {
                     result.expect("nothing fails here");
                     self.done += 1;
@@ -206,7 +207,7 @@ impl Bench {
     fn write(&mut self, row: RowAddr, slot: u8) -> BlockWrite {
         let record = Bytes::from(vec![u8::try_from(self.wid % 251).unwrap_or(0) + 1; RECORD]);
         let wid = Wid { generation: 2, seq: self.wid };
-        BlockWrite { row, slot: Slot(slot), wid, snap: 0, record }
+        BlockWrite { row, slot: Slot(slot), wid, record }
     }
 
     #[expect(clippy::print_stdout, reason = "a benchmark's report")]
@@ -285,6 +286,6 @@ fn main() {
     bench.measure("4k random reads", seconds, 1, |bench, op| {
         let row = bench.row();
         let slot = u8::try_from(bench.draw() % u64::from(bench.data)).unwrap_or(0);
-        Event::Read { op, blocks: vec![(row, Slot(slot))] }
+        Event::Read { op, blocks: vec![(row, Slot(slot))], snap: None }
     });
 }

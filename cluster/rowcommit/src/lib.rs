@@ -16,6 +16,7 @@
 pub mod coordinator;
 pub mod invariant;
 pub mod msg;
+mod snaps;
 pub mod store;
 #[cfg(test)]
 mod support;

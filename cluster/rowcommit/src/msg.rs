@@ -14,9 +14,9 @@ use smalti_storage::ids::{
 use smalti_storage::store::{VecEntry, VersionMeta};
 
 /// The version of this encoding; the first byte of every frame.
-pub const WIRE_VERSION: u8 = 4;
+pub const WIRE_VERSION: u8 = 5;
 
-/// Most row slots that one scan answers with.
+/// Most versions that one scan answers with; a row slot more than that has comes alone.
 pub const SCAN_LIMIT: usize = 1024;
 
 /// A coordinator's requests to one store.
@@ -96,6 +96,17 @@ pub enum Want {
     Head,
     /// This version.
     Version(Ver),
+    /// Metadata of the version that a snapshot holds: the newest one stamped below its number.
+    HeldMeta(u32),
+    /// The version that a snapshot holds.
+    Held(u32),
+}
+
+impl Want {
+    /// Whether it wants no bytes.
+    pub fn is_meta(self) -> bool {
+        matches!(self, Self::HeadMeta | Self::HeldMeta(_))
+    }
 }
 
 /// A request.
@@ -212,8 +223,7 @@ pub enum Ask {
         /// What stays.
         than: Ver,
     },
-    /// Put a version in place if the slot's newest is `expect`. `prepared` keeps the older
-    /// versions and marks this one as undecided; otherwise it replaces all others.
+    /// Put an undecided version beside what is there, if the slot's newest is `expect`.
     Install {
         /// The row.
         row: RowAddr,
@@ -223,17 +233,21 @@ pub enum Ask {
         meta: VersionMeta,
         /// The bytes; empty is the absent record.
         record: Bytes,
-        /// Undecided, beside what is there.
-        prepared: bool,
         /// The slot's newest version now.
         expect: Ver,
     },
-    /// Forget a row slot whose newest version is `expect`: no in-sync slot knows the row.
-    Purge {
+    /// Make the slot hold these committed versions and nothing else, in one step, if its newest is
+    /// `expect`: the newest that is to be, and those that snapshots hold. Without any the row slot is
+    /// forgotten: no in-sync slot knows the row.
+    Restore {
         /// The row.
         row: RowAddr,
         /// The slot.
         slot: Slot,
+        /// What it lacks, or has wrong: metadata, and bytes where they are not absent.
+        versions: Vec<(VersionMeta, Bytes)>,
+        /// What it has and keeps.
+        keep: Vec<Ver>,
         /// The slot's newest version now.
         expect: Ver,
     },
@@ -256,6 +270,9 @@ pub enum Ask {
         incarnation: Incarnation,
     },
 }
+
+/// A row slot in the answer to a scan.
+pub type ScannedSlot = (RowAddr, Slot, Option<Vec<VersionMeta>>);
 
 /// An answer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -295,8 +312,8 @@ pub enum Answer {
     },
     /// The next row slots.
     Scanned {
-        /// Row slots in order, with their newest version; `None` where the metadata is damaged.
-        entries: Vec<(RowAddr, Slot, Option<VersionMeta>)>,
+        /// Row slots in order, with their versions, newest first; `None` where metadata is damaged.
+        entries: Vec<ScannedSlot>,
         /// Whether these were the last.
         done: bool,
     },
@@ -426,7 +443,7 @@ impl Ask {
             | Self::Abort { row, slot, .. }
             | Self::AbortNewer { row, slot, .. }
             | Self::Install { row, slot, .. }
-            | Self::Purge { row, slot, .. } => Some((*row, *slot)),
+            | Self::Restore { row, slot, .. } => Some((*row, *slot)),
             _ => None,
         }
     }
@@ -438,6 +455,7 @@ impl Ask {
             | Self::PrepFull { record, .. }
             | Self::Install { record, .. } => record.len(),
             Self::PrepDelta { delta, .. } => delta.len(),
+            Self::Restore { versions, .. } => versions.iter().map(|(_, record)| record.len()).sum(),
             _ => 0,
         }
     }

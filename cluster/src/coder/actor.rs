@@ -45,8 +45,19 @@ pub enum CoderMsg {
     Read {
         /// Which.
         blocks: Vec<(RowAddr, Slot)>,
+        /// As a snapshot holds them, by its number; else as they are.
+        snap: Option<u32>,
         /// Where the answer goes.
         reply: oneshot::Sender<Result<Vec<Bytes>, OpError>>,
+    },
+    /// Make a snapshot.
+    Snapshot {
+        /// Its name.
+        name: String,
+        /// Unix seconds.
+        created: u64,
+        /// Where the answer goes: its number.
+        reply: oneshot::Sender<Result<u32, OpError>>,
     },
     /// A store answered.
     Reply {
@@ -142,6 +153,7 @@ struct State<T> {
     next_op: u64,
     writes: HashMap<u64, oneshot::Sender<Result<(), OpError>>>,
     reads: HashMap<u64, oneshot::Sender<Result<Vec<Bytes>, OpError>>>,
+    snapshots: HashMap<u64, oneshot::Sender<Result<u32, OpError>>>,
     flushing: bool,
     ticks: u64,
 }
@@ -176,6 +188,7 @@ impl<T: Transport> Actor for Coder<T> {
             next_op: 1,
             writes: HashMap::new(),
             reads: HashMap::new(),
+            snapshots: HashMap::new(),
             flushing: false,
             ticks: 0,
         })
@@ -194,10 +207,15 @@ impl<T: Transport> Actor for Coder<T> {
                 state.writes.insert(op, reply);
                 state.core.handle(now, Event::Write { op, blocks });
             }
-            CoderMsg::Read { blocks, reply } => {
+            CoderMsg::Read { blocks, snap, reply } => {
                 let op = state.next_op();
                 state.reads.insert(op, reply);
-                state.core.handle(now, Event::Read { op, blocks });
+                state.core.handle(now, Event::Read { op, blocks, snap });
+            }
+            CoderMsg::Snapshot { name, created, reply } => {
+                let op = state.next_op();
+                state.snapshots.insert(op, reply);
+                state.core.handle(now, Event::Snapshot { op, name, created });
             }
             CoderMsg::Reply { store, reply } => {
                 state.core.handle(now, Event::Reply { store, reply });
@@ -305,6 +323,12 @@ impl<T: Transport> State<T> {
                 }
                 Action::ReadDone { op, result } => {
                     if let Some(reply) = self.reads.remove(&op) {
+                        // Likewise.
+                        let _ = reply.send(result);
+                    }
+                }
+                Action::SnapshotDone { op, result } => {
+                    if let Some(reply) = self.snapshots.remove(&op) {
                         // Likewise.
                         let _ = reply.send(result);
                     }

@@ -59,8 +59,32 @@ impl CoderHandle {
     /// # Errors
     /// See [`OpError`].
     pub async fn read(&self, blocks: Vec<(RowAddr, Slot)>) -> Result<Vec<Bytes>, OpError> {
+        self.read_at(blocks, None).await
+    }
+
+    /// As [`Self::read`]; with the number of a snapshot as that holds them.
+    ///
+    /// # Errors
+    /// See [`OpError`]; [`OpError::NoSnapshot`] when it was deleted.
+    pub async fn read_at(
+        &self,
+        blocks: Vec<(RowAddr, Slot)>,
+        snap: Option<u32>,
+    ) -> Result<Vec<Bytes>, OpError> {
         let (reply, answer) = oneshot::channel();
-        self.actor.cast(CoderMsg::Read { blocks, reply }).map_err(|_| OpError::Fenced)?;
+        self.actor.cast(CoderMsg::Read { blocks, snap, reply }).map_err(|_| OpError::Fenced)?;
+        answer.await.unwrap_or(Err(OpError::Fenced))
+    }
+
+    /// Makes a snapshot of all that was acknowledged until now, and answers its number. Writes wait
+    /// meanwhile for one change of the map. `created` is Unix seconds, for people.
+    ///
+    /// # Errors
+    /// See [`OpError`]; after [`OpError::Fenced`] there may be a snapshot of that name or not.
+    pub async fn snapshot(&self, name: String, created: u64) -> Result<u32, OpError> {
+        let (reply, answer) = oneshot::channel();
+        let message = CoderMsg::Snapshot { name, created, reply };
+        self.actor.cast(message).map_err(|_| OpError::Fenced)?;
         answer.await.unwrap_or(Err(OpError::Fenced))
     }
 

@@ -111,7 +111,7 @@ fn clamped(bytes: usize) -> u32 {
 fn expected(ask: &Ask) -> usize {
     ANSWER_COST
         + match ask {
-            Ask::Fetch { want: Want::HeadMeta, .. } => META_COST,
+            Ask::Fetch { want: Want::HeadMeta | Want::HeldMeta(_), .. } => META_COST,
             Ask::Fetch { .. } => META_COST + RECORD_LEN,
             // Rarely more than an undecided version and the one below.
             Ask::Versions { .. } => 4 * META_COST,

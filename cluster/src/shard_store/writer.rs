@@ -44,10 +44,20 @@ impl Writer {
         let mut answers: Vec<(ReplySender, Reply)> = Vec::new();
         let mut stop = false;
         while !stop {
-            let Some(mut job) = self.jobs.recv().await else { break };
             let mut has_new_map = false;
             let mut bytes = 0;
+            // With nothing to do it goes on letting go of what nobody needs.
+            let first = match self.jobs.try_recv() {
+                Err(mpsc::error::TryRecvError::Empty) if self.core.is_collecting() => None,
+                Err(_) => match self.jobs.recv().await {
+                    Some(job) => Some(job),
+                    None => break,
+                },
+                Ok(job) => Some(job),
+            };
+            let mut next = first;
             for taken in 1.. {
+                let Some(job) = next else { break };
                 match job {
                     Job::Frame { from, frame, reply, room } => {
                         bytes += frame.payload_len();
@@ -78,11 +88,9 @@ impl Writer {
                 if taken >= BATCH_FRAMES || bytes >= BATCH_BYTES || stop {
                     break;
                 }
-                match self.jobs.try_recv() {
-                    Ok(next) => job = next,
-                    Err(_) => break,
-                }
+                next = self.jobs.try_recv().ok();
             }
+            self.core.collect()?;
             let (batch, _) = self.core.take_batch();
             if !batch.changes.is_empty() {
                 self.space.took(batch.changes.iter().map(record_bytes).sum());

@@ -37,7 +37,7 @@ fn a_backlog_larger_than_the_queue_goes_again() {
         for seq in 1..=200 {
             let coder = cluster.coders[0].clone();
             let (row, wid, record) = (row(seq), wid(seq), record.clone());
-            let write = BlockWrite { row, slot: Slot(0), wid, snap: 0, record };
+            let write = BlockWrite { row, slot: Slot(0), wid, record };
             writes.push(tokio::spawn(async move { coder.write(vec![write]).await }));
             // Each in a flush of its own.
             sleep(Duration::from_millis(3)).await;

@@ -110,7 +110,7 @@ impl Client {
             record[..8].copy_from_slice(&seq.to_be_bytes());
             record[8..16].copy_from_slice(&self.rng.next().to_be_bytes());
             let record = Bytes::from(record);
-            writes.push(BlockWrite { row, slot, wid: wid(seq), snap: 0, record });
+            writes.push(BlockWrite { row, slot, wid: wid(seq), record });
         }
         let done = self.coder.write(writes.clone()).await;
         for write in writes {

@@ -56,7 +56,6 @@ fn write_of(number: u64, slots: &[u8], generation: u32) -> Event {
         row: ROW,
         slot: Slot(*slot),
         wid: Wid { generation, seq: number },
-        snap: 0,
         record: record(value(number, *slot)),
     };
     Event::Write { op: number, blocks: slots.iter().map(write).collect() }
@@ -104,7 +103,7 @@ impl Clients {
             return Ok(write_of(number, &plan.slots, generation));
         }
         let blocks = plan.slots.iter().map(|slot| (ROW, Slot(*slot))).collect();
-        Ok(Event::Read { op: number, blocks })
+        Ok(Event::Read { op: number, blocks, snap: None })
     }
 
     /// A write was answered by the node that had it. True if it was acknowledged.

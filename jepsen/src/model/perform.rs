@@ -148,6 +148,9 @@ impl Model {
                     state.proposals.insert(key, command);
                 }
             }
+            Action::SnapshotDone { op, .. } => {
+                return Err(broken(format!("nobody asked for snapshot {op}")));
+            }
             Action::WriteDone { op, result } => {
                 let Some(op) = op_of(op) else { return Ok(()) };
                 let plan = &self.bounds.ops[op];

@@ -192,6 +192,10 @@ impl World {
             if !core.is_quiet() {
                 return Err(format!("node {} is busy: {core:?}", node.at));
             }
+            let state = node.disk.volume(volume.no).map_err(|error| error.to_string())?;
+            if state.collected != volume.snapshots_deleted {
+                return Err(format!("node {} has not let go of deleted snapshots", node.at));
+            }
             if !process.ops.is_empty() {
                 return Err(format!("operations of node {} have not ended", node.at));
             }
@@ -243,20 +247,62 @@ impl World {
         Ok(())
     }
 
-    /// Whether every slot's newest record verifies.
+    /// Whether every record of every slot verifies.
     fn is_readable(&self, volume: &Volume, row: RowAddr) -> bool {
         let verifies = |slot: Slot| {
             let store = volume.group(row.group)?.slots.get(slot.index())?;
             let disk = &self.nodes[self.node_of(*store)].disk;
             let at = RowSlot { volume: volume.no, row, slot };
-            let Some(head) = disk.head(at).ok()? else { return Some(()) };
-            let record = if head.present { disk.record(at, head.ver).ok()?? } else { Bytes::new() };
-            head.verifies(at, &record).then_some(())
+            let verifies = |held: VersionMeta| {
+                let record =
+                    if held.present { disk.record(at, held.ver).ok()?? } else { Bytes::new() };
+                held.verifies(at, &record).then_some(())
+            };
+            disk.versions(at).ok()?.into_iter().try_for_each(verifies)
         };
         volume.all_slots().iter().all(|slot| verifies(slot).is_some())
     }
 
     fn check_row(&self, volume: &Volume, code: &Code, row: RowAddr) -> Checked {
+        for state in std::iter::once(None).chain(volume.snapshots.keys().copied().map(Some)) {
+            let checked = self.check_state(volume, code, row, state);
+            checked.map_err(|why| match state {
+                Some(snap) => format!("snapshot {snap}: {why}"),
+                None => why,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// What a slot keeps: its newest version, and what snapshots hold.
+    fn kept_versions(
+        &self,
+        volume: &Volume,
+        row: RowAddr,
+        slot: Slot,
+    ) -> Result<Vec<VersionMeta>, String> {
+        let group = volume.group(row.group).ok_or("no group")?;
+        let store = group.slots.get(slot.index()).copied().ok_or("no store")?;
+        let at = RowSlot { volume: volume.no, row, slot };
+        let versions = self.nodes[self.node_of(store)].disk.versions(at);
+        let versions = versions.map_err(|error| error.to_string())?;
+        let held = |snap: &u32| versions.iter().find(|meta| meta.snap < *snap).map(|m| m.ver);
+        let mut needed: BTreeSet<_> = volume.snapshots.keys().filter_map(held).collect();
+        needed.extend(versions.first().map(|meta| meta.ver));
+        if needed.len() != versions.len() {
+            let list: Vec<String> = versions.iter().map(|m| m.ver.to_string()).collect();
+            return Err(format!("I9: slot {slot} keeps {list:?}, needs {needed:?}"));
+        }
+        Ok(versions)
+    }
+
+    fn check_state(
+        &self,
+        volume: &Volume,
+        code: &Code,
+        row: RowAddr,
+        state: Option<u32>,
+    ) -> Checked {
         let group = volume.group(row.group).ok_or("no group")?;
         let data = SlotSet::first(volume.data);
         let mut heads: BTreeMap<Slot, VersionMeta> = BTreeMap::new();
@@ -265,12 +311,12 @@ impl World {
             let store = group.slots.get(slot.index()).copied().ok_or("no store")?;
             let disk = &self.nodes[self.node_of(store)].disk;
             let at = RowSlot { volume: volume.no, row, slot };
-            let versions = disk.versions(at).map_err(|error| error.to_string())?;
-            if versions.len() > 1 {
-                let list: Vec<String> = versions.iter().map(|m| m.ver.to_string()).collect();
-                return Err(format!("I9: slot {slot} keeps {list:?}"));
-            }
-            let head = versions.into_iter().next().unwrap_or_default();
+            let mut versions = self.kept_versions(volume, row, slot)?.into_iter();
+            let head = match state {
+                None => versions.next(),
+                Some(snap) => versions.find(|meta| meta.snap < snap),
+            };
+            let head = head.unwrap_or_default();
             let record = disk.record(at, head.ver).map_err(|error| error.to_string())?;
             let record = record.unwrap_or_default();
             if !head.ver.is_none() && !head.verifies(at, &record) {

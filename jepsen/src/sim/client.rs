@@ -23,6 +23,8 @@ struct Pending {
     blocks: Vec<(Block, u64)>,
     from: u64,
     wid: Option<Wid>,
+    /// A read of this snapshot.
+    snap: Option<u32>,
 }
 
 /// A client.
@@ -31,7 +33,7 @@ pub(crate) struct Client {
     ops: u64,
     pending: Option<Pending>,
     /// Blocks still to be read back at the end.
-    left: Vec<Block>,
+    left: Vec<(Block, Option<u32>)>,
 }
 
 impl Client {
@@ -86,10 +88,13 @@ impl World {
         if self.clients[client].pending.is_some() {
             return;
         }
-        let Some((mut write, blocks)) = self.draw_op(client) else { return };
+        let Some((mut write, blocks, mut snap)) = self.draw_op(client) else { return };
         let at = self.choose_node();
         if self.swarm.stray_reads && self.serving() != Some(at) {
             write = false;
+        }
+        if !write && !self.reading_back && self.rng.percent(self.swarm.snapshot_reads_percent) {
+            snap = self.some_snapshot(at);
         }
         self.clients[client].ops += 1;
         let op = self.clients[client].ops;
@@ -99,7 +104,8 @@ impl World {
         let trim = write && blocks.len() == 1 && self.may_trim(blocks[0]);
         let value = |no: usize| if trim { ABSENT } else { base | no as u64 };
         let blocks = blocks.into_iter().enumerate().map(|(no, b)| (b, value(no))).collect();
-        self.clients[client].pending = Some(Pending { op, write, blocks, from, wid: None });
+        let pending = Pending { op, write, blocks, from, wid: None, snap };
+        self.clients[client].pending = Some(pending);
         let later = self.now + self.rng.below(self.swarm.net_delay);
         self.queue.push(later, Ev::Invoke { client, op, at });
         self.queue.push(self.now + self.swarm.patience, Ev::Deadline { client, op });
@@ -109,11 +115,14 @@ impl World {
         self.written.contains(&block) && self.rng.percent(5) && self.trimmed.insert(block)
     }
 
-    fn draw_op(&mut self, client: usize) -> Option<(bool, Vec<Block>)> {
+    /// Whether to write, which blocks, and of which snapshot.
+    fn draw_op(&mut self, client: usize) -> Option<(bool, Vec<Block>, Option<u32>)> {
         if self.reading_back {
             let left = &mut self.clients[client].left;
-            let blocks: Vec<Block> = left.drain(..left.len().min(3)).collect();
-            return (!blocks.is_empty()).then_some((false, blocks));
+            let snap = left.first()?.1;
+            let same = left.iter().take(3).take_while(|(_, of)| *of == snap).count();
+            let blocks = left.drain(..same).map(|(block, _)| block).collect();
+            return Some((false, blocks, snap));
         }
         if !self.stormy {
             return None;
@@ -122,7 +131,8 @@ impl World {
         let write = self.rng.percent(self.swarm.writes_percent);
         let first = self.rng.pick(&all)?;
         if write && self.rng.percent(self.swarm.whole_rows_percent) {
-            return Some((true, all.into_iter().filter(|(row, _)| *row == first.0).collect()));
+            let row = all.into_iter().filter(|(row, _)| *row == first.0).collect();
+            return Some((true, row, None));
         }
         let mut blocks = vec![first];
         while self.rng.percent(25) && blocks.len() < 4 {
@@ -131,7 +141,7 @@ impl World {
                 blocks.push(more);
             }
         }
-        Some((write, blocks))
+        Some((write, blocks, None))
     }
 
     /// Mostly the coordinator, sometimes whoever.
@@ -164,7 +174,7 @@ impl World {
         process.ops.insert(number, (client, op));
         if !pending.write {
             let blocks = pending.blocks.iter().map(|(block, _)| *block).collect();
-            return self.coordinate(at, Event::Read { op: number, blocks });
+            return self.coordinate(at, Event::Read { op: number, blocks, snap: pending.snap });
         }
         let wid = Wid { generation, seq: process.next_wid };
         process.next_wid += 1;
@@ -175,7 +185,6 @@ impl World {
             row: *row,
             slot: *slot,
             wid,
-            snap: 0,
             record: record(*value),
         };
         let blocks: Vec<BlockWrite> = pending.blocks.iter().map(write).collect();
@@ -208,7 +217,7 @@ impl World {
                 }
             }
             if self.reading_back {
-                let blocks = pending.blocks.iter().map(|(block, _)| *block);
+                let blocks = pending.blocks.iter().map(|(block, _)| (*block, pending.snap));
                 self.clients[client].left.extend(blocks);
             }
         }
@@ -236,7 +245,7 @@ impl World {
                 self.history.push(*block, op);
             }
         } else if self.reading_back {
-            let blocks = pending.blocks.iter().map(|(block, _)| *block);
+            let blocks = pending.blocks.iter().map(|(block, _)| (*block, pending.snap));
             self.clients[client].left.extend(blocks);
         }
         self.next_turn(client);
@@ -268,18 +277,24 @@ impl World {
         let Some((client, pending)) = self.take_op(at, number) else { return };
         let records = match result {
             Ok(records) => records,
+            Err(OpError::NoSnapshot) if pending.snap.is_some_and(|s| !self.is_kept(s)) => {
+                return self.next_turn(client);
+            }
             Err(error) => {
                 self.expect_error(error);
                 self.end_unknown(client, &pending);
                 return;
             }
         };
-        let to = Some(self.tock());
+        // What a snapshot holds is what was there when it was made.
+        let made = pending.snap.and_then(|snap| self.snapshots.get(&snap)).copied();
+        let (from, to) = made.unwrap_or_else(|| (pending.from, self.tock()));
+        let to = Some(to);
         for ((block, _), bytes) in pending.blocks.iter().zip(&records) {
             let Some(value) = value_of(bytes) else {
                 return self.fail(format!("I15: block {block:?} was read as {bytes:?}"));
             };
-            let op = Op { write: false, value, from: pending.from, to };
+            let op = Op { write: false, value, from, to };
             self.history.push(*block, op);
         }
         self.next_turn(client);
@@ -302,9 +317,13 @@ impl World {
     pub(crate) fn read_back(&mut self) {
         self.trace(|| "reading back".into());
         self.reading_back = true;
-        let mut by_block: BTreeMap<usize, Vec<Block>> = BTreeMap::new();
-        for (no, block) in self.all_blocks().into_iter().enumerate() {
-            by_block.entry(no % self.clients.len()).or_default().push(block);
+        let mut by_block: BTreeMap<usize, Vec<(Block, Option<u32>)>> = BTreeMap::new();
+        let kept = self.volume().map(|volume| volume.snapshots.keys().copied().collect());
+        let kept: Vec<u32> = kept.unwrap_or_default();
+        for snap in std::iter::once(None).chain(kept.into_iter().map(Some)) {
+            for (no, block) in self.all_blocks().into_iter().enumerate() {
+                by_block.entry(no % self.clients.len()).or_default().push((block, snap));
+            }
         }
         for (client, blocks) in by_block {
             self.clients[client].left = blocks;

@@ -32,6 +32,9 @@ impl World {
             return applied;
         }
         self.check_change(before.as_ref(), command);
+        if let Command::AddSnapshot { .. } = command {
+            self.snapshot_made();
+        }
         for at in 0..self.nodes.len() {
             if self.nodes[at].up {
                 let to = self.nodes[at].life();

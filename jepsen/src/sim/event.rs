@@ -74,6 +74,8 @@ pub(crate) enum Ev {
     Late {
         blocks: Vec<BlockWrite>,
     },
+    /// A snapshot is made or deleted.
+    Snapshot,
     Leader,
     Elect,
     /// A client attaches at this node, which is elected for it.

@@ -14,6 +14,7 @@ mod link;
 mod nemesis;
 mod node;
 mod rng;
+mod snapshots;
 mod swarm;
 mod world;
 

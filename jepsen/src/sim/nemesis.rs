@@ -255,12 +255,14 @@ impl World {
         let Some(store) = store else { return };
         let at = RowSlot { volume: self.volume, row, slot };
         let disk = std::sync::Arc::clone(&self.nodes[self.node_of(store)].disk);
-        let Ok(Some(head)) = disk.head(at) else { return };
+        let Ok(versions) = disk.versions(at) else { return };
+        let versions: Vec<_> = versions.into_iter().map(|meta| meta.ver).collect();
+        let Some(ver) = self.rng.pick(&versions) else { return };
         let byte = usize::try_from(self.rng.below(64)).unwrap_or(0);
         let done = if self.rng.percent(60) {
-            disk.corrupt_record(at, head.ver, byte)
+            disk.corrupt_record(at, ver, byte)
         } else {
-            disk.corrupt_meta(at, head.ver)
+            disk.corrupt_meta(at, ver)
         };
         if done {
             self.trace(|| format!("{at} rots"));

@@ -31,6 +31,8 @@ const BATCH_FRAMES: usize = 64;
 enum Job {
     Frame(SessionId, Box<Frame>),
     Map(Arc<ClusterMap>),
+    /// Nothing else waits.
+    Idle,
 }
 
 /// What dies with the process.
@@ -265,6 +267,11 @@ impl World {
 
     pub(crate) fn tick(&mut self, life: Life) {
         self.queue.push(self.now + TICK, Ev::Tick(life));
+        let process = self.nodes[life.at].process_mut();
+        if process.core.is_collecting() && process.jobs.is_empty() {
+            process.jobs.push_back(Job::Idle);
+            self.write(life.at);
+        }
         self.coordinate(life.at, Event::Tick);
     }
 
@@ -314,6 +321,10 @@ impl World {
                 self.trace(|| format!("n{at} read {op}: {result:?}"));
                 self.read_done(at, op, result);
             }
+            Action::SnapshotDone { op, result } => {
+                self.trace(|| format!("n{at} snapshot {op}: {result:?}"));
+                self.snapshot_done(result);
+            }
             Action::Alarm(alarm) => {
                 self.trace(|| format!("n{at} alarm {alarm:?}"));
                 self.alarm(at, alarm);
@@ -358,6 +369,7 @@ impl World {
             let process = self.nodes[at].process_mut();
             let done = match job {
                 Job::Map(map) => process.core.set_map(&map).map(|()| None),
+                Job::Idle => Ok(None),
                 Job::Frame(session, frame) => {
                     let from = node_id(self.sessions[session].from.at);
                     process.core.handle(now, from, *frame).map(|reply| reply.map(|r| (session, r)))
@@ -369,6 +381,9 @@ impl World {
             }
         }
         let process = self.nodes[at].process_mut();
+        if let Err(error) = process.core.collect() {
+            return self.fail(format!("the store of node {at} failed: {error}"));
+        }
         let (batch, must_sync) = process.core.take_batch();
         process.committing = Some((batch, replies));
         let delay = if must_sync { self.swarm.disk_delay } else { 20 };

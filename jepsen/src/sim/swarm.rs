@@ -106,6 +106,10 @@ pub(crate) struct Swarm {
     pub(crate) late_percent: u64,
     pub(crate) writes_percent: u64,
     pub(crate) whole_rows_percent: u64,
+    /// Mean time between two snapshots, made or deleted; 0: there are none.
+    pub(crate) snapshot_every: u64,
+    /// Reads that are of a snapshot, if there is one.
+    pub(crate) snapshot_reads_percent: u64,
     /// Operations that go to any node that believes to serve, be it rightly or not.
     pub(crate) stray_percent: u64,
     /// Those only read: a write would stand before the reads of its row, at one who can end it no
@@ -181,6 +185,8 @@ impl Swarm {
             late_percent: rng.pick(&[0, 0, 10]).unwrap_or(0),
             writes_percent: rng.pick(&[30, 60, 85]).unwrap_or(60),
             whole_rows_percent: rng.pick(&[0, 10, 40]).unwrap_or(10),
+            snapshot_every: rng.pick(&[0, 0, 150, 600, 2000]).unwrap_or(0) * MS,
+            snapshot_reads_percent: rng.pick(&[10, 50]).unwrap_or(10),
             stray_percent: rng.pick(&[5, 40, 80]).unwrap_or(40),
             stray_reads: rng.percent(60),
             lease: rng.pick(&[300, 1500, 1500, 4000]).unwrap_or(1500) * MS,

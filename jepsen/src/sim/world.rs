@@ -69,6 +69,8 @@ pub(crate) struct World {
     /// Nodes whose disk forgot something that has not been put right yet.
     pub(crate) forgot: BTreeSet<At>,
     pub(crate) counts: BTreeMap<Fault, u64>,
+    /// When each snapshot was made: two points with no other between them.
+    pub(crate) snapshots: BTreeMap<u32, (u64, u64)>,
     pub(crate) acknowledged: u64,
     pub(crate) steps: u64,
     pub(crate) tracing: bool,
@@ -95,6 +97,8 @@ pub struct Report {
     pub steps: u64,
     /// Epochs the volume went through.
     pub epochs: u32,
+    /// Snapshots that were made.
+    pub snapshots: u64,
 }
 
 pub(crate) fn node_id(at: At) -> NodeId {
@@ -171,6 +175,7 @@ impl World {
             rotten: BTreeSet::new(),
             forgot: BTreeSet::new(),
             counts: BTreeMap::new(),
+            snapshots: BTreeMap::new(),
             acknowledged: 0,
             steps: 0,
             tracing,
@@ -240,6 +245,9 @@ impl World {
             self.queue.push(later, Ev::Client(client));
         }
         self.queue.push(60 * MS, Ev::Leader);
+        if self.swarm.snapshot_every > 0 {
+            self.queue.push(500 * MS, Ev::Snapshot);
+        }
         self.queue.push(3000 * MS, Ev::Fault);
     }
 
@@ -331,6 +339,7 @@ impl World {
             time: self.now,
             steps: self.steps,
             epochs: self.map.volumes.values().next().map_or(0, |volume| volume.epoch.0),
+            snapshots: self.snapshots.len() as u64,
         }
     }
 
@@ -382,6 +391,7 @@ impl World {
             Ev::Invoke { client, op, at } => self.invoke(client, op, at),
             Ev::Deadline { client, op } => self.client_unknown(client, op),
             Ev::Late { blocks } => self.late_write(blocks),
+            Ev::Snapshot => self.snapshot_turn(),
             Ev::Leader => self.leader(),
             Ev::Elect => self.elect_any(),
             Ev::Attach(at) => self.attach(at),

@@ -287,6 +287,9 @@ impl State {
                         self.read.insert(op, result);
                     }
                     Action::Alarm(alarm) => tracing::warn!(?alarm, "coordinator"),
+                    Action::SnapshotDone { op, result } => {
+                        tracing::warn!(op, ?result, "a snapshot that nobody asked for");
+                    }
                 }
             }
         }
@@ -349,7 +352,7 @@ impl Rows for MemoryRows {
     ) -> smalti_gateway::BoxFuture<Result<Vec<Bytes>, OpError>> {
         let mut state = self.cluster.lock();
         let done = |state: &mut State, op| state.read.remove(&op);
-        let result = state.run(self.no, |op| Event::Read { op, blocks }, done);
+        let result = state.run(self.no, |op| Event::Read { op, blocks, snap: None }, done);
         ready(result).boxed()
     }
 }

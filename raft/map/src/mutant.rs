@@ -94,6 +94,20 @@ mutants! {
     /// Vectors are kept over an election although somebody came between.
     KeepVectors = "keep-vectors",
 
+    // Snapshots.
+    /// A store lets go of versions that a snapshot holds.
+    ForgetHeld = "forget-held",
+    /// A store keeps what only deleted snapshots needed.
+    KeepDeleted = "keep-deleted",
+    /// Versions are issued while a snapshot is being made.
+    IssueFrozen = "issue-frozen",
+    /// A snapshot is proposed while updates are undecided.
+    SnapUndecided = "snap-undecided",
+    /// Rows are compared by their newest versions alone.
+    WalkNewestOnly = "walk-newest-only",
+    /// A repair puts the newest version right and forgets those of snapshots.
+    RepairNewestOnly = "repair-newest-only",
+
     // Writing.
     /// A write is acknowledged without the slot whose growth is proposed.
     AckWithoutGrowing = "ack-without-growing",

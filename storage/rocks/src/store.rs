@@ -11,7 +11,7 @@ use crate::space;
 use crate::value;
 use bytes::Bytes;
 use rocksdb::{DBPinnableSlice, DBRawIterator, FlushOptions, ReadOptions, WriteOptions};
-use smalti_storage::ids::{GroupNo, RowAddr, RowSlot, Ver, VolumeNo};
+use smalti_storage::ids::{Epoch, GroupNo, RowAddr, RowSlot, Ver, VolumeNo};
 use smalti_storage::store::{
     Batch, ChangeIndex, Opened, ShardStore, SlotVersions, Space, StoreError, VersionMeta,
     VolumeState,
@@ -187,6 +187,20 @@ impl RocksStore {
     }
 }
 
+/// What was stored of a volume by labels up to format 3.
+#[derive(serde::Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+struct StateBeforeSnapshots {
+    promised: Epoch,
+    watermark: Ver,
+}
+
+impl From<StateBeforeSnapshots> for VolumeState {
+    fn from(StateBeforeSnapshots { promised, watermark }: StateBeforeSnapshots) -> Self {
+        Self { promised, watermark, collected: 0 }
+    }
+}
+
 impl ShardStore for RocksStore {
     fn opened(&self) -> Opened {
         self.opened
@@ -331,6 +345,7 @@ impl ShardStore for RocksStore {
         };
         // A store that forgot what it promised may serve nobody.
         value::decode(&key, &bytes)
+            .or_else(|_| value::decode(&key, &bytes).map(StateBeforeSnapshots::into))
             .map_err(|_| StoreError::Io(format!("stored state of {volume} does not verify")))
     }
 

@@ -120,6 +120,8 @@ pub struct VolumeState {
     pub promised: Epoch,
     /// Every version at or below it is known committed (a lower bound).
     pub watermark: Ver,
+    /// How many of the volume's deleted snapshots nothing is kept for any more.
+    pub collected: u32,
 }
 
 /// Which rows of a group have changed while some of its slots were out of sync: whoever was in sync

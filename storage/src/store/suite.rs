@@ -218,7 +218,7 @@ fn vers(store: &dyn ShardStore, at: RowSlot) -> Vec<Ver> {
 }
 
 fn state(promised: u32, watermark: Ver) -> VolumeState {
-    VolumeState { promised: Epoch(promised), watermark }
+    VolumeState { promised: Epoch(promised), watermark, collected: promised / 2 }
 }
 
 fn is_refused(result: &Result<(), StoreError>) -> bool {

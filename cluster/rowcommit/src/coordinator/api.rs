@@ -53,8 +53,6 @@ pub struct BlockWrite {
     pub slot: Slot,
     /// The client write; grows per block.
     pub wid: Wid,
-    /// The newest snapshot.
-    pub snap: u32,
     /// The sealed record; empty makes the block absent.
     pub record: Bytes,
 }
@@ -96,6 +94,17 @@ pub enum Event {
         op: u64,
         /// The blocks.
         blocks: Vec<(RowAddr, Slot)>,
+        /// As a snapshot holds them, by its number; else as they are.
+        snap: Option<u32>,
+    },
+    /// A snapshot to be made of all that was acknowledged until now.
+    Snapshot {
+        /// Chosen by the caller.
+        op: u64,
+        /// Unique among the volume's snapshots.
+        name: String,
+        /// Unix seconds, for people.
+        created: u64,
     },
     /// A proposal was refused by the map.
     Refused {
@@ -134,6 +143,13 @@ pub enum Action {
         /// The records in the order asked; empty means absent.
         result: Result<Vec<Bytes>, OpError>,
     },
+    /// The making of a snapshot has ended. After [`OpError::Fenced`] it may have been made or not.
+    SnapshotDone {
+        /// The operation.
+        op: u64,
+        /// Its number, or why there is none.
+        result: Result<u32, OpError>,
+    },
     /// Something an operator should know.
     Alarm(Alarm),
 }
@@ -154,6 +170,15 @@ pub enum OpError {
     /// The request does not fit the volume.
     #[error("request does not fit the volume")]
     Invalid,
+    /// Updates that are under way do not end: a store is out of reach that can not be done without.
+    #[error("updates of the volume do not end; a store is out of reach")]
+    Busy,
+    /// There is no such snapshot, or it was deleted meanwhile.
+    #[error("no such snapshot")]
+    NoSnapshot,
+    /// There is a snapshot of that name, or there are too many.
+    #[error("the snapshot was refused: its name is in use or wrong, or there are too many")]
+    SnapshotRefused,
 }
 
 /// What went wrong without failing an operation.

@@ -59,7 +59,8 @@ pub(super) struct Chosen {
     pub(super) snap: u32,
     pub(super) vec: Vec<VecEntry>,
     /// In-sync slots that must hold it and do not, and what their newest version is once newer
-    /// ones are undone.
+    /// ones are undone. Not those that can not tell what they hold: they are put right as a whole,
+    /// with what snapshots hold, once the volume is served.
     pub(super) lacking: BTreeMap<Slot, Ver>,
 }
 
@@ -154,7 +155,7 @@ fn decide_by_all(facts: &BTreeMap<Slot, Facts>, n: u8) -> (Decision, bool) {
             return (Decision { chosen, aborts, stands: ver, lost: false }, true);
         }
         if ver <= committed || judged.everywhere {
-            let lost = ver > committed || !judged.chosen.lacking.is_empty();
+            let lost = ver > committed || !judged.whole;
             return (Decision { chosen: None, aborts, stands: ver, lost }, false);
         }
     }
@@ -174,6 +175,8 @@ struct Judged {
     constructible: bool,
     /// No slot that can be asked lacks it, so it may have been acknowledged.
     everywhere: bool,
+    /// Every slot holds it.
+    whole: bool,
 }
 
 fn judge(facts: &BTreeMap<Slot, Facts>, n: u8, ver: Ver, committed: Ver) -> Option<Judged> {
@@ -204,10 +207,11 @@ fn judge(facts: &BTreeMap<Slot, Facts>, n: u8, ver: Ver, committed: Ver) -> Opti
     let lacking = touched
         .iter()
         .filter_map(|slot| Some((slot, of(slot)?)))
-        .filter(|(_, f)| !f.holds(ver))
+        .filter(|(_, f)| !f.holds(ver) && !f.unreadable)
         .map(|(slot, f)| (slot, f.upto(ver).map_or(Ver::NONE, |meta| meta.ver)))
         .collect();
     let everywhere = touched.iter().filter_map(of).all(|f| f.unreadable || f.find(ver).is_some());
+    let whole = touched.iter().filter_map(of).all(|f| f.holds(ver));
     let constructible = vec.is_some() && consistent >= usize::from(n);
     let chosen = Chosen {
         ver,
@@ -216,7 +220,7 @@ fn judge(facts: &BTreeMap<Slot, Facts>, n: u8, ver: Ver, committed: Ver) -> Opti
         vec: vec.unwrap_or_default(),
         lacking,
     };
-    Some(Judged { chosen, constructible, everywhere })
+    Some(Judged { chosen, constructible, everywhere, whole })
 }
 
 /// The version vector a version stands for: from a parity slot that holds it, else from what
@@ -455,9 +459,8 @@ mod tests {
             ]),
             2,
         );
-        let chosen = decision.chosen.expect("both data slots tell the vector");
-        assert_eq!(chosen.vec, vec![entry(2), entry(1)]);
-        assert_eq!(chosen.lacking, [(Slot(2), Ver::NONE)].into());
+        let stands = Decision { stands: ver(2), ..Decision::default() };
+        assert_eq!(decision, stands, "both data slots tell the vector");
         // With a data slot gone as well it may have been acknowledged, and must not be undone.
         let decision = decide(
             &row(vec![

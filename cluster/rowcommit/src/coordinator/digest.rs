@@ -42,7 +42,8 @@ impl Coordinator {
         for event in &self.waiting_ops {
             match event {
                 Event::Write { op, blocks } => (0, op, blocks).hash(hasher),
-                Event::Read { op, blocks } => (1, op, blocks).hash(hasher),
+                Event::Read { op, blocks, snap } => (1, op, blocks, snap).hash(hasher),
+                Event::Snapshot { op, name, created } => (3, op, name, created).hash(hasher),
                 _ => 2.hash(hasher),
             }
         }
@@ -65,9 +66,14 @@ impl Coordinator {
         (self.next_seq, self.last_issued, &self.inflight).hash(hasher);
         self.digest_tasks(hasher);
         (&self.writes, &self.lease_wait, &self.lost_rows).hash(hasher);
-        self.reads.len().hash(hasher);
+        let ready = self.frozen.iter().map(|task| self.task_rank(*task));
+        ready.collect::<Vec<_>>().hash(hasher);
+        for making in &self.snapshots {
+            making.digest(now, patience, hasher);
+        }
+        (self.snapshots.len(), self.reads.len()).hash(hasher);
         for (op, read) in &self.reads {
-            (op, &read.records, read.rows_left, &read.groups).hash(hasher);
+            (op, &read.records, read.rows_left, &read.groups, read.snap).hash(hasher);
             self.confirms.ahead(read.round).hash(hasher);
         }
         self.confirms.digest(hasher);
@@ -156,11 +162,11 @@ impl Coordinator {
 
     fn digest_task(&self, task: &Task, hasher: &mut impl Hasher) {
         let g = &task.gather;
-        (g.need, g.avoid, &g.vec, g.parity_ver, &g.parity_meta).hash(hasher);
+        (g.snap, g.need, g.avoid, &g.vec, g.parity_ver, &g.parity_meta).hash(hasher);
         (&g.records, &g.unchecked, &g.heads, g.asked, g.asked_vec, g.gone).hash(hasher);
         (g.dumb, g.by_all).hash(hasher);
         match &task.kind {
-            Kind::Read { op, want } => (0, op, want).hash(hasher),
+            Kind::Read { op, want, snap } => (0, op, want, snap).hash(hasher),
             Kind::Update(update) => (1, update).hash(hasher),
             Kind::Repair(repair) => {
                 let learning = self.catchup.learners.get(&(task.row.group, repair.seat.0));
@@ -175,6 +181,7 @@ impl Coordinator {
     fn digest_takeover(&self, now: Time, hasher: &mut impl Hasher) {
         let t = &self.takeover;
         (&t.promised, t.looking, &t.facts, t.answers_due, t.open, t.again).hash(hasher);
+        t.unreadable.hash(hasher);
         let again = t.ask_again.iter().map(|(store, at)| (store, at.since(now)));
         again.collect::<Vec<_>>().hash(hasher);
     }

@@ -23,6 +23,8 @@ pub(super) struct Gather {
     pub(super) need: SlotSet,
     /// Slots never to use: they are being repaired, or have been found wanting.
     pub(super) avoid: SlotSet,
+    /// The snapshot to gather at; the newest committed state when not given.
+    pub(super) snap: Option<u32>,
     /// The vector to gather at; found out when not given.
     pub(super) vec: Option<RowVec>,
     /// Given in a takeover: the version parity slots must be at.
@@ -57,6 +59,10 @@ pub(super) enum Progress {
 impl Gather {
     pub(super) fn reset(&mut self, need: SlotSet, avoid: SlotSet) {
         *self = Self { need, avoid, round: self.round + 1, ..Self::default() };
+    }
+
+    fn want_meta(&self) -> Want {
+        self.snap.map_or(Want::HeadMeta, Want::HeldMeta)
     }
 
     /// What is needed is at hand: answers that are still on their way mean nothing any more.
@@ -128,14 +134,14 @@ impl Coordinator {
     fn gather_step(&mut self, id: TaskId, row: RowAddr, g: &mut Gather) -> Progress {
         let insync = self.insync(row.group);
         let data = self.data_slots();
-        if g.vec.is_none() {
+        if g.vec.is_none() && g.snap.is_none() {
             g.vec = self.cache.find(row);
         }
         if g.vec.is_none() && !self.gather_vec(id, row, g, insync) {
             return Progress::Failed;
         }
         let bad = g.check(data);
-        self.found_wanting(row, bad);
+        self.found_wanting(row, bad, g.snap);
         let direct = g.need.and(insync).minus(g.shunned(insync)).minus(g.asked);
         for slot in direct.iter().filter(|slot| !g.usable(*slot)).collect::<Vec<_>>() {
             self.ask_record(id, row, slot, g);
@@ -167,7 +173,8 @@ impl Coordinator {
             if g.asked_vec.and(parity).is_empty() {
                 g.asked_vec = g.asked_vec.with(slot);
                 let purpose = Purpose::Vec { task: id, slot, round: g.round };
-                self.ask(row.group, slot, Ask::Fetch { row, slot, want: Want::HeadMeta }, purpose);
+                let want = g.want_meta();
+                self.ask(row.group, slot, Ask::Fetch { row, slot, want }, purpose);
             }
             return true;
         }
@@ -207,7 +214,7 @@ impl Coordinator {
             g.heads.iter().find(|(slot, _)| parity.contains(**slot)).map(|(_, meta)| meta.clone());
         g.vec = Some(vec.into());
         g.avoid = g.avoid.or(wrong);
-        self.found_wanting(row, wrong);
+        self.found_wanting(row, wrong, g.snap);
         self.remember(row, g);
         true
     }
@@ -216,7 +223,8 @@ impl Coordinator {
         for slot in of.minus(g.asked_vec).iter().collect::<Vec<_>>() {
             g.asked_vec = g.asked_vec.with(slot);
             let purpose = Purpose::Vec { task: id, slot, round: g.round };
-            self.ask(row.group, slot, Ask::Fetch { row, slot, want: Want::HeadMeta }, purpose);
+            let want = g.want_meta();
+            self.ask(row.group, slot, Ask::Fetch { row, slot, want }, purpose);
         }
     }
 
@@ -231,6 +239,7 @@ impl Coordinator {
 
     fn remember(&mut self, row: RowAddr, g: &Gather) {
         if g.parity_ver.is_none()
+            && g.snap.is_none()
             && let Some(vec) = &g.vec
         {
             self.cache.put(row, Arc::clone(vec));
@@ -244,7 +253,8 @@ impl Coordinator {
         } else {
             g.parity_ver
         };
-        let want = named.map_or(Want::Head, Want::Version);
+        let newest = g.snap.map_or(Want::Head, Want::Held);
+        let want = named.map_or(newest, Want::Version);
         let purpose = Purpose::Task { task: id, slot, round: g.round };
         self.ask(row.group, slot, Ask::Fetch { row, slot, want }, purpose);
     }
@@ -315,14 +325,14 @@ impl Coordinator {
         if task.gather.round != round {
             return;
         }
-        let row = task.row;
+        let (row, snap) = (task.row, task.gather.snap);
         let meta = match answer {
             Answer::Version { meta, .. } => Some(meta),
             Answer::Missing => None,
             _ => {
                 task.gather.dumb = task.gather.dumb.with(slot);
                 task.gather.avoid = task.gather.avoid.with(slot);
-                self.found_wanting(row, SlotSet::EMPTY.with(slot));
+                self.found_wanting(row, SlotSet::EMPTY.with(slot), snap);
                 self.runnable.push_back(id);
                 return;
             }
@@ -334,8 +344,8 @@ impl Coordinator {
             vec.resize(n, VecEntry::default());
             task.gather.parity_meta = meta;
             task.gather.vec = Some(vec.into());
-            let vec = task.gather.vec.clone();
-            if let Some(vec) = vec {
+            let newest = task.gather.snap.is_none();
+            if let Some(vec) = task.gather.vec.clone().filter(|_| newest) {
                 self.cache.put(row, vec);
             }
         }
@@ -344,18 +354,24 @@ impl Coordinator {
 
     pub(super) fn on_gathered(&mut self, id: TaskId, slot: Slot, round: u32, answer: Answer) {
         let data = self.data_slots();
-        let Some(task) = self.tasks.get_mut(&id) else { return };
-        // A record that the vector made superfluous meanwhile proves nothing by missing.
-        if task.gather.round != round || task.gather.usable(slot) {
+        let Some(task) = self.tasks.get_mut(&id).filter(|task| task.gather.round == round) else {
             return;
-        }
-        let row = task.row;
+        };
+        let (row, snap) = (task.row, task.gather.snap);
+        // The vector may have come a moment ago, in the same reply.
+        let bad = task.gather.check(data);
+        self.found_wanting(row, bad, snap);
+        // A record that the vector made superfluous proves nothing by missing.
+        let Some(task) = self.tasks.get_mut(&id).filter(|task| !task.gather.usable(slot)) else {
+            self.runnable.push_back(id);
+            return;
+        };
         let known = task.gather.vec.is_some();
         match answer {
             Answer::Version { meta, record } => {
                 task.gather.unchecked.insert(slot, (meta, record));
                 let bad = task.gather.check(data);
-                self.found_wanting(row, bad);
+                self.found_wanting(row, bad, snap);
             }
             Answer::Missing if !known => {
                 // A row nobody wrote, most likely; the vector will tell.
@@ -363,7 +379,7 @@ impl Coordinator {
             }
             _ => {
                 task.gather.avoid = task.gather.avoid.with(slot);
-                self.found_wanting(row, SlotSet::EMPTY.with(slot));
+                self.found_wanting(row, SlotSet::EMPTY.with(slot), snap);
             }
         }
         self.runnable.push_back(id);
@@ -381,7 +397,11 @@ impl Coordinator {
 
     /// In-sync slots that should hold a record and do not: told, and repaired once the row is
     /// free. Others are not expected to.
-    fn found_wanting(&mut self, row: RowAddr, slots: SlotSet) {
+    fn found_wanting(&mut self, row: RowAddr, slots: SlotSet, snap: Option<u32>) {
+        if !self.is_kept(snap) {
+            // Deleted meanwhile, and stores let go of it.
+            return;
+        }
         for slot in slots.and(self.insync(row.group)).iter() {
             self.stats.corrupt_records += 1;
             self.actions.push(Action::Alarm(Alarm::Corrupt { row, slot }));

@@ -49,6 +49,10 @@ impl Coordinator {
             Phase::Active if activated => {
                 if epoch != before {
                     self.adopt_epoch();
+                    self.snapshot_on_map();
+                    for event in std::mem::take(&mut self.waiting_ops) {
+                        self.start(event);
+                    }
                 }
                 self.catchup_on_map();
                 self.release_held();
@@ -127,12 +131,11 @@ impl Coordinator {
         self.note_incarnations();
         self.catchup_on_map();
         self.release_held();
+        for (row, slot) in std::mem::take(&mut self.takeover.unreadable) {
+            self.repair_later(row, slot);
+        }
         for event in std::mem::take(&mut self.waiting_ops) {
-            match event {
-                Event::Write { op, blocks } => self.start_write(op, blocks),
-                Event::Read { op, blocks } => self.start_read(op, &blocks),
-                _ => {}
-            }
+            self.start(event);
         }
     }
 
@@ -154,8 +157,15 @@ impl Coordinator {
                 Event::Read { op, .. } => {
                     self.actions.push(Action::ReadDone { op, result: Err(OpError::Fenced) });
                 }
+                Event::Snapshot { op, .. } => {
+                    self.actions.push(Action::SnapshotDone { op, result: Err(OpError::Fenced) });
+                }
                 _ => {}
             }
+        }
+        for making in std::mem::take(&mut self.snapshots) {
+            let op = making.op;
+            self.actions.push(Action::SnapshotDone { op, result: Err(OpError::Fenced) });
         }
         self.forget_epoch();
     }
@@ -180,6 +190,7 @@ impl Coordinator {
         self.inflight.clear();
         self.lease_wait.clear();
         self.confirms.clear();
+        self.frozen.clear();
         self.lost_rows.clear();
         self.missed.clear();
         self.cache.clear();

@@ -10,6 +10,7 @@
 //! C4. A read is answered after its bytes are in hand *and then* enough leases were found valid, or
 //!     after enough stores confirmed the epoch in a round that began after the read.
 //! C5. A row has at most one undecided update; reads of a row and updates of it exclude each other.
+//! C6. A snapshot is proposed with no update undecided, and none is issued before the epoch is over.
 
 mod api;
 mod cache;
@@ -27,6 +28,7 @@ mod read;
 mod repair;
 mod rows;
 mod settle;
+mod snapshot;
 mod suspects;
 mod takeover;
 mod walk;
@@ -137,6 +139,10 @@ pub struct Coordinator {
     /// Reads with their bytes in hand, that wait for leases or confirmations.
     lease_wait: BTreeSet<u64>,
     confirms: Confirms,
+    /// Snapshots that are being made, the first one now.
+    snapshots: VecDeque<snapshot::Making>,
+    /// Updates that are ready and wait for a snapshot to be made.
+    frozen: BTreeSet<TaskId>,
     lost_rows: BTreeSet<RowAddr>,
     /// Rows that were updated while one of their slots was out. For people: catch-up compares.
     missed: BTreeSet<RowAddr>,
@@ -201,6 +207,8 @@ impl Coordinator {
             reads: BTreeMap::new(),
             lease_wait: BTreeSet::new(),
             confirms: Confirms::default(),
+            snapshots: VecDeque::new(),
+            frozen: BTreeSet::new(),
             lost_rows: BTreeSet::new(),
             missed: BTreeSet::new(),
             incarnations: BTreeMap::new(),
@@ -248,6 +256,8 @@ impl Coordinator {
             && self.reads.is_empty()
             && self.lease_wait.is_empty()
             && self.waiting_ops.is_empty()
+            && self.snapshots.is_empty()
+            && self.frozen.is_empty()
             && self.catchup.is_quiet()
             && self.suspects.is_quiet()
             && self.pending.values().all(|p| {
@@ -266,11 +276,15 @@ impl Coordinator {
             Event::LinkUp { store, session } => self.on_link_up(store, session),
             Event::LinkDown { store } => self.on_link_down(store),
             Event::Reply { store, reply } => self.on_reply(store, reply),
-            Event::Write { .. } | Event::Read { .. } if self.phase != Phase::Active => {
+            Event::Write { .. } | Event::Read { .. } | Event::Snapshot { .. }
+                if self.phase != Phase::Active =>
+            {
                 self.waiting_ops.push_back(event);
             }
-            Event::Write { op, blocks } => self.start_write(op, blocks),
-            Event::Read { op, blocks } => self.start_read(op, &blocks),
+            Event::Write { .. } | Event::Read { .. } | Event::Snapshot { .. } => self.start(event),
+            Event::Refused { command: Command::AddSnapshot { epoch, .. }, why } => {
+                self.snapshot_refused(epoch, &why);
+            }
             // Whatever refused it is in a map that is on its way, and that decides.
             Event::Refused { .. } => {}
             Event::Tick => self.on_tick(),
@@ -278,8 +292,19 @@ impl Coordinator {
         self.run_tasks();
     }
 
+    /// A client's operation begins.
+    fn start(&mut self, event: Event) {
+        match event {
+            Event::Write { op, blocks } => self.start_write(op, blocks),
+            Event::Read { op, blocks, snap } => self.start_read(op, &blocks, snap),
+            Event::Snapshot { op, name, created } => self.start_snapshot(op, name, created),
+            _ => {}
+        }
+    }
+
     /// What is to be done since the last call.
     pub fn drain(&mut self) -> Vec<Action> {
+        self.propose_snapshot();
         self.ask_confirms();
         self.flush();
         std::mem::take(&mut self.actions)

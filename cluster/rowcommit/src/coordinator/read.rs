@@ -2,7 +2,7 @@
 
 use super::gather::Progress;
 use super::rows::{Kind, TaskId};
-use super::{Action, Coordinator, OpError};
+use super::{Action, Coordinator, Event, OpError};
 use bytes::Bytes;
 use smalti_map::mutant::{Mutant, lives};
 use smalti_storage::ids::{GroupNo, RowAddr, Slot, SlotSet};
@@ -16,10 +16,20 @@ pub(super) struct ReadOp {
     pub(super) groups: BTreeSet<GroupNo>,
     /// The round of confirmations that has to end first, where there are no leases.
     pub(super) round: u64,
+    pub(super) snap: Option<u32>,
 }
 
 impl Coordinator {
-    pub(super) fn start_read(&mut self, op: u64, blocks: &[(RowAddr, Slot)]) {
+    pub(super) fn start_read(&mut self, op: u64, blocks: &[(RowAddr, Slot)], snap: Option<u32>) {
+        if snap.is_some_and(|snap| snap > self.newest_snap()) {
+            // Whoever asks has a newer map, which is on its way here.
+            self.waiting_ops.push_back(Event::Read { op, blocks: blocks.to_vec(), snap });
+            return;
+        }
+        if !self.is_kept(snap) {
+            self.actions.push(Action::ReadDone { op, result: Err(OpError::NoSnapshot) });
+            return;
+        }
         let data = self.data_slots();
         let mut rows: BTreeMap<RowAddr, Vec<(usize, Slot)>> = BTreeMap::new();
         let mut groups = BTreeSet::new();
@@ -30,27 +40,32 @@ impl Coordinator {
                 return;
             }
             rows.entry(*row).or_default().push((place, *slot));
-            groups.insert(row.group);
+            // What a snapshot holds is the same whoever came after: it needs no lease.
+            if snap.is_none() {
+                groups.insert(row.group);
+            }
         }
         if rows.keys().any(|row| self.lost_rows.contains(row)) {
             self.actions.push(Action::ReadDone { op, result: Err(OpError::Unreadable) });
             return;
         }
         let records = vec![Bytes::new(); blocks.len()];
-        let round = if self.confirms_reads() { self.confirms.want(&groups) } else { 0 };
-        self.reads.insert(op, ReadOp { records, rows_left: rows.len(), groups, round });
+        let round =
+            if self.confirms_reads() && snap.is_none() { self.confirms.want(&groups) } else { 0 };
+        self.reads.insert(op, ReadOp { records, rows_left: rows.len(), groups, round, snap });
         if rows.is_empty() {
             self.finish_read(op);
         }
         for (row, want) in rows {
-            self.add_task(row, Kind::Read { op, want });
+            self.add_task(row, Kind::Read { op, want, snap });
         }
     }
 
     pub(super) fn run_read(&mut self, id: TaskId) {
         let Some(task) = self.tasks.get_mut(&id) else { return };
-        let Kind::Read { want, .. } = &task.kind else { return };
+        let Kind::Read { want, snap, .. } = &task.kind else { return };
         if task.gather.need.is_empty() {
+            task.gather.snap = *snap;
             task.gather.need = want.iter().map(|(_, slot)| *slot).collect::<SlotSet>();
         }
         match self.gather(id) {
@@ -62,10 +77,12 @@ impl Coordinator {
 
     fn end_read_row(&mut self, id: TaskId, good: bool) {
         let Some(task) = self.end_task(id) else { return };
-        let Kind::Read { op, want } = task.kind else { return };
+        let Kind::Read { op, want, .. } = task.kind else { return };
         if !good {
-            if self.reads.remove(&op).is_some() {
-                self.actions.push(Action::ReadDone { op, result: Err(OpError::Unreadable) });
+            if let Some(read) = self.reads.remove(&op) {
+                let kept = self.is_kept(read.snap);
+                let error = if kept { OpError::Unreadable } else { OpError::NoSnapshot };
+                self.actions.push(Action::ReadDone { op, result: Err(error) });
             }
             return;
         }
@@ -91,7 +108,10 @@ impl Coordinator {
             0 => self.lease_ok(*group) || lives(Mutant::NoLease),
             round => self.confirmed(*group, round) || lives(Mutant::NoConfirm),
         };
-        if read.groups.iter().all(confirmed) {
+        if !self.is_kept(read.snap) {
+            self.reads.remove(&op);
+            self.actions.push(Action::ReadDone { op, result: Err(OpError::NoSnapshot) });
+        } else if read.groups.iter().all(confirmed) {
             if let Some(read) = self.reads.remove(&op) {
                 self.actions.push(Action::ReadDone { op, result: Ok(read.records) });
             }

@@ -1,11 +1,17 @@
-//! Bringing one slot of one row to the committed state, under the row's lock.
+//! Bringing one slot of one row to the committed state, under the row's lock: its newest version,
+//! and those that snapshots hold. All that is wrong is put right in one step, so that a slot is
+//! never believed with a part of it.
 
 use super::gather::{Progress, same_vector};
 use super::rows::{Kind, TaskId};
 use super::{Coordinator, Phase, Purpose, Seat};
 use crate::msg::{Answer, Ask, Reject};
+use crate::snaps;
+use bytes::Bytes;
+use smalti_map::mutant::{Mutant, lives};
 use smalti_storage::ids::{RowAddr, Slot, SlotSet, Ver};
-use smalti_storage::store::{VecEntry, VersionMeta};
+use smalti_storage::store::{RecordHash, VecEntry, VersionMeta};
+use std::collections::VecDeque;
 
 /// A repair of its own; an update that needs one first carries one inside.
 #[derive(Clone, Debug)]
@@ -22,15 +28,46 @@ pub(super) enum RepairState {
     Begin,
     /// Asked what the slot has.
     Looking,
-    /// Knows what it has (and whether it verifies); gathers what it should have.
-    Gathering {
-        have: Ver,
-        meta: Option<VersionMeta>,
-    },
+    /// Knows what it has; finds out what it should have, state by state.
+    Gathering(Box<Plan>),
     /// Sent.
     Installing,
     Done,
     Failed,
+}
+
+/// What a slot has, and what has been found out of what it should.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct Plan {
+    /// What it has, newest first, each with whether it verifies.
+    have: Vec<(VersionMeta, bool)>,
+    /// Its newest version, whatever can be read.
+    expect: Ver,
+    /// States still to be looked at: snapshots, oldest first, then the newest.
+    left: VecDeque<Option<u32>>,
+    /// The versions of the states looked at.
+    should: Vec<(Option<u32>, Ver)>,
+    /// Right, and there.
+    keep: Vec<Ver>,
+    /// Lacking or wrong.
+    put: Vec<(VersionMeta, Bytes)>,
+}
+
+impl Plan {
+    fn has_put(&self, ver: Ver) -> bool {
+        self.put.iter().any(|(meta, _)| meta.ver == ver)
+    }
+
+    /// Whether the slot holds what it should in every state.
+    fn is_met(&self) -> bool {
+        let metas: Vec<VersionMeta> = self.have.iter().map(|(meta, _)| meta.clone()).collect();
+        let newest = metas.first().map_or(Ver::NONE, |meta| meta.ver);
+        let holds = |(snap, ver): &(Option<u32>, Ver)| match snap {
+            None => newest == *ver && self.expect == *ver,
+            Some(snap) => snaps::held(&metas, *snap).map_or(Ver::NONE, |meta| meta.ver) == *ver,
+        };
+        self.put.is_empty() && self.should.iter().all(holds)
+    }
 }
 
 impl Coordinator {
@@ -92,10 +129,11 @@ impl Coordinator {
                     self.ask_at(row.group, seat, ask, Purpose::Look { task: id });
                 }
                 RepairState::Looking | RepairState::Installing => return Progress::Waiting,
-                RepairState::Gathering { have, meta } => match self.gather(id) {
-                    Progress::Done => self.install_repair(id, row, seat, have, meta.as_ref()),
-                    other => return other,
-                },
+                RepairState::Gathering(plan) => {
+                    if let Some(progress) = self.plan_step(id, row, seat, *plan) {
+                        return progress;
+                    }
+                }
                 RepairState::Done => {
                     self.repairs.remove(&id);
                     return Progress::Done;
@@ -115,83 +153,117 @@ impl Coordinator {
     }
 
     pub(super) fn on_looked(&mut self, id: TaskId, answer: Answer) {
-        let Some(((slot, store), _)) = self.repairs.get(&id).cloned() else { return };
-        let (have, meta) = match answer {
-            Answer::Versions { versions, .. } => match versions.into_iter().next() {
-                Some((meta, good)) => (meta.ver, good.then_some(meta)),
-                None => (Ver::NONE, None),
-            },
-            _ => (Ver::NONE, None),
+        let have = match answer {
+            Answer::Versions { versions, .. } => versions,
+            _ => Vec::new(),
         };
+        let expect = have.first().map_or(Ver::NONE, |(meta, _)| meta.ver);
+        self.plan_repair(id, have, expect);
+    }
+
+    fn plan_repair(&mut self, id: TaskId, have: Vec<(VersionMeta, bool)>, expect: Ver) {
+        let kept = self.volume.iter().flat_map(|volume| volume.snapshots.keys());
+        let kept = kept.filter(|_| !lives(Mutant::RepairNewestOnly));
+        let left = kept.map(|snap| Some(*snap)).chain([None]).collect();
+        let plan = Plan { have, expect, left, ..Plan::default() };
+        self.plan_next(id, plan);
+    }
+
+    /// Begins to look at the next state, by its vector first.
+    fn plan_next(&mut self, id: TaskId, plan: Plan) {
+        let Some(((slot, store), _)) = self.repairs.get(&id).cloned() else { return };
         let group = self.tasks.get(&id).map(|task| task.row.group);
         let own = group.and_then(|group| self.store_of(group, slot)) == Some(store);
         if let Some(task) = self.tasks.get_mut(&id) {
-            let slot = SlotSet::EMPTY.with(slot);
             // One that is to hold the slot may have it from the one that does.
-            task.gather.reset(slot, if own { slot } else { SlotSet::EMPTY });
+            let avoid = if own { SlotSet::EMPTY.with(slot) } else { SlotSet::EMPTY };
+            task.gather.reset(SlotSet::EMPTY, avoid);
+            task.gather.snap = plan.left.front().copied().flatten();
         }
-        self.set_repair(id, RepairState::Gathering { have, meta });
+        self.set_repair(id, RepairState::Gathering(Box::new(plan)));
         self.runnable.push_back(id);
     }
 
-    /// The record the slot should have is at hand: puts it there unless it is there already.
-    fn install_repair(
+    /// Looks at one state of the row: which version the slot should have, and its record if it has
+    /// not. `None`: goes on at once.
+    fn plan_step(
         &mut self,
         id: TaskId,
         row: RowAddr,
         seat: Seat,
-        have: Ver,
-        held: Option<&VersionMeta>,
-    ) {
+        mut plan: Plan,
+    ) -> Option<Progress> {
+        let progress = self.gather(id);
+        if progress != Progress::Done {
+            return Some(progress);
+        }
         let slot = seat.0;
+        let Some(state) = plan.left.front().copied() else { return Some(Progress::Failed) };
+        let meta = self.wanted(id, slot)?;
+        let good = |(held, good): &&(VersionMeta, bool)| {
+            *good && held.ver == meta.ver && same_vector(&held.vec, &meta.vec)
+        };
+        if meta.ver.is_none() || plan.keep.contains(&meta.ver) || plan.has_put(meta.ver) {
+            // Nothing, or what an older state has too.
+        } else if plan.have.iter().any(|held| good(&held)) {
+            plan.keep.push(meta.ver);
+        } else {
+            let task = self.tasks.get_mut(&id)?;
+            let Some(record) = task.gather.records.get(&slot).cloned() else {
+                // Now with its record.
+                task.gather.need = SlotSet::EMPTY.with(slot);
+                return None;
+            };
+            plan.put.push((VersionMeta { present: !record.is_empty(), ..meta.clone() }, record));
+        }
+        plan.left.pop_front();
+        plan.should.push((state, meta.ver));
+        if plan.left.is_empty() {
+            self.carry_out(id, row, seat, plan);
+        } else {
+            self.plan_next(id, plan);
+        }
+        None
+    }
+
+    /// Metadata of the slot's version at the vector that was gathered at.
+    fn wanted(&self, id: TaskId, slot: Slot) -> Option<VersionMeta> {
+        let gather = &self.tasks.get(&id)?.gather;
+        let vec = gather.vec.clone()?;
         let is_data = self.data_slots().contains(slot);
-        let parity = self.parity_slots();
-        let Some(task) = self.tasks.get(&id) else { return };
-        let Some(vec) = task.gather.vec.clone() else { return };
-        let record = task.gather.records.get(&slot).cloned().unwrap_or_default();
         let newest = vec.iter().max_by_key(|entry| entry.ver).copied().unwrap_or_default();
-        let sibling = task.gather.parity_meta.clone();
         let should = if is_data {
             vec.get(slot.index()).copied().unwrap_or_default()
         } else {
-            sibling.as_ref().map_or(newest, |meta| VecEntry {
-                ver: meta.ver,
-                wid: meta.wid,
-                snap: meta.snap,
-            })
+            let entry = |m: &VersionMeta| VecEntry { ver: m.ver, wid: m.wid, snap: m.snap };
+            gather.parity_meta.as_ref().map_or(newest, entry)
         };
-        let right = match held {
-            Some(meta) if is_data => meta.ver == should.ver,
-            Some(meta) => meta.ver == should.ver && same_vector(&meta.vec, &vec),
-            None => have.is_none() && should.ver.is_none(),
-        };
-        if right {
+        // What a takeover needs to know of a version it finds: which slots hold it.
+        let same = |slot: &Slot| vec.get(slot.index()).is_some_and(|e| e.ver == should.ver);
+        let touched = self.data_slots().iter().filter(same).collect::<SlotSet>();
+        Some(VersionMeta {
+            ver: should.ver,
+            base: Ver::NONE,
+            touched: touched.or(self.parity_slots()),
+            snap: should.snap,
+            wid: should.wid,
+            vec: if is_data { Vec::new() } else { vec.to_vec() },
+            present: false,
+            hash: RecordHash::default(),
+        })
+    }
+
+    fn carry_out(&mut self, id: TaskId, row: RowAddr, seat: Seat, plan: Plan) {
+        if plan.is_met() {
             self.set_repair(id, RepairState::Done);
             return;
         }
-        let ask = if should.ver.is_none() {
-            Ask::Purge { row, slot, expect: have }
-        } else {
-            // What a takeover needs to know of a version it finds: which slots hold it.
-            let same = |slot: &Slot| vec.get(slot.index()).is_some_and(|e| e.ver == should.ver);
-            let touched = self.data_slots().iter().filter(same).collect::<SlotSet>().or(parity);
-            let meta = VersionMeta {
-                ver: should.ver,
-                base: Ver::NONE,
-                touched,
-                snap: should.snap,
-                wid: should.wid,
-                vec: if is_data { Vec::new() } else { vec.to_vec() },
-                present: !record.is_empty(),
-                hash: smalti_storage::store::RecordHash::default(),
-            };
-            let (prepared, expect) = (false, have);
-            Ask::Install { row, slot, meta, record, prepared, expect }
-        };
         if let Some(task) = self.tasks.get_mut(&id) {
             task.gather.close();
         }
         self.set_repair(id, RepairState::Installing);
+        let Plan { put: versions, keep, expect, .. } = plan;
+        let ask = Ask::Restore { row, slot: seat.0, versions, keep, expect };
         self.ask_at(row.group, seat, ask, Purpose::Repaired { task: id });
     }
 
@@ -201,7 +273,7 @@ impl Coordinator {
             Answer::Ok => self.set_repair(id, RepairState::Done),
             // What the slot really has was not readable before: replace that.
             Answer::Rejected(Reject::Base { have }) => {
-                self.set_repair(id, RepairState::Gathering { have: *have, meta: None });
+                self.plan_repair(id, Vec::new(), *have);
             }
             _ => {
                 // This store can not be repaired row by row; it is taken out where that leaves

@@ -34,7 +34,7 @@ pub(super) struct Task {
 #[derive(Clone, Debug)]
 pub(super) enum Kind {
     /// Read slots for a client operation: pairs of place in the answer and slot.
-    Read { op: u64, want: Vec<(usize, Slot)> },
+    Read { op: u64, want: Vec<(usize, Slot)>, snap: Option<u32> },
     /// Change the row for client operations.
     Update(Update),
     /// Bring one slot to the committed state.

@@ -58,8 +58,12 @@ impl Coordinator {
                 hash: RecordHash::default(),
             };
             self.takeover.open += 1;
-            let prepared = !lives(Mutant::InstallCommitted);
-            let ask = Ask::Install { row, slot, meta, record, prepared, expect };
+            let ask = if lives(Mutant::InstallCommitted) {
+                let (versions, keep) = (vec![(meta, record)], Vec::new());
+                Ask::Restore { row, slot, versions, keep, expect }
+            } else {
+                Ask::Install { row, slot, meta, record, expect }
+            };
             self.ask(row.group, slot, ask, Purpose::SettleDone);
         }
         // The task itself.

@@ -12,6 +12,7 @@
 use super::walk::{Page, rows_of};
 use super::{Coordinator, Phase, Purpose, Seat, evidence};
 use crate::msg::{Answer, Ask, SCAN_LIMIT};
+use crate::snaps;
 use crate::time::Time;
 use smalti_map::Command;
 use smalti_map::mutant::{Mutant, lives};
@@ -281,7 +282,7 @@ impl Coordinator {
 
     /// Rows that change meanwhile may look wrong; the repair looks again under the row's lock.
     fn compare_vet_pages(&mut self, group: GroupNo) {
-        let (n, data) = (self.n(), self.data_slots());
+        let (n, data, snaps) = (self.n(), self.data_slots(), self.snaps());
         let Some(vetting) = self.suspects.groups.get_mut(&group) else { return };
         let pages = std::mem::take(&mut vetting.pages);
         let (rows, upto) = rows_of(pages.values());
@@ -289,19 +290,30 @@ impl Coordinator {
         vetting.done = upto.is_none();
         let mut wrong = Vec::new();
         for row in rows {
-            let mut metas: BTreeMap<Slot, VersionMeta> = BTreeMap::new();
+            let mut versions: BTreeMap<Slot, &[VersionMeta]> = BTreeMap::new();
             for (slot, page) in &pages {
                 match page.rows.get(&row) {
-                    Some(Some(meta)) => drop(metas.insert(*slot, meta.clone())),
+                    Some(Some(held)) => drop(versions.insert(*slot, held)),
                     // Damaged.
                     Some(None) => wrong.push((row, *slot)),
-                    None => drop(metas.insert(*slot, VersionMeta::default())),
+                    None => drop(versions.insert(*slot, &[])),
                 }
             }
-            let vec = evidence::vector(metas.iter().map(|(slot, meta)| (*slot, meta)), n);
-            let dissent = evidence::dissenting(&metas, &vec, data);
-            wrong.extend(dissent.iter().map(|slot| (row, slot)));
+            for state in std::iter::once(None).chain(snaps.iter().map(Some)) {
+                let of = |held: &&[VersionMeta]| match state {
+                    None => held.first().cloned(),
+                    Some(snap) => snaps::held(held, snap).cloned(),
+                };
+                let metas = versions.iter().map(|(slot, held)| (*slot, of(held)));
+                let metas: BTreeMap<Slot, VersionMeta> =
+                    metas.map(|(slot, meta)| (slot, meta.unwrap_or_default())).collect();
+                let vec = evidence::vector(metas.iter().map(|(slot, meta)| (*slot, meta)), n);
+                let dissent = evidence::dissenting(&metas, &vec, data);
+                wrong.extend(dissent.iter().map(|slot| (row, slot)));
+            }
         }
+        wrong.sort_unstable();
+        wrong.dedup();
         for (row, slot) in wrong {
             self.vet_repair(row, slot);
         }

@@ -22,6 +22,8 @@ pub(super) struct Takeover {
     pub(super) looking: bool,
     pub(super) facts: BTreeMap<RowAddr, BTreeMap<Slot, Facts>>,
     pub(super) answers_due: usize,
+    /// Slots of rows that could not tell what they hold.
+    pub(super) unreadable: Vec<(RowAddr, Slot)>,
     /// Aborts, installs and forward tasks that have not ended.
     pub(super) open: usize,
     /// Something did not go as decided: begin again.
@@ -181,21 +183,18 @@ impl Coordinator {
 
     /// A slot that can not tell what it holds may hold something undecided that was undone on all
     /// others: its store, which knows that much, must not take it for committed once the watermark
-    /// passes.
+    /// passes. It is repaired when the volume is served.
     fn undo_unreadable(
         &mut self,
         row: RowAddr,
         facts: &BTreeMap<Slot, Facts>,
         decision: &Decision,
     ) {
-        let completed = |slot: &Slot| {
-            decision.chosen.as_ref().is_some_and(|chosen| chosen.lacking.contains_key(slot))
-        };
-        let unreadable = facts.iter().filter(|(slot, f)| f.unreadable && !completed(slot));
-        for (slot, _) in unreadable {
+        for (slot, _) in facts.iter().filter(|(_, f)| f.unreadable) {
             self.takeover.open += 1;
             let ask = Ask::AbortNewer { row, slot: *slot, than: decision.stands };
             self.ask(row.group, *slot, ask, Purpose::SettleDone);
+            self.takeover.unreadable.push((row, *slot));
         }
     }
 

@@ -8,7 +8,8 @@
 
 use super::catchup::Stage;
 use super::{Coordinator, Place, Purpose, Seat};
-use crate::msg::{Answer, Ask, SCAN_LIMIT};
+use crate::msg::{Answer, Ask, SCAN_LIMIT, ScannedSlot};
+use crate::snaps::{self, Snaps};
 use smalti_map::mutant::{Mutant, lives};
 use smalti_storage::ids::{RowAddr, Slot, SlotSet, Ver};
 use smalti_storage::store::{VecEntry, VersionMeta};
@@ -33,21 +34,17 @@ pub(super) struct Walk {
 #[derive(Clone, Debug, Default, Hash)]
 pub(super) struct Page {
     /// `None`: there, but its metadata is damaged.
-    pub(super) rows: BTreeMap<RowAddr, Option<VersionMeta>>,
+    pub(super) rows: BTreeMap<RowAddr, Option<Vec<VersionMeta>>>,
     /// The last row the page tells of; `None` when it tells of all that follow.
     pub(super) upto: Option<RowAddr>,
 }
 
 impl Page {
     /// From the answer to a scan: a store may hold other slots of the group's rows too.
-    pub(super) fn new(
-        of: Slot,
-        entries: Vec<(RowAddr, Slot, Option<VersionMeta>)>,
-        done: bool,
-    ) -> Self {
+    pub(super) fn new(of: Slot, entries: Vec<ScannedSlot>, done: bool) -> Self {
         let upto = if done { None } else { entries.last().map(|(row, _, _)| *row) };
         let own = entries.into_iter().filter(|(_, slot, _)| *slot == of);
-        Self { rows: own.map(|(row, _, meta)| (row, meta)).collect(), upto }
+        Self { rows: own.map(|(row, _, versions)| (row, versions)).collect(), upto }
     }
 }
 
@@ -130,6 +127,7 @@ impl Coordinator {
         // A whole row is prepared on a learner whatever that held before. It looks equal then, and
         // is not any more if the update is undone.
         let undecided: BTreeSet<RowAddr> = self.inflight.values().copied().collect();
+        let snaps = self.snaps();
         let Some(learning) = self.catchup.learners.get_mut(&place) else { return };
         let Stage::Walking(walk) = &mut learning.stage else { return };
         let (rows, upto) = rows_of(walk.pages.values());
@@ -138,7 +136,7 @@ impl Coordinator {
         for row in rows {
             let of_row = walk.pages.iter().map(|(of, page)| (*of, page.rows.get(&row)));
             let open = undecided.contains(&row) && !lives(Mutant::WalkUndecided);
-            if open || !agrees(held, data, of_row) {
+            if open || !agrees(held, data, &snaps, of_row) {
                 learning.behind.insert(row);
             }
         }
@@ -163,34 +161,54 @@ pub(super) fn rows_of<'a>(
     (rows.filter(|row| upto.is_none_or(|upto| *row <= upto)).collect(), upto)
 }
 
-/// Whether what a learner holds of a row is what the others say it should.
+/// Whether what a learner holds of a row is what the others say it should: now, and in every
+/// snapshot.
 fn agrees<'a>(
     learner: Seat,
     data: SlotSet,
-    of_row: impl Iterator<Item = (Seat, Option<&'a Option<VersionMeta>>)>,
+    snaps: &Snaps,
+    of_row: impl Iterator<Item = (Seat, Option<&'a Option<Vec<VersionMeta>>>)>,
 ) -> bool {
-    let slot = learner.0;
-    let nothing = VersionMeta::default();
-    let mut metas: BTreeMap<Seat, &VersionMeta> = BTreeMap::new();
-    for (of, meta) in of_row {
-        match meta {
-            None => metas.insert(of, &nothing),
-            Some(Some(meta)) => metas.insert(of, meta),
+    let mut versions: BTreeMap<Seat, &[VersionMeta]> = BTreeMap::new();
+    for (of, held) in of_row {
+        match held {
+            None => versions.insert(of, &[]),
+            Some(Some(held)) => versions.insert(of, held.as_slice()),
             // Damaged: only a look under the lock can tell.
             Some(None) => return false,
         };
     }
-    let Some(held) = metas.remove(&learner) else { return false };
+    let Some(own) = versions.remove(&learner) else { return false };
+    let agrees_by = |state: &dyn Fn(&'a [VersionMeta]) -> Option<&'a VersionMeta>| {
+        let others = versions.iter().map(|(of, held)| (*of, state(held)));
+        state_agrees(learner.0, data, state(own), others)
+    };
+    agrees_by(&|held| held.first())
+        && snaps.iter().all(|snap| agrees_by(&|held| snaps::held(held, snap)))
+}
+
+/// The same of one state.
+fn state_agrees<'a>(
+    slot: Slot,
+    data: SlotSet,
+    own: Option<&VersionMeta>,
+    mut others: impl Iterator<Item = (Seat, Option<&'a VersionMeta>)>,
+) -> bool {
+    let nothing = VersionMeta::default();
+    let own = own.unwrap_or(&nothing);
     let entry = |vec: &[VecEntry], j: usize| vec.get(j).map_or(Ver::NONE, |entry| entry.ver);
     let same_entries = |other: &[VecEntry]| {
-        let longest = other.len().max(held.vec.len());
-        (0..longest).all(|j| entry(other, j) == entry(&held.vec, j))
+        let longest = other.len().max(own.vec.len());
+        (0..longest).all(|j| entry(other, j) == entry(&own.vec, j))
     };
-    metas.into_iter().all(|((of, _), meta)| match (data.contains(slot), data.contains(of)) {
-        (true, false) => held.ver == entry(&meta.vec, slot.index()),
-        (false, false) => held.ver == meta.ver && same_entries(&meta.vec),
-        (false, true) => entry(&held.vec, of.index()) == meta.ver,
-        // A data slot is out only where a parity slot is in sync, which is compared instead.
-        (true, true) => of == slot && held.ver == meta.ver,
+    others.all(|((of, _), meta)| {
+        let meta = meta.unwrap_or(&nothing);
+        match (data.contains(slot), data.contains(of)) {
+            (true, false) => own.ver == entry(&meta.vec, slot.index()),
+            (false, false) => own.ver == meta.ver && same_entries(&meta.vec),
+            (false, true) => entry(&own.vec, of.index()) == meta.ver,
+            // A data slot is out only where a parity slot is in sync, which is compared instead.
+            (true, true) => of == slot && own.ver == meta.ver,
+        }
     })
 }

@@ -34,7 +34,6 @@ pub(super) struct WriteOp {
 pub(super) struct Update {
     writes: BTreeMap<Slot, (Wid, Bytes)>,
     ops: Vec<u64>,
-    snap: u32,
     attempts: u32,
     /// A store knew a newer client write of some block: looks at the vector first from now on.
     careful: bool,
@@ -179,6 +178,11 @@ impl Coordinator {
     fn prepare(&mut self, id: TaskId) {
         let n = usize::from(self.n());
         let parity = self.parity_slots();
+        let snap = self.newest_snap();
+        if self.is_frozen() {
+            self.frozen.insert(id);
+            return;
+        }
         let Some(code) = self.code.clone() else { return };
         let Some(row) = self.tasks.get(&id).map(|task| task.row) else { return };
         let members = self.members(row.group);
@@ -235,12 +239,12 @@ impl Coordinator {
         let mut vec =
             before.as_ref().map_or_else(|| vec![VecEntry::default(); n], |vec| vec.to_vec());
         let mut asks: Vec<(Slot, Ask)> = Vec::new();
-        let about = msg::Update { ver, touched, snap: update.snap };
+        let about = msg::Update { ver, touched, snap };
         let mut changes = Vec::new();
         for (slot, (wid, record)) in &update.writes {
             let Some(entry) = vec.get_mut(slot.index()) else { continue };
             let base = entry.ver;
-            *entry = VecEntry { ver, wid: *wid, snap: update.snap };
+            *entry = VecEntry { ver, wid: *wid, snap };
             changes.push(Changed { slot: *slot, base, wid: *wid });
             let (slot, wid, record) = (*slot, *wid, record.clone());
             if whole {
@@ -471,7 +475,6 @@ impl Coordinator {
 impl Update {
     fn merge(&mut self, op: u64, writes: Vec<BlockWrite>) {
         for write in writes {
-            self.snap = self.snap.max(write.snap);
             let entry = self.writes.entry(write.slot).or_default();
             if write.wid >= entry.0 {
                 *entry = (write.wid, write.record);

@@ -9,6 +9,7 @@
 //! S2. An undecided version keeps its pre-image until it is known committed.
 //! S3. Bytes are checked against hash, place and version before anything is built on them.
 
+mod collect;
 mod digest;
 mod index;
 mod prepare;
@@ -17,7 +18,9 @@ mod rows;
 
 use crate::invariant::invariant;
 use crate::msg::{Answer, Ask, Frame, Reject, Reply};
+use crate::snaps::Snaps;
 use crate::time::{Time, lease_granted};
+use collect::Collecting;
 use index::Indexes;
 use read::Fence;
 use rows::Rows;
@@ -66,6 +69,10 @@ struct VolumeSide {
     /// Groups of which this store is to keep what it has. Unknown before the first map.
     keeps: Option<Vec<bool>>,
     indexes: Indexes,
+    snaps: Snaps,
+    /// How many snapshots have been deleted, by its map.
+    deleted: u32,
+    collecting: Option<Collecting>,
     /// Its rows were compared with those of other stores since this store came up.
     vetted: bool,
     /// Coordinators ask for read leases.
@@ -187,6 +194,8 @@ impl StoreCore {
                 sweep: side.sweep || in_sync != side.in_sync,
                 in_sync,
                 keeps: Some(keeps).filter(|_| self.registered),
+                snaps: Snaps::of(volume),
+                deleted: volume.snapshots_deleted,
                 ..side
             };
             self.volumes.insert(volume.no, side);
@@ -257,6 +266,9 @@ impl StoreCore {
             in_sync: Vec::new(),
             keeps: None,
             indexes: Indexes::default(),
+            snaps: Snaps::default(),
+            deleted: 0,
+            collecting: None,
             vetted: false,
             leases: true,
             sweep: false,
@@ -393,10 +405,12 @@ impl StoreCore {
             }
             Ask::Abort { row, slot, ver } => self.abort(at(row, slot), ver)?,
             Ask::AbortNewer { row, slot, than } => self.abort_newer(at(row, slot), than)?,
-            Ask::Install { row, slot, meta, record, prepared, expect } => {
-                self.install(at(row, slot), meta, record, prepared, expect)?
+            Ask::Install { row, slot, meta, record, expect } => {
+                self.install(at(row, slot), meta, record, expect)?
             }
-            Ask::Purge { row, slot, expect } => self.purge(at(row, slot), expect)?,
+            Ask::Restore { row, slot, versions, keep, expect } => {
+                self.restore(at(row, slot), versions, &keep, expect)?
+            }
             read @ (Ask::Fetch { .. }
             | Ask::Versions { .. }
             | Ask::Scan { .. }

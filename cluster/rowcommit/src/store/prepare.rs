@@ -192,10 +192,19 @@ impl StoreCore {
         Ok(())
     }
 
-    fn delete_older(&mut self, at: RowSlot, limit: Ver) -> Result<(), StoreError> {
-        let row = self.rows.at(at)?;
-        let older: Vec<_> =
-            row.versions.iter().map(|meta| meta.ver).filter(|other| *other < limit).collect();
+    /// Deletes what is older than the committed version `limit` and held by no snapshot.
+    pub(super) fn delete_older(&mut self, at: RowSlot, limit: Ver) -> Result<(), StoreError> {
+        let side = self.volumes.get(&at.volume);
+        let snaps = side.map(|side| &side.snaps).filter(|_| !lives(Mutant::ForgetHeld));
+        let mut newer = None;
+        let mut older = Vec::new();
+        for meta in &self.rows.at(at)?.versions {
+            let held = newer.is_some_and(|newer| snaps.is_some_and(|s| s.hold(meta.snap, newer)));
+            newer = Some(meta.snap);
+            if meta.ver < limit && !held {
+                older.push(meta.ver);
+            }
+        }
         older.into_iter().try_for_each(|ver| self.delete_version(at, ver))
     }
 
@@ -277,6 +286,9 @@ impl StoreCore {
                 return Ok(Answer::Rejected(Reject::Invalid));
             }
             self.drop_undecided(at, ver)?;
+            // What was passed over while something was undecided here.
+            let head = self.rows.at(at)?.head_ver();
+            self.delete_older(at, head)?;
         }
         Ok(Answer::Ok)
     }
@@ -299,20 +311,21 @@ impl StoreCore {
         at: RowSlot,
         meta: VersionMeta,
         record: Bytes,
-        prepared: bool,
         expect: Ver,
     ) -> Answered {
         self.must_sync = true;
         if meta.present == record.is_empty() {
             return Ok(Answer::Rejected(Reject::Invalid));
         }
+        if self.is_corrupt(at, expect)? {
+            // Without what lies beneath it would pass for all that the slot ever held.
+            return Ok(Answer::Corrupt);
+        }
         self.note(at);
-        let corrupt = self.clear_corrupt(at, expect)?;
         let meta = meta.sealed_for(at, &record);
         let (ver, head) = (meta.ver, self.rows.at(at)?.head().cloned());
         let have = head.as_ref().map_or(Ver::NONE, |head| head.ver);
-        if prepared
-            && have == ver
+        if have == ver
             && let Some(head) = head
         {
             if self.rows.verified_record(at, &head)?.is_none() {
@@ -322,56 +335,74 @@ impl StoreCore {
             self.mark(at, ver);
             return Ok(Answer::Ok);
         }
-        if have != expect && !corrupt && !lives(Mutant::InstallBlindly) {
+        if have != expect && !lives(Mutant::InstallBlindly) {
             return Ok(Answer::Rejected(Reject::Base { have }));
         }
-        if prepared {
-            self.put_version(at, meta, record)?;
-            self.mark(at, ver);
-            return Ok(Answer::Ok);
-        }
-        self.delete_all(at)?;
         self.put_version(at, meta, record)?;
+        self.mark(at, ver);
         Ok(Answer::Ok)
     }
 
-    fn delete_all(&mut self, at: RowSlot) -> Result<(), StoreError> {
-        let all: Vec<_> = self.rows.at(at)?.versions.iter().map(|meta| meta.ver).collect();
-        for ver in all {
+    pub(super) fn restore(
+        &mut self,
+        at: RowSlot,
+        versions: Vec<(VersionMeta, Bytes)>,
+        keep: &[Ver],
+        expect: Ver,
+    ) -> Answered {
+        self.must_sync = true;
+        if versions.iter().any(|(meta, record)| meta.present == record.is_empty()) {
+            return Ok(Answer::Rejected(Reject::Invalid));
+        }
+        let corrupt = self.is_corrupt(at, expect)?;
+        if corrupt && !keep.is_empty() {
+            // It has nothing to keep. Whoever looked at it before must bring everything, and until
+            // then it stays as it is: left empty it would pass for one that was never written.
+            return Ok(Answer::Rejected(Reject::Base { have: Ver::NONE }));
+        }
+        self.note(at);
+        self.clear_corrupt(at)?;
+        let row = self.rows.at(at)?;
+        let have = row.head_ver();
+        let nothing = versions.is_empty() && keep.is_empty();
+        if have.is_none() && nothing {
+            return Ok(Answer::Ok);
+        }
+        let expected = have == expect || corrupt || lives(Mutant::InstallBlindly) && !nothing;
+        if !expected || keep.iter().any(|ver| !row.has(*ver)) {
+            return Ok(Answer::Rejected(Reject::Base { have }));
+        }
+        let held: Vec<Ver> = row.versions.iter().map(|meta| meta.ver).collect();
+        for ver in held.into_iter().filter(|ver| !keep.contains(ver)) {
             self.delete_version(at, ver)?;
         }
+        for (meta, record) in versions {
+            self.put_version(at, meta.sealed_for(at, &record), record)?;
+        }
         self.unmark(at);
-        Ok(())
+        // It may have been sent before a snapshot was deleted, and come after the pass for that.
+        let head = self.rows.at(at)?.head_ver();
+        self.delete_older(at, head)?;
+        Ok(Answer::Ok)
     }
 
-    /// Forgets a row slot whose metadata can not be read: there is no other way to replace it, and
-    /// whoever calls this does so in the same batch, whatever he expects to be here. Left empty it
-    /// would pass for one that was never written.
-    fn clear_corrupt(&mut self, at: RowSlot, expect: Ver) -> Result<bool, StoreError> {
+    /// Whether the metadata can not be read, on the disk that is: in memory it may be whole still.
+    fn is_corrupt(&mut self, at: RowSlot, expect: Ver) -> Result<bool, StoreError> {
         if self.rows.at(at)?.head_ver() != expect {
             self.rows.reload(at);
         }
-        let corrupt = self.rows.at(at)?.corrupt;
-        if corrupt {
+        Ok(self.rows.at(at)?.corrupt)
+    }
+
+    /// Forgets a row slot whose metadata can not be read: there is no other way to replace it, and
+    /// whoever calls this does so in the same batch.
+    fn clear_corrupt(&mut self, at: RowSlot) -> Result<(), StoreError> {
+        if self.rows.at(at)?.corrupt {
             self.rows.drop_slot(at)?;
             self.unmark(at);
             self.batch.changes.push(Change::DropSlot { at });
         }
-        Ok(corrupt)
-    }
-
-    pub(super) fn purge(&mut self, at: RowSlot, expect: Ver) -> Answered {
-        self.must_sync = true;
-        self.clear_corrupt(at, expect)?;
-        let have = self.rows.at(at)?.head_ver();
-        if have.is_none() {
-            return Ok(Answer::Ok);
-        }
-        if have != expect {
-            return Ok(Answer::Rejected(Reject::Base { have }));
-        }
-        self.delete_all(at)?;
-        Ok(Answer::Ok)
+        Ok(())
     }
 }
 

@@ -1,6 +1,7 @@
 //! Requests that only read: served from durable state, beside the order of updates.
 
-use crate::msg::{Answer, Ask, Frame, Reject, Reply, SCAN_LIMIT, Want};
+use crate::msg::{Answer, Ask, Frame, Reject, Reply, SCAN_LIMIT, ScannedSlot, Want};
+use crate::snaps;
 use bytes::Bytes;
 use smalti_map::Coordinator as Coordinating;
 use smalti_map::mutant::{Mutant, lives};
@@ -8,6 +9,9 @@ use smalti_storage::ids::{Epoch, GroupNo, NodeId, RowAddr, RowSlot, Slot, StoreI
 use smalti_storage::store::{ShardStore, StoreError, VersionMeta};
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
+
+/// Row slots to look ahead for the end of a row.
+const SLOTS_OF_A_ROW: usize = 4;
 
 pub(super) type Entries = BTreeMap<VolumeNo, (Epoch, Option<Coordinating>)>;
 
@@ -77,8 +81,17 @@ impl ReadSide {
         };
         let stale = |known| Answer::Rejected(Reject::StaleEpoch { known });
         let answers = match refused {
-            Some(known) => frame.requests.iter().map(|r| (r.id, stale(known))).collect(),
-            None => self.serve_all(frame)?,
+            None => Some(self.serve_all(frame)?),
+            Some(_) => None,
+        };
+        // A map that came meanwhile may have let the store delete what was about to be read.
+        let refused = refused.or_else(|| self.fence.refuses(from, frame));
+        let answers = match (refused, answers) {
+            (None, Some(answers)) => answers,
+            (known, _) => {
+                let known = known.unwrap_or_default();
+                frame.requests.iter().map(|r| (r.id, stale(known))).collect()
+            }
         };
         let incarnation = self.store.opened().incarnation;
         Ok(Reply { volume: frame.volume, session: frame.session, incarnation, answers })
@@ -117,22 +130,33 @@ fn fetch_all(
 ) -> Result<Vec<Answer>, StoreError> {
     let named = |(at, want): &(RowSlot, Want)| match want {
         Want::Version(ver) => Some((*at, *ver)),
-        Want::Head | Want::HeadMeta => None,
+        _ => None,
     };
+    let snap = |(_, want): &(RowSlot, Want)| match want {
+        Want::HeldMeta(snap) | Want::Held(snap) => Some(*snap),
+        _ => None,
+    };
+    let newest = |fetch: &&(RowSlot, Want)| named(fetch).is_none() && snap(fetch).is_none();
     let versions: Vec<_> = fetches.iter().filter_map(named).collect();
-    let heads: Vec<_> = fetches.iter().filter(|f| named(f).is_none()).map(|(at, _)| *at).collect();
+    let heads: Vec<_> = fetches.iter().filter(newest).map(|(at, _)| *at).collect();
+    let held: Vec<_> = fetches.iter().filter(|f| snap(f).is_some()).map(|(at, _)| *at).collect();
     let mut versions = store.metas(&versions).into_iter();
     let mut heads = store.newest(&heads, 1).into_iter();
+    let mut held = store.newest(&held, usize::MAX).into_iter();
     let mut answers = Vec::with_capacity(fetches.len());
     let mut wanted = Vec::new();
     for fetch @ (at, want) in fetches {
-        let found = match named(fetch) {
-            Some(_) => versions.next().expect("one for each"),
-            None => heads.next().expect("one for each").map(|mut versions| versions.pop()),
+        let found = match (named(fetch), snap(fetch)) {
+            (Some(_), _) => versions.next().expect("one for each"),
+            (None, Some(snap)) => {
+                let all = held.next().expect("one for each");
+                all.map(|versions| snaps::held(&versions, snap).cloned())
+            }
+            (None, None) => heads.next().expect("one for each").map(|mut head| head.pop()),
         };
         answers.push(match found {
             Ok(Some(meta)) => {
-                if *want != Want::HeadMeta && meta.present {
+                if !want.is_meta() && meta.present {
                     wanted.push((answers.len(), *at, meta.ver));
                 }
                 Answer::Version { meta, record: Bytes::new() }
@@ -154,7 +178,7 @@ fn fetch_all(
     }
     for ((at, want), answer) in fetches.iter().zip(&mut answers) {
         if let Answer::Version { meta, record } = answer
-            && *want != Want::HeadMeta
+            && !want.is_meta()
             && !(meta.verifies(*at, record) || lives(Mutant::ReadUnverified))
         {
             *answer = Answer::Corrupt;
@@ -194,8 +218,8 @@ pub(super) fn serve(
     }
 }
 
-/// A page of a group, whole but for the end. A row slot with damaged metadata stands in it as
-/// such, so that one bad sector does not end the walk over all others.
+/// A page of a group: whole rows, and about `limit` versions. A row slot with damaged metadata
+/// stands in it as such, so that one bad sector does not end the walk over all others.
 fn scan(
     store: &dyn ShardStore,
     volume: VolumeNo,
@@ -203,28 +227,31 @@ fn scan(
     mut after: Option<RowSlot>,
     limit: usize,
 ) -> Result<Answer, StoreError> {
-    let mut entries = Vec::new();
-    while entries.len() < limit {
-        let last = match store.scan(volume, group, after, limit - entries.len()) {
-            Ok(page) => {
-                let last = page.last().map(|(at, _)| *at);
-                entries.extend(page.into_iter().filter_map(|(at, versions)| {
-                    Some((at.row, at.slot, Some(versions.into_iter().next()?)))
-                }));
-                last
-            }
-            Err(StoreError::Corrupt { at, .. }) => {
-                entries.push((at.row, at.slot, None));
-                Some(at)
-            }
+    let mut entries: Vec<ScannedSlot> = Vec::new();
+    let mut count = 0;
+    loop {
+        let more = limit.saturating_sub(count).max(SLOTS_OF_A_ROW);
+        let page = match store.scan(volume, group, after, more) {
+            Ok(page) => page.into_iter().map(|(at, versions)| (at, Some(versions))).collect(),
+            Err(StoreError::Corrupt { at, .. }) => vec![(at, None)],
             Err(error) => return Err(error),
         };
+        let last = page.last().map(|(at, _)| *at);
+        for (at, versions) in page {
+            let begins = entries.last().is_none_or(|(row, ..)| *row != at.row);
+            if count >= limit && begins {
+                return Ok(Answer::Scanned { entries, done: false });
+            }
+            if versions.as_ref().is_none_or(|versions| !versions.is_empty()) {
+                count += versions.as_ref().map_or(1, Vec::len);
+                entries.push((at.row, at.slot, versions));
+            }
+        }
         if last.is_none() || last <= after {
             return Ok(Answer::Scanned { entries, done: true });
         }
         after = last;
     }
-    Ok(Answer::Scanned { entries, done: false })
 }
 
 /// A page of a group's index, if it tells what a store lacks of a slot.

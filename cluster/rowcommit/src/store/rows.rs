@@ -117,10 +117,11 @@ impl Rows {
         meta: VersionMeta,
         record: Bytes,
     ) -> Result<(), StoreError> {
-        self.touched.insert(at);
+        let first = self.touched.insert(at);
         let row = self.at(at)?;
         let place = row.versions.partition_point(|other| other.ver > meta.ver);
-        row.fresh.clear();
+        // Bytes of this batch can be had nowhere else.
+        row.fresh.retain(|(ver, _)| !first && *ver != meta.ver);
         row.fresh.push((meta.ver, record));
         row.versions.insert(place, meta);
         Ok(())

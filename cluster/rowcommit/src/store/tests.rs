@@ -56,6 +56,7 @@ impl Rig {
 
     fn send(&mut self, from: u64, frame: Frame) -> Option<Vec<Answer>> {
         let reply = self.core.handle(self.now, NodeId(from), frame).expect("memory does not fail");
+        self.core.collect().expect("memory does not fail");
         let (batch, _) = self.core.take_batch();
         self.disk.commit(batch).expect("memory does not fail");
         self.core.committed();
@@ -127,15 +128,27 @@ fn full(seq: u64) -> Ask {
     Ask::PrepFull { row, slot, update, wid: wid(seq), vec, record }
 }
 
-fn install(seq: u64, expect: Ver, prepared: bool) -> Ask {
-    let meta =
-        VersionMeta { ver: ver(seq), wid: wid(seq), present: true, ..VersionMeta::default() };
-    Ask::Install { row: row(0), slot: Slot(0), meta, record: bytes(seq as u8), prepared, expect }
+fn whole(seq: u64) -> (VersionMeta, Bytes) {
+    let meta = VersionMeta { ver: ver(seq), wid: wid(seq), present: true, ..Default::default() };
+    (meta, bytes(seq as u8))
+}
+
+fn install(seq: u64, expect: Ver) -> Ask {
+    let (meta, record) = whole(seq);
+    Ask::Install { row: row(0), slot: Slot(0), meta, record, expect }
+}
+
+/// A slot of one version.
+fn restore(seq: u64, expect: Ver) -> Ask {
+    let (versions, keep) = (vec![whole(seq)], Vec::new());
+    Ask::Restore { row: row(0), slot: Slot(0), versions, keep, expect }
 }
 
 fn base(have: Ver) -> Answer {
     Answer::Rejected(Reject::Base { have })
 }
+
+mod snapshots;
 
 #[test]
 fn only_the_coordinator_of_the_epoch_is_heard() {
@@ -316,7 +329,7 @@ fn a_slot_that_can_not_tell_what_it_holds_undoes_what_is_newer() {
 #[test]
 fn a_late_prepare_does_not_get_beneath_a_repair() {
     let mut rig = Rig::new(1);
-    assert_eq!(rig.ask(install(5, Ver::NONE, false)), Answer::Ok);
+    assert_eq!(rig.ask(restore(5, Ver::NONE)), Answer::Ok);
     assert_eq!(rig.ask(full(3)), base(ver(5)));
     assert_eq!((rig.versions(0), rig.marks()), (vec![5], vec![]));
 }
@@ -328,19 +341,19 @@ fn a_full_disk_takes_no_updates_but_everything_else() {
     rig.core.set_space_low(true);
     assert_eq!(rig.ask(prep(2, ver(1))), Answer::Rejected(Reject::NoSpace));
     assert_eq!(rig.ask(prep(1, Ver::NONE)), Answer::Ok);
-    assert_eq!(rig.ask(install(4, ver(1), false)), Answer::Ok);
+    assert_eq!(rig.ask(restore(4, ver(1))), Answer::Ok);
 }
 
 #[test]
 fn installing_as_prepared_keeps_the_pre_image_and_mends_what_is_rotten() {
     let mut rig = Rig::new(1);
     rig.ask(prep(1, Ver::NONE));
-    assert_eq!(rig.ask(install(2, Ver::NONE, true)), base(ver(1)));
-    assert_eq!(rig.ask(install(2, ver(1), true)), Answer::Ok);
+    assert_eq!(rig.ask(install(2, Ver::NONE)), base(ver(1)));
+    assert_eq!(rig.ask(install(2, ver(1))), Answer::Ok);
     assert_eq!((rig.versions(0), rig.marks()), (vec![2, 1], vec![2]));
     rig.restart(Time(20_000_000));
     assert!(rig.disk.corrupt_record(rig.at(0), ver(2), 0));
-    assert_eq!(rig.ask(install(2, ver(2), true)), Answer::Ok);
+    assert_eq!(rig.ask(install(2, ver(2))), Answer::Ok);
     let record = rig.disk.record(rig.at(0), ver(2)).expect("memory does not fail");
     assert_eq!(record, Some(bytes(2)));
 }
@@ -356,14 +369,16 @@ fn damaged_metadata_is_answered_scanned_and_replaced() {
     let scan = Ask::Scan { group: GroupNo(0), after: None, limit: 10 };
     let entries = vec![(row(0), Slot(0), None)];
     assert_eq!(rig.ask(scan), Answer::Scanned { entries, done: true });
-    // Whoever saw that expects nothing here.
-    assert_eq!(rig.ask(install(3, Ver::NONE, true)), Answer::Ok);
-    assert_eq!((rig.versions(0), rig.marks()), (vec![3], vec![3]));
+    // Whoever saw that expects nothing here. One version alone would pass for all there ever was.
+    assert_eq!(rig.ask(install(3, Ver::NONE)), Answer::Corrupt);
+    assert_eq!(rig.ask(restore(3, Ver::NONE)), Answer::Ok);
+    assert_eq!((rig.versions(0), rig.marks()), (vec![3], vec![]));
     assert!(rig.disk.corrupt_meta(rig.at(0), ver(3)));
     rig.restart(Time(20_000_000));
     assert_eq!(rig.ask(prep(4, ver(3))), Answer::Corrupt);
     rig.watermark(ver(9));
-    let purge = Ask::Purge { row: row(0), slot: Slot(0), expect: Ver::NONE };
+    let (versions, keep, expect) = (Vec::new(), Vec::new(), Ver::NONE);
+    let purge = Ask::Restore { row: row(0), slot: Slot(0), versions, keep, expect };
     assert_eq!(rig.ask(purge), Answer::Ok);
     assert_eq!((rig.versions(0), rig.marks()), (vec![], vec![]));
 }
@@ -375,8 +390,13 @@ fn damaged_metadata_is_replaced_whatever_is_expected_and_never_left_out() {
     assert!(rig.disk.corrupt_meta(rig.at(0), ver(1)));
     rig.restart(Time(20_000_000));
     // By now it is not. To drop it and refuse would make it one that was never written.
-    assert_eq!(rig.ask(install(3, ver(1), true)), Answer::Ok);
-    assert_eq!((rig.versions(0), rig.marks()), (vec![3], vec![3]));
+    let keep = vec![ver(1)];
+    let (versions, expect) = (vec![whole(3)], ver(1));
+    let keeping = Ask::Restore { row: row(0), slot: Slot(0), versions, keep, expect };
+    assert_eq!(rig.ask(keeping), base(Ver::NONE));
+    assert!(rig.disk.versions(rig.at(0)).is_err());
+    assert_eq!(rig.ask(restore(3, ver(1))), Answer::Ok);
+    assert_eq!((rig.versions(0), rig.marks()), (vec![3], vec![]));
 }
 
 #[test]

@@ -142,9 +142,10 @@ impl Inner {
         let mut nonces = [[0; 4]; TURN_BLOCKS];
         let nonces = &mut nonces[..(blocks.end - blocks.start) as usize];
         self.salter.draw(&self.sealer, nonces)?;
+        let snap = self.snap.load(Ordering::Relaxed);
         for ((block, nonce), seq) in blocks.zip(nonces).zip(seq..) {
             let write = self.block_write(block, seq);
-            let BlockWrite { row, slot, wid, snap, .. } = write;
+            let BlockWrite { row, slot, wid, .. } = write;
             let place = SealPlace { block, row, slot, snap, wid };
             let record = self.sealer.seal(&place, plaintext(block), *nonce).map_err(|error| {
                 tracing::error!(volume = %self.identity.volume, block, %error, "cannot seal");
@@ -159,7 +160,6 @@ impl Inner {
     pub(super) fn block_write(&self, block: u64, seq: u64) -> BlockWrite {
         let (row, slot) = self.place(block);
         let wid = Wid { generation: self.generation, seq };
-        let snap = self.snap.load(Ordering::Relaxed);
-        BlockWrite { row, slot, wid, snap, record: Bytes::new() }
+        BlockWrite { row, slot, wid, record: Bytes::new() }
     }
 }

@@ -100,3 +100,17 @@ fn an_option_changed_behind_a_failing_write_of_the_manifest_costs_no_file() {
 fn an_end_during_a_failing_write_of_the_manifest_is_no_clean_one() {
     with_a_failing_compaction(|store| assert!(store.close().is_err(), "known now"));
 }
+
+#[test]
+fn what_was_stored_of_a_volume_before_there_were_snapshots_stays_readable() {
+    let directory = tempfile::TempDir::new().expect("a temporary directory");
+    let expect = Expect { cluster: ClusterId::default() };
+    let store =
+        RocksStore::open(directory.path(), &RocksOptions::default(), expect).expect("a new store");
+    let (promised, watermark) = (Epoch(3), ver(2, 9));
+    let key = volume::encode(VolumeNo(1));
+    let old = value::encode(&key, &StateBeforeSnapshots { promised, watermark });
+    store.database.db.put_cf(store.database.state(), key, old).expect("put");
+    let state = store.volume(VolumeNo(1)).expect("readable");
+    assert_eq!(state, VolumeState { promised, watermark, collected: 0 });
+}

@@ -151,7 +151,7 @@ impl Rig {
     }
 
     pub(super) fn read(&mut self, op: u64, slot: u8) {
-        self.feed(Event::Read { op, blocks: vec![(row(0), Slot(slot))] });
+        self.feed(Event::Read { op, blocks: vec![(row(0), Slot(slot))], snap: None });
     }
 
     pub(super) fn head(&self, no: u64) -> VersionMeta {
@@ -170,7 +170,7 @@ pub(super) fn wid(seq: u64) -> Wid {
 }
 
 pub(super) fn block(slot: u8, seq: u64) -> BlockWrite {
-    BlockWrite { row: row(0), slot: Slot(slot), wid: wid(seq), snap: 0, record: bytes(seq) }
+    BlockWrite { row: row(0), slot: Slot(slot), wid: wid(seq), record: bytes(seq) }
 }
 
 pub(super) fn ver(seq: u64) -> Ver {

@@ -43,7 +43,7 @@ pub(crate) fn batches(seed: u64, count: usize) -> Vec<Batch> {
 }
 
 fn batch(draw: &mut Draw, i: u32) -> Batch {
-    let state = VolumeState { promised: Epoch(i), watermark: ver(i, i.into()) };
+    let state = VolumeState { promised: Epoch(i), watermark: ver(i, i.into()), collected: i };
     let mut changes = vec![Change::SetVolume { volume: COUNTER, state }];
     for _ in 0..draw.between(1, 7) {
         let at = any_place(draw);
@@ -60,7 +60,8 @@ fn batch(draw: &mut Draw, i: u32) -> Batch {
             86..90 => changes.push(Change::DropSlot { at }),
             90..97 => {
                 // They only grow, so one that went back is told from all before.
-                let state = VolumeState { promised: Epoch(i), watermark: ver(1, i.into()) };
+                let state =
+                    VolumeState { promised: Epoch(i), watermark: ver(1, i.into()), collected: i };
                 changes.push(Change::SetVolume { volume: at.volume, state });
             }
             97..99 => {
@@ -230,7 +231,7 @@ impl Known {
 
 /// How many batches are there.
 pub(crate) fn counted(store: &RocksStore) -> Result<u32, StoreError> {
-    let VolumeState { promised, watermark } = store.volume(COUNTER)?;
+    let VolumeState { promised, watermark, .. } = store.volume(COUNTER)?;
     let same = Ver { epoch: promised, seq: promised.0.into() };
     assert_eq!(watermark, same, "no batch ever set this");
     Ok(promised.0)
