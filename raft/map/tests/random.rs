@@ -3,8 +3,9 @@
 mod support;
 
 use proptest::prelude::*;
-use smalti_map::{Applied, ClusterMap, Command, GrowSlot, MoveSlot, Volume};
+use smalti_map::{Applied, ClusterMap, Command, GrowSlot, MoveSlot, Snapshot, Volume};
 use smalti_storage::ids::{Epoch, GroupNo, Incarnation, NodeId, Slot, VolumeNo};
+use std::collections::BTreeMap;
 use support::*;
 
 /// Numbers a little outside of what exists, so that refusals are common but not the rule.
@@ -60,6 +61,16 @@ enum Step {
         lag: u32,
         group: u16,
     },
+    AddSnapshot {
+        volume: u32,
+        lag: u32,
+        name: u8,
+    },
+    /// `back` numbers before the one that would be next.
+    DropSnapshot {
+        volume: u32,
+        back: u32,
+    },
 }
 
 fn lag() -> impl Strategy<Value = u32> {
@@ -93,6 +104,9 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(volume, group, slot, to)| Step::Move { volume, group, slot, to }),
         3 => (volume(), lag(), 0..3u16)
             .prop_map(|(volume, lag, group)| Step::Forget { volume, lag, group }),
+        3 => (volume(), lag(), 0..9u8)
+            .prop_map(|(volume, lag, name)| Step::AddSnapshot { volume, lag, name }),
+        2 => (volume(), 0..5u32).prop_map(|(volume, back)| Step::DropSnapshot { volume, back }),
     ]
 }
 
@@ -152,6 +166,18 @@ fn command(map: &ClusterMap, step: &Step) -> Command {
             epoch: epoch(volume, lag),
             groups: vec![GroupNo(group)],
         },
+        Step::AddSnapshot { volume, lag, name } => Command::AddSnapshot {
+            volume: VolumeNo(volume),
+            epoch: epoch(volume, lag),
+            // The first one is no name.
+            name: if name == 0 { String::new() } else { format!("s{name}") },
+            created: map.version,
+        },
+        Step::DropSnapshot { volume, back } => {
+            let newest = map.volumes.get(&VolumeNo(volume)).map_or(0, |volume| volume.snap_seq);
+            let snap = (newest + 1).saturating_sub(back);
+            Command::DropSnapshot { volume: VolumeNo(volume), snap }
+        }
         Step::Slots { volume, lag, grow, pick, behind } => {
             let mut slots = Vec::new();
             for (group, entry) in map.volumes.get(&VolumeNo(volume)).iter().flat_map(|v| {
@@ -217,6 +243,34 @@ fn transition(before: &Volume, after: &Volume, map: &ClusterMap, command: &Comma
     }
 }
 
+/// What an accepted command made of the snapshots: one command adds one, one drops one, in an epoch
+/// of its own and without another change. `made` counts all there ever were.
+fn snapshots(before: &Volume, after: &Volume, made: &mut u32, command: &Command) {
+    let mut expected = before.clone();
+    match command {
+        Command::AddSnapshot { volume, epoch, name, created } if *volume == before.no => {
+            assert!(before.activated && before.epoch == *epoch && !name.is_empty());
+            assert_eq!(before.snapshot_named(name), None, "a second one of the name");
+            *made += 1;
+            let snapshot = Snapshot { name: name.clone(), created: *created };
+            assert_eq!(expected.snapshots.insert(*made, snapshot), None);
+        }
+        Command::DropSnapshot { volume, snap } if *volume == before.no => {
+            assert!(expected.snapshots.remove(snap).is_some(), "there was no {snap}");
+            expected.snapshots_deleted += 1;
+        }
+        _ => {
+            let of = |volume: &Volume| {
+                (volume.snap_seq, volume.snapshots_deleted, volume.snapshots.clone())
+            };
+            assert_eq!(of(before), of(after), "changed by {command:?}");
+            return;
+        }
+    }
+    (expected.epoch, expected.snap_seq) = (Epoch(before.epoch.0 + 1), *made);
+    assert_eq!(after, &expected);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
@@ -224,6 +278,7 @@ proptest! {
     fn random_commands_keep_the_invariants(steps in prop::collection::vec(step(), 1..150)) {
         let mut map = active();
         let mut replica = map.clone();
+        let mut made = BTreeMap::<VolumeNo, u32>::new();
         for step in &steps {
             let command = command(&map, step);
             let before = map.clone();
@@ -239,6 +294,9 @@ proptest! {
             for (no, old) in &before.volumes {
                 if let Some(new) = map.volumes.get(no) {
                     transition(old, new, &map, &command);
+                    if !matches!(applied, Applied::Rejected(_)) {
+                        snapshots(old, new, made.entry(*no).or_default(), &command);
+                    }
                 } else {
                     let deleted = matches!(command, Command::DeleteVolume { .. });
                     prop_assert!(deleted, "{} is gone", no);
@@ -255,7 +313,7 @@ fn random_commands_reach_every_kind_of_change() {
     use proptest::test_runner::{RngSeed, TestRunner};
     let config = ProptestConfig { rng_seed: RngSeed::Fixed(7), ..ProptestConfig::default() };
     let mut runner = TestRunner::new(config);
-    let mut accepted = std::collections::BTreeMap::<&str, (usize, usize)>::new();
+    let mut accepted = BTreeMap::<&str, (usize, usize)>::new();
     for _ in 0..100 {
         let steps = prop::collection::vec(step(), 150).new_tree(&mut runner).expect("steps");
         let mut map = active();
@@ -274,6 +332,8 @@ fn random_commands_reach_every_kind_of_change() {
                 Command::Grow { .. } => "grow",
                 Command::Move { .. } => "move",
                 Command::ForgetHolders { .. } => "forget",
+                Command::AddSnapshot { .. } => "snapshot",
+                Command::DropSnapshot { .. } => "drop",
             };
             let count = accepted.entry(kind).or_default();
             match map.apply(&command) {
@@ -284,7 +344,7 @@ fn random_commands_reach_every_kind_of_change() {
     }
     for kind in [
         "node", "store", "create", "delete", "shrink", "elect", "activate", "learn", "grow",
-        "move", "forget",
+        "move", "forget", "snapshot", "drop",
     ] {
         let (yes, no) = accepted[kind];
         assert!(yes >= 50 && no >= 50, "{kind}: {yes} accepted, {no} refused");
