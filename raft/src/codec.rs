@@ -8,9 +8,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
-/// The version this code writes and reads. Version 1 knew no read modes of volumes; 2 is what marks
-/// a value with a checksum ([`crate::stored`]).
-pub(crate) const VERSION: u8 = 3;
+/// The version this code writes and reads. Version 1 knew no read modes of volumes, version 3 no
+/// snapshots of them; 2 is what marks a value with a checksum ([`crate::stored`]).
+pub(crate) const VERSION: u8 = 4;
 
 #[derive(Debug, Error)]
 pub(crate) enum CodecError {
@@ -48,7 +48,11 @@ mod tests {
         let bytes = encode(&(7u32, "seven")).expect("encodes");
         assert_eq!(decode::<(u32, String)>(&bytes).expect("decodes"), (7, "seven".into()));
         assert!(matches!(decode::<u32>(&[]), Err(CodecError::Empty)));
-        assert!(matches!(decode::<u32>(&[2, 7]), Err(CodecError::Version(2))));
+        // Older ones had fewer fields: what they wrote would pass for something else.
+        for other in (0..VERSION).chain([VERSION + 1]) {
+            let refused = decode::<u32>(&[other, 7]);
+            assert!(matches!(refused, Err(CodecError::Version(version)) if version == other));
+        }
         assert!(matches!(decode::<u32>(&[VERSION]), Err(CodecError::Malformed(_))));
         assert!(matches!(decode::<u32>(&[VERSION, 7, 0]), Err(CodecError::Trailing(1))));
         // A length that promises more than there is must not be believed.

@@ -76,7 +76,7 @@ mod tests {
     use smalti_map::{Applied, Command};
     use smalti_storage::ids::{Epoch, VolumeNo};
 
-    /// The wire of version 3: members of one group may run different programs for a while.
+    /// The wire of version 4: members of one group may run different programs for a while.
     #[test]
     fn messages_keep_their_bytes() {
         let vote = Vote::new_committed(7, 2);
@@ -110,11 +110,11 @@ mod tests {
             Request::ReadIndex,
         ];
         let expected = [
-            "0300070201010601ac020000",
-            "0301070201010601ac02",
-            "0302070201010601ac02010601ac0201020102020102017305010601",
-            "0303020304070102",
-            "0304",
+            "0400070201010601ac020000",
+            "0401070201010601ac02",
+            "0402070201010601ac02010601ac0201020102020102017305010601",
+            "0403020304070102",
+            "0404",
         ];
         for (request, expected) in requests.iter().zip(expected) {
             let bytes = codec::encode(request).expect("encodes");
@@ -139,18 +139,18 @@ mod tests {
             Response::Stopped,
         ];
         let expected = [
-            "030000",
-            "030001010601ac02",
-            "030002",
-            "030003070201",
-            "030107020101010601ac02",
-            "0302070201",
-            "0303017300017308",
-            "030400",
-            "0305ac02",
-            "0306",
-            "0307026e6f",
-            "0308",
+            "040000",
+            "040001010601ac02",
+            "040002",
+            "040003070201",
+            "040107020101010601ac02",
+            "0402070201",
+            "0403017300017308",
+            "040400",
+            "0405ac02",
+            "0406",
+            "0407026e6f",
+            "0408",
         ];
         for (response, expected) in responses.iter().zip(expected) {
             let bytes = codec::encode(response).expect("encodes");

@@ -1,7 +1,7 @@
 //! Values on disk: what the codec made, behind a checksum.
 //!
 //! ```text
-//! 2 | content | checksum 8 bytes          content: 3 | postcard
+//! 2 | content | checksum 8 bytes          content: 4 | postcard
 //! ```
 //! RocksDB checks its blocks, but not what it was given and what it hands out: a bit that turned
 //! over in memory, or a value under another key, would be a vote or an entry nobody made. So the
