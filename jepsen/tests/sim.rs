@@ -8,10 +8,7 @@ const BATCH: std::ops::Range<u64> = 1..201;
 fn must_pass(seed: u64) -> Report {
     let report = run(seed, false);
     if let Some(why) = &report.failure {
-        panic!(
-            "seed {seed}: {why}\n\
-             replay: cargo run --release -p smalti-jepsen --bin sim -- --seed {seed} --trace"
-        );
+        panic!("seed {seed}: {why}\n{}", report.replay(seed));
     }
     report
 }

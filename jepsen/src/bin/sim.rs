@@ -104,7 +104,7 @@ fn run_all(seeds: &[u64], args: &Args, mut done: impl FnMut(u64, Report)) {
 fn tell(seed: u64, report: &Report, alone: bool) {
     if let Some(why) = &report.failure {
         println!("seed {seed} FAILED: {why}");
-        println!("replay: cargo run --release -p smalti-jepsen --bin sim -- --seed {seed} --trace");
+        println!("{}", report.replay(seed));
     }
     if alone {
         println!("hash {:016x}, {} events", report.hash, report.steps);

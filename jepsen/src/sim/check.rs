@@ -2,6 +2,7 @@
 
 use super::client::{Block, value_of};
 use super::event::{At, Life};
+use super::failure::Failure;
 use super::swarm::Fault;
 use super::world::World;
 use bytes::Bytes;
@@ -27,10 +28,9 @@ impl World {
             };
             let issued = *self.issued.entry(update.ver).or_insert((life, row));
             if issued != (life, row) {
-                self.fail(format!(
-                    "I2: {} was issued for {issued:?} and {life:?} {row}",
-                    update.ver
-                ));
+                let why =
+                    format!("I2: {} was issued for {issued:?} and {life:?} {row}", update.ver);
+                self.fail(Failure::at(row, why));
             }
             // Learners may be sent again what was acknowledged without them.
             let process = self.nodes[life.at].process();
@@ -39,7 +39,8 @@ impl World {
                 group.insync.contains(slot) && group.slot_of(store) == Some(slot)
             });
             if counts && frame.watermark >= update.ver {
-                self.fail(format!("I2: the watermark covers {}, which is sent", update.ver));
+                let why = format!("I2: the watermark covers {}, which is sent", update.ver);
+                self.fail(Failure::at(row, why));
             }
         }
     }
@@ -129,9 +130,10 @@ impl World {
                 head.vec.get(data.index()).map_or(Wid::default(), |entry| entry.wid)
             };
             if held < wid {
-                self.fail(format!(
+                let why = format!(
                     "I5: {wid:?} of {row}/{data} was acknowledged, slot {slot} in sync has {held:?}"
-                ));
+                );
+                self.fail(Failure::at(row, why));
             }
         }
     }
@@ -142,7 +144,7 @@ impl World {
         match self.nodes[self.node_of(store)].disk.head(at) {
             Ok(head) => Some(head.unwrap_or_default()),
             Err(error) => {
-                self.fail(format!("{at} can not be read: {error}"));
+                self.fail(Failure::at(row, format!("{at} can not be read: {error}")));
                 None
             }
         }
@@ -151,13 +153,15 @@ impl World {
     pub(crate) fn alarm(&mut self, at: At, alarm: Alarm) {
         match alarm {
             Alarm::Corrupt { row, .. } if !self.rotten.contains(&row) && self.forgot.is_empty() => {
-                self.fail(format!("node {at} finds {alarm:?}, and nothing was made so"));
+                let why = format!("node {at} finds {alarm:?}, and nothing was made so");
+                self.fail(Failure::at(row, why));
             }
-            Alarm::Miscomputed { .. } if !self.swarm.has(Fault::Flip) => {
-                self.fail(format!("node {at} finds {alarm:?}, and nothing was made so"));
+            Alarm::Miscomputed { row, .. } if !self.swarm.has(Fault::Flip) => {
+                let why = format!("node {at} finds {alarm:?}, and nothing was made so");
+                self.fail(Failure::at(row, why));
             }
             Alarm::RowLost { row } if !self.rotten.contains(&row) => {
-                self.fail(format!("node {at} finds {row} lost"));
+                self.fail(Failure::at(row, format!("node {at} finds {row} lost")));
             }
             _ => {}
         }
@@ -215,15 +219,16 @@ impl World {
 
     /// I7, I8 and what follows from rest: nothing undecided, one version each, every n shards of
     /// a row decode to the same.
-    pub(crate) fn check_rest(&self) -> Checked {
+    pub(crate) fn check_rest(&self) -> Result<(), Failure> {
         let volume = self.volume().ok_or("no volume")?;
         let code = Code::new(volume.data, volume.parity).map_err(|error| error.to_string())?;
         for node in &self.nodes {
             let mut marks = node.disk.prepared(volume.no).map_err(|error| error.to_string())?;
             // One whose metadata can not be read keeps its mark until somebody finds that out.
             marks.retain(|(at, _)| !self.rotten.contains(&at.row));
-            if !marks.is_empty() {
-                return Err(format!("still undecided on node {}: {marks:?}", node.at));
+            if let Some((first, _)) = marks.first() {
+                let why = format!("still undecided on node {}: {marks:?}", node.at);
+                return Err(Failure::at(first.row, why));
             }
         }
         for node in &self.nodes {
@@ -233,7 +238,7 @@ impl World {
                 let scanned = node.disk.scan(volume.no, no, None, 1);
                 let empty = scanned.is_ok_and(|page| page.is_empty());
                 if !empty && group.slot_of(node.store).is_none() {
-                    return Err(format!("row slots of {no} are left on node {}", node.at));
+                    return Err(format!("row slots of {no} are left on node {}", node.at).into());
                 }
             }
         }
@@ -241,7 +246,8 @@ impl World {
         for row in &rows {
             // What is still rotten nobody has looked at. What was mended must be right.
             if !self.rotten.contains(row) || self.is_readable(volume, *row) {
-                self.check_row(volume, &code, *row).map_err(|why| format!("row {row}: {why}"))?;
+                self.check_row(volume, &code, *row)
+                    .map_err(|why| Failure::at(*row, format!("row {row}: {why}")))?;
             }
         }
         Ok(())

@@ -1,6 +1,7 @@
 //! Clients: each does one operation at a time, and every write has a value of its own.
 
 use super::event::{At, Ev};
+use super::failure::Failure;
 use super::history::{ABSENT, Op};
 use super::swarm::MS;
 use super::world::World;
@@ -254,7 +255,7 @@ impl World {
     pub(crate) fn write_done(&mut self, at: At, number: u64, result: Result<(), OpError>) {
         let Some((client, pending)) = self.take_op(at, number) else { return };
         if let Err(error) = result {
-            self.expect_error(error);
+            self.expect_error(error, &pending.blocks);
             self.end_unknown(client, &pending);
             return;
         }
@@ -281,7 +282,7 @@ impl World {
                 return self.next_turn(client);
             }
             Err(error) => {
-                self.expect_error(error);
+                self.expect_error(error, &pending.blocks);
                 self.end_unknown(client, &pending);
                 return;
             }
@@ -292,7 +293,8 @@ impl World {
         let to = Some(to);
         for ((block, _), bytes) in pending.blocks.iter().zip(&records) {
             let Some(value) = value_of(bytes) else {
-                return self.fail(format!("I15: block {block:?} was read as {bytes:?}"));
+                let why = format!("I15: block {block:?} was read as {bytes:?}");
+                return self.fail(Failure::at(block.0, why));
             };
             let op = Op { write: false, value, from, to };
             self.history.push(*block, op);
@@ -300,7 +302,7 @@ impl World {
         self.next_turn(client);
     }
 
-    fn expect_error(&mut self, error: OpError) {
+    fn expect_error(&mut self, error: OpError, blocks: &[(Block, u64)]) {
         let expected = match error {
             OpError::Fenced => true,
             // Rotten bytes are one loss, slots that are out others.
@@ -309,7 +311,10 @@ impl World {
             _ => false,
         };
         if !expected {
-            self.fail(format!("an operation failed: {error}"));
+            let mut failure = Failure::from(format!("an operation failed: {error}"));
+            let first = blocks.first().map(|((row, _), _)| *row);
+            failure.row = first.filter(|first| blocks.iter().all(|((row, _), _)| row == first));
+            self.fail(failure);
         }
     }
 

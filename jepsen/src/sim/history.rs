@@ -50,10 +50,10 @@ impl<K: Ord + Copy + std::fmt::Debug> History<K> {
     /// Checks every block.
     ///
     /// # Errors
-    /// What can not be explained, in words.
-    pub fn check(&self) -> Result<(), String> {
+    /// The block that can not be explained, and why, in words.
+    pub fn check(&self) -> Result<(), (K, String)> {
         for (block, ops) in &self.blocks {
-            check_register(ops).map_err(|why| format!("block {block:?}: {why}"))?;
+            check_register(ops).map_err(|why| (*block, format!("block {block:?}: {why}")))?;
         }
         Ok(())
     }

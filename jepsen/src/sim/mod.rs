@@ -9,6 +9,7 @@ mod check;
 pub(crate) mod client;
 mod config;
 mod event;
+mod failure;
 pub mod history;
 mod link;
 mod nemesis;

@@ -2,6 +2,7 @@
 
 use super::client::{Block, Client};
 use super::event::{At, Ev, Life, Queue};
+use super::failure::Failure;
 use super::history::History;
 use super::link::Session;
 use super::node::Node;
@@ -75,7 +76,7 @@ pub(crate) struct World {
     pub(crate) steps: u64,
     pub(crate) tracing: bool,
     hash: u64,
-    failure: Option<String>,
+    failure: Option<Failure>,
 }
 
 /// What became of one run.
@@ -83,6 +84,8 @@ pub(crate) struct World {
 pub struct Report {
     /// What went wrong, in words.
     pub failure: Option<String>,
+    /// The row that it went wrong in, if it is about one.
+    pub row: Option<RowAddr>,
     /// Two runs of a seed have the same.
     pub hash: u64,
     /// Operations that the checker looked at.
@@ -121,6 +124,15 @@ pub fn run(seed: u64, tracing: bool) -> Report {
     world.storm();
     world.calm();
     world.report()
+}
+
+impl Report {
+    /// What shows what a seed does.
+    pub fn replay(&self, seed: u64) -> String {
+        let sim = format!("cargo run --release -p smalti-jepsen --bin sim -- --seed {seed}");
+        let row = self.row.map(|row| format!("\nits row: {row}"));
+        format!("replay: {sim} --trace{}", row.unwrap_or_default())
+    }
 }
 
 impl World {
@@ -301,7 +313,7 @@ impl World {
         while self.failure.is_none() && self.clients.iter().any(Client::is_busy) {
             self.step();
             if self.now > end {
-                self.fail("reads of a whole volume do not end".into());
+                self.fail("reads of a whole volume do not end");
             }
         }
         // Time for the watermark to come everywhere.
@@ -318,9 +330,11 @@ impl World {
             self.fail(format!("the epoch moves on without a fault, from {epoch:?}"));
         }
         if self.failure.is_none()
-            && let Err(why) = self.check_rest().and_then(|()| self.history.check())
+            && let Err(failure) = self.check_rest().and_then(|()| {
+                self.history.check().map_err(|((row, _), why)| Failure::at(row, why))
+            })
         {
-            self.fail(why);
+            self.fail(failure);
         }
     }
 
@@ -331,7 +345,8 @@ impl World {
             hash = mixed(hash, u64::try_from(print & u128::from(u64::MAX)).unwrap_or(0));
         }
         Report {
-            failure: self.failure,
+            row: self.failure.as_ref().and_then(|failure| failure.row),
+            failure: self.failure.map(|failure| failure.why),
             hash,
             ops: self.history.len(),
             acknowledged: self.acknowledged,
@@ -345,7 +360,7 @@ impl World {
 
     fn step(&mut self) {
         let Some((at, event)) = self.queue.pop() else {
-            self.fail("nothing is going to happen any more".into());
+            self.fail("nothing is going to happen any more");
             return;
         };
         self.now = self.now.max(at);
@@ -426,10 +441,11 @@ impl World {
         self.hash = mixed(self.hash, with);
     }
 
-    pub(crate) fn fail(&mut self, why: String) {
+    pub(crate) fn fail(&mut self, failure: impl Into<Failure>) {
         if self.failure.is_none() {
-            self.trace(|| format!("FAILED: {why}"));
-            self.failure = Some(why);
+            let failure = failure.into();
+            self.trace(|| format!("FAILED: {}", failure.why));
+            self.failure = Some(failure);
         }
     }
 
