@@ -1,6 +1,9 @@
 //! A fixed batch of seeds, those that found something first.
 
-use smalti_jepsen::sim::{Report, known_seeds, run};
+use smalti_jepsen::sim::{Report, known_seeds, run, timeline};
+use smalti_storage::ids::RowAddr;
+use std::cell::Cell;
+use std::rc::Rc;
 
 /// Seeds of the batch.
 const BATCH: std::ops::Range<u64> = 1..201;
@@ -41,5 +44,11 @@ fn a_seed_is_everything() {
     for seed in 1..=20 {
         let (first, second) = (run(seed, false), run(seed, false));
         assert_eq!((first.hash, first.steps), (second.hash, second.steps), "seed {seed}");
+        // Whoever looks changes nothing.
+        let lines = Rc::new(Cell::new(0));
+        let counted = Rc::clone(&lines);
+        let watched = timeline(seed, RowAddr::default(), move |_| counted.set(counted.get() + 1));
+        assert_eq!((first.hash, first.steps), (watched.hash, watched.steps), "seed {seed}");
+        assert!(lines.get() > 50, "seed {seed}: {} lines", lines.get());
     }
 }

@@ -1,7 +1,8 @@
 //! Runs the simulator over many seeds, or over one with a trace of everything that happens.
 
 use clap::Parser;
-use smalti_jepsen::sim::{Fault, Report, known_seeds, run};
+use smalti_jepsen::sim::{Fault, Report, known_seeds, parse_row, run, timeline};
+use smalti_storage::ids::RowAddr;
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -24,6 +25,10 @@ struct Args {
     /// Write everything that happens to the standard error; with --seed.
     #[arg(long, requires = "seed")]
     trace: bool,
+    /// Write what concerns one row to the standard error, a line each; with --seed.
+    #[arg(long, value_name = "GROUP/STRIPE/INDEX", value_parser = parse_row)]
+    #[arg(requires = "seed", conflicts_with = "trace")]
+    row: Option<RowAddr>,
     /// Go on after a failure, and list all of them.
     #[arg(long)]
     keep_going: bool,
@@ -85,7 +90,10 @@ fn run_all(seeds: &[u64], args: &Args, mut done: impl FnMut(u64, Report)) {
                 while !stop.load(Ordering::Relaxed)
                     && let Some(seed) = seeds.get(next.fetch_add(1, Ordering::Relaxed))
                 {
-                    let report = run(*seed, args.trace);
+                    let report = match args.row {
+                        Some(row) => timeline(*seed, row, |line| eprintln!("{line}")),
+                        None => run(*seed, args.trace),
+                    };
                     if report.failure.is_some() && !args.keep_going {
                         stop.store(true, Ordering::Relaxed);
                     }

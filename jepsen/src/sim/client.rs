@@ -104,7 +104,8 @@ impl World {
         let base = ((client as u64 + 1) << 40) | (op << 8);
         let trim = write && blocks.len() == 1 && self.may_trim(blocks[0]);
         let value = |no: usize| if trim { ABSENT } else { base | no as u64 };
-        let blocks = blocks.into_iter().enumerate().map(|(no, b)| (b, value(no))).collect();
+        let blocks: Vec<_> = blocks.into_iter().enumerate().map(|(no, b)| (b, value(no))).collect();
+        self.tell_op(client, op, write, &blocks);
         let pending = Pending { op, write, blocks, from, wid: None, snap };
         self.clients[client].pending = Some(pending);
         let later = self.now + self.rng.below(self.swarm.net_delay);
@@ -174,11 +175,13 @@ impl World {
         let number = process.next_op;
         process.ops.insert(number, (client, op));
         if !pending.write {
+            self.tell_invoked(at, client, None);
             let blocks = pending.blocks.iter().map(|(block, _)| *block).collect();
             return self.coordinate(at, Event::Read { op: number, blocks, snap: pending.snap });
         }
         let wid = Wid { generation, seq: process.next_wid };
         process.next_wid += 1;
+        self.tell_invoked(at, client, Some(wid));
         if let Some(pending) = &mut self.clients[client].pending {
             pending.wid = Some(wid);
         }
@@ -202,6 +205,7 @@ impl World {
         let at = self.choose_node();
         if self.nodes[at].up && !self.nodes[at].paused && self.believes(at, self.volume) {
             self.trace(|| format!("a late copy of {blocks:?}"));
+            self.tell_late(at, &blocks);
             let process = self.nodes[at].process_mut();
             process.next_op += 1;
             let op = process.next_op;
@@ -240,6 +244,7 @@ impl World {
     }
 
     fn end_unknown(&mut self, client: usize, pending: &Pending) {
+        self.tell_unknown(client);
         if pending.write {
             for (block, value) in &pending.blocks {
                 let op = Op { write: true, value: *value, from: pending.from, to: None };

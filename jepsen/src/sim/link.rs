@@ -162,6 +162,7 @@ impl World {
             let at = (*at).max(self.now);
             self.queue.push(at, Ev::Reply(id));
         }
+        self.tell_heard(id, &reply);
         self.coordinate(from.at, Event::Reply { store, reply });
     }
 

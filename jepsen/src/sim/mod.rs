@@ -17,9 +17,11 @@ mod node;
 mod rng;
 mod snapshots;
 mod swarm;
+mod timeline;
 mod world;
 
 pub use swarm::Fault;
+pub use timeline::{parse_row, timeline};
 pub use world::{Report, run};
 
 /// Seeds that found a bug once, with what it was; run before all others.

@@ -304,6 +304,7 @@ impl World {
                 self.trace(|| format!("n{at} -> n{}: {frame:?}", self.node_of(store)));
                 self.mix(frame.watermark.seq ^ u64::from(frame.epoch.0) << 40);
                 self.check_frame(life, store, &frame);
+                self.tell_sent(life, store, &frame);
                 self.send_frame(at, store, frame);
             }
             Action::Propose(command) => {
@@ -315,10 +316,12 @@ impl World {
             }
             Action::WriteDone { op, result } => {
                 self.trace(|| format!("n{at} write {op}: {result:?}"));
+                self.tell_done(at, op, result.map(|()| &[][..]));
                 self.write_done(at, op, result);
             }
             Action::ReadDone { op, result } => {
                 self.trace(|| format!("n{at} read {op}: {result:?}"));
+                self.tell_done(at, op, result.as_deref().map_err(|error| *error));
                 self.read_done(at, op, result);
             }
             Action::SnapshotDone { op, result } => {
@@ -327,6 +330,7 @@ impl World {
             }
             Action::Alarm(alarm) => {
                 self.trace(|| format!("n{at} alarm {alarm:?}"));
+                self.tell_alarm(at, alarm);
                 self.alarm(at, alarm);
             }
         }
@@ -400,6 +404,7 @@ impl World {
         self.nodes[at].process_mut().core.committed();
         for (session, reply) in replies {
             self.trace(|| format!("n{at} answers {reply:?}"));
+            self.tell_answered(at, session, &reply);
             self.mix(reply.answers.iter().fold(reply.session, |sum, (id, _)| sum ^ id));
             self.send_reply(session, reply);
         }
@@ -409,6 +414,7 @@ impl World {
     fn commit(&mut self, at: At, batch: Batch) {
         let before = self.promised(at);
         self.trace(|| format!("n{at} commits {}", told(&batch)));
+        self.tell_batch(at, &batch);
         for change in &batch.changes {
             if let Change::SetVolume { state, .. } = change
                 && state.promised.0 < before
@@ -427,6 +433,7 @@ impl World {
         if let Err(error) = self.nodes[at].disk.commit(batch) {
             self.fail(format!("the disk of node {at} refused a batch: {error}"));
         }
+        self.tell_committed(at);
     }
 
     pub(crate) fn read(&mut self, to: Life, session: SessionId, frame: &Frame) {
@@ -434,6 +441,7 @@ impl World {
         match self.nodes[to.at].process().reader.handle(from, frame) {
             Ok(reply) => {
                 self.trace(|| format!("n{} answers {reply:?}", to.at));
+                self.tell_answered(to.at, session, &reply);
                 self.send_reply(session, reply);
             }
             Err(error) => self.fail(format!("the store of node {} failed: {error}", to.at)),

@@ -8,6 +8,7 @@ use super::link::Session;
 use super::node::Node;
 use super::rng::Rng;
 use super::swarm::{Fault, MS, Swarm};
+use super::timeline::Timeline;
 use smalti_map::{
     Applied, ClusterMap, Command, Custody, KeyEpoch, NewVolume, NodeAddresses, ShareHolder, Volume,
 };
@@ -75,8 +76,9 @@ pub(crate) struct World {
     pub(crate) acknowledged: u64,
     pub(crate) steps: u64,
     pub(crate) tracing: bool,
+    pub(crate) timeline: Option<Timeline>,
     hash: u64,
-    failure: Option<Failure>,
+    pub(crate) failure: Option<Failure>,
 }
 
 /// What became of one run.
@@ -121,22 +123,21 @@ fn store_id(at: At) -> StoreId {
 /// Runs one seed.
 pub fn run(seed: u64, tracing: bool) -> Report {
     let mut world = World::new(seed, tracing);
-    world.storm();
-    world.calm();
+    world.run();
     world.report()
 }
 
 impl Report {
-    /// What shows what a seed does.
+    /// The commands that show what a seed does, a line each.
     pub fn replay(&self, seed: u64) -> String {
         let sim = format!("cargo run --release -p smalti-jepsen --bin sim -- --seed {seed}");
-        let row = self.row.map(|row| format!("\nits row: {row}"));
+        let row = self.row.map(|row| format!("\nits row: {sim} --row {row}"));
         format!("replay: {sim} --trace{}", row.unwrap_or_default())
     }
 }
 
 impl World {
-    fn new(seed: u64, tracing: bool) -> Self {
+    pub(crate) fn new(seed: u64, tracing: bool) -> Self {
         let mut rng = Rng::new(seed);
         let swarm = Swarm::draw(&mut rng);
         let count = usize::try_from(swarm.nodes).unwrap_or(1);
@@ -191,6 +192,7 @@ impl World {
             acknowledged: 0,
             steps: 0,
             tracing,
+            timeline: None,
             hash: 0xcbf2_9ce4_8422_2325,
             failure: None,
         };
@@ -271,6 +273,11 @@ impl World {
         applied
     }
 
+    pub(crate) fn run(&mut self) {
+        self.storm();
+        self.calm();
+    }
+
     fn storm(&mut self) {
         let end = 3000 * MS + self.swarm.length;
         while self.failure.is_none() && self.now < end {
@@ -338,7 +345,7 @@ impl World {
         }
     }
 
-    fn report(self) -> Report {
+    pub(crate) fn report(self) -> Report {
         let mut hash = self.hash;
         for node in &self.nodes {
             let print = node.disk.fingerprint();
@@ -363,6 +370,7 @@ impl World {
             self.fail("nothing is going to happen any more");
             return;
         };
+        self.watch(at);
         self.now = self.now.max(at);
         self.steps += 1;
         if self.steps > STEPS_MAX {
