@@ -71,7 +71,8 @@ impl World {
                 .flat_map(|g| g.insync.iter().filter_map(|slot| g.slots.get(slot.index()).copied()))
             {
                 let at = self.node_of(store);
-                if self.promised(at) < epoch.0 && !self.forgot.contains(&at) {
+                let lost = self.gone.contains_key(&store) || self.forgot.contains(&at);
+                if self.promised(at) < epoch.0 && !lost {
                     self.fail(format!("I4: {epoch} is active and node {at} did not promise it"));
                 }
             }
@@ -120,7 +121,10 @@ impl World {
         let parity = SlotSet::range(volume.data, volume.slots());
         for slot in insync.iter().filter(|slot| *slot == data || parity.contains(*slot)) {
             let store = volume.group(row.group).and_then(|g| g.slots.get(slot.index()));
-            if store.is_some_and(|store| self.forgot.contains(&self.node_of(*store))) {
+            let lost = |store: &StoreId| {
+                self.gone.contains_key(store) || self.forgot.contains(&self.node_of(*store))
+            };
+            if store.is_some_and(lost) {
                 continue;
             }
             let Some(head) = self.head(volume, row, slot) else { return };

@@ -89,6 +89,8 @@ pub(crate) enum Ev {
     Over(Fault, At, At),
     Resume(At),
     Start(At),
+    /// A lost store's place is to be taken.
+    Replace(StoreId),
 }
 
 impl Ev {

@@ -44,7 +44,7 @@ impl World {
 
     pub(crate) fn connect(&mut self, from: Life, store: StoreId) {
         let to = self.node_of(store);
-        if self.nodes[from.at].links.contains_key(&store) {
+        if self.nodes[from.at].links.contains_key(&store) || self.gone.contains_key(&store) {
             return;
         }
         let reachable = self.nodes[to].up
@@ -134,7 +134,8 @@ impl World {
             self.queue.push(at, Ev::Frame(id));
         }
         if !frame.requests.is_empty() && frame.requests.iter().all(|r| r.ask.is_read()) {
-            let later = self.now + self.rng.below(self.swarm.disk_delay);
+            let delay = self.swarm.disk_delay * self.nodes[to.at].disk_slow;
+            let later = self.now + self.rng.below(delay);
             self.queue.push(later, Ev::Read { to, session: id, frame: Box::new(frame) });
         } else {
             self.queue_frame(to.at, id, frame);

@@ -8,6 +8,7 @@
 mod check;
 pub(crate) mod client;
 mod config;
+mod disks;
 mod event;
 mod failure;
 pub mod history;

@@ -5,8 +5,7 @@ use super::swarm::{Fault, MS};
 use super::world::World;
 use smalti_map::{Applied, Command, MoveSlot};
 use smalti_rowcommit::msg::{Ask, Frame};
-use smalti_storage::ids::{GroupNo, RowSlot, Slot};
-use smalti_storage::store::ShardStore;
+use smalti_storage::ids::{GroupNo, Slot};
 
 impl World {
     fn any_node(&mut self) -> At {
@@ -104,6 +103,12 @@ impl World {
             Fault::Flip => {}
             Fault::Rot => self.rot(),
             Fault::Amnesia => self.amnesia(at, until),
+            Fault::SlowDisk => {
+                self.count(fault, true);
+                self.nodes[at].disk_slow = self.rng.pick(&[5, 30, 200]).unwrap_or(5);
+                self.queue.push(until, Ev::Over(fault, at, 0));
+            }
+            Fault::Wipe => self.wipe(at, until),
         }
     }
 
@@ -238,91 +243,6 @@ impl World {
         self.count(Fault::Flip, true);
     }
 
-    /// Makes one stored version of a row rotten that was not so before: its record or metadata.
-    fn rot(&mut self) {
-        let blocks = self.all_blocks();
-        let Some((row, _)) = self.rng.pick(&blocks) else { return };
-        let whole = self.volume().and_then(|v| v.group(row.group)).is_some_and(|group| {
-            group.insync.len() == u32::from(self.swarm.data + self.swarm.parity)
-        });
-        if !whole || self.rotten.contains(&row) {
-            return;
-        }
-        let slots = self.swarm.data + self.swarm.parity;
-        let slot = Slot(u8::try_from(self.rng.below(u64::from(slots))).unwrap_or(0));
-        let store =
-            self.volume().and_then(|v| v.group(row.group)?.slots.get(slot.index()).copied());
-        let Some(store) = store else { return };
-        let at = RowSlot { volume: self.volume, row, slot };
-        let disk = std::sync::Arc::clone(&self.nodes[self.node_of(store)].disk);
-        let Ok(versions) = disk.versions(at) else { return };
-        let versions: Vec<_> = versions.into_iter().map(|meta| meta.ver).collect();
-        let Some(ver) = self.rng.pick(&versions) else { return };
-        let byte = usize::try_from(self.rng.below(64)).unwrap_or(0);
-        let done = if self.rng.percent(60) {
-            disk.corrupt_record(at, ver, byte)
-        } else {
-            disk.corrupt_meta(at, ver)
-        };
-        if done {
-            self.trace(|| format!("{at} rots"));
-            self.count(Fault::Rot, true);
-            self.rotten.insert(row);
-        }
-    }
-
-    /// A process dies, and its disk goes back to what it was a moment ago. Not while one store is
-    /// out or about to be, or has not got back what it forgot: that would be one loss too many.
-    fn amnesia(&mut self, at: At, until: u64) {
-        if self.nothing_is_forgotten() {
-            self.forgot.clear();
-        }
-        let full = self.volume().is_some_and(smalti_map::Volume::is_full);
-        let past = self.nodes[at].past.len();
-        if !full || self.shrinks > 0 || !self.forgot.is_empty() || !self.nodes[at].up || past == 0 {
-            return;
-        }
-        self.count(Fault::Amnesia, true);
-        self.forgot.insert(at);
-        if self.rng.percent(40) {
-            // The power fails; everybody is back soon.
-            for at in 0..self.nodes.len() {
-                self.stop(at, false);
-                let soon = self.now + self.rng.range(5, 150) * MS;
-                self.queue.push(soon, Ev::Start(at));
-            }
-        } else {
-            self.stop(at, false);
-            self.queue.push(until, Ev::Start(at));
-        }
-        let back = usize::try_from(self.rng.below(past as u64)).unwrap_or(0);
-        let node = &mut self.nodes[at];
-        if let Some(then) = node.past.get(back) {
-            node.disk.roll_back(then);
-        }
-        for node in &mut self.nodes {
-            node.past.clear();
-        }
-        self.trace(|| format!("the disk of n{at} forgets, {back} of {past}"));
-    }
-
-    /// Whether every store that forgot something has been compared with the others since.
-    fn nothing_is_forgotten(&self) -> bool {
-        let Some(volume) = self.volume() else { return false };
-        let vetted = |at: &At| {
-            self.nodes[*at].process.as_ref().is_some_and(|process| process.core.is_vetted())
-        };
-        let serves = |node: &super::node::Node| {
-            node.process.as_ref().is_some_and(|process| {
-                let core = &process.coordinator;
-                core.epoch() == volume.epoch
-                    && core.phase() == smalti_rowcommit::coordinator::Phase::Active
-                    && core.stats().suspects == 0
-            })
-        };
-        volume.is_full() && self.forgot.iter().all(vetted) && self.nodes.iter().any(serves)
-    }
-
     /// A fault's time is over.
     pub(crate) fn over(&mut self, fault: Fault, a: At, b: At) {
         match fault {
@@ -335,6 +255,7 @@ impl World {
                 }
             }
             Fault::Slow => self.slow = 1,
+            Fault::SlowDisk => self.nodes[a].disk_slow = 1,
             Fault::Full => self.set_full(a, false),
             _ => {}
         }
@@ -349,6 +270,7 @@ impl World {
         self.map_away = false;
         for at in 0..self.nodes.len() {
             self.nodes[at].map_cut = 0;
+            self.nodes[at].disk_slow = 1;
             self.resume(at);
             if self.nodes[at].up {
                 if let Some(process) = &mut self.nodes[at].process {

@@ -65,6 +65,8 @@ pub(crate) struct Node {
     pub(crate) disk: Arc<MemoryStore>,
     /// What the disk held at some moments of late, oldest first, where disks may forget.
     pub(crate) past: VecDeque<MemoryStore>,
+    /// Its disk takes so many times longer than usual.
+    pub(crate) disk_slow: u64,
     /// The current sessions with stores.
     pub(crate) links: BTreeMap<StoreId, SessionId>,
     pub(crate) sessions: u64,
@@ -390,7 +392,7 @@ impl World {
         }
         let (batch, must_sync) = process.core.take_batch();
         process.committing = Some((batch, replies));
-        let delay = if must_sync { self.swarm.disk_delay } else { 20 };
+        let delay = if must_sync { self.swarm.disk_delay * self.nodes[at].disk_slow } else { 20 };
         let later = self.now + 1 + self.rng.below(delay * 2);
         self.queue.push(later, Ev::Committed(life));
     }

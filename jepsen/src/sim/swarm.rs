@@ -43,16 +43,20 @@ pub enum Fault {
     Rot,
     /// A process dies, or all of them, and its disk has forgotten what it acknowledged of late.
     Amnesia,
+    /// One disk is slow for a while.
+    SlowDisk,
+    /// A process dies, and its disk is replaced by a new one.
+    Wipe,
 }
 
 impl Fault {
     /// Whether it is one of the disks' that the code has to bear.
     fn is_of_disks(self) -> bool {
-        matches!(self, Self::Rot | Self::Amnesia)
+        matches!(self, Self::Rot | Self::Amnesia | Self::Wipe)
     }
 
     /// All classes.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::Crash,
         Self::Restart,
         Self::Blackout,
@@ -70,6 +74,8 @@ impl Fault {
         Self::Flip,
         Self::Rot,
         Self::Amnesia,
+        Self::SlowDisk,
+        Self::Wipe,
     ];
 }
 
@@ -161,6 +167,15 @@ impl Swarm {
             }
             faults.extend([Fault::Amnesia, Fault::Amnesia]);
         }
+        // And a disk that is gone: a store that is taken out before it, for whatever reason, may leave
+        // too few to take it out.
+        let wipe = !rot && !amnesia && rng.percent(12);
+        if wipe {
+            min_insync = strict;
+            let few = [Fault::Elect, Fault::Handover, Fault::Move];
+            faults.retain(|fault| few.contains(fault));
+            faults.push(Fault::Wipe);
+        }
         let mut swarm = Self {
             data,
             parity,
@@ -193,10 +208,10 @@ impl Swarm {
             suspect_after: rng.pick(&[150, 500, 500]).unwrap_or(500) * MS,
             takeover_patience: rng.pick(&[200, 1500]).unwrap_or(1500) * MS,
         };
-        if amnesia && parity < 2 {
+        if (amnesia && parity < 2) || wipe {
             swarm.link_timeout = swarm.link_timeout.min(400 * MS);
         }
-        if rot || amnesia {
+        if rot || amnesia || wipe {
             // Impatience takes slots out as well: a store whose map is late would be called silent.
             swarm.suspect_after = 500 * MS;
             swarm.takeover_patience = 1500 * MS;

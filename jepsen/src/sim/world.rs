@@ -70,6 +70,8 @@ pub(crate) struct World {
     pub(crate) rotten: BTreeSet<RowAddr>,
     /// Nodes whose disk forgot something that has not been put right yet.
     pub(crate) forgot: BTreeSet<At>,
+    /// Stores whose disk is gone, and on which node they were.
+    pub(crate) gone: BTreeMap<StoreId, At>,
     pub(crate) counts: BTreeMap<Fault, u64>,
     /// When each snapshot was made: two points with no other between them.
     pub(crate) snapshots: BTreeMap<u32, (u64, u64)>,
@@ -116,7 +118,7 @@ pub(crate) fn addresses(at: At) -> NodeAddresses {
     NodeAddresses { quic: to(0), api: to(1), nbd: to(2) }
 }
 
-fn store_id(at: At) -> StoreId {
+pub(crate) fn store_id(at: At) -> StoreId {
     StoreId(Uuid::from_u128(0x5_0000 + at as u128))
 }
 
@@ -151,6 +153,7 @@ impl World {
                 store: store_id(at),
                 disk: Arc::new(MemoryStore::new(store_id(at))),
                 past: VecDeque::new(),
+                disk_slow: 1,
                 links: BTreeMap::new(),
                 sessions: 0,
                 offset: rng.below(1_000_000 * MS),
@@ -187,6 +190,7 @@ impl World {
             written: BTreeSet::new(),
             rotten: BTreeSet::new(),
             forgot: BTreeSet::new(),
+            gone: BTreeMap::new(),
             counts: BTreeMap::new(),
             snapshots: BTreeMap::new(),
             acknowledged: 0,
@@ -424,6 +428,7 @@ impl World {
             Ev::Over(fault, a, b) => self.over(fault, a, b),
             Ev::Resume(at) => self.resume(at),
             Ev::Start(at) => self.start(at),
+            Ev::Replace(store) => self.replace(store),
         }
     }
 
@@ -432,7 +437,8 @@ impl World {
     }
 
     pub(crate) fn node_of(&self, store: StoreId) -> At {
-        self.nodes.iter().position(|node| node.store == store).unwrap_or(0)
+        let at = self.nodes.iter().position(|node| node.store == store);
+        at.or_else(|| self.gone.get(&store).copied()).unwrap_or(0)
     }
 
     /// The next point in the order of what clients see.

@@ -165,6 +165,15 @@ impl MemoryStore {
         true
     }
 
+    /// Puts other bytes in a stored record's place: none, if its write was lost, or another one's,
+    /// if that went astray. False if there is no such record or it has no bytes.
+    pub fn replace_record(&self, at: RowSlot, ver: Ver, bytes: Bytes) -> bool {
+        let mut inner = self.lock();
+        let stored = Arc::make_mut(&mut inner.content).stored_mut(at, ver);
+        let stored = stored.filter(|stored| !stored.record.is_empty());
+        stored.map(|stored| stored.record = bytes).is_some()
+    }
+
     /// Makes the metadata of a version unreadable. False if there is no such version.
     pub fn corrupt_meta(&self, at: RowSlot, ver: Ver) -> bool {
         let mut inner = self.lock();

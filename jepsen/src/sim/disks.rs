@@ -1,0 +1,164 @@
+//! What disks do wrong, within what the code has to bear.
+
+use super::client::record;
+use super::event::{At, Ev};
+use super::swarm::{Fault, MS};
+use super::world::World;
+use bytes::Bytes;
+use smalti_map::{Command, MoveSlot};
+use smalti_storage::ids::{GroupNo, RowSlot, Slot, StoreId};
+use smalti_storage::store::ShardStore;
+use smalti_storage::store::memory::MemoryStore;
+use std::sync::Arc;
+
+impl World {
+    /// Makes one stored version of a row rotten that was not so before: its record or metadata.
+    pub(crate) fn rot(&mut self) {
+        let blocks = self.all_blocks();
+        let Some((row, _)) = self.rng.pick(&blocks) else { return };
+        let whole = self.volume().and_then(|v| v.group(row.group)).is_some_and(|group| {
+            group.insync.len() == u32::from(self.swarm.data + self.swarm.parity)
+        });
+        if !whole || self.rotten.contains(&row) {
+            return;
+        }
+        let slots = self.swarm.data + self.swarm.parity;
+        let slot = Slot(u8::try_from(self.rng.below(u64::from(slots))).unwrap_or(0));
+        let store =
+            self.volume().and_then(|v| v.group(row.group)?.slots.get(slot.index()).copied());
+        let Some(store) = store else { return };
+        let at = RowSlot { volume: self.volume, row, slot };
+        let disk = Arc::clone(&self.nodes[self.node_of(store)].disk);
+        let Ok(versions) = disk.versions(at) else { return };
+        let versions: Vec<_> = versions.into_iter().map(|meta| meta.ver).collect();
+        let Some(ver) = self.rng.pick(&versions) else { return };
+        let byte = usize::try_from(self.rng.below(64)).unwrap_or(0);
+        let done = match self.rng.below(10) {
+            0..4 => disk.corrupt_record(at, ver, byte),
+            4..8 => disk.corrupt_meta(at, ver),
+            // A write of a record was lost, or went to another one's place.
+            8 => disk.replace_record(at, ver, Bytes::new()),
+            _ => disk.replace_record(at, ver, record(self.moment)),
+        };
+        if done {
+            self.trace(|| format!("{at} rots"));
+            self.count(Fault::Rot, true);
+            self.rotten.insert(row);
+        }
+    }
+
+    /// A process dies, and its disk goes back to what it was a moment ago. Not while one store is
+    /// out or about to be, or has not got back what it forgot: that would be one loss too many.
+    pub(crate) fn amnesia(&mut self, at: At, until: u64) {
+        if self.nothing_is_forgotten() {
+            self.forgot.clear();
+        }
+        let past = self.nodes[at].past.len();
+        if !self.may_lose_a_disk(at) || past == 0 {
+            return;
+        }
+        self.count(Fault::Amnesia, true);
+        self.forgot.insert(at);
+        if self.rng.percent(40) {
+            // The power fails; everybody is back soon.
+            for at in 0..self.nodes.len() {
+                self.stop(at, false);
+                let soon = self.now + self.rng.range(5, 150) * MS;
+                self.queue.push(soon, Ev::Start(at));
+            }
+        } else {
+            self.stop(at, false);
+            self.queue.push(until, Ev::Start(at));
+        }
+        let back = usize::try_from(self.rng.below(past as u64)).unwrap_or(0);
+        let node = &mut self.nodes[at];
+        if let Some(then) = node.past.get(back) {
+            node.disk.roll_back(then);
+        }
+        for node in &mut self.nodes {
+            node.past.clear();
+        }
+        self.trace(|| format!("the disk of n{at} forgets, {back} of {past}"));
+    }
+
+    /// Whether one loss is all there would be.
+    fn may_lose_a_disk(&self, at: At) -> bool {
+        let full = self.volume().is_some_and(smalti_map::Volume::is_full);
+        full && self.shrinks == 0 && self.forgot.is_empty() && self.nodes[at].up
+    }
+
+    /// A node gets a new disk, with a store of its own, and whoever runs the cluster has it take the
+    /// place of the old one.
+    pub(crate) fn wipe(&mut self, at: At, until: u64) {
+        let old = self.nodes[at].store;
+        let replaced = |store: &StoreId| self.is_member(*store);
+        if !self.may_lose_a_disk(at) || self.gone.keys().any(replaced) {
+            return;
+        }
+        self.count(Fault::Wipe, true);
+        self.stop(at, false);
+        self.gone.insert(old, at);
+        let new = super::world::store_id(self.nodes.len() + self.gone.len());
+        let node = &mut self.nodes[at];
+        node.store = new;
+        node.disk = Arc::new(MemoryStore::new(new));
+        node.past.clear();
+        self.trace(|| format!("n{at} has a new disk, with store {new}"));
+        self.queue.push(until, Ev::Start(at));
+        self.queue.push(until + MS, Ev::Replace(old));
+        for other in 0..self.nodes.len() {
+            if other != at && self.nodes[other].up {
+                let from = self.nodes[other].life();
+                self.queue.push(until + MS, Ev::Connect { from, store: new });
+            }
+        }
+    }
+
+    /// Whether the map still has the store in a slot, or on its way into one.
+    fn is_member(&self, store: StoreId) -> bool {
+        self.volume().is_some_and(|v| v.groups.iter().any(|g| g.members().any(|m| m == store)))
+    }
+
+    /// Has a lost store's place taken, until it is nowhere any more.
+    pub(crate) fn replace(&mut self, old: StoreId) {
+        if !self.is_member(old) {
+            return;
+        }
+        self.queue.push(self.now + 300 * MS, Ev::Replace(old));
+        let Some(new) = self.gone.get(&old).map(|at| self.nodes[*at].store) else { return };
+        if self.map_away || !self.map.stores.contains_key(&new) {
+            return;
+        }
+        let groups = self.volume().map(|volume| volume.groups.clone()).unwrap_or_default();
+        let mut moves = Vec::new();
+        for (group, members) in (0u16..).map(GroupNo).zip(&groups) {
+            let dead = members.targets.iter().filter(|(_, target)| **target == old);
+            for (slot, _) in dead {
+                let holder = members.slots.get(slot.index()).copied();
+                moves.extend(holder.map(|store| MoveSlot { group, slot: *slot, store }));
+            }
+            let slot = members.slot_of(old).filter(|slot| members.targets.get(slot) != Some(&new));
+            moves.extend(slot.map(|slot| MoveSlot { group, slot, store: new }));
+        }
+        if !moves.is_empty() {
+            self.apply(&Command::Move { volume: self.volume, moves });
+        }
+    }
+
+    /// Whether every store that forgot something has been compared with the others since.
+    fn nothing_is_forgotten(&self) -> bool {
+        let Some(volume) = self.volume() else { return false };
+        let vetted = |at: &At| {
+            self.nodes[*at].process.as_ref().is_some_and(|process| process.core.is_vetted())
+        };
+        let serves = |node: &super::node::Node| {
+            node.process.as_ref().is_some_and(|process| {
+                let core = &process.coordinator;
+                core.epoch() == volume.epoch
+                    && core.phase() == smalti_rowcommit::coordinator::Phase::Active
+                    && core.stats().suspects == 0
+            })
+        };
+        volume.is_full() && self.forgot.iter().all(vetted) && self.nodes.iter().any(serves)
+    }
+}
