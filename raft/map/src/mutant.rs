@@ -83,6 +83,8 @@ mutants! {
     InstallCommitted = "install-committed",
     /// A takeover counts records that do not verify as if they were there.
     CountUnverified = "count-unverified",
+    /// What a store that went back in time held undecided then is kept.
+    KeepOutdated = "keep-outdated",
     /// What a slot holds undecided that can not be read is left to it.
     TrustUnreadable = "trust-unreadable",
     /// A row's older version is not held for decided when there is a newer one.
@@ -184,6 +186,8 @@ mutants! {
     IndexOfDeleted = "index-of-deleted",
     /// An index tells anybody what he lacks, also who was out before it began.
     IndexOfAnybody = "index-of-anybody",
+    /// A store that took something while it was out of sync does not remember it over a restart.
+    StrayForgotten = "stray-forgotten",
     /// The index of a store that crashed is believed, and what it says of itself.
     IndexOfCrashed = "index-of-crashed",
     /// What a learner holds undecided itself is not among the rows it lacks.

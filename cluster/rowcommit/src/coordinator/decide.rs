@@ -39,6 +39,11 @@ impl Facts {
         self.find(ver).is_some_and(|(_, good)| *good || lives(Mutant::CountUnverified))
     }
 
+    /// The version that may have been undone or not, as far as is known here.
+    fn undecided(&self) -> Option<Ver> {
+        self.prepared.filter(|ver| *ver > self.watermark)
+    }
+
     /// The newest version here that is known committed.
     fn committed(&self) -> Option<Ver> {
         let mut versions = self.versions.iter().map(|(meta, _)| meta.ver);
@@ -73,6 +78,8 @@ pub(super) struct Decision {
     pub(super) aborts: Vec<(Slot, Ver)>,
     /// The newest version that stays.
     pub(super) stands: Ver,
+    /// All versions up to here that were not undone have been committed.
+    committed: Ver,
     /// A version that is or may be acknowledged can not be constructed from what is readable.
     /// Nothing of it is undone: what is missing may come back.
     pub(super) lost: bool,
@@ -84,6 +91,47 @@ pub(super) struct Decision {
 /// had one: it is not collected before its successor is committed, and it stands on at least one
 /// in-sync slot. So nothing older than the newest committed version is ever looked at.
 pub(super) fn decide(facts: &BTreeMap<Slot, Facts>, n: u8) -> Decision {
+    let mut decision = decide_newest(facts, n);
+    if !decision.lost && !lives(Mutant::KeepOutdated) {
+        undo_outdated(facts, &mut decision);
+    }
+    decision
+}
+
+/// A suspect that lacks what was committed of its own slot has gone back in time. What it holds
+/// undecided from then was decided long ago, and which way the others know; taken for committed now
+/// it would pass for what snapshots from after it hold.
+fn undo_outdated(facts: &BTreeMap<Slot, Facts>, decision: &mut Decision) {
+    let stands = decision.stands;
+    let known = stands.min(decision.committed);
+    for (slot, f) in facts.iter().filter(|(_, f)| f.suspect && !f.unreadable) {
+        let Some(old) = f.undecided().filter(|ver| *ver < known) else { continue };
+        let has_newer = |meta: &VersionMeta| {
+            let named = meta.vec.get(slot.index()).is_some_and(|entry| entry.ver > old);
+            meta.ver > old && meta.ver <= known && (meta.touched.contains(*slot) || named)
+        };
+        let knows_newer = |(other, of): (&Slot, &Facts)| {
+            let decided = |meta: &VersionMeta| {
+                meta.ver == stands || !of.suspect || of.undecided() != Some(meta.ver)
+            };
+            let mut known = of.versions.iter().filter(|(meta, good)| *good && decided(meta));
+            other != slot && known.any(|(meta, _)| has_newer(meta))
+        };
+        if !facts.iter().any(knows_newer) {
+            continue;
+        }
+        if !decision.aborts.contains(&(*slot, old)) {
+            decision.aborts.push((*slot, old));
+        }
+        let lacking = decision.chosen.as_mut().and_then(|chosen| chosen.lacking.get_mut(slot));
+        if let Some(newest) = lacking.filter(|newest| **newest == old) {
+            let beneath = f.versions.iter().map(|(meta, _)| meta.ver).find(|ver| *ver < old);
+            *newest = beneath.unwrap_or(Ver::NONE);
+        }
+    }
+}
+
+fn decide_newest(facts: &BTreeMap<Slot, Facts>, n: u8) -> Decision {
     let (decision, sound) = decide_by_all(facts, n);
     if sound || lives(Mutant::SuspectEvidence) {
         return decision;
@@ -125,11 +173,10 @@ fn subsets(doubtful: &[(Slot, Ver)]) -> Vec<Vec<(Slot, Ver)>> {
 
 /// Undecided versions that no slot above suspicion knows.
 fn held_by_suspects_alone(facts: &BTreeMap<Slot, Facts>) -> Vec<(Slot, Ver)> {
-    let undecided = |f: &Facts| f.prepared.filter(|ver| *ver > f.watermark);
     let known = |ver: Ver| {
-        facts.values().any(|f| f.find(ver).is_some() && !(f.suspect && undecided(f) == Some(ver)))
+        facts.values().any(|f| f.find(ver).is_some() && !(f.suspect && f.undecided() == Some(ver)))
     };
-    let held = facts.iter().filter_map(|(slot, f)| Some((*slot, undecided(f)?)));
+    let held = facts.iter().filter_map(|(slot, f)| Some((*slot, f.undecided()?)));
     held.filter(|(_, ver)| !known(*ver)).collect()
 }
 
@@ -152,11 +199,11 @@ fn decide_by_all(facts: &BTreeMap<Slot, Facts>, n: u8) -> (Decision, bool) {
         let aborts = newer_than(facts, ver);
         if judged.constructible && !(lives(Mutant::UndoAll) && ver > committed) {
             let chosen = (!judged.chosen.lacking.is_empty()).then_some(judged.chosen);
-            return (Decision { chosen, aborts, stands: ver, lost: false }, true);
+            return (Decision { chosen, aborts, stands: ver, committed, lost: false }, true);
         }
         if ver <= committed || judged.everywhere {
             let lost = ver > committed || !judged.whole;
-            return (Decision { chosen: None, aborts, stands: ver, lost }, false);
+            return (Decision { chosen: None, aborts, stands: ver, committed, lost }, false);
         }
     }
     (Decision { aborts: newer_than(facts, Ver::NONE), ..Decision::default() }, true)
@@ -378,8 +425,8 @@ mod tests {
             ]),
             2,
         );
-        let expected = Decision { stands: ver(2), ..Decision::default() };
-        assert_eq!(decision, expected, "its only in-sync slot holds it");
+        assert_eq!((decision.stands, decision.lost), (ver(2), false), "its only slot holds it");
+        assert_eq!((decision.chosen, decision.aborts), (None, vec![]));
     }
 
     #[test]
@@ -459,8 +506,8 @@ mod tests {
             ]),
             2,
         );
-        let stands = Decision { stands: ver(2), ..Decision::default() };
-        assert_eq!(decision, stands, "both data slots tell the vector");
+        assert_eq!((decision.stands, decision.lost), (ver(2), false), "both data slots tell");
+        assert_eq!((decision.chosen, decision.aborts), (None, vec![]));
         // With a data slot gone as well it may have been acknowledged, and must not be undone.
         let decision = decide(
             &row(vec![
@@ -470,7 +517,7 @@ mod tests {
             ]),
             2,
         );
-        assert_eq!(decision, Decision { lost: true, stands: ver(2), ..Decision::default() });
+        assert_eq!((decision.chosen, decision.aborts, decision.lost), (None, vec![], true));
     }
 
     fn suspect(prepared: u64, versions: Vec<(VersionMeta, bool)>) -> Facts {
@@ -524,6 +571,39 @@ mod tests {
         assert_eq!(chosen.vec, vec![entry(6), entry(2)]);
         assert_eq!(chosen.lacking, [(Slot(2), ver(2))].into());
         assert_eq!(decision.aborts, vec![(Slot(2), ver(3))]);
+    }
+
+    #[test]
+    fn a_suspect_that_went_back_in_time_drops_what_it_held_undecided_then() {
+        // 2+1. The parity slot went back to when 3 was undecided, which was undone; 2 is in a
+        // snapshot, and 5 is the newest.
+        let all = &[0, 1, 2];
+        let back = suspect(3, vec![held(3, &[0, 2], &[3, 2]), held(2, all, &[2, 2])]);
+        let slots = vec![
+            facts(0, vec![held(5, all, &[]), held(2, all, &[])]),
+            facts(0, vec![held(5, all, &[]), held(2, all, &[])]),
+            back.clone(),
+        ];
+        let decision = decide(&row(slots), 2);
+        assert_eq!(decision.aborts, vec![(Slot(2), ver(3))]);
+        let chosen = decision.chosen.expect("the data slots hold 5");
+        assert_eq!(chosen.lacking, [(Slot(2), ver(2))].into(), "once 3 is undone");
+        // What is only on its way forward nobody has forgotten.
+        let forward = vec![
+            suspect(2, vec![held(2, all, &[]), held(1, all, &[])]),
+            suspect(3, vec![held(3, all, &[]), held(2, all, &[])]),
+            suspect(3, vec![held(3, all, &[3, 3]), held(2, all, &[2, 2])]),
+        ];
+        let decision = decide(&row(forward), 2);
+        assert_eq!(decision.aborts, vec![]);
+        assert_eq!(decision.chosen.map(|chosen| chosen.ver), Some(ver(3)));
+        // One that is not behind may hold the newest of its own slot undecided.
+        let current = vec![
+            suspect(2, vec![held(2, &[0, 2], &[]), held(1, all, &[])]),
+            suspect(3, vec![held(3, &[1, 2], &[]), held(1, all, &[])]),
+            suspect(3, vec![held(3, &[1, 2], &[2, 3]), held(2, &[0, 2], &[2, 1])]),
+        ];
+        assert!(decide(&row(current), 2).aborts.is_empty());
     }
 
     #[test]

@@ -131,6 +131,9 @@ impl Coordinator {
                 RepairState::Looking | RepairState::Installing => return Progress::Waiting,
                 RepairState::Gathering(plan) => {
                     if let Some(progress) = self.plan_step(id, row, seat, *plan) {
+                        if progress == Progress::Failed {
+                            self.repairs.remove(&id);
+                        }
                         return progress;
                     }
                 }

@@ -9,7 +9,8 @@
 //! N1. A store that the index names with a slot lacks nothing of it but rows of the index and rows
 //!     that it holds undecided itself: what was acknowledged before, it acknowledged too, and what was
 //!     undecided when it left is undecided here or there. That ends with the first thing it takes
-//!     while it is out: undone again, that may cost what lay beneath, here alone.
+//!     while it is out: undone again, that may cost what lay beneath, here alone. It has *strayed*
+//!     then, and remembers it on its disk, as an index that names nobody, until it has been compared.
 //! N2. A store that came up after a crash does not know what it has forgotten: neither its index is
 //!     believed nor what it says of itself, until it has been compared with others.
 
@@ -17,7 +18,7 @@ use super::{StoreCore, VolumeSide};
 use crate::msg::Answer;
 use smalti_map::mutant::{Mutant, lives};
 use smalti_map::{Group, Volume};
-use smalti_storage::ids::{GroupNo, RowSlot, Slot, StoreId, VolumeNo};
+use smalti_storage::ids::{GroupNo, RowSlot, Slot, SlotSet, StoreId, VolumeNo};
 use smalti_storage::store::{Change, ChangeIndex, StoreError};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -30,80 +31,106 @@ const NOTED_MAX: usize = 64 * 1024;
 /// What is known of the indexes of a volume.
 #[derive(Clone, Debug, Default, Hash)]
 pub(super) struct Indexes {
-    /// Those that go on.
+    /// Those that go on; one that names nobody says that this store has strayed.
     open: BTreeMap<GroupNo, ChangeIndex>,
     noted: BTreeSet<RowSlot>,
     /// What was in sync by the map before, of groups in which this store was.
     before: BTreeMap<GroupNo, BTreeSet<Seat>>,
     /// A map that tells of this start has been adopted.
     begun: bool,
-    /// Groups whose rows this store had right in this run.
+    /// Groups whose rows this store has right, but for what was changed while it was out of sync.
     right: BTreeSet<GroupNo>,
+}
+
+/// Says that this store took something while it was out of sync, or may have forgotten something,
+/// and has not been compared since. Names nobody, and so no rows are noted in it.
+const STRAYED: ChangeIndex = ChangeIndex { seats: BTreeSet::new() };
+
+impl Indexes {
+    /// Whether all groups of which this store is in sync were right in this run.
+    pub(super) fn is_right(&self) -> bool {
+        self.before.keys().all(|group| self.right.contains(group))
+    }
+
+    /// The group was given up with all that was here.
+    pub(super) fn forget(&mut self, group: GroupNo) {
+        self.open.remove(&group);
+    }
+
+    /// What there is of a group when the first map comes.
+    fn begin(&mut self, group: GroupNo, found: ChangeIndex) {
+        if found == STRAYED {
+            self.right.remove(&group);
+        }
+        self.open.insert(group, found);
+    }
+
+    /// What the index of a group is to be by a newer map, and whether it begins.
+    fn next(
+        &self,
+        no: GroupNo,
+        group: &Group,
+        all: SlotSet,
+        inside: bool,
+    ) -> (Option<ChangeIndex>, bool) {
+        if inside && group.insync != all {
+            let known = self.open.get(&no).filter(|known| **known != STRAYED);
+            let before = known.map(|known| &known.seats).or_else(|| self.before.get(&no));
+            let mut seats = insync_seats(group);
+            seats.extend(before.into_iter().flatten().copied());
+            seats.retain(|seat| still_has(group, *seat));
+            (Some(ChangeIndex { seats }), known.is_none())
+        } else {
+            ((!inside && !self.right.contains(&no)).then_some(STRAYED), false)
+        }
+    }
 }
 
 impl StoreCore {
     /// A newer map, which tells of this start: begins, goes on with and ends indexes.
     pub(super) fn index_by(&mut self, volume: &Volume) -> Result<(), StoreError> {
-        let (me, clean) = (self.opened.id, self.opened.clean);
-        let all = volume.all_slots();
+        let me = self.opened.id;
+        let believed = self.opened.clean || lives(Mutant::IndexOfCrashed);
         let mut changes = Vec::new();
         for (no, group) in (0u16..).map(GroupNo).zip(&volume.groups) {
             let insync = insync_seats(group);
             let inside = insync.iter().any(|(_, store)| *store == me);
             let Some(side) = self.volumes.get_mut(&volume.no) else { return Ok(()) };
-            if !side.indexes.begun {
-                let found = self.store.index(volume.no, no)?;
-                if let Some(index) = found {
-                    if clean || lives(Mutant::IndexOfCrashed) {
-                        side.indexes.open.insert(no, index);
-                    } else {
-                        changes.push(Change::DropIndex { volume: volume.no, group: no });
-                    }
+            let indexes = &mut side.indexes;
+            let drop = Change::DropIndex { volume: volume.no, group: no };
+            if !indexes.begun {
+                if believed {
+                    indexes.right.insert(no);
                 }
-                if inside && clean {
-                    side.indexes.right.insert(no);
+                match self.store.index(volume.no, no)? {
+                    Some(found) if believed => indexes.begin(no, found),
+                    Some(_) => changes.push(drop.clone()),
+                    None => {}
                 }
-            } else if inside && !side.indexes.before.contains_key(&no) {
+            } else if inside && !indexes.before.contains_key(&no) {
                 // Grown: it was compared.
-                side.indexes.right.insert(no);
+                indexes.right.insert(no);
             }
-            let open = side.indexes.open.get(&no);
-            let known = open.map(|index| index.seats.clone());
-            let wanted = inside && group.insync != all;
-            match known {
-                Some(_) if !wanted => {
-                    side.indexes.open.remove(&no);
-                    changes.push(Change::DropIndex { volume: volume.no, group: no });
+            let (next, begins) = indexes.next(no, group, volume.all_slots(), inside);
+            let known = indexes.open.get(&no);
+            if next.as_ref() != known {
+                if known.is_some() && next.as_ref().is_none_or(|next| *next == STRAYED) {
+                    changes.push(drop);
                 }
-                Some(known) => {
-                    let mut seats = &known | &insync;
-                    seats.retain(|seat| still_has(group, *seat));
-                    if seats != known {
-                        let index = ChangeIndex { seats };
-                        side.indexes.open.insert(no, index.clone());
-                        changes.push(Change::SetIndex { volume: volume.no, group: no, index });
-                    }
-                }
-                None if wanted => {
-                    let before = side.indexes.before.get(&no);
-                    let mut seats = before.map_or_else(|| insync.clone(), |b| b | &insync);
-                    seats.retain(|seat| still_has(group, *seat));
-                    let index = ChangeIndex { seats };
-                    side.indexes.open.insert(no, index.clone());
+                indexes.open.remove(&no);
+                if let Some(index) = next {
+                    indexes.open.insert(no, index.clone());
                     changes.push(Change::SetIndex { volume: volume.no, group: no, index });
-                    if !lives(Mutant::IndexDecidedOnly) {
-                        changes.extend(
-                            undecided(side, no)
-                                .map(|at| Change::NoteChanged { volume: volume.no, row: at.row }),
-                        );
-                    }
                 }
-                None => {}
             }
             if inside {
-                side.indexes.before.insert(no, insync);
+                indexes.before.insert(no, insync);
             } else {
-                side.indexes.before.remove(&no);
+                indexes.before.remove(&no);
+            }
+            if begins && !lives(Mutant::IndexDecidedOnly) {
+                let note = |at: &RowSlot| Change::NoteChanged { volume: volume.no, row: at.row };
+                changes.extend(undecided(side, no).map(note));
             }
         }
         if let Some(side) = self.volumes.get_mut(&volume.no) {
@@ -119,16 +146,21 @@ impl StoreCore {
     /// Something of the row slot changes in the batch.
     pub(super) fn note(&mut self, at: RowSlot) {
         let Some(side) = self.volumes.get_mut(&at.volume) else { return };
+        let (volume, group) = (at.volume, at.row.group);
         let Indexes { open, noted, before, right, .. } = &mut side.indexes;
-        if !before.contains_key(&at.row.group) {
+        let known = open.get(&group);
+        if !before.contains_key(&group) {
             // Out of sync: what is undone again, here alone perhaps, may have cost what lay beneath.
-            right.remove(&at.row.group);
-        }
-        if open.contains_key(&at.row.group) && noted.insert(at) {
+            right.remove(&group);
+            if known != Some(&STRAYED) && !lives(Mutant::StrayForgotten) {
+                open.insert(group, STRAYED);
+                self.batch.changes.push(Change::SetIndex { volume, group, index: STRAYED });
+            }
+        } else if known.is_some() && noted.insert(at) {
             if noted.len() > NOTED_MAX {
                 noted.clear();
             }
-            self.batch.changes.push(Change::NoteChanged { volume: at.volume, row: at.row });
+            self.batch.changes.push(Change::NoteChanged { volume, row: at.row });
         }
     }
 
@@ -146,7 +178,6 @@ impl StoreCore {
         let Some(side) = self.volumes.get(&volume) else {
             return Answer::Undecided { right: false, rows: Vec::new() };
         };
-        // After a restart nobody knows what was changed here while it was out.
         let right = side.indexes.right.contains(&group) || lives(Mutant::IndexOfCrashed);
         Answer::Undecided { right, rows: undecided(side, group).map(|at| at.row).collect() }
     }

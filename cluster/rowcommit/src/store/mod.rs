@@ -235,6 +235,7 @@ impl StoreCore {
         if let Some(side) = self.volumes.get_mut(&no) {
             side.prepared.retain(|at, _| at.row.group != group);
             side.by_ver.retain(|_, at| at.row.group != group);
+            side.indexes.forget(group);
         }
         self.rows.forget_group(no, group);
         self.batch.changes.push(Change::DropGroup { volume: no, group });
@@ -284,7 +285,8 @@ impl StoreCore {
     /// Whether this run may be ended in order. One that began after a crash is not to be trusted
     /// before every volume was compared, and the clean marker would say that it is.
     pub fn is_vetted(&self) -> bool {
-        self.opened.clean || self.volumes.values().all(|side| side.vetted)
+        let right = |side: &VolumeSide| side.vetted && side.indexes.is_right();
+        self.opened.clean || self.volumes.values().all(right)
     }
 
     /// Takes one frame. `None`: it belongs to an older session and is dropped. The answers may be

@@ -5,6 +5,7 @@ mod confirm;
 mod listing;
 mod moves;
 mod rig;
+mod snapshots;
 mod suspects;
 
 use super::*;

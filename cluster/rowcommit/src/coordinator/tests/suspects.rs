@@ -9,9 +9,20 @@ impl Rig {
         if let Some(to) = to {
             disk.roll_back(to);
         }
-        let opened = disk.restart(Restart::default());
+        self.restarted(no, Restart::default());
+    }
+
+    /// The store's process ends in order and starts again.
+    pub(super) fn restart_store(&mut self, no: u64) {
+        self.restarted(no, Restart { clean: true, ..Restart::default() });
+        self.adopt();
+    }
+
+    fn restarted(&mut self, no: u64, how: Restart) {
+        let disk = Arc::clone(&self.parties[&store(no)].disk);
+        let opened = disk.restart(how);
         self.start_store(no, disk);
-        support::start_store(&mut self.map, no, opened.incarnation.0, false);
+        support::start_store(&mut self.map, no, opened.incarnation.0, opened.clean);
     }
 
     fn disk(&self, no: u64) -> MemoryStore {
