@@ -582,7 +582,7 @@ mod tests {
         let slots = vec![
             facts(0, vec![held(5, all, &[]), held(2, all, &[])]),
             facts(0, vec![held(5, all, &[]), held(2, all, &[])]),
-            back.clone(),
+            back,
         ];
         let decision = decide(&row(slots), 2);
         assert_eq!(decision.aborts, vec![(Slot(2), ver(3))]);
