@@ -4,6 +4,8 @@
 //! or of which n consistent shards exist, is completed; what is newer is undone. Counting "prepared
 //! on every survivor" instead would lose an acknowledged version as soon as one disk forgot it.
 
+mod stale;
+
 use super::evidence;
 use super::gather::same_vector;
 use smalti_map::mutant::{Mutant, lives};
@@ -91,44 +93,26 @@ pub(super) struct Decision {
 /// had one: it is not collected before its successor is committed, and it stands on at least one
 /// in-sync slot. So nothing older than the newest committed version is ever looked at.
 pub(super) fn decide(facts: &BTreeMap<Slot, Facts>, n: u8) -> Decision {
+    let denied = stale::denied(facts, n);
+    let facts = &without(facts, &denied);
     let mut decision = decide_newest(facts, n);
-    if !decision.lost && !lives(Mutant::KeepOutdated) {
-        undo_outdated(facts, &mut decision);
+    decision.aborts.extend(denied);
+    if !decision.lost {
+        stale::undo_outdated(facts, &mut decision);
     }
     decision
 }
 
-/// A suspect that lacks what was committed of its own slot has gone back in time. What it holds
-/// undecided from then was decided long ago, and which way the others know; taken for committed now
-/// it would pass for what snapshots from after it hold.
-fn undo_outdated(facts: &BTreeMap<Slot, Facts>, decision: &mut Decision) {
-    let stands = decision.stands;
-    let known = stands.min(decision.committed);
-    for (slot, f) in facts.iter().filter(|(_, f)| f.suspect && !f.unreadable) {
-        let Some(old) = f.undecided().filter(|ver| *ver < known) else { continue };
-        let has_newer = |meta: &VersionMeta| {
-            let named = meta.vec.get(slot.index()).is_some_and(|entry| entry.ver > old);
-            meta.ver > old && meta.ver <= known && (meta.touched.contains(*slot) || named)
-        };
-        let knows_newer = |(other, of): (&Slot, &Facts)| {
-            let decided = |meta: &VersionMeta| {
-                meta.ver == stands || !of.suspect || of.undecided() != Some(meta.ver)
-            };
-            let mut known = of.versions.iter().filter(|(meta, good)| *good && decided(meta));
-            other != slot && known.any(|(meta, _)| has_newer(meta))
-        };
-        if !facts.iter().any(knows_newer) {
-            continue;
-        }
-        if !decision.aborts.contains(&(*slot, old)) {
-            decision.aborts.push((*slot, old));
-        }
-        let lacking = decision.chosen.as_mut().and_then(|chosen| chosen.lacking.get_mut(slot));
-        if let Some(newest) = lacking.filter(|newest| **newest == old) {
-            let beneath = f.versions.iter().map(|(meta, _)| meta.ver).find(|ver| *ver < old);
-            *newest = beneath.unwrap_or(Ver::NONE);
+/// The same without some undecided versions.
+fn without(facts: &BTreeMap<Slot, Facts>, gone: &[(Slot, Ver)]) -> BTreeMap<Slot, Facts> {
+    let mut rest = facts.clone();
+    for (slot, ver) in gone {
+        if let Some(facts) = rest.get_mut(slot) {
+            facts.versions.retain(|(meta, _)| meta.ver != *ver);
+            facts.prepared = None;
         }
     }
+    rest
 }
 
 fn decide_newest(facts: &BTreeMap<Slot, Facts>, n: u8) -> Decision {
@@ -141,17 +125,10 @@ fn decide_newest(facts: &BTreeMap<Slot, Facts>, n: u8) -> Decision {
     // was issued after them was built without them.
     let doubtful = held_by_suspects_alone(facts);
     for stale in subsets(&doubtful) {
-        let mut rest = facts.clone();
-        for (slot, ver) in &stale {
-            if let Some(facts) = rest.get_mut(slot) {
-                facts.versions.retain(|(meta, _)| meta.ver != *ver);
-                facts.prepared = None;
-            }
-        }
-        let (mut without, sound) = decide_by_all(&rest, n);
+        let (mut decision, sound) = decide_by_all(&without(facts, &stale), n);
         if sound {
-            without.aborts.extend(stale);
-            return without;
+            decision.aborts.extend(stale);
+            return decision;
         }
     }
     decision
@@ -330,297 +307,4 @@ fn vector_of(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use smalti_storage::ids::Epoch;
-
-    fn ver(seq: u64) -> Ver {
-        Ver { epoch: Epoch(1), seq }
-    }
-
-    fn entry(seq: u64) -> VecEntry {
-        if seq == 0 {
-            VecEntry::default()
-        } else {
-            VecEntry { ver: ver(seq), ..VecEntry::default() }
-        }
-    }
-
-    fn held(seq: u64, touched: &[u8], vec: &[u64]) -> (VersionMeta, bool) {
-        let meta = VersionMeta {
-            ver: ver(seq),
-            touched: touched.iter().map(|slot| Slot(*slot)).collect(),
-            vec: vec.iter().map(|seq| entry(*seq)).collect(),
-            ..VersionMeta::default()
-        };
-        (meta, true)
-    }
-
-    fn facts(prepared: u64, versions: Vec<(VersionMeta, bool)>) -> Facts {
-        let prepared = (prepared > 0).then(|| ver(prepared));
-        Facts { versions, prepared, ..Facts::default() }
-    }
-
-    fn row(slots: Vec<Facts>) -> BTreeMap<Slot, Facts> {
-        slots.into_iter().enumerate().map(|(i, f)| (Slot(i as u8), f)).collect()
-    }
-
-    // 2+1; version 1 wrote the whole row, version 2 changes slot 0.
-    const BASE: u64 = 1;
-
-    #[test]
-    fn an_update_on_one_data_slot_is_constructible_with_the_other_one() {
-        let all = &[0, 1, 2];
-        let decision = decide(
-            &row(vec![
-                facts(2, vec![held(2, &[0, 2], &[]), held(BASE, all, &[])]),
-                facts(0, vec![held(BASE, all, &[])]),
-                facts(0, vec![held(BASE, all, &[1, 1])]),
-            ]),
-            2,
-        );
-        let chosen = decision.chosen.expect("two consistent shards exist");
-        assert_eq!(chosen.ver, ver(2));
-        assert_eq!(chosen.vec, vec![entry(2), entry(1)]);
-        assert_eq!(chosen.lacking, [(Slot(2), ver(1))].into());
-        assert!(decision.aborts.is_empty());
-    }
-
-    #[test]
-    fn a_whole_row_on_one_slot_only_is_undone() {
-        let all = &[0, 1, 2];
-        let decision = decide(
-            &row(vec![
-                facts(2, vec![held(2, all, &[]), held(BASE, all, &[])]),
-                facts(0, vec![held(BASE, all, &[])]),
-                facts(0, vec![held(BASE, all, &[1, 1])]),
-            ]),
-            2,
-        );
-        assert_eq!(decision.chosen, None);
-        assert_eq!(decision.aborts, vec![(Slot(0), ver(2))]);
-    }
-
-    #[test]
-    fn a_committed_version_is_completed_even_when_a_disk_forgot_it() {
-        let all = &[0, 1, 2];
-        let decision = decide(
-            &row(vec![
-                facts(0, vec![held(2, all, &[])]),
-                facts(0, vec![held(BASE, all, &[])]),
-                facts(2, vec![held(2, all, &[2, 2]), held(BASE, all, &[1, 1])]),
-            ]),
-            2,
-        );
-        let chosen = decision.chosen.expect("committed on slot 0");
-        assert_eq!(chosen.lacking, [(Slot(1), ver(1))].into());
-    }
-
-    #[test]
-    fn without_parity_in_sync_a_prepared_data_slot_goes_forward() {
-        let decision = decide(
-            &row(vec![
-                facts(2, vec![held(2, &[0, 2], &[]), held(BASE, &[0, 1, 2], &[])]),
-                facts(0, vec![held(BASE, &[0, 1, 2], &[])]),
-            ]),
-            2,
-        );
-        assert_eq!((decision.stands, decision.lost), (ver(2), false), "its only slot holds it");
-        assert_eq!((decision.chosen, decision.aborts), (None, vec![]));
-    }
-
-    #[test]
-    fn a_first_write_that_nobody_completed_is_undone() {
-        let decision = decide(
-            &row(vec![
-                facts(1, vec![held(1, &[0, 1, 2], &[])]),
-                facts(0, vec![]),
-                facts(0, vec![]),
-            ]),
-            2,
-        );
-        assert_eq!(decision.aborts, vec![(Slot(0), ver(1))]);
-        assert_eq!(decision.chosen, None);
-    }
-
-    #[test]
-    fn what_is_beneath_an_undone_version_stays() {
-        // 2+1 without parity: slot 0 was at 5 when a write of both blocks reached it alone.
-        let decision = decide(
-            &row(vec![
-                facts(6, vec![held(6, &[0, 1, 2], &[]), held(5, &[0, 2], &[])]),
-                facts(0, vec![held(3, &[0, 1, 2], &[])]),
-            ]),
-            2,
-        );
-        assert_eq!(decision.aborts, vec![(Slot(0), ver(6))]);
-        assert_eq!((decision.chosen, decision.lost), (None, false));
-    }
-
-    #[test]
-    fn a_row_that_every_parity_slot_holds_undecided_goes_back_to_the_newest_committed() {
-        // 4+2: 6 changes all data slots and stands on slot 0 and both parity slots only.
-        let all = &[0, 1, 2, 3, 4, 5];
-        let parity = || vec![held(6, all, &[6, 6, 6, 6]), held(5, &[0, 4, 5], &[5, 3, 2, 4])];
-        let decision = decide(
-            &row(vec![
-                facts(6, vec![held(6, all, &[]), held(5, &[0, 4, 5], &[])]),
-                facts(0, vec![held(3, &[1, 4, 5], &[])]),
-                facts(0, vec![held(2, &[2, 4, 5], &[])]),
-                facts(0, vec![held(4, &[3, 4, 5], &[])]),
-                facts(6, parity()),
-                facts(6, parity()),
-            ]),
-            4,
-        );
-        let undone = vec![(Slot(0), ver(6)), (Slot(4), ver(6)), (Slot(5), ver(6))];
-        assert_eq!(decision.aborts, undone);
-        assert_eq!((decision.chosen, decision.lost), (None, false));
-    }
-
-    #[test]
-    fn what_one_slot_was_built_on_is_committed_for_all() {
-        // Slot 1 has taken 3 onto 2, so 2 is committed, though slots 0 and 2 were not told yet.
-        let all = &[0, 1, 2];
-        let decision = decide(
-            &row(vec![
-                facts(2, vec![held(2, all, &[]), held(1, all, &[])]),
-                facts(3, vec![held(3, &[1, 2], &[]), held(2, all, &[])]),
-                facts(2, vec![held(2, all, &[2, 2]), held(1, all, &[1, 1])]),
-            ]),
-            2,
-        );
-        let chosen = decision.chosen.expect("slots 0 and 1 agree on 3");
-        assert_eq!(chosen.vec, vec![entry(2), entry(3)]);
-        assert_eq!(chosen.lacking, [(Slot(2), ver(2))].into());
-    }
-
-    #[test]
-    fn unreadable_parity_is_no_proof_that_a_row_was_never_written() {
-        let unreadable = Facts { unreadable: true, ..Facts::default() };
-        let decision = decide(
-            &row(vec![
-                facts(2, vec![held(2, &[0, 2], &[]), held(1, &[0, 1, 2], &[])]),
-                facts(0, vec![held(1, &[0, 1, 2], &[])]),
-                unreadable.clone(),
-            ]),
-            2,
-        );
-        assert_eq!((decision.stands, decision.lost), (ver(2), false), "both data slots tell");
-        assert_eq!((decision.chosen, decision.aborts), (None, vec![]));
-        // With a data slot gone as well it may have been acknowledged, and must not be undone.
-        let decision = decide(
-            &row(vec![
-                facts(2, vec![held(2, &[0, 2], &[]), held(1, &[0, 1, 2], &[])]),
-                unreadable.clone(),
-                unreadable,
-            ]),
-            2,
-        );
-        assert_eq!((decision.chosen, decision.aborts, decision.lost), (None, vec![], true));
-    }
-
-    fn suspect(prepared: u64, versions: Vec<(VersionMeta, bool)>) -> Facts {
-        Facts { suspect: true, ..facts(prepared, versions) }
-    }
-
-    #[test]
-    fn a_parity_slot_that_took_a_version_onto_less_than_others_know_is_no_shard_of_it() {
-        // 2+1: the parity slot forgot 5 on slot 0 and took 6 on slot 1 nevertheless.
-        let decision = decide(
-            &row(vec![
-                facts(0, vec![held(5, &[0, 2], &[])]),
-                facts(6, vec![held(6, &[1, 2], &[]), held(3, &[1, 2], &[])]),
-                suspect(6, vec![held(6, &[1, 2], &[2, 6]), held(3, &[1, 2], &[2, 3])]),
-            ]),
-            2,
-        );
-        assert_eq!((decision.lost, decision.aborts), (false, vec![]));
-        assert!(decision.chosen.is_none(), "all touched slots hold it; the rest is a repair");
-    }
-
-    #[test]
-    fn what_a_suspect_alone_came_up_with_again_does_not_lose_a_row() {
-        // 2+2 without slot 1. Slot 0 came up with 3, which was undone before 4 was issued; both
-        // parity slots know that it is at 2, and its pre-image is there.
-        let parity = || vec![held(4, &[1, 2, 3], &[2, 4])];
-        let slots = vec![
-            (Slot(0), suspect(3, vec![held(3, &[0, 2, 3], &[]), held(2, &[0, 2, 3], &[])])),
-            (Slot(2), facts(0, parity())),
-            (Slot(3), facts(0, parity())),
-        ];
-        let decision = decide(&slots.into_iter().collect(), 2);
-        assert_eq!(decision.aborts, vec![(Slot(0), ver(3))]);
-        assert_eq!((decision.chosen, decision.lost), (None, false));
-    }
-
-    #[test]
-    fn of_two_undecided_versions_of_suspects_the_older_one_is_doubted() {
-        // 2+1 after a power failure. The parity slot went back to when 3 was undecided, which was
-        // undone; 5 and then 6 were written to slot 0 since, and 6 was acknowledged.
-        let all = &[0, 1, 2];
-        let decision = decide(
-            &row(vec![
-                suspect(6, vec![held(6, &[0, 2], &[]), held(5, &[0, 2], &[])]),
-                suspect(0, vec![held(2, &[1, 2], &[])]),
-                suspect(3, vec![held(3, &[1, 2], &[1, 3]), held(2, all, &[1, 2])]),
-            ]),
-            2,
-        );
-        let chosen = decision.chosen.expect("both data slots have what it takes");
-        assert_eq!(chosen.vec, vec![entry(6), entry(2)]);
-        assert_eq!(chosen.lacking, [(Slot(2), ver(2))].into());
-        assert_eq!(decision.aborts, vec![(Slot(2), ver(3))]);
-    }
-
-    #[test]
-    fn a_suspect_that_went_back_in_time_drops_what_it_held_undecided_then() {
-        // 2+1. The parity slot went back to when 3 was undecided, which was undone; 2 is in a
-        // snapshot, and 5 is the newest.
-        let all = &[0, 1, 2];
-        let back = suspect(3, vec![held(3, &[0, 2], &[3, 2]), held(2, all, &[2, 2])]);
-        let slots = vec![
-            facts(0, vec![held(5, all, &[]), held(2, all, &[])]),
-            facts(0, vec![held(5, all, &[]), held(2, all, &[])]),
-            back,
-        ];
-        let decision = decide(&row(slots), 2);
-        assert_eq!(decision.aborts, vec![(Slot(2), ver(3))]);
-        let chosen = decision.chosen.expect("the data slots hold 5");
-        assert_eq!(chosen.lacking, [(Slot(2), ver(2))].into(), "once 3 is undone");
-        // What is only on its way forward nobody has forgotten.
-        let forward = vec![
-            suspect(2, vec![held(2, all, &[]), held(1, all, &[])]),
-            suspect(3, vec![held(3, all, &[]), held(2, all, &[])]),
-            suspect(3, vec![held(3, all, &[3, 3]), held(2, all, &[2, 2])]),
-        ];
-        let decision = decide(&row(forward), 2);
-        assert_eq!(decision.aborts, vec![]);
-        assert_eq!(decision.chosen.map(|chosen| chosen.ver), Some(ver(3)));
-        // One that is not behind may hold the newest of its own slot undecided.
-        let current = vec![
-            suspect(2, vec![held(2, &[0, 2], &[]), held(1, all, &[])]),
-            suspect(3, vec![held(3, &[1, 2], &[]), held(1, all, &[])]),
-            suspect(3, vec![held(3, &[1, 2], &[2, 3]), held(2, &[0, 2], &[2, 1])]),
-        ];
-        assert!(decide(&row(current), 2).aborts.is_empty());
-    }
-
-    #[test]
-    fn what_was_issued_before_the_newest_version_is_committed() {
-        // 2 changed slot 0 and was acknowledged; 3 changes slot 1, which never heard of 2.
-        let all = &[0, 1, 2];
-        let decision = decide(
-            &row(vec![
-                facts(2, vec![held(2, &[0, 2], &[]), held(1, all, &[])]),
-                facts(3, vec![held(3, &[1, 2], &[]), held(1, all, &[])]),
-                facts(2, vec![held(2, &[0, 2], &[2, 1]), held(1, all, &[1, 1])]),
-            ]),
-            2,
-        );
-        let chosen = decision.chosen.expect("slots 0 and 1 agree on 3");
-        assert_eq!(chosen.vec, vec![entry(2), entry(3)]);
-        assert_eq!(chosen.lacking, [(Slot(2), ver(2))].into());
-        assert!(decision.aborts.is_empty());
-    }
-}
+mod tests;

@@ -58,7 +58,7 @@ impl Plan {
         self.put.iter().any(|(meta, _)| meta.ver == ver)
     }
 
-    /// Whether the slot holds what it should in every state.
+    /// Whether the slot holds what it should in every state, and nothing else.
     fn is_met(&self) -> bool {
         let metas: Vec<VersionMeta> = self.have.iter().map(|(meta, _)| meta.clone()).collect();
         let newest = metas.first().map_or(Ver::NONE, |meta| meta.ver);
@@ -66,7 +66,8 @@ impl Plan {
             None => newest == *ver && self.expect == *ver,
             Some(snap) => snaps::held(&metas, *snap).map_or(Ver::NONE, |meta| meta.ver) == *ver,
         };
-        self.put.is_empty() && self.should.iter().all(holds)
+        let none_else = metas.iter().all(|meta| self.keep.contains(&meta.ver));
+        self.put.is_empty() && none_else && self.should.iter().all(holds)
     }
 }
 

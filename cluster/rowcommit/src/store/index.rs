@@ -147,6 +147,10 @@ impl StoreCore {
     pub(super) fn note(&mut self, at: RowSlot) {
         let Some(side) = self.volumes.get_mut(&at.volume) else { return };
         let (volume, group) = (at.volume, at.row.group);
+        let keeps = side.keeps.as_ref().and_then(|keeps| keeps.get(usize::from(group.0)));
+        if keeps == Some(&false) {
+            side.unasked.insert(group);
+        }
         let Indexes { open, noted, before, right, .. } = &mut side.indexes;
         let known = open.get(&group);
         if !before.contains_key(&group) {

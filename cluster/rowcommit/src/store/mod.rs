@@ -28,7 +28,7 @@ use smalti_map::mutant::{Mutant, lives};
 use smalti_map::{ClusterMap, Coordinator as Coordinating, Group, ReadMode};
 use smalti_storage::ids::{Epoch, GroupNo, NodeId, RowSlot, Ver, VolumeNo};
 use smalti_storage::store::{Batch, Change, Opened, ShardStore, StoreError, VolumeState};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -68,6 +68,8 @@ struct VolumeSide {
     in_sync: Vec<bool>,
     /// Groups of which this store is to keep what it has. Unknown before the first map.
     keeps: Option<Vec<bool>>,
+    /// Groups of which it took something though its map did not say that it is to.
+    unasked: BTreeSet<GroupNo>,
     indexes: Indexes,
     snaps: Snaps,
     /// How many snapshots have been deleted, by its map.
@@ -179,11 +181,13 @@ impl StoreCore {
             let in_sync: Vec<bool> = volume.groups.iter().map(in_sync).collect();
             let keeps: Vec<bool> = volume.groups.iter().map(|group| group.keeps(me)).collect();
             // A frame of the epoch in which a group was given up may have brought something new by
-            // the time another map comes: only the first one deletes.
+            // the time another map comes: only the first one deletes. What came because this
+            // store's map was late to tell of a move goes with the first map of another epoch.
             let before = side.keeps.as_deref().filter(|_| self.registered);
+            let later = volume.epoch > side.epoch;
             for (no, _) in (0u16..).zip(&keeps).filter(|(_, keeps)| self.registered && !**keeps) {
                 let had = before.is_none_or(|before| before.get(usize::from(no)) == Some(&true));
-                if had {
+                if had || later && side.unasked.contains(&GroupNo(no)) {
                     given_up.push((volume.no, GroupNo(no)));
                 }
             }
@@ -236,6 +240,7 @@ impl StoreCore {
             side.prepared.retain(|at, _| at.row.group != group);
             side.by_ver.retain(|_, at| at.row.group != group);
             side.indexes.forget(group);
+            side.unasked.remove(&group);
         }
         self.rows.forget_group(no, group);
         self.batch.changes.push(Change::DropGroup { volume: no, group });
@@ -266,6 +271,7 @@ impl StoreCore {
             session: None,
             in_sync: Vec::new(),
             keeps: None,
+            unasked: BTreeSet::new(),
             indexes: Indexes::default(),
             snaps: Snaps::default(),
             deleted: 0,

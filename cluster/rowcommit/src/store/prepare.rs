@@ -302,6 +302,8 @@ impl StoreCore {
         let undecided = side.prepared.get(&at).copied();
         if let Some(ver) = undecided.filter(|ver| *ver > than) {
             self.drop_undecided(at, ver)?;
+            let head = self.rows.at(at)?.head_ver();
+            self.delete_older(at, head)?;
         }
         Ok(Answer::Ok)
     }

@@ -21,7 +21,10 @@ struct Rig {
 impl Rig {
     /// Of an activated coordinator, in epoch 2, a long time after the start.
     fn new(no: u64) -> Self {
-        let mut map = support::map(2, 1);
+        Self::of(support::map(2, 1), no)
+    }
+
+    fn of(mut map: ClusterMap, no: u64) -> Self {
         support::elect(&mut map, 1);
         support::activate(&mut map);
         let disk = Arc::new(MemoryStore::new(store(no)));
@@ -148,6 +151,7 @@ fn base(have: Ver) -> Answer {
     Answer::Rejected(Reject::Base { have })
 }
 
+mod moves;
 mod snapshots;
 
 #[test]
