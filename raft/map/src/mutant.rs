@@ -83,6 +83,8 @@ mutants! {
     InstallCommitted = "install-committed",
     /// A takeover counts records that do not verify as if they were there.
     CountUnverified = "count-unverified",
+    /// A store that may have forgotten something is told what is decided before it was compared.
+    SuspectTold = "suspect-told",
     /// A version that others know undone is completed when a disk comes up with it again.
     DenyNothing = "deny-nothing",
     /// What a store that went back in time held undecided then is kept.

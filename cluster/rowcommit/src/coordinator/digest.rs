@@ -136,7 +136,11 @@ impl Coordinator {
                 (group, of, self.suspects.is_round(*group, *round)).hash(hasher);
             }
             Purpose::Confirm { round } => self.confirms.ahead(*round).hash(hasher),
-            Purpose::Lease | Purpose::Forget | Purpose::Promise | Purpose::SettleDone => {}
+            Purpose::Lease
+            | Purpose::Forget
+            | Purpose::Vetted
+            | Purpose::Promise
+            | Purpose::SettleDone => {}
         }
     }
 

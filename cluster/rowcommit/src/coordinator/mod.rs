@@ -83,6 +83,7 @@ enum Purpose {
     Leftovers { group: GroupNo, learner: Slot, round: u64 },
     Changed { group: GroupNo, learner: Slot, of: Seat, round: u64 },
     Vet { group: GroupNo, of: Slot, round: u64 },
+    Vetted,
 }
 
 #[derive(Clone, Debug)]
@@ -369,6 +370,7 @@ impl Coordinator {
             Purpose::Look { task } => self.on_looked(task, answer),
             Purpose::Repaired { task } => self.on_repaired(task, &answer),
             Purpose::Forget => {}
+            Purpose::Vetted => self.on_told_vetted(pending.store),
             Purpose::Promise => self.on_promised(pending.store, answer),
             Purpose::Settle { row, slot } => self.on_versions(row, slot, answer),
             Purpose::SettleDone => self.on_settled(&answer),

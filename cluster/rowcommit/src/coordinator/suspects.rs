@@ -34,6 +34,8 @@ pub(super) struct Suspects {
     /// Per store the groups in which it is in sync and not compared yet.
     stores: BTreeMap<StoreId, BTreeSet<GroupNo>>,
     groups: BTreeMap<GroupNo, Vetting>,
+    /// Stores that were compared and have not heard of it.
+    to_tell: BTreeSet<StoreId>,
     rounds: u64,
 }
 
@@ -70,7 +72,7 @@ impl Suspects {
 
     /// Its part of [`Coordinator::digest`]; rounds are only compared with those of requests.
     pub(super) fn digest(&self, now: Time, hasher: &mut impl Hasher) {
-        (&self.stores, self.groups.len()).hash(hasher);
+        (&self.stores, &self.to_tell, self.groups.len()).hash(hasher);
         for (group, v) in &self.groups {
             (group, v.after, &v.pages, v.due, v.done).hash(hasher);
             (&v.repairing, &v.failed, v.retry_at.since(now)).hash(hasher);
@@ -83,7 +85,7 @@ impl Suspects {
     }
 
     pub(super) fn is_quiet(&self) -> bool {
-        self.stores.is_empty() && self.groups.is_empty()
+        self.stores.is_empty() && self.groups.is_empty() && self.to_tell.is_empty()
     }
 
     /// A page will not come: whoever was asked is not in sync any more.
@@ -159,17 +161,23 @@ impl Coordinator {
         holds.map(|(no, _)| no).collect()
     }
 
-    /// The map changed: who left the in-sync set will be compared as a whole when he comes back.
+    /// The map changed: where a store left the in-sync set it will be compared as a whole when it
+    /// comes back. Perhaps that was all that was left to compare.
     pub(super) fn retain_suspects(&mut self) {
+        let mut vetted = Vec::new();
         let mut stores = std::mem::take(&mut self.suspects.stores);
         stores.retain(|store, groups| {
             let insync = self.groups_in_sync(*store);
             groups.retain(|group| insync.contains(group));
+            if groups.is_empty() && !insync.is_empty() {
+                vetted.push(*store);
+            }
             !groups.is_empty()
         });
         let needed: BTreeSet<GroupNo> = stores.values().flatten().copied().collect();
         self.suspects.groups.retain(|group, _| needed.contains(group));
         self.suspects.stores = stores;
+        vetted.into_iter().for_each(|store| self.tell_vetted(store));
     }
 
     /// An in-sync store that came back without having ended in order while this coordinator serves:
@@ -217,13 +225,38 @@ impl Coordinator {
     }
 
     fn tell_vetted(&mut self, store: StoreId) {
-        if let Some(incarnation) = self.incarnations.get(&store).copied() {
-            self.ask_store(store, None, Ask::Vetted { incarnation }, Purpose::Forget);
+        self.suspects.to_tell.insert(store);
+        self.tell_all_vetted();
+    }
+
+    /// Tells, again where a session ended before the answer came: until it hears of it a store takes
+    /// nothing for decided.
+    fn tell_all_vetted(&mut self) {
+        let insync = &self.insync_stores;
+        self.suspects.to_tell.retain(|store| insync.binary_search(store).is_ok());
+        let asked = |store: StoreId| {
+            self.pending.values().any(|p| p.store == store && matches!(p.purpose, Purpose::Vetted))
+        };
+        let due = self.suspects.to_tell.iter().copied();
+        let due: Vec<StoreId> =
+            due.filter(|store| self.links.is_up(*store) && !asked(*store)).collect();
+        for store in due {
+            if let Some(incarnation) = self.incarnations.get(&store).copied() {
+                self.ask_store(store, None, Ask::Vetted { incarnation }, Purpose::Vetted);
+            }
         }
+    }
+
+    /// It has heard that it was compared.
+    pub(super) fn on_told_vetted(&mut self, store: StoreId) {
+        self.suspects.to_tell.remove(&store);
     }
 
     /// Moves every comparison on as far as it goes.
     pub(super) fn vet_pump(&mut self) {
+        if !self.suspects.to_tell.is_empty() {
+            self.tell_all_vetted();
+        }
         let groups: Vec<GroupNo> = self.suspects.groups.keys().copied().collect();
         for group in groups {
             self.retry_failed(group);

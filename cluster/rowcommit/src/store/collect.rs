@@ -34,6 +34,9 @@ impl StoreCore {
     /// # Errors
     /// When the disk can not be read.
     pub fn collect(&mut self) -> Result<(), StoreError> {
+        for at in std::mem::take(&mut self.recheck) {
+            self.let_go(at)?;
+        }
         // Readers that the fence still lets through may be after what is deleted.
         if !self.is_collecting() || self.fence_due {
             return Ok(());
@@ -60,12 +63,8 @@ impl StoreCore {
         };
         let last = corrupt.or_else(|| page.last().map(|(at, _)| *at));
         for (at, versions) in page {
-            let undecided =
-                self.volumes.get(&volume).is_some_and(|side| side.prepared.contains_key(&at));
-            // One that is undecided has its turn when it is decided.
-            if versions.len() > 1 && !undecided {
-                let head = self.rows.at(at)?.head_ver();
-                self.delete_older(at, head)?;
+            if versions.len() > 1 {
+                self.let_go(at)?;
             }
         }
         match last {
@@ -76,5 +75,12 @@ impl StoreCore {
             side.collecting = Some(pass);
         }
         Ok(())
+    }
+
+    /// One that is undecided has its turn when it is decided.
+    fn let_go(&mut self, at: RowSlot) -> Result<(), StoreError> {
+        let undecided = self.volumes.get(&at.volume).is_some_and(|v| v.prepared.contains_key(&at));
+        let head = self.rows.at(at)?.head_ver();
+        if undecided { Ok(()) } else { self.delete_older(at, head) }
     }
 }

@@ -23,6 +23,7 @@ impl StoreCore {
             registered: self.registered,
             space_low: self.space_low,
             volumes: self.volumes.clone(),
+            recheck: self.recheck.clone(),
             batch: self.batch.clone(),
             must_sync: self.must_sync,
             fence: Arc::new(self.fence.copy()),
@@ -34,7 +35,7 @@ impl StoreCore {
     /// from now. Sessions are left out: a checker whose sessions break with all that is under way
     /// never has frames of an older one.
     pub fn digest(&self, now: Time, hasher: &mut impl Hasher) {
-        (self.opened.incarnation, self.opened.clean).hash(hasher);
+        (self.opened.incarnation, self.opened.clean, &self.recheck).hash(hasher);
         // Whether a restart's grants may still be believed in.
         self.boot.after(lease_granted(self.config.lease_max)).since(now).hash(hasher);
         (self.registered, self.volumes.len(), self.space_low, self.must_sync, self.fence_due)

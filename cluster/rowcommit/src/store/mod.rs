@@ -114,6 +114,8 @@ pub struct StoreCore {
     space_low: bool,
     volumes: BTreeMap<VolumeNo, VolumeSide>,
     rows: Rows,
+    /// Row slots that may keep more than they need, because a pass found them unreadable.
+    recheck: Vec<RowSlot>,
     batch: Batch,
     /// Whether the batch holds anything an answer depends on.
     must_sync: bool,
@@ -140,6 +142,7 @@ impl StoreCore {
             registered: false,
             space_low: false,
             volumes: BTreeMap::new(),
+            recheck: Vec::new(),
             batch: Batch::default(),
             must_sync: false,
             fence: Arc::default(),
@@ -351,8 +354,13 @@ impl StoreCore {
             if request.ask.binds() && !lives(Mutant::AcceptUnbound) {
                 self.raise_promise(volume, frame.epoch);
             }
+            let vetted = matches!(request.ask, Ask::Vetted { .. });
             let answer = self.answer(now, sender, volume, frame.epoch, request.ask)?;
             answers.push((request.id, answer));
+            if vetted {
+                // Until now it was not believed, and it may not be told again for a while.
+                self.advance_watermark(volume, frame.watermark)?;
+            }
         }
         reply(answers)
     }
@@ -364,7 +372,7 @@ impl StoreCore {
                 self.batch.changes.push(Change::SetVolume { volume: *no, state: side.state });
             }
         }
-        self.rows.trim();
+        self.recheck.extend(self.rows.trim());
         let must_sync = std::mem::take(&mut self.must_sync);
         let mut batch = std::mem::take(&mut self.batch);
         batch.relaxed = !must_sync;

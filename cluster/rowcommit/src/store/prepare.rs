@@ -246,6 +246,11 @@ impl StoreCore {
         watermark: Ver,
     ) -> Result<(), StoreError> {
         let Some(side) = self.volumes.get_mut(&volume) else { return Ok(()) };
+        // What it says of itself until it was compared is what it knew before it crashed: where it
+        // lacks something from before that, nobody had it.
+        if !self.opened.clean && !side.vetted && !lives(Mutant::SuspectTold) {
+            return Ok(());
+        }
         if watermark > side.state.watermark {
             side.state.watermark = watermark;
             side.dirty = true;
@@ -300,11 +305,13 @@ impl StoreCore {
             return Ok(Answer::Rejected(Reject::Invalid));
         };
         let undecided = side.prepared.get(&at).copied();
+        // In memory it may be whole still, and lack what is completed on the others now: nothing may
+        // be built on it before it was repaired.
+        self.rows.reload(at);
         if let Some(ver) = undecided.filter(|ver| *ver > than) {
             self.drop_undecided(at, ver)?;
-            let head = self.rows.at(at)?.head_ver();
-            self.delete_older(at, head)?;
         }
+        self.rows.forget_after_batch(at);
         Ok(Answer::Ok)
     }
 

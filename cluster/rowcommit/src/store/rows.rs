@@ -48,6 +48,8 @@ pub(super) struct Rows {
     order: VecDeque<RowSlot>,
     /// Row slots with changes in the batch that is being collected.
     touched: BTreeSet<RowSlot>,
+    /// To be looked at anew once the batch is on the disk.
+    outdated: Vec<RowSlot>,
     limit: usize,
 }
 
@@ -58,6 +60,7 @@ impl Rows {
             cached: BTreeMap::new(),
             order: VecDeque::new(),
             touched: BTreeSet::new(),
+            outdated: Vec::new(),
             limit,
         }
     }
@@ -151,6 +154,12 @@ impl Rows {
         }
     }
 
+    /// Has the disk looked at again once it holds the batch: what is deleted in it may have been all
+    /// that was unreadable.
+    pub(super) fn forget_after_batch(&mut self, at: RowSlot) {
+        self.outdated.push(at);
+    }
+
     pub(super) fn forget_group(&mut self, volume: VolumeNo, group: GroupNo) {
         let of_group = |at: &RowSlot| at.volume == volume && at.row.group == group;
         self.cached.retain(|at, _| !of_group(at));
@@ -162,13 +171,17 @@ impl Rows {
         self.order.retain(|at| at.volume != volume);
     }
 
-    /// Shrinks to the limit. Only between batches: what is in a batch must stay at hand.
-    pub(super) fn trim(&mut self) {
+    /// Shrinks to the limit, and answers what [`Self::forget_after_batch`] was told. Only between
+    /// batches: what is in a batch must stay at hand.
+    pub(super) fn trim(&mut self) -> Vec<RowSlot> {
         self.touched.clear();
+        let outdated = std::mem::take(&mut self.outdated);
+        outdated.iter().for_each(|at| self.reload(*at));
         while self.order.len() > self.limit {
             if let Some(at) = self.order.pop_front() {
                 self.cached.remove(&at);
             }
         }
+        outdated
     }
 }

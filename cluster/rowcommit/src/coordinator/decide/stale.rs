@@ -9,8 +9,9 @@ use smalti_storage::ids::{Slot, SlotSet, Ver};
 use smalti_storage::store::VersionMeta;
 use std::collections::BTreeMap;
 
-/// What suspects hold undecided and another slot denies: it was told, while it was in sync, that
-/// everything up to there was decided, and it has neither this version nor anything built on it.
+/// What suspects hold undecided and another slot denies: it was told, while it was in sync and above
+/// suspicion, that everything up to there was decided, and it has neither this version nor anything
+/// built on it.
 pub(super) fn denied(facts: &BTreeMap<Slot, Facts>, n: u8) -> Vec<(Slot, Ver)> {
     if lives(Mutant::DenyNothing) {
         return Vec::new();
