@@ -4,8 +4,8 @@
 //! container; whoever proposes a command puts such things into it. The map holds configuration
 //! only. It never sees block bytes or an unwrapped key, and nothing here happens per write.
 //!
-//! M1. A volume's epoch grows by one with every change of its coordinator or in-sync sets.
-//! M2. Every command on a volume names the epoch it was planned against; otherwise it is refused.
+//! M1. A volume's epoch grows by one with every change of its coordinator, in-sync sets or snapshots.
+//! M2. Every command of a coordinator names the epoch it was planned against; otherwise it is refused.
 //! M3. In-sync sets only shrink, except by `Grow` from an activated coordinator.
 //! M4. A slot grows in only with the incarnation its store is registered with.
 
