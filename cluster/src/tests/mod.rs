@@ -13,3 +13,4 @@ mod rig;
 mod rng;
 mod schedules;
 mod seeds;
+mod snapshots;
