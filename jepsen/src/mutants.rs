@@ -28,6 +28,7 @@ const SLOW: &[Mutant] = &[
     Mutant::NoBarrier,
     Mutant::HearRestarted,
     Mutant::SuspectEvidence,
+    Mutant::IndexOfCrashed,
 ];
 
 /// Mutants that did not die in a thousand seeds and more. They are blind spots of the simulator, or
@@ -47,6 +48,10 @@ const UNSEEN: &[Mutant] = &[
     Mutant::AcceptUnbound,
     Mutant::KeepVectors,
     Mutant::TrustUnreadable,
+    Mutant::KeepOutdated,
+    Mutant::DenyNothing,
+    Mutant::SuspectTold,
+    Mutant::StrayForgotten,
     Mutant::InstallCommitted,
     Mutant::DoubtOlder,
     Mutant::LateFrames,
