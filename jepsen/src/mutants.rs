@@ -27,7 +27,6 @@ const SLOW: &[Mutant] = &[
     Mutant::ShrinkSameEpoch,
     Mutant::NoBarrier,
     Mutant::HearRestarted,
-    Mutant::SuspectEvidence,
     Mutant::IndexOfCrashed,
 ];
 
@@ -52,6 +51,7 @@ const UNSEEN: &[Mutant] = &[
     Mutant::DenyNothing,
     Mutant::SuspectTold,
     Mutant::StrayForgotten,
+    Mutant::SuspectEvidence,
     Mutant::InstallCommitted,
     Mutant::DoubtOlder,
     Mutant::LateFrames,
