@@ -83,7 +83,8 @@ mutants! {
     InstallCommitted = "install-committed",
     /// A takeover counts records that do not verify as if they were there.
     CountUnverified = "count-unverified",
-    /// A store that may have forgotten something is told what is decided before it was compared.
+    /// What a store came up with after a crash is taken for decided by later watermarks, and it tells
+    /// of these as if it had heard of them before.
     SuspectTold = "suspect-told",
     /// A version that others know undone is completed when a disk comes up with it again.
     DenyNothing = "deny-nothing",

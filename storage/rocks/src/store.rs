@@ -197,7 +197,7 @@ struct StateBeforeSnapshots {
 
 impl From<StateBeforeSnapshots> for VolumeState {
     fn from(StateBeforeSnapshots { promised, watermark }: StateBeforeSnapshots) -> Self {
-        Self { promised, watermark, collected: 0 }
+        Self { promised, watermark, ..Self::default() }
     }
 }
 

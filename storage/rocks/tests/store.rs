@@ -86,7 +86,11 @@ impl Op {
             Self::DropSlot(at) => Change::DropSlot { at },
             Self::Volume(volume, watermark) => Change::SetVolume {
                 volume: VolumeNo(volume),
-                state: VolumeState { promised: watermark.epoch, watermark, collected: 0 },
+                state: VolumeState {
+                    promised: watermark.epoch,
+                    watermark,
+                    ..VolumeState::default()
+                },
             },
             Self::DropGroup(volume, group) => {
                 Change::DropGroup { volume: VolumeNo(volume), group: GroupNo(group) }

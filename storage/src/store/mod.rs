@@ -122,6 +122,9 @@ pub struct VolumeState {
     pub watermark: Ver,
     /// How many of the volume's deleted snapshots nothing is kept for any more.
     pub collected: u32,
+    /// The watermark when the store came up after a crash, until it has been compared: all that it
+    /// can say for itself.
+    pub doubted: Option<Ver>,
 }
 
 /// Which rows of a group have changed while some of its slots were out of sync: whoever was in sync

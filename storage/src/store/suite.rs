@@ -218,7 +218,12 @@ fn vers(store: &dyn ShardStore, at: RowSlot) -> Vec<Ver> {
 }
 
 fn state(promised: u32, watermark: Ver) -> VolumeState {
-    VolumeState { promised: Epoch(promised), watermark, collected: promised / 2 }
+    VolumeState {
+        promised: Epoch(promised),
+        watermark,
+        collected: promised / 2,
+        doubted: Some(watermark),
+    }
 }
 
 fn is_refused(result: &Result<(), StoreError>) -> bool {

@@ -59,6 +59,9 @@ struct VolumeSide {
     /// Undecided versions, both ways round.
     prepared: BTreeMap<RowSlot, Ver>,
     by_ver: BTreeMap<Ver, RowSlot>,
+    /// Row slots with an undecided version that this store came up with after a crash. They may have
+    /// been undone since: no watermark speaks of them before the store has been compared.
+    doubtful: BTreeSet<RowSlot>,
     /// Until when other parties may believe in a read lease from here. Lost in a restart.
     grants: Vec<(Coordinating, Time)>,
     /// The newest session heard of, and whose it is.
@@ -242,6 +245,7 @@ impl StoreCore {
         if let Some(side) = self.volumes.get_mut(&no) {
             side.prepared.retain(|at, _| at.row.group != group);
             side.by_ver.retain(|_, at| at.row.group != group);
+            side.doubtful.retain(|at| at.row.group != group);
             side.indexes.forget(group);
             side.unasked.remove(&group);
         }
@@ -263,11 +267,18 @@ impl StoreCore {
 
     fn load(&self, no: VolumeNo) -> Result<VolumeSide, StoreError> {
         let prepared: BTreeMap<_, _> = self.store.prepared(no)?.into_iter().collect();
+        let mut state = self.store.volume(no)?;
+        let doubtful = !self.opened.clean && !lives(Mutant::SuspectTold);
+        if doubtful {
+            // Of several crashes it is the first one that counts.
+            state.doubted.get_or_insert(state.watermark);
+        }
         Ok(VolumeSide {
             epoch: Epoch(0),
             coordinator: None,
-            state: self.store.volume(no)?,
-            dirty: false,
+            state,
+            dirty: doubtful,
+            doubtful: prepared.keys().filter(|_| doubtful).copied().collect(),
             by_ver: prepared.iter().map(|(at, ver)| (*ver, *at)).collect(),
             prepared,
             grants: Vec::new(),
@@ -358,7 +369,7 @@ impl StoreCore {
             let answer = self.answer(now, sender, volume, frame.epoch, request.ask)?;
             answers.push((request.id, answer));
             if vetted {
-                // Until now it was not believed, and it may not be told again for a while.
+                // What it came up with is spoken of now, and it may not be told again for a while.
                 self.advance_watermark(volume, frame.watermark)?;
             }
         }
@@ -402,11 +413,8 @@ impl StoreCore {
             Ask::Nop => Answer::Ok,
             Ask::Undecided { group } => self.undecided_of(volume, group),
             Ask::Vetted { incarnation } => {
-                if let Some(side) = self.volumes.get_mut(&volume) {
-                    side.vetted |= incarnation == self.opened.incarnation;
-                }
                 if incarnation == self.opened.incarnation {
-                    self.indexes_vetted(volume);
+                    self.vetted(volume);
                 }
                 Answer::Ok
             }
@@ -437,6 +445,18 @@ impl StoreCore {
                 read::serve(self.store.as_ref(), volume, &read)?
             }
         })
+    }
+
+    /// What it holds was compared with the others.
+    fn vetted(&mut self, volume: VolumeNo) {
+        if let Some(side) = self.volumes.get_mut(&volume) {
+            side.vetted = true;
+            side.state.doubted = None;
+            side.dirty = true;
+            side.doubtful.clear();
+            side.sweep = true;
+        }
+        self.indexes_vetted(volume);
     }
 
     /// A store that accepts anything in an epoch serves no older one any more, not even after a
@@ -486,7 +506,7 @@ impl StoreCore {
         Answer::Promised {
             incarnation: self.opened.incarnation,
             suspect: !self.opened.clean && !side.vetted,
-            watermark: side.state.watermark,
+            watermark: side.state.doubted.unwrap_or(side.state.watermark),
             prepared: side.prepared.keys().map(|at| (at.row, at.slot)).collect(),
         }
     }

@@ -219,6 +219,7 @@ impl StoreCore {
             if let Some(older) = side.prepared.insert(at, ver) {
                 side.by_ver.remove(&older);
             }
+            side.doubtful.remove(&at);
             side.by_ver.insert(ver, at);
             self.batch.changes.push(Change::SetPrepared { at, ver });
         }
@@ -229,6 +230,7 @@ impl StoreCore {
             && let Some(ver) = side.prepared.remove(&at)
         {
             side.by_ver.remove(&ver);
+            side.doubtful.remove(&at);
             self.batch.changes.push(Change::ClearPrepared { at });
         }
     }
@@ -246,11 +248,6 @@ impl StoreCore {
         watermark: Ver,
     ) -> Result<(), StoreError> {
         let Some(side) = self.volumes.get_mut(&volume) else { return Ok(()) };
-        // What it says of itself until it was compared is what it knew before it crashed: where it
-        // lacks something from before that, nobody had it.
-        if !self.opened.clean && !side.vetted && !lives(Mutant::SuspectTold) {
-            return Ok(());
-        }
         if watermark > side.state.watermark {
             side.state.watermark = watermark;
             side.dirty = true;
@@ -263,6 +260,7 @@ impl StoreCore {
             .by_ver
             .range(..=watermark)
             .filter(|(_, at)| side.in_sync(at.row.group) || lives(Mutant::WatermarkOutOfSync))
+            .filter(|(_, at)| !side.doubtful.contains(at))
             .map(|(ver, at)| (*ver, *at))
             .collect();
         for (ver, at) in committed {

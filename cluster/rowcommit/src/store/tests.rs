@@ -153,6 +153,7 @@ fn base(have: Ver) -> Answer {
 
 mod moves;
 mod snapshots;
+mod suspects;
 
 #[test]
 fn only_the_coordinator_of_the_epoch_is_heard() {

@@ -23,7 +23,8 @@ fn slots() -> [RowSlot; 2] {
 fn filled() -> (TempDir, RocksStore) {
     let directory = TempDir::new().expect("a temporary directory");
     let store = open(directory.path()).expect("a new store");
-    let state = VolumeState { promised: Epoch(3), watermark: ver(2, 9), collected: 4 };
+    let state =
+        VolumeState { promised: Epoch(3), watermark: ver(2, 9), collected: 4, doubted: None };
     let mut changes = vec![Change::SetVolume { volume: VolumeNo(1), state }];
     for at in slots() {
         changes.push(put(at, ver(2, 7), 1, 4160));

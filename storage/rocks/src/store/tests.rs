@@ -112,5 +112,5 @@ fn what_was_stored_of_a_volume_before_there_were_snapshots_stays_readable() {
     let old = value::encode(&key, &StateBeforeSnapshots { promised, watermark });
     store.database.db.put_cf(store.database.state(), key, old).expect("put");
     let state = store.volume(VolumeNo(1)).expect("readable");
-    assert_eq!(state, VolumeState { promised, watermark, collected: 0 });
+    assert_eq!(state, VolumeState { promised, watermark, ..VolumeState::default() });
 }

@@ -43,7 +43,12 @@ pub(crate) fn batches(seed: u64, count: usize) -> Vec<Batch> {
 }
 
 fn batch(draw: &mut Draw, i: u32) -> Batch {
-    let state = VolumeState { promised: Epoch(i), watermark: ver(i, i.into()), collected: i };
+    let state = VolumeState {
+        promised: Epoch(i),
+        watermark: ver(i, i.into()),
+        collected: i,
+        doubted: None,
+    };
     let mut changes = vec![Change::SetVolume { volume: COUNTER, state }];
     for _ in 0..draw.between(1, 7) {
         let at = any_place(draw);
@@ -60,8 +65,12 @@ fn batch(draw: &mut Draw, i: u32) -> Batch {
             86..90 => changes.push(Change::DropSlot { at }),
             90..97 => {
                 // They only grow, so one that went back is told from all before.
-                let state =
-                    VolumeState { promised: Epoch(i), watermark: ver(1, i.into()), collected: i };
+                let state = VolumeState {
+                    promised: Epoch(i),
+                    watermark: ver(1, i.into()),
+                    collected: i,
+                    doubted: None,
+                };
                 changes.push(Change::SetVolume { volume: at.volume, state });
             }
             97..99 => {

@@ -1,0 +1,59 @@
+//! What a store says of itself, and believes, between a crash and its comparison with others.
+
+use super::*;
+
+fn crash(rig: &mut Rig, at: u64) {
+    rig.restart(Time(at));
+    // Leases of before have run out.
+    rig.now = Time(at + 10_000_000);
+}
+
+/// What it tells a coordinator: the watermark, and whether it is in doubt.
+fn promised(rig: &mut Rig) -> (Ver, bool) {
+    match rig.ask(Ask::Promise) {
+        Answer::Promised { watermark, suspect, .. } => (watermark, suspect),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn what_it_came_up_with_waits_for_the_comparison() {
+    let mut rig = Rig::new(1);
+    rig.ask(prep(1, Ver::NONE));
+    rig.watermark(ver(1));
+    rig.ask(prep(2, ver(1)));
+    let other = |seq, base| match prep(seq, base) {
+        Ask::PrepData { slot, update, base, wid, record, .. } => {
+            Ask::PrepData { row: row(1), slot, update, base, wid, record }
+        }
+        other => other,
+    };
+    crash(&mut rig, 20_000_000);
+    assert_eq!(promised(&mut rig), (ver(1), true));
+    // 2 may have been undone on all others. What it takes now is decided as ever.
+    assert_eq!(rig.ask(other(3, Ver::NONE)), Answer::Ok);
+    rig.watermark(ver(5));
+    assert_eq!((rig.marks(), rig.versions(0)), (vec![2], vec![2, 1]));
+    assert_eq!(promised(&mut rig), (ver(1), true));
+    // Of several crashes it is the first one that counts.
+    crash(&mut rig, 40_000_000);
+    assert_eq!(promised(&mut rig), (ver(1), true));
+    // What is built on is committed, and not in doubt any more.
+    assert_eq!(rig.ask(prep(6, ver(2))), Answer::Ok);
+    rig.watermark(ver(7));
+    assert_eq!((rig.marks(), rig.versions(0)), (vec![], vec![6]));
+    let incarnation = rig.disk.opened().incarnation;
+    rig.ask(Ask::Vetted { incarnation });
+    assert_eq!(promised(&mut rig), (ver(7), false));
+}
+
+#[test]
+fn once_compared_it_commits_what_the_frame_tells_it() {
+    let mut rig = Rig::new(1);
+    rig.ask(prep(1, Ver::NONE));
+    crash(&mut rig, 20_000_000);
+    let incarnation = rig.disk.opened().incarnation;
+    let frame = rig.frame(ver(4), vec![Ask::Vetted { incarnation }]);
+    assert_eq!(rig.send(1, frame), Some(vec![Answer::Ok]));
+    assert_eq!((rig.marks(), rig.versions(0)), (vec![], vec![1]));
+}
