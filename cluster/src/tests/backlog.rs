@@ -21,14 +21,7 @@ fn a_backlog_larger_than_the_queue_goes_again() {
         let mut rng = Rng::new(3);
         let weather = Weather { delay: Duration::from_millis(1), window: 8 << 20, refused: 0 };
         let net = MemoryNet::new(rng.fork(), weather);
-        let cluster = Cluster::start(
-            setup,
-            &mut rng,
-            |node| net.of(node),
-            |node, sessions| net.serve(node, sessions),
-            |_, disk| disk,
-        )
-        .await;
+        let cluster = Cluster::over(&net, setup, &mut rng).await;
         cluster.whole().await.expect("a new cluster");
         net.set_hole(NodeId(1), NodeId(2), true);
         net.set_hole(NodeId(2), NodeId(1), true);

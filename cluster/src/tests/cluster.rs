@@ -1,6 +1,7 @@
 //! A cluster whose shell is the real one: stores, coders and what lies between them. The map is a
 //! value behind a lock that everybody hears of late.
 
+use super::net::MemoryNet;
 use super::probe;
 use super::rng::Rng;
 use crate::coder::{self, CoderArgs, CoderHandle, CoderMsg, Propose};
@@ -213,6 +214,12 @@ pub(super) fn found(setup: &Arc<Setup>, stores: &[StoreId], rng: &mut Rng) -> Ma
 }
 
 impl Cluster {
+    /// Starts one over a network in memory.
+    pub(super) async fn over(net: &MemoryNet, setup: Setup, rng: &mut Rng) -> Self {
+        let serve = |node, sessions| net.serve(node, sessions);
+        Self::start(setup, rng, |node| net.of(node), serve, |_, disk| disk).await
+    }
+
     /// Starts stores, whose disks `wrap` may stand before, and a coder for each volume.
     pub(super) async fn start<T: Transport>(
         setup: Setup,

@@ -78,14 +78,7 @@ async fn world(seed: u64) -> Result<(Found, u64), String> {
     let mut rng = Rng::new(seed);
     let swarm = Swarm::draw(&mut rng);
     let net = MemoryNet::new(rng.fork(), swarm.weather);
-    let cluster = Cluster::start(
-        swarm.setup.clone(),
-        &mut rng,
-        |node| net.of(node),
-        |node, sessions| net.serve(node, sessions),
-        |_, disk| disk,
-    )
-    .await;
+    let cluster = Cluster::over(&net, swarm.setup.clone(), &mut rng).await;
     let stop = CancellationToken::new();
     let mut clients = Vec::new();
     for coder in &cluster.coders {

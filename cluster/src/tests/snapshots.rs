@@ -13,6 +13,8 @@ use smalti_map::Command;
 use smalti_rowcommit::coordinator::{BlockWrite, OpError};
 use smalti_storage::ids::{GroupNo, Slot};
 use smalti_storage::store::ShardStore;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 const ROWS: u64 = 200;
@@ -28,28 +30,23 @@ fn a_snapshot_is_of_one_moment_and_its_space_comes_back() {
         let mut rng = Rng::new(11);
         let weather = Weather { delay: Duration::from_millis(1), window: 8 << 20, refused: 0 };
         let net = MemoryNet::new(rng.fork(), weather);
-        let cluster = Cluster::start(
-            Setup::plain(2, 1),
-            &mut rng,
-            |node| net.of(node),
-            |node, sessions| net.serve(node, sessions),
-            |_, disk| disk,
-        )
-        .await;
+        let cluster = Cluster::over(&net, Setup::plain(2, 1), &mut rng).await;
         cluster.whole().await.expect("a new cluster");
         let coder = &cluster.coders[0];
         let first = (0..ROWS).map(|index| write(index, index + 1)).collect();
         coder.write(first).await.expect("written");
         // All rows again, one after the other, while the snapshot is made.
+        let rewritten = Arc::new(AtomicU64::new(0));
         let again = {
-            let coder = coder.clone();
+            let (coder, rewritten) = (coder.clone(), Arc::clone(&rewritten));
             tokio::spawn(async move {
                 for index in 0..ROWS {
                     coder.write(vec![write(index, ROWS + index + 1)]).await.expect("written");
+                    rewritten.store(index + 1, Ordering::Relaxed);
                 }
             })
         };
-        tokio::time::sleep(Duration::from_millis(40)).await;
+        until("some rows are rewritten", || rewritten.load(Ordering::Relaxed) > 5).await;
         let snap = coder.snapshot("s".into(), 1).await.expect("made");
         again.await.expect("no panic");
         let blocks: Vec<_> = (0..ROWS).map(|index| (row(index), Slot(0))).collect();

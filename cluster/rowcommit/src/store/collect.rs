@@ -17,7 +17,8 @@ const STEP: usize = 64;
 pub(super) struct Collecting {
     /// The deleted snapshots it is made for.
     deleted: u32,
-    group: GroupNo,
+    /// Its index, which goes one past the last group.
+    group: usize,
     after: Option<RowSlot>,
 }
 
@@ -48,15 +49,17 @@ impl StoreCore {
 
     fn collect_some(&mut self, volume: VolumeNo) -> Result<(), StoreError> {
         let Some(side) = self.volumes.get_mut(&volume) else { return Ok(()) };
-        let anew = Collecting { deleted: side.deleted, group: GroupNo(0), after: None };
+        let anew = Collecting { deleted: side.deleted, group: 0, after: None };
         let made_for = |pass: &Collecting| pass.deleted == side.deleted;
         let mut pass = side.collecting.take().filter(made_for).unwrap_or(anew);
-        if usize::from(pass.group.0) >= side.in_sync.len() || lives(Mutant::KeepDeleted) {
+        let group = u16::try_from(pass.group).ok().map(GroupNo);
+        let group = group.filter(|_| pass.group < side.in_sync.len());
+        let Some(group) = group.filter(|_| !lives(Mutant::KeepDeleted)) else {
             side.state.collected = pass.deleted;
             side.dirty = true;
             return Ok(());
-        }
-        let (page, corrupt) = match self.store.scan(volume, pass.group, pass.after, STEP) {
+        };
+        let (page, corrupt) = match self.store.scan(volume, group, pass.after, STEP) {
             Ok(page) => (page, None),
             Err(StoreError::Corrupt { at, .. }) => (Vec::new(), Some(at)),
             Err(error) => return Err(error),
@@ -69,7 +72,7 @@ impl StoreCore {
         }
         match last {
             Some(at) => pass.after = Some(at),
-            None => pass = Collecting { group: GroupNo(pass.group.0 + 1), after: None, ..pass },
+            None => pass = Collecting { group: pass.group + 1, after: None, ..pass },
         }
         if let Some(side) = self.volumes.get_mut(&volume) {
             side.collecting = Some(pass);

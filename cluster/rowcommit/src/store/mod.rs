@@ -306,7 +306,8 @@ impl StoreCore {
     /// before every volume was compared, and the clean marker would say that it is.
     pub fn is_vetted(&self) -> bool {
         let right = |side: &VolumeSide| side.vetted && side.indexes.is_right();
-        self.opened.clean || self.volumes.values().all(right)
+        // With no map that tells of this start, nobody can have compared anything.
+        self.opened.clean || (self.registered && self.volumes.values().all(right))
     }
 
     /// Takes one frame. `None`: it belongs to an older session and is dropped. The answers may be

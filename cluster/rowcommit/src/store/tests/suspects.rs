@@ -57,3 +57,15 @@ fn once_compared_it_commits_what_the_frame_tells_it() {
     assert_eq!(rig.send(1, frame), Some(vec![Answer::Ok]));
     assert_eq!((rig.marks(), rig.versions(0)), (vec![], vec![1]));
 }
+
+#[test]
+fn one_that_never_heard_of_its_volumes_was_not_compared() {
+    let mut rig = Rig::new(1);
+    rig.ask(prep(1, Ver::NONE));
+    rig.disk.restart(Restart::default());
+    let core = StoreCore::new(Arc::clone(&rig.disk) as _, StoreConfig::default(), Time(0));
+    assert!(!core.is_vetted());
+    rig.disk.restart(Restart { clean: true, ..Restart::default() });
+    let core = StoreCore::new(Arc::clone(&rig.disk) as _, StoreConfig::default(), Time(0));
+    assert!(core.is_vetted(), "it ended in order before");
+}
