@@ -14,10 +14,14 @@ use smalti_storage::ids::{
 use smalti_storage::store::{VecEntry, VersionMeta};
 
 /// The version of this encoding; the first byte of every frame.
-pub const WIRE_VERSION: u8 = 5;
+pub const WIRE_VERSION: u8 = 6;
 
 /// Most versions that one scan answers with; a row slot more than that has comes alone.
 pub const SCAN_LIMIT: usize = 1024;
+
+/// In place of the undecided version of a slot that could not tell what it holds when its row was
+/// settled. Until the slot is restored nothing is built on it, and it counts for nothing in takeovers.
+pub const UNREADABLE: Ver = Ver { epoch: Epoch(u32::MAX), seq: u64::MAX };
 
 /// A coordinator's requests to one store.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -214,7 +218,8 @@ pub enum Ask {
         /// The version.
         ver: Ver,
     },
-    /// Forget the prepared version of a slot that can not tell which it has, if it is newer.
+    /// Forget the prepared version of a slot that can not tell which it has, if it is newer, and
+    /// mark the slot as [`UNREADABLE`].
     AbortNewer {
         /// The row.
         row: RowAddr,
@@ -244,7 +249,8 @@ pub enum Ask {
         row: RowAddr,
         /// The slot.
         slot: Slot,
-        /// What it lacks, or has wrong: metadata, and bytes where they are not absent.
+        /// What it lacks, or has wrong: metadata, and bytes where they are not absent. One that
+        /// is present and comes without bytes is lost: nobody can construct it any more.
         versions: Vec<(VersionMeta, Bytes)>,
         /// What it has and keeps.
         keep: Vec<Ver>,
@@ -286,7 +292,7 @@ pub enum Answer {
         suspect: bool,
         /// All versions at or below it are committed.
         watermark: Ver,
-        /// Rows with an undecided version.
+        /// Rows with an undecided version, or marked as [`UNREADABLE`].
         prepared: Vec<(RowAddr, Slot)>,
     },
     /// Not before this many microseconds have passed: a read lease of another coordinator, or
@@ -307,7 +313,7 @@ pub enum Answer {
     Versions {
         /// Each with whether its record verifies.
         versions: Vec<(VersionMeta, bool)>,
-        /// Which of them is undecided.
+        /// Which of them is undecided; [`UNREADABLE`] where a takeover could not tell.
         prepared: Option<Ver>,
     },
     /// The next row slots.

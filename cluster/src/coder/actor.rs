@@ -365,6 +365,10 @@ impl<T: Transport> State<T> {
             Alarm::RowLost { row } => {
                 tracing::error!(%volume, %row, "an acknowledged row can not be constructed");
             }
+            Alarm::RecordLost { row, slot, snap } => tracing::error!(
+                %volume, %row, %slot, ?snap,
+                "a record can not be constructed: too few of the others are readable"
+            ),
             Alarm::Corrupt { row, slot } => {
                 tracing::warn!(%volume, %row, %slot, "record does not verify, repairing it");
             }

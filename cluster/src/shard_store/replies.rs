@@ -25,9 +25,7 @@ const META_COST: usize = 256;
 
 /// Room that is taken, and given back when this is dropped.
 #[derive(Debug)]
-pub(crate) struct Room(
-    #[expect(dead_code, reason = "it is held, not looked at")] OwnedSemaphorePermit,
-);
+pub(crate) struct Room(OwnedSemaphorePermit);
 
 /// Gives replies to one session.
 #[derive(Clone, Debug)]
@@ -61,8 +59,17 @@ impl ReplySender {
         Arc::clone(&self.room).acquire_many_owned(clamped(bytes)).await.ok().map(Room)
     }
 
-    /// Hands a reply over that there is room for. `None`: the session has ended.
-    pub(super) fn put(&self, reply: Reply, room: Room) -> Option<()> {
+    /// Hands a reply over that room was taken for. `None`: the session has ended.
+    ///
+    /// A row slot may hold many versions for snapshots, and the answer be larger than was expected:
+    /// then the room is given back and all of it taken anew. Whoever waited for more while holding
+    /// some could wait for another that does the same.
+    pub(super) async fn put(&self, reply: Reply, mut room: Room) -> Option<()> {
+        let bytes = clamped(size(&reply));
+        if usize::try_from(bytes).is_ok_and(|bytes| bytes > room.0.num_permits()) {
+            drop(room);
+            room = Room(Arc::clone(&self.room).acquire_many_owned(bytes).await.ok()?);
+        }
         self.queue.try_send((reply, room)).ok()
     }
 
@@ -71,7 +78,7 @@ impl ReplySender {
         let taken = Arc::clone(&self.room)
             .try_acquire_many_owned(clamped(size(&reply)))
             .ok()
-            .and_then(|room| self.put(reply, Room(room)));
+            .and_then(|room| self.queue.try_send((reply, Room(room))).ok());
         if taken.is_none() && !self.queue.is_closed() {
             tracing::debug!("a session does not take its answers: it ends");
             self.broken.cancel();
@@ -128,10 +135,52 @@ fn size(reply: &Reply) -> usize {
             + match answer {
                 Answer::Version { record, .. } => META_COST + record.len(),
                 Answer::Versions { versions, .. } => versions.len() * META_COST,
-                Answer::Scanned { entries, .. } => entries.len() * META_COST,
+                Answer::Scanned { entries, .. } => {
+                    let versions = |held: &Option<Vec<_>>| held.as_ref().map_or(1, Vec::len);
+                    entries.iter().map(|(.., held)| versions(held) * META_COST).sum()
+                }
                 Answer::Promised { prepared, .. } => prepared.len() * ANSWER_COST,
                 _ => 0,
             }
     };
     reply.answers.iter().map(answer).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use smalti_storage::ids::{Incarnation, VolumeNo};
+    use smalti_storage::store::VersionMeta;
+
+    fn reply(versions: usize) -> Reply {
+        let versions = vec![(VersionMeta::default(), true); versions];
+        let answers = vec![(1, Answer::Versions { versions, prepared: None })];
+        Reply { volume: VolumeNo(1), session: 1, incarnation: Incarnation(1), answers }
+    }
+
+    #[tokio::test]
+    async fn a_reply_larger_than_expected_waits_for_all_the_room_it_takes() {
+        let (sender, mut receiver) = channel();
+        let room = |bytes: usize| {
+            let room = Arc::clone(&sender.room);
+            async move { Room(room.acquire_many_owned(clamped(bytes)).await.expect("open")) }
+        };
+        let most = room(BYTES - 2 * COST_MIN).await;
+        let small = room(COST_MIN).await;
+        // 100 versions take more than is left beside what is held by others.
+        let put = tokio::spawn({
+            let sender = sender.clone();
+            async move { sender.put(reply(100), small).await }
+        });
+        while sender.room.available_permits() != 0 {
+            // It has given its room back and waits in line, or all of it would be free.
+            tokio::task::yield_now().await;
+        }
+        assert!(receiver.queue.try_recv().is_err(), "there is no room for it");
+        drop(most);
+        assert_eq!(put.await.expect("no panic"), Some(()));
+        let (_, taken) = receiver.recv().await.expect("the session goes on");
+        assert!(taken.0.num_permits() >= 100 * META_COST);
+        assert_eq!(sender.room.available_permits(), BYTES - taken.0.num_permits());
+    }
 }

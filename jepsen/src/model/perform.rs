@@ -168,6 +168,9 @@ impl Model {
             Action::Alarm(Alarm::RowLost { row }) => {
                 return Err(Bad::Lost(format!("node {at} finds {row} lost")));
             }
+            Action::Alarm(Alarm::RecordLost { row, slot, .. }) => {
+                return Err(Bad::Lost(format!("node {at} finds {row}/{slot} lost")));
+            }
             Action::Alarm(Alarm::Corrupt { row, slot }) => {
                 return Err(broken(format!("node {at} finds {row}/{slot} rotten")));
             }

@@ -164,6 +164,9 @@ impl World {
                 let why = format!("node {at} finds {alarm:?}, and nothing was made so");
                 self.fail(Failure::at(row, why));
             }
+            Alarm::RecordLost { row, .. } if !self.rotten.contains(&row) => {
+                self.fail(Failure::at(row, format!("node {at} finds {alarm:?}")));
+            }
             Alarm::RowLost { row } if !self.rotten.contains(&row) => {
                 self.fail(Failure::at(row, format!("node {at} finds {row} lost")));
             }

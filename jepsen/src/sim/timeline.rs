@@ -193,6 +193,9 @@ impl World {
             Alarm::Miscomputed { row: of, slot } if of == row => {
                 format!("finds {slot} miscomputed")
             }
+            Alarm::RecordLost { row: of, slot, .. } if of == row => {
+                format!("finds a record of {slot} lost")
+            }
             Alarm::RowLost { row: of } if of == row => "finds the row lost".into(),
             Alarm::Silent { store } => match silent(store) {
                 Some(at) => format!("finds n{at} silent"),

@@ -92,6 +92,10 @@ mutants! {
     KeepOutdated = "keep-outdated",
     /// What a slot holds undecided that can not be read is left to it.
     TrustUnreadable = "trust-unreadable",
+    /// A takeover leaves no mark on a slot that could not tell what it holds.
+    UnreadableForgotten = "unreadable-forgotten",
+    /// A store that is in sync takes updates after a crash before it has promised an epoch.
+    PrepareUnsettled = "prepare-unsettled",
     /// A row's older version is not held for decided when there is a newer one.
     DoubtOlder = "doubt-older",
     /// Serving begins without `Activate` in the map.
@@ -106,6 +110,8 @@ mutants! {
     ForgetHeld = "forget-held",
     /// A store keeps what only deleted snapshots needed.
     KeepDeleted = "keep-deleted",
+    /// A slot is not repaired at all when one of the states it lacks is lost.
+    RepairAllOrNone = "repair-all-or-none",
     /// Versions are issued while a snapshot is being made.
     IssueFrozen = "issue-frozen",
     /// A snapshot is proposed while updates are undecided.

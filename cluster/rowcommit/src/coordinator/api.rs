@@ -192,6 +192,16 @@ pub enum Alarm {
         /// The slot.
         slot: Slot,
     },
+    /// A slot that is being repaired can not be given one of its records: too few of the others are
+    /// readable. Reads of it fail until they are.
+    RecordLost {
+        /// The row.
+        row: RowAddr,
+        /// The slot.
+        slot: Slot,
+        /// The snapshot whose state it belongs to, the oldest of them; none for the newest state.
+        snap: Option<u32>,
+    },
     /// A parity record would have come out wrong: a coded difference was computed or added wrongly,
     /// here or at the slot's store. Nothing was written, and it is computed anew.
     Miscomputed {

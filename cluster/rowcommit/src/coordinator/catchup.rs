@@ -22,12 +22,20 @@ use std::time::Duration;
 /// A row whose repair failed is tried again after this long: what it lacks is not there.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// And a row slot of a store in sync, after this long: it is the others that lack something too.
+const RETRY_INSYNC: Duration = Duration::from_secs(5);
+
+/// In-sync row slots that are tried again; more are found again when they are read.
+const UNREPAIRED_MAX: usize = 4096;
+
 /// All slots that are catching up.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Catchup {
     pub(super) learners: BTreeMap<Place, Learning>,
     /// Repairs that wait or run.
     pub(super) claimed: BTreeSet<(RowAddr, Seat)>,
+    /// Row slots of stores in sync whose repair failed, and when they are tried again.
+    pub(super) unrepaired: BTreeMap<(RowAddr, Seat), Time>,
     lives: u64,
     pub(super) rounds: u64,
 }
@@ -169,12 +177,24 @@ impl Catchup {
     }
 
     pub(super) fn is_quiet(&self) -> bool {
-        self.learners.is_empty() && self.claimed.is_empty()
+        self.learners.is_empty() && self.claimed.is_empty() && self.unrepaired.is_empty()
     }
 
     /// Claims the repair of a row slot; false when one waits or runs already.
     pub(super) fn claim_repair(&mut self, row: RowAddr, seat: Seat) -> bool {
+        self.unrepaired.remove(&(row, seat));
         self.claimed.insert((row, seat))
+    }
+
+    /// A row slot of a store in sync could not be put right; not to be tried again before its time.
+    pub(super) fn put_off(&mut self, now: Time, row: RowAddr, seat: Seat) {
+        if self.unrepaired.len() >= UNREPAIRED_MAX
+            && let Some((soonest, _)) = self.unrepaired.iter().min_by_key(|(_, at)| **at)
+        {
+            let soonest = *soonest;
+            self.unrepaired.remove(&soonest);
+        }
+        self.unrepaired.insert((row, seat), now.after(RETRY_INSYNC));
     }
 
     /// A claimed repair has ended.
@@ -187,6 +207,9 @@ impl Catchup {
         good: bool,
     ) {
         self.claimed.remove(&(row, seat));
+        if life.is_none() && !good {
+            self.put_off(now, row, seat);
+        }
         if let Some(learning) = self.learners.get_mut(&(row.group, seat.0))
             && life == Some(learning.life)
         {
@@ -393,9 +416,24 @@ impl Coordinator {
 
     pub(super) fn catchup_tick(&mut self) {
         self.catchup_on_map();
+        self.repair_again();
         self.vet_pump();
         self.catchup_pump();
         self.propose_growth();
+    }
+
+    /// Tries repairs of slots in sync that failed again.
+    fn repair_again(&mut self) {
+        let now = self.now;
+        let due = self.catchup.unrepaired.iter().filter(|(_, at)| **at <= now);
+        let due: Vec<(RowAddr, Seat)> = due.map(|(which, _)| *which).collect();
+        for (row, seat) in due {
+            self.catchup.unrepaired.remove(&(row, seat));
+            // Who is out of sync is compared as a whole when it comes back.
+            if self.counts(row, seat) {
+                self.repair_later(row, seat.0);
+            }
+        }
     }
 
     /// Moves every learner on as far as it goes.

@@ -39,10 +39,13 @@ impl Coordinator {
         (self.epoch, self.phase, self.released, self.waiting_ops.len()).hash(hasher);
         let patience = self.config.takeover_patience.max(self.config.suspect_after);
         self.idle_since.map(|since| age(now, since, patience)).hash(hasher);
-        for event in &self.waiting_ops {
+        for (since, event) in &self.waiting_ops {
             match event {
                 Event::Write { op, blocks } => (0, op, blocks).hash(hasher),
-                Event::Read { op, blocks, snap } => (1, op, blocks, snap).hash(hasher),
+                Event::Read { op, blocks, snap } => {
+                    let age = snap.map(|_| age(now, *since, patience));
+                    (1, op, blocks, snap, age).hash(hasher);
+                }
                 Event::Snapshot { op, name, created } => (3, op, name, created).hash(hasher),
                 _ => 2.hash(hasher),
             }
@@ -192,6 +195,8 @@ impl Coordinator {
 
     fn digest_catchup(&self, now: Time, hasher: &mut impl Hasher) {
         (&self.catchup.claimed, self.catchup.learners.len()).hash(hasher);
+        let again = self.catchup.unrepaired.iter().map(|(which, at)| (which, at.since(now)));
+        again.collect::<Vec<_>>().hash(hasher);
         for (place, l) in &self.catchup.learners {
             (place, l.store, l.incarnation, &l.behind, l.repairing, &l.failed).hash(hasher);
             (l.outstanding, l.retry_at.since(now)).hash(hasher);

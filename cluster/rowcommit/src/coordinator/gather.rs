@@ -74,6 +74,11 @@ impl Gather {
         self.avoid.or(self.gone.minus(insync))
     }
 
+    /// Whether fewer than `n` records were found usable, though everybody asked has answered.
+    pub(super) fn is_short(&self, n: u8) -> bool {
+        self.records.len() < usize::from(n) && self.gone.is_empty()
+    }
+
     fn usable(&self, slot: Slot) -> bool {
         self.records.contains_key(&slot)
     }

@@ -328,6 +328,7 @@ impl Coordinator {
                 self.renew_leases();
                 self.catchup_tick();
                 self.check_leases();
+                self.give_up_early_reads();
                 self.tell_watermark();
             }
             Phase::Idle => {}

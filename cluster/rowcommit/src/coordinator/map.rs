@@ -50,7 +50,7 @@ impl Coordinator {
                 if epoch != before {
                     self.adopt_epoch();
                     self.snapshot_on_map();
-                    for event in std::mem::take(&mut self.waiting_ops) {
+                    for (_, event) in std::mem::take(&mut self.waiting_ops) {
                         self.start(event);
                     }
                 }
@@ -134,7 +134,7 @@ impl Coordinator {
         for (row, slot) in std::mem::take(&mut self.takeover.unreadable) {
             self.repair_later(row, slot);
         }
-        for event in std::mem::take(&mut self.waiting_ops) {
+        for (_, event) in std::mem::take(&mut self.waiting_ops) {
             self.start(event);
         }
     }
@@ -149,7 +149,7 @@ impl Coordinator {
         for op in std::mem::take(&mut self.reads).into_keys() {
             self.actions.push(Action::ReadDone { op, result: Err(OpError::Fenced) });
         }
-        for event in std::mem::take(&mut self.waiting_ops) {
+        for (_, event) in std::mem::take(&mut self.waiting_ops) {
             match event {
                 Event::Write { op, .. } => {
                     self.actions.push(Action::WriteDone { op, result: fenced });

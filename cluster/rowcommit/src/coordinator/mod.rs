@@ -134,7 +134,8 @@ pub struct Coordinator {
     next_seq: u64,
     last_issued: Ver,
     inflight: BTreeMap<Ver, RowAddr>,
-    waiting_ops: VecDeque<Event>,
+    /// Operations that can not begin yet, each with when it came, or was looked at last.
+    waiting_ops: VecDeque<(Time, Event)>,
     writes: BTreeMap<u64, write::WriteOp>,
     reads: BTreeMap<u64, read::ReadOp>,
     /// Reads with their bytes in hand, that wait for leases or confirmations.
@@ -280,7 +281,7 @@ impl Coordinator {
             Event::Write { .. } | Event::Read { .. } | Event::Snapshot { .. }
                 if self.phase != Phase::Active =>
             {
-                self.waiting_ops.push_back(event);
+                self.waiting_ops.push_back((self.now, event));
             }
             Event::Write { .. } | Event::Read { .. } | Event::Snapshot { .. } => self.start(event),
             Event::Refused { command: Command::AddSnapshot { epoch, .. }, why } => {

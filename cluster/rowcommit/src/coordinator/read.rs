@@ -3,6 +3,7 @@
 use super::gather::Progress;
 use super::rows::{Kind, TaskId};
 use super::{Action, Coordinator, Event, OpError};
+use crate::time::Time;
 use bytes::Bytes;
 use smalti_map::mutant::{Mutant, lives};
 use smalti_storage::ids::{GroupNo, RowAddr, Slot, SlotSet};
@@ -23,7 +24,8 @@ impl Coordinator {
     pub(super) fn start_read(&mut self, op: u64, blocks: &[(RowAddr, Slot)], snap: Option<u32>) {
         if snap.is_some_and(|snap| snap > self.newest_snap()) {
             // Whoever asks has a newer map, which is on its way here.
-            self.waiting_ops.push_back(Event::Read { op, blocks: blocks.to_vec(), snap });
+            let read = Event::Read { op, blocks: blocks.to_vec(), snap };
+            self.waiting_ops.push_back((self.now, read));
             return;
         }
         if !self.is_kept(snap) {
@@ -58,6 +60,21 @@ impl Coordinator {
         }
         for (row, want) in rows {
             self.add_task(row, Kind::Read { op, want, snap });
+        }
+    }
+
+    /// Reads of snapshots that no map has told of for a while: nobody has made them.
+    pub(super) fn give_up_early_reads(&mut self) {
+        let (now, patience) = (self.now, self.config.takeover_patience);
+        let late = |since: Time| now.since(since) > patience;
+        for (since, event) in std::mem::take(&mut self.waiting_ops) {
+            match event {
+                Event::Read { op, .. } if late(since) => {
+                    let result = Err(OpError::NoSnapshot);
+                    self.actions.push(Action::ReadDone { op, result });
+                }
+                event => self.waiting_ops.push_back((since, event)),
+            }
         }
     }
 

@@ -4,8 +4,8 @@
 
 use super::gather::{Progress, same_vector};
 use super::rows::{Kind, TaskId};
-use super::{Coordinator, Phase, Purpose, Seat};
-use crate::msg::{Answer, Ask, Reject};
+use super::{Action, Alarm, Coordinator, Phase, Purpose, Seat};
+use crate::msg::{Answer, Ask, Reject, UNREADABLE};
 use crate::snaps;
 use bytes::Bytes;
 use smalti_map::mutant::{Mutant, lives};
@@ -29,7 +29,7 @@ pub(super) enum RepairState {
     /// Asked what the slot has.
     Looking,
     /// Knows what it has; finds out what it should have, state by state.
-    Gathering(Box<Plan>),
+    Gathering(Plan),
     /// Sent.
     Installing,
     Done,
@@ -43,6 +43,9 @@ pub(super) struct Plan {
     have: Vec<(VersionMeta, bool)>,
     /// Its newest version, whatever can be read.
     expect: Ver,
+    /// It could not tell what it has, now or when the row was settled: only a step that says what
+    /// it is to hold ends that.
+    unsure: bool,
     /// States still to be looked at: snapshots, oldest first, then the newest.
     left: VecDeque<Option<u32>>,
     /// The versions of the states looked at.
@@ -67,14 +70,17 @@ impl Plan {
             Some(snap) => snaps::held(&metas, *snap).map_or(Ver::NONE, |meta| meta.ver) == *ver,
         };
         let none_else = metas.iter().all(|meta| self.keep.contains(&meta.ver));
-        self.put.is_empty() && none_else && self.should.iter().all(holds)
+        !self.unsure && self.put.is_empty() && none_else && self.should.iter().all(holds)
     }
 }
 
 impl Coordinator {
-    /// Queues a repair unless one waits already.
+    /// Queues a repair unless one waits already, or failed a moment ago.
     pub(super) fn repair_later(&mut self, row: RowAddr, slot: Slot) {
         let Some(store) = self.store_of(row.group, slot) else { return };
+        if self.catchup.unrepaired.contains_key(&(row, (slot, store))) {
+            return;
+        }
         if self.phase == Phase::Active && self.catchup.claim_repair(row, (slot, store)) {
             self.add_repair(row, (slot, store), None);
         }
@@ -114,9 +120,10 @@ impl Coordinator {
             let Some(row) = self.tasks.get(&id).map(|task| task.row) else {
                 return Progress::Failed;
             };
-            let Some((seat, state)) = self.repairs.get(&id).cloned() else {
+            let Some((seat, state)) = self.repairs.get_mut(&id) else {
                 return Progress::Done;
             };
+            let (seat, state) = (*seat, std::mem::take(state));
             let slot = seat.0;
             if state != RepairState::Done && !self.members(row.group).contains(&seat) {
                 // It left while this waited: nobody would answer for it.
@@ -129,9 +136,12 @@ impl Coordinator {
                     let ask = Ask::Versions { row, slot };
                     self.ask_at(row.group, seat, ask, Purpose::Look { task: id });
                 }
-                RepairState::Looking | RepairState::Installing => return Progress::Waiting,
+                RepairState::Looking | RepairState::Installing => {
+                    self.set_repair(id, state);
+                    return Progress::Waiting;
+                }
                 RepairState::Gathering(plan) => {
-                    if let Some(progress) = self.plan_step(id, row, seat, *plan) {
+                    if let Some(progress) = self.plan_step(id, row, seat, plan) {
                         if progress == Progress::Failed {
                             self.repairs.remove(&id);
                         }
@@ -157,25 +167,25 @@ impl Coordinator {
     }
 
     pub(super) fn on_looked(&mut self, id: TaskId, answer: Answer) {
-        let have = match answer {
-            Answer::Versions { versions, .. } => versions,
-            _ => Vec::new(),
+        let (have, unsure) = match answer {
+            Answer::Versions { versions, prepared } => (versions, prepared == Some(UNREADABLE)),
+            _ => (Vec::new(), true),
         };
         let expect = have.first().map_or(Ver::NONE, |(meta, _)| meta.ver);
-        self.plan_repair(id, have, expect);
+        self.plan_repair(id, Plan { have, expect, unsure, ..Plan::default() });
     }
 
-    fn plan_repair(&mut self, id: TaskId, have: Vec<(VersionMeta, bool)>, expect: Ver) {
+    fn plan_repair(&mut self, id: TaskId, plan: Plan) {
         let kept = self.volume.iter().flat_map(|volume| volume.snapshots.keys());
         let kept = kept.filter(|_| !lives(Mutant::RepairNewestOnly));
         let left = kept.map(|snap| Some(*snap)).chain([None]).collect();
-        let plan = Plan { have, expect, left, ..Plan::default() };
-        self.plan_next(id, plan);
+        self.plan_next(id, Plan { left, ..plan });
     }
 
     /// Begins to look at the next state, by its vector first.
     fn plan_next(&mut self, id: TaskId, plan: Plan) {
-        let Some(((slot, store), _)) = self.repairs.get(&id).cloned() else { return };
+        let Some(((slot, store), _)) = self.repairs.get(&id) else { return };
+        let (slot, store) = (*slot, *store);
         let group = self.tasks.get(&id).map(|task| task.row.group);
         let own = group.and_then(|group| self.store_of(group, slot)) == Some(store);
         if let Some(task) = self.tasks.get_mut(&id) {
@@ -184,7 +194,7 @@ impl Coordinator {
             task.gather.reset(SlotSet::EMPTY, avoid);
             task.gather.snap = plan.left.front().copied().flatten();
         }
-        self.set_repair(id, RepairState::Gathering(Box::new(plan)));
+        self.set_repair(id, RepairState::Gathering(plan));
         self.runnable.push_back(id);
     }
 
@@ -197,28 +207,43 @@ impl Coordinator {
         seat: Seat,
         mut plan: Plan,
     ) -> Option<Progress> {
-        let progress = self.gather(id);
-        if progress != Progress::Done {
-            return Some(progress);
-        }
         let slot = seat.0;
         let Some(state) = plan.left.front().copied() else { return Some(Progress::Failed) };
-        let meta = self.wanted(id, slot)?;
-        let good = |(held, good): &&(VersionMeta, bool)| {
-            *good && held.ver == meta.ver && same_vector(&held.vec, &meta.vec)
+        let lost = match self.gather(id) {
+            Progress::Waiting => {
+                self.set_repair(id, RepairState::Gathering(plan));
+                return Some(Progress::Waiting);
+            }
+            Progress::Done => false,
+            Progress::Failed if self.is_lost(id, row, seat, &plan) => {
+                if self.counts(row, seat) {
+                    self.catchup.put_off(self.now, row, seat);
+                }
+                true
+            }
+            Progress::Failed => return Some(Progress::Failed),
         };
+        let meta = self.wanted(id, slot)?;
+        let held = |(held, _): &&(VersionMeta, bool)| {
+            held.ver == meta.ver && same_vector(&held.vec, &meta.vec)
+        };
+        let held = plan.have.iter().find(held).map(|(_, good)| *good);
         if meta.ver.is_none() || plan.keep.contains(&meta.ver) || plan.has_put(meta.ver) {
             // Nothing, or what an older state has too.
-        } else if plan.have.iter().any(|held| good(&held)) {
+        } else if held == Some(true) || held.is_some() && lost {
             plan.keep.push(meta.ver);
+        } else if lost {
+            self.actions.push(Action::Alarm(Alarm::RecordLost { row, slot, snap: state }));
+            plan.put.push((VersionMeta { present: true, ..meta }, Bytes::new()));
         } else {
             let task = self.tasks.get_mut(&id)?;
             let Some(record) = task.gather.records.get(&slot).cloned() else {
                 // Now with its record.
                 task.gather.need = SlotSet::EMPTY.with(slot);
+                self.set_repair(id, RepairState::Gathering(plan));
                 return None;
             };
-            plan.put.push((VersionMeta { present: !record.is_empty(), ..meta.clone() }, record));
+            plan.put.push((VersionMeta { present: !record.is_empty(), ..meta }, record));
         }
         plan.left.pop_front();
         plan.should.push((state, meta.ver));
@@ -228,6 +253,25 @@ impl Coordinator {
             self.plan_next(id, plan);
         }
         None
+    }
+
+    /// Whether the state that was gathered at is known, and can not be constructed: all that could
+    /// be asked has answered. That must not keep the slot's other states from being right; what is
+    /// lost is there again as soon as somebody has it, for whoever reads it hears that it is wrong,
+    /// and has it repaired. A slot in sync that can not tell what it has keeps that instead.
+    fn is_lost(&self, id: TaskId, row: RowAddr, seat: Seat, plan: &Plan) -> bool {
+        let Some(task) = self.tasks.get(&id) else { return false };
+        let g = &task.gather;
+        g.vec.is_some()
+            && g.is_short(self.n())
+            && self.is_kept(g.snap)
+            && !(plan.unsure && self.counts(row, seat))
+            && !lives(Mutant::RepairAllOrNone)
+    }
+
+    /// Whether the slot is in sync with that store.
+    pub(super) fn counts(&self, row: RowAddr, (slot, store): Seat) -> bool {
+        self.is_insync((row.group, slot)) && self.store_of(row.group, slot) == Some(store)
     }
 
     /// Metadata of the slot's version at the vector that was gathered at.
@@ -272,22 +316,19 @@ impl Coordinator {
     }
 
     pub(super) fn on_repaired(&mut self, id: TaskId, answer: &Answer) {
-        let Some((seat, _)) = self.repairs.get(&id).cloned() else { return };
+        let Some(seat) = self.repairs.get(&id).map(|(seat, _)| *seat) else { return };
         match answer {
             Answer::Ok => self.set_repair(id, RepairState::Done),
             // What the slot really has was not readable before: replace that.
             Answer::Rejected(Reject::Base { have }) => {
-                self.plan_repair(id, Vec::new(), *have);
+                self.plan_repair(id, Plan { expect: *have, unsure: true, ..Plan::default() });
             }
             _ => {
                 // This store can not be repaired row by row; it is taken out where that leaves
                 // enough others, and catches up as a whole.
                 self.set_repair(id, RepairState::Failed);
-                let group = self.tasks.get(&id).map(|task| task.row.group);
-                let counts = group.is_some_and(|group| {
-                    self.is_insync((group, seat.0)) && self.store_of(group, seat.0) == Some(seat.1)
-                });
-                if counts && self.may_shrink(seat.1) {
+                let row = self.tasks.get(&id).map(|task| task.row);
+                if row.is_some_and(|row| self.counts(row, seat)) && self.may_shrink(seat.1) {
                     self.shrink(vec![seat.1]);
                 }
             }

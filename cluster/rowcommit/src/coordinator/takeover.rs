@@ -6,7 +6,7 @@ use super::decide::{Decision, Facts, decide};
 use super::rows::Kind;
 use super::settle::Forward;
 use super::{Action, Alarm, Coordinator, Phase, Purpose};
-use crate::msg::{Answer, Ask};
+use crate::msg::{Answer, Ask, UNREADABLE};
 use crate::time::Time;
 use smalti_map::Command;
 use smalti_map::mutant::{Mutant, lives};
@@ -145,7 +145,7 @@ impl Coordinator {
         let watermark = promised.map_or(Ver::NONE, |promised| promised.watermark);
         let suspect = promised.is_some_and(|promised| promised.suspect);
         let facts = match answer {
-            Answer::Versions { versions, prepared } => {
+            Answer::Versions { versions, prepared } if prepared != Some(UNREADABLE) => {
                 Facts { versions, prepared, watermark, suspect, unreadable: false }
             }
             _ => Facts { watermark, suspect, unreadable: true, ..Facts::default() },
@@ -183,7 +183,7 @@ impl Coordinator {
 
     /// A slot that can not tell what it holds may hold something undecided that was undone on all
     /// others: its store, which knows that much, must not take it for committed once the watermark
-    /// passes. It is repaired when the volume is served.
+    /// passes. It is repaired when the volume is served, by whoever serves it then: a mark stays.
     fn undo_unreadable(
         &mut self,
         row: RowAddr,

@@ -75,7 +75,7 @@ impl Coordinator {
         // pass for newer than what the gateway of this epoch is still writing.
         let newer = |write: &BlockWrite| write.wid.generation > writer_gen;
         if blocks.iter().any(newer) && !lives(Mutant::TakeNewer) {
-            self.waiting_ops.push_back(Event::Write { op, blocks });
+            self.waiting_ops.push_back((self.now, Event::Write { op, blocks }));
             return;
         }
         let refused = if !blocks.iter().all(fits) {

@@ -7,7 +7,9 @@
 //! S1. Nothing is accepted from anyone but the coordinator of the epoch in the store's own map,
 //!     nothing older than what it promised, and nothing before the map tells of this start.
 //! S2. An undecided version keeps its pre-image until it is known committed.
-//! S3. Bytes are checked against hash, place and version before anything is built on them.
+//! S3. What it came up with undecided after a crash is settled with the others before any update is
+//!     taken: until it promises an epoch, a store that is in sync takes none.
+//! S4. Bytes are checked against hash, place and version before anything is built on them.
 
 mod collect;
 mod digest;
@@ -17,7 +19,7 @@ pub mod read;
 mod rows;
 
 use crate::invariant::invariant;
-use crate::msg::{Answer, Ask, Frame, Reject, Reply};
+use crate::msg::{Answer, Ask, Frame, Reject, Reply, UNREADABLE};
 use crate::snaps::Snaps;
 use crate::time::{Time, lease_granted};
 use collect::Collecting;
@@ -62,6 +64,10 @@ struct VolumeSide {
     /// Row slots with an undecided version that this store came up with after a crash. They may have
     /// been undone since: no watermark speaks of them before the store has been compared.
     doubtful: BTreeSet<RowSlot>,
+    /// Groups in which this store has been in sync since it came up after a crash, until it promises
+    /// an epoch. What it holds undecided there was not settled with the others yet. Unknown before
+    /// the first map.
+    unsettled: Option<BTreeSet<GroupNo>>,
     /// Until when other parties may believe in a read lease from here. Lost in a restart.
     grants: Vec<(Coordinating, Time)>,
     /// The newest session heard of, and whose it is.
@@ -197,9 +203,19 @@ impl StoreCore {
                     given_up.push((volume.no, GroupNo(no)));
                 }
             }
+            let in_sync_now = || (0u16..).map(GroupNo).zip(&in_sync).filter(|(_, inside)| **inside);
+            let unsettled = match side.unsettled {
+                None if self.registered => Some(in_sync_now().map(|(no, _)| no).collect()),
+                Some(mut groups) => {
+                    groups.retain(|no| in_sync.get(usize::from(no.0)) == Some(&true));
+                    Some(groups)
+                }
+                None => None,
+            };
             let side = VolumeSide {
                 epoch: volume.epoch,
                 coordinator: volume.coordinator,
+                unsettled,
                 leases: volume.read_mode == ReadMode::Lease,
                 sweep: side.sweep || in_sync != side.in_sync,
                 in_sync,
@@ -279,7 +295,12 @@ impl StoreCore {
             state,
             dirty: doubtful,
             doubtful: prepared.keys().filter(|_| doubtful).copied().collect(),
-            by_ver: prepared.iter().map(|(at, ver)| (*ver, *at)).collect(),
+            unsettled: self.opened.clean.then(BTreeSet::new),
+            by_ver: prepared
+                .iter()
+                .filter(|(_, ver)| **ver != UNREADABLE)
+                .map(|(at, ver)| (*ver, *at))
+                .collect(),
             prepared,
             grants: Vec::new(),
             session: None,
@@ -305,7 +326,10 @@ impl StoreCore {
     /// Whether this run may be ended in order. One that began after a crash is not to be trusted
     /// before every volume was compared, and the clean marker would say that it is.
     pub fn is_vetted(&self) -> bool {
-        let right = |side: &VolumeSide| side.vetted && side.indexes.is_right();
+        let right = |side: &VolumeSide| {
+            let nothing = side.keeps.as_ref().is_some_and(|keeps| !keeps.contains(&true));
+            nothing || side.vetted && side.indexes.is_right()
+        };
         // With no map that tells of this start, nobody can have compared anything.
         self.opened.clean || (self.registered && self.volumes.values().all(right))
     }
@@ -503,6 +527,7 @@ impl StoreCore {
             side.state.promised = epoch;
             side.dirty = true;
         }
+        side.unsettled = Some(BTreeSet::new());
         self.must_sync |= !lives(Mutant::PromiseUnsynced);
         Answer::Promised {
             incarnation: self.opened.incarnation,

@@ -2,7 +2,7 @@
 
 use super::StoreCore;
 use crate::invariant::invariant;
-use crate::msg::{Answer, Changed, Reject, Update};
+use crate::msg::{Answer, Changed, Reject, UNREADABLE, Update};
 use bytes::Bytes;
 use smalti_map::mutant::{Mutant, lives};
 use smalti_storage::code::Fingerprint;
@@ -10,6 +10,9 @@ use smalti_storage::ids::{RowSlot, Ver, VolumeNo, Wid};
 use smalti_storage::store::{Change, StoreError, VecEntry, VersionMeta};
 
 type Answered = Result<Answer, StoreError>;
+
+/// Stands where a record is lost: it never verifies, so whoever reads it hears that it is wrong.
+const LOST: &[u8] = b"lost";
 
 impl StoreCore {
     pub(super) fn prep_data(
@@ -129,6 +132,16 @@ impl StoreCore {
         ver: Ver,
         base: Option<Ver>,
     ) -> Result<Option<Answer>, StoreError> {
+        if let Some(side) = self.volumes.get(&at.volume) {
+            let unsettled = side.unsettled.as_ref().is_none_or(|u| u.contains(&at.row.group));
+            if unsettled && !lives(Mutant::PrepareUnsettled) {
+                // The next epoch begins without this store, or with its promise.
+                return Ok(Some(Answer::Rejected(Reject::StaleEpoch { known: side.epoch })));
+            }
+            if side.prepared.get(&at) == Some(&UNREADABLE) {
+                return Ok(Some(Answer::Corrupt));
+            }
+        }
         let row = self.rows.at(at)?;
         if row.corrupt {
             return Ok(Some(Answer::Corrupt));
@@ -220,7 +233,9 @@ impl StoreCore {
                 side.by_ver.remove(&older);
             }
             side.doubtful.remove(&at);
-            side.by_ver.insert(ver, at);
+            if ver != UNREADABLE {
+                side.by_ver.insert(ver, at);
+            }
             self.batch.changes.push(Change::SetPrepared { at, ver });
         }
     }
@@ -306,8 +321,12 @@ impl StoreCore {
         // In memory it may be whole still, and lack what is completed on the others now: nothing may
         // be built on it before it was repaired.
         self.rows.reload(at);
-        if let Some(ver) = undecided.filter(|ver| *ver > than) {
+        if let Some(ver) = undecided.filter(|ver| *ver > than && *ver != UNREADABLE) {
             self.drop_undecided(at, ver)?;
+        }
+        // Whoever takes over next is to know, if this coordinator does not come to repair it.
+        if !lives(Mutant::UnreadableForgotten) {
+            self.mark(at, UNREADABLE);
         }
         self.rows.forget_after_batch(at);
         Ok(Answer::Ok)
@@ -358,7 +377,7 @@ impl StoreCore {
         expect: Ver,
     ) -> Answered {
         self.must_sync = true;
-        if versions.iter().any(|(meta, record)| meta.present == record.is_empty()) {
+        if versions.iter().any(|(meta, record)| !meta.present && !record.is_empty()) {
             return Ok(Answer::Rejected(Reject::Invalid));
         }
         let corrupt = self.is_corrupt(at, expect)?;
@@ -373,6 +392,7 @@ impl StoreCore {
         let have = row.head_ver();
         let nothing = versions.is_empty() && keep.is_empty();
         if have.is_none() && nothing {
+            self.unmark(at);
             return Ok(Answer::Ok);
         }
         let expected = have == expect || corrupt || lives(Mutant::InstallBlindly) && !nothing;
@@ -384,7 +404,13 @@ impl StoreCore {
             self.delete_version(at, ver)?;
         }
         for (meta, record) in versions {
-            self.put_version(at, meta.sealed_for(at, &record), record)?;
+            if meta.present && record.is_empty() {
+                // Nobody can construct it: bytes that are no record's, under a hash that is none's.
+                let hash = smalti_storage::store::RecordHash::default();
+                self.put_version(at, VersionMeta { hash, ..meta }, Bytes::from_static(LOST))?;
+            } else {
+                self.put_version(at, meta.sealed_for(at, &record), record)?;
+            }
         }
         self.unmark(at);
         // It may have been sent before a snapshot was deleted, and come after the pass for that.

@@ -46,6 +46,12 @@ impl Rig {
         self.adopt();
     }
 
+    /// After a restart: promises the epoch, once what it may have granted before is over.
+    fn promise(&mut self) -> Answer {
+        self.now = self.now.after(Duration::from_secs(2));
+        self.ask(Ask::Promise)
+    }
+
     fn frame(&self, watermark: Ver, asks: Vec<Ask>) -> Frame {
         Frame {
             volume: VOLUME,
@@ -238,6 +244,7 @@ fn parity_is_not_built_on_rotten_bytes() {
     let mut rig = Rig::new(3);
     rig.ask(delta(1, Ver::NONE, 5));
     rig.restart(Time(20_000_000));
+    rig.promise();
     assert!(rig.disk.corrupt_record(rig.at(0), ver(1), 7));
     assert_eq!(rig.ask(delta(2, ver(1), 6)), Answer::Rejected(Reject::Corrupt));
 }
@@ -314,21 +321,61 @@ fn a_slot_that_can_not_tell_what_it_holds_undoes_what_is_newer() {
         rig.watermark(ver(1));
         rig.ask(prep(2, ver(1)));
         let undo = |than| Ask::AbortNewer { row: row(0), slot: Slot(0), than: ver(than) };
-        // What stays is what it holds: the watermark will tell.
-        assert_eq!(rig.ask(undo(2)), Answer::Ok);
-        assert_eq!((rig.versions(0), rig.marks()), (vec![2, 1], vec![2]));
         // The pre-image rots, and nobody can be told what the slot holds.
         assert!(rig.disk.corrupt_meta(rig.at(0), ver(1)));
         if restarted {
             rig.restart(Time(20_000_000));
         }
         assert_eq!(rig.ask(undo(1)), Answer::Ok);
-        assert_eq!(rig.marks(), Vec::<u64>::new());
+        assert_eq!(rig.marks(), [UNREADABLE.seq]);
         rig.watermark(ver(9));
         // Neither was 2 taken for committed, nor did 1 make room for it.
         assert!(rig.disk.versions(rig.at(0)).is_err());
         assert_eq!(rig.disk.meta(rig.at(0), ver(2)).expect("memory does not fail"), None);
+        // Nothing is built on it, and whoever takes over is told, until it was restored.
+        let Answer::Promised { prepared, .. } = rig.promise() else { panic!("no promise") };
+        assert_eq!(prepared, [(row(0), Slot(0))]);
+        assert_eq!(rig.ask(full(3)), Answer::Corrupt);
+        assert_eq!(rig.ask(restore(4, Ver::NONE)), Answer::Ok);
+        assert_eq!((rig.versions(0), rig.marks()), (vec![4], vec![]));
     }
+}
+
+#[test]
+fn the_mark_of_a_slot_that_could_not_tell_stays_when_it_can_be_read_again() {
+    let mut rig = Rig::new(1);
+    rig.ask(prep(1, Ver::NONE));
+    rig.watermark(ver(1));
+    rig.ask(prep(2, ver(1)));
+    // What was unreadable is what is undone: what is left may lack what the others have.
+    assert!(rig.disk.corrupt_meta(rig.at(0), ver(2)));
+    let undo = Ask::AbortNewer { row: row(0), slot: Slot(0), than: ver(1) };
+    assert_eq!(rig.ask(undo.clone()), Answer::Ok);
+    assert_eq!(rig.ask(undo), Answer::Ok);
+    rig.watermark(ver(9));
+    assert_eq!((rig.versions(0), rig.marks()), (vec![1], vec![UNREADABLE.seq]));
+    assert_eq!(rig.ask(prep(10, ver(1))), Answer::Corrupt);
+    let (versions, keep, expect) = (Vec::new(), vec![ver(1)], ver(1));
+    let as_it_is = Ask::Restore { row: row(0), slot: Slot(0), versions, keep, expect };
+    assert_eq!(rig.ask(as_it_is), Answer::Ok);
+    assert_eq!((rig.versions(0), rig.marks()), (vec![1], vec![]));
+    assert_eq!(rig.ask(prep(10, ver(1))), Answer::Ok);
+}
+
+#[test]
+fn a_lost_record_never_verifies() {
+    let mut rig = Rig::new(1);
+    let (meta, _) = whole(3);
+    let (versions, keep, expect) = (vec![(meta, Bytes::new())], Vec::new(), Ver::NONE);
+    let lost = Ask::Restore { row: row(0), slot: Slot(0), versions, keep, expect };
+    assert_eq!(rig.ask(lost), Answer::Ok);
+    let fetch = |want| Ask::Fetch { row: row(0), slot: Slot(0), want };
+    assert_eq!(rig.ask(fetch(Want::Head)), Answer::Corrupt);
+    let Answer::Version { meta, .. } = rig.ask(fetch(Want::HeadMeta)) else { panic!("no meta") };
+    assert_eq!(meta.ver, ver(3));
+    // The next write is of the row as it is, and there again.
+    assert_eq!(rig.ask(prep(4, ver(3))), Answer::Ok);
+    assert!(matches!(rig.ask(fetch(Want::Head)), Answer::Version { .. }));
 }
 
 #[test]
@@ -380,6 +427,7 @@ fn damaged_metadata_is_answered_scanned_and_replaced() {
     assert_eq!((rig.versions(0), rig.marks()), (vec![3], vec![]));
     assert!(rig.disk.corrupt_meta(rig.at(0), ver(3)));
     rig.restart(Time(20_000_000));
+    rig.promise();
     assert_eq!(rig.ask(prep(4, ver(3))), Answer::Corrupt);
     rig.watermark(ver(9));
     let (versions, keep, expect) = (Vec::new(), Vec::new(), Ver::NONE);
@@ -518,7 +566,7 @@ fn nobody_is_obeyed_before_the_map_tells_of_this_start() {
     assert_eq!(answered(&rig), vec![stale]);
     rig.map = known;
     rig.adopt();
-    assert_eq!(rig.ask(prep(1, Ver::NONE)), Answer::Ok);
+    assert_eq!(rig.ask(Ask::Nop), Answer::Ok);
     assert_eq!(answered(&rig), vec![Answer::Ok]);
 }
 

@@ -7,6 +7,7 @@ mod moves;
 mod rig;
 mod snapshots;
 mod suspects;
+mod unreadable;
 
 use super::*;
 use crate::msg::{Changed, Frame, Update, Want};

@@ -212,3 +212,19 @@ fn a_rotten_version_of_a_snapshot_is_decoded_told_and_mended() {
     assert!(disk.meta(at, old.ver).expect("memory").expect("there").verifies(at, &record));
     assert_eq!(disk.versions(at).expect("memory does not fail").len(), 2);
 }
+
+#[test]
+fn a_read_of_a_snapshot_that_nobody_made_ends() {
+    let mut rig = Rig::active(2, 1);
+    read_at(&mut rig, 1, 0, 9);
+    rig.tick(100);
+    rig.settle();
+    assert!(rig.done.is_empty(), "the map may be on its way: {:?}", rig.done);
+    for _ in 0..100 {
+        rig.tick(100);
+        rig.settle();
+    }
+    let none = Action::ReadDone { op: 1, result: Err(OpError::NoSnapshot) };
+    assert_eq!(rig.done, vec![none]);
+    assert!(rig.coordinator.is_quiet(), "{:?}", rig.coordinator);
+}

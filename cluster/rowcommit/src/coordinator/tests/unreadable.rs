@@ -1,0 +1,119 @@
+//! Slots that can not tell what they hold, and records that nobody can construct.
+
+use super::*;
+
+fn at(no: u8) -> RowSlot {
+    RowSlot { volume: VOLUME, row: row(0), slot: Slot(no) }
+}
+
+fn disk(rig: &Rig, no: u64) -> Arc<MemoryStore> {
+    Arc::clone(&rig.parties[&store(no)].disk)
+}
+
+fn pass(rig: &mut Rig, seconds: u64) {
+    for _ in 0..seconds * 10 {
+        rig.tick(100);
+        let commands = rig.settle();
+        rig.accept(commands);
+    }
+}
+
+#[test]
+fn a_slot_that_could_not_tell_is_repaired_by_whoever_serves_next() {
+    let mut rig = Rig::active(2, 1);
+    rig.write(1, 0, 1);
+    rig.settle();
+    rig.parties.get_mut(&store(3)).expect("a known store").deaf = true;
+    rig.write(2, 0, 2);
+    rig.settle();
+    rig.parties.get_mut(&store(3)).expect("a known store").deaf = false;
+    assert!(disk(&rig, 1).corrupt_meta(at(0), ver(1)));
+    // A takeover undoes what was under way, and its coordinator ends before it serves.
+    support::elect(&mut rig.map, 1);
+    rig.adopt();
+    rig.link_up(3);
+    let activate = rig.settle();
+    assert!(matches!(activate[..], [Command::Activate { .. }]), "{activate:?}");
+    let mut config = CoordinatorConfig::new(ME, VOLUME);
+    config.record_len = RECORD_LEN;
+    rig.coordinator = Coordinator::new(config);
+    (1..=3).for_each(|no| rig.link_up(no));
+    support::elect(&mut rig.map, 1);
+    rig.adopt();
+    pass(&mut rig, 5);
+    assert_eq!(rig.coordinator.phase(), Phase::Active);
+    assert!(rig.coordinator.is_quiet(), "{:?}", rig.coordinator);
+    assert_eq!(rig.head(1).ver, ver(1));
+    assert_eq!(disk(&rig, 1).prepared(VOLUME).expect("memory does not fail"), []);
+    let record = disk(&rig, 1).record(at(0), ver(1)).expect("memory does not fail");
+    assert_eq!(record, Some(bytes(1)));
+}
+
+#[test]
+fn a_repair_of_a_slot_in_sync_that_fails_is_tried_again() {
+    let mut rig = Rig::active(2, 1);
+    rig.write(1, 0, 1);
+    rig.settle();
+    for no in [0, 2] {
+        assert!(disk(&rig, u64::from(no) + 1).corrupt_record(at(no), ver(1), 3));
+    }
+    rig.done.clear();
+    rig.read(2, 0);
+    rig.settle();
+    let unreadable = Action::ReadDone { op: 2, result: Err(OpError::Unreadable) };
+    assert!(rig.done.contains(&unreadable), "{:?}", rig.done);
+    // The same byte once more: parity can be read again, and nobody asks for the row.
+    assert!(disk(&rig, 3).corrupt_record(at(2), ver(1), 3));
+    pass(&mut rig, 6);
+    let record = disk(&rig, 1).record(at(0), ver(1)).expect("memory does not fail");
+    assert_eq!(record, Some(bytes(1)));
+    assert!(rig.coordinator.is_quiet(), "{:?}", rig.coordinator);
+}
+
+#[test]
+fn what_can_not_be_constructed_keeps_nothing_else_from_being_right() {
+    let mut rig = Rig::active(2, 1);
+    for (op, slot, seq) in [(1, 0, 1), (2, 1, 2)] {
+        rig.write(op, slot, seq);
+        rig.settle();
+    }
+    rig.feed(Event::Snapshot { op: 3, name: "s".into(), created: 7 });
+    let add = rig.settle();
+    rig.accept(add);
+    rig.settle();
+    rig.write(4, 0, 3);
+    rig.settle();
+    // Slot 0 of the snapshot is lost: it rots while the parity slot has a new disk.
+    rig.link_down(3);
+    support::shrink(&mut rig.map, 3);
+    rig.adopt();
+    rig.settle();
+    assert!(disk(&rig, 1).corrupt_record(at(0), ver(1), 3));
+    rig.start_store(3, Arc::new(MemoryStore::new(store(3))));
+    rig.link_up(3);
+    rig.adopt();
+    rig.done.clear();
+    listing::until_whole(&mut rig);
+    let lost = Alarm::RecordLost { row: row(0), slot: Slot(2), snap: Some(1) };
+    assert!(rig.done.contains(&Action::Alarm(lost)), "{:?}", rig.done);
+    // The newest state is whole, without the store that held it all along; of the snapshot every
+    // block that can be read is right, and no other is made up.
+    rig.link_down(1);
+    support::shrink(&mut rig.map, 1);
+    rig.adopt();
+    rig.settle();
+    rig.done.clear();
+    let read = |op, slot, snap| Event::Read { op, blocks: vec![(row(0), Slot(slot))], snap };
+    for event in [read(5, 0, None), read(6, 1, Some(1)), read(7, 0, Some(1))] {
+        rig.feed(event);
+        rig.settle();
+    }
+    let done = |op, result| Action::ReadDone { op, result };
+    for wanted in [
+        done(5, Ok(vec![bytes(3)])),
+        done(6, Ok(vec![bytes(2)])),
+        done(7, Err(OpError::Unreadable)),
+    ] {
+        assert!(rig.done.contains(&wanted), "{wanted:?} of {:?}", rig.done);
+    }
+}
