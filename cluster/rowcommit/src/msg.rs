@@ -19,6 +19,10 @@ pub const WIRE_VERSION: u8 = 6;
 /// Most versions that one scan answers with; a row slot more than that has comes alone.
 pub const SCAN_LIMIT: usize = 1024;
 
+/// In place of the undecided version of a slot whose row was found lost when it was settled: its newest
+/// version is undecided, and stays so until a takeover can decide the row.
+pub const FROZEN: Ver = Ver { epoch: Epoch(u32::MAX), seq: u64::MAX - 1 };
+
 /// In place of the undecided version of a slot that could not tell what it holds when its row was
 /// settled. Until the slot is restored nothing is built on it, and it counts for nothing in takeovers.
 pub const UNREADABLE: Ver = Ver { epoch: Epoch(u32::MAX), seq: u64::MAX };
@@ -228,6 +232,16 @@ pub enum Ask {
         /// What stays.
         than: Ver,
     },
+    /// Hold on to what is undecided of a slot, whatever watermark comes: its row is lost. Or do so
+    /// no more.
+    Freeze {
+        /// The row.
+        row: RowAddr,
+        /// The slot.
+        slot: Slot,
+        /// Which of the two.
+        frozen: bool,
+    },
     /// Put an undecided version beside what is there, if the slot's newest is `expect`.
     Install {
         /// The row.
@@ -313,7 +327,8 @@ pub enum Answer {
     Versions {
         /// Each with whether its record verifies.
         versions: Vec<(VersionMeta, bool)>,
-        /// Which of them is undecided; [`UNREADABLE`] where a takeover could not tell.
+        /// Which of them is undecided; [`UNREADABLE`] where a takeover could not tell, [`FROZEN`]
+        /// where it could not decide.
         prepared: Option<Ver>,
     },
     /// The next row slots.
@@ -448,6 +463,7 @@ impl Ask {
             | Self::PrepFull { row, slot, .. }
             | Self::Abort { row, slot, .. }
             | Self::AbortNewer { row, slot, .. }
+            | Self::Freeze { row, slot, .. }
             | Self::Install { row, slot, .. }
             | Self::Restore { row, slot, .. } => Some((*row, *slot)),
             _ => None,

@@ -147,7 +147,7 @@ impl StoreHandle {
         if frame.requests.len() <= INLINE_READS {
             let room = to.reserve(&frame).await?;
             let reply = read(self.reader.handle(from, &frame))?;
-            return to.put(reply, room).await;
+            return to.put(reply, room);
         }
         let Frame { mut requests, .. } = frame;
         while !requests.is_empty() {
@@ -171,7 +171,7 @@ impl StoreHandle {
             drop(turn);
             if let Some(reply) = reply {
                 // The session has ended: nobody waits for it.
-                let _ = to.put(reply, room).await;
+                let _ = to.put(reply, room);
             }
         });
         Some(())

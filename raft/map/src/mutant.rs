@@ -92,6 +92,10 @@ mutants! {
     KeepOutdated = "keep-outdated",
     /// What a slot holds undecided that can not be read is left to it.
     TrustUnreadable = "trust-unreadable",
+    /// What can not be read of a row is taken for what was never written.
+    AbsentIfUnread = "absent-if-unread",
+    /// What is undecided of a lost row is left to watermarks.
+    ThawLost = "thaw-lost",
     /// A takeover leaves no mark on a slot that could not tell what it holds.
     UnreadableForgotten = "unreadable-forgotten",
     /// A store that is in sync takes updates after a crash before it has promised an epoch.

@@ -169,9 +169,13 @@ impl MemoryStore {
     /// if that went astray. False if there is no such record or it has no bytes.
     pub fn replace_record(&self, at: RowSlot, ver: Ver, bytes: Bytes) -> bool {
         let mut inner = self.lock();
-        let stored = Arc::make_mut(&mut inner.content).stored_mut(at, ver);
-        let stored = stored.filter(|stored| !stored.record.is_empty());
-        stored.map(|stored| stored.record = bytes).is_some()
+        let content = Arc::make_mut(&mut inner.content);
+        let stored = content.stored_mut(at, ver).filter(|stored| !stored.record.is_empty());
+        let Some(stored) = stored else { return false };
+        let (before, now) = (stored.record.len() as u64, bytes.len() as u64);
+        stored.record = bytes;
+        content.used = content.used + now - before;
+        true
     }
 
     /// Makes the metadata of a version unreadable. False if there is no such version.

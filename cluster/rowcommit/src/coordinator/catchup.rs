@@ -22,8 +22,12 @@ use std::time::Duration;
 /// A row whose repair failed is tried again after this long: what it lacks is not there.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// And a row slot of a store in sync, after this long: it is the others that lack something too.
+/// And a row slot of a store in sync, after this long at first: it is the others that lack something
+/// too. Twice as long each time, up to 64 times.
 const RETRY_INSYNC: Duration = Duration::from_secs(5);
+
+/// Such repairs that begin with one tick.
+const RETRY_AT_ONCE: usize = 16;
 
 /// In-sync row slots that are tried again; more are found again when they are read.
 const UNREPAIRED_MAX: usize = 4096;
@@ -34,8 +38,9 @@ pub(super) struct Catchup {
     pub(super) learners: BTreeMap<Place, Learning>,
     /// Repairs that wait or run.
     pub(super) claimed: BTreeSet<(RowAddr, Seat)>,
-    /// Row slots of stores in sync whose repair failed, and when they are tried again.
-    pub(super) unrepaired: BTreeMap<(RowAddr, Seat), Time>,
+    /// Row slots of stores in sync whose repair failed, when they are tried again, and how often
+    /// they were. While one is tried it stays here.
+    pub(super) unrepaired: BTreeMap<(RowAddr, Seat), (Time, u32)>,
     lives: u64,
     pub(super) rounds: u64,
 }
@@ -182,19 +187,24 @@ impl Catchup {
 
     /// Claims the repair of a row slot; false when one waits or runs already.
     pub(super) fn claim_repair(&mut self, row: RowAddr, seat: Seat) -> bool {
-        self.unrepaired.remove(&(row, seat));
         self.claimed.insert((row, seat))
     }
 
     /// A row slot of a store in sync could not be put right; not to be tried again before its time.
     pub(super) fn put_off(&mut self, now: Time, row: RowAddr, seat: Seat) {
-        if self.unrepaired.len() >= UNREPAIRED_MAX
-            && let Some((soonest, _)) = self.unrepaired.iter().min_by_key(|(_, at)| **at)
-        {
-            let soonest = *soonest;
-            self.unrepaired.remove(&soonest);
+        let tried = self.unrepaired.get(&(row, seat)).map_or(0, |(_, tried)| *tried);
+        if tried == 0 && self.unrepaired.len() >= UNREPAIRED_MAX {
+            return;
         }
-        self.unrepaired.insert((row, seat), now.after(RETRY_INSYNC));
+        let pause = RETRY_INSYNC * (1 << tried.min(6));
+        self.unrepaired.insert((row, seat), (now.after(pause), tried + 1));
+    }
+
+    /// Whether a repair of a slot in sync is not to begin now. Two that can not do without each
+    /// other would begin each other for ever; so where there are too many to remember, new ones
+    /// wait until some of the old ones have succeeded.
+    pub(super) fn puts_off(&self, row: RowAddr, seat: Seat) -> bool {
+        self.unrepaired.len() >= UNREPAIRED_MAX || self.unrepaired.contains_key(&(row, seat))
     }
 
     /// A claimed repair has ended.
@@ -207,8 +217,12 @@ impl Catchup {
         good: bool,
     ) {
         self.claimed.remove(&(row, seat));
-        if life.is_none() && !good {
-            self.put_off(now, row, seat);
+        if life.is_none() {
+            if !good {
+                self.put_off(now, row, seat);
+            } else if self.unrepaired.get(&(row, seat)).is_some_and(|(at, _)| *at <= now) {
+                self.unrepaired.remove(&(row, seat));
+            }
         }
         if let Some(learning) = self.learners.get_mut(&(row.group, seat.0))
             && life == Some(learning.life)
@@ -363,6 +377,7 @@ impl Coordinator {
         for (place, store, incarnation) in grown {
             // What it has not answered is waited for as from any slot in sync.
             self.catchup.learners.remove(&place);
+            self.distrusted.retain(|(row, seat)| (row.group, *seat) != (place.0, (place.1, store)));
             self.incarnations.insert(store, incarnation);
             // It believes the watermark from now on only.
             self.links.tell_again(store);
@@ -425,13 +440,16 @@ impl Coordinator {
     /// Tries repairs of slots in sync that failed again.
     fn repair_again(&mut self) {
         let now = self.now;
-        let due = self.catchup.unrepaired.iter().filter(|(_, at)| **at <= now);
-        let due: Vec<(RowAddr, Seat)> = due.map(|(which, _)| *which).collect();
+        let claimed = |which| self.catchup.claimed.contains(which);
+        let due =
+            self.catchup.unrepaired.iter().filter(|(which, (at, _))| *at <= now && !claimed(which));
+        let due: Vec<(RowAddr, Seat)> = due.map(|(which, _)| *which).take(RETRY_AT_ONCE).collect();
         for (row, seat) in due {
-            self.catchup.unrepaired.remove(&(row, seat));
-            // Who is out of sync is compared as a whole when it comes back.
-            if self.counts(row, seat) {
-                self.repair_later(row, seat.0);
+            if !self.counts(row, seat) {
+                // Who is out of sync is compared as a whole when it comes back.
+                self.catchup.unrepaired.remove(&(row, seat));
+            } else if self.catchup.claim_repair(row, seat) {
+                self.add_repair(row, seat, None);
             }
         }
     }

@@ -28,8 +28,11 @@ pub(super) struct Facts {
     /// Its store may have forgotten what it acknowledged: what it lacks proves nothing, and what
     /// it holds for undecided may have been undone long ago.
     pub(super) suspect: bool,
-    /// What it holds can not be told: it counts for nothing, also not as absence.
+    /// What it holds can not be told: it counts for nothing, also not as absence. It may have been so
+    /// when the row was settled last, and be readable again.
     pub(super) unreadable: bool,
+    /// The row was lost when it was settled last.
+    pub(super) frozen: bool,
 }
 
 impl Facts {
@@ -39,6 +42,17 @@ impl Facts {
 
     fn holds(&self, ver: Ver) -> bool {
         self.find(ver).is_some_and(|(_, good)| *good || lives(Mutant::CountUnverified))
+    }
+
+    /// Of a slot that can not tell.
+    fn unheard(&self) -> Self {
+        Self { versions: Vec::new(), prepared: None, ..self.clone() }
+    }
+
+    /// Of a slot that could not tell once, and can: its newest version proves nothing.
+    fn as_of_a_suspect(&self) -> Self {
+        let prepared = self.versions.first().map(|(meta, _)| meta.ver);
+        Self { prepared, suspect: true, unreadable: false, watermark: Ver::NONE, ..self.clone() }
     }
 
     /// The version that may have been undone or not, as far as is known here.
@@ -93,11 +107,43 @@ pub(super) struct Decision {
 /// had one: it is not collected before its successor is committed, and it stands on at least one
 /// in-sync slot. So nothing older than the newest committed version is ever looked at.
 pub(super) fn decide(facts: &BTreeMap<Slot, Facts>, n: u8) -> Decision {
+    let told = |f: &Facts| if f.unreadable { f.unheard() } else { f.clone() };
+    let readable = facts.iter().map(|(slot, f)| (*slot, told(f))).collect();
+    if !is_told(facts, n) && !lives(Mutant::AbsentIfUnread) {
+        return Decision { lost: true, ..Decision::default() };
+    }
+    let decision = decide_readable(&readable, n);
+    let mended = facts.iter().filter(|(_, f)| f.unreadable && !f.versions.is_empty());
+    let mended: BTreeMap<Slot, Facts> =
+        mended.map(|(slot, f)| (*slot, f.as_of_a_suspect())).collect();
+    if !decision.lost || mended.is_empty() {
+        return decision;
+    }
+    // What such a slot has now is better than nothing, though it may lack what was decided.
+    let slots: SlotSet = mended.keys().copied().collect();
+    let mut decision = decide_readable(&readable.into_iter().chain(mended).collect(), n);
+    decision.aborts.retain(|(slot, _)| !slots.contains(*slot));
+    if let Some(chosen) = &mut decision.chosen {
+        chosen.lacking.retain(|slot, _| !slots.contains(*slot));
+    }
+    decision
+}
+
+/// Whether what can be read tells of every data slot: a version of one stands there and on every
+/// parity slot in sync. What cannot be read is no evidence of absence.
+fn is_told(facts: &BTreeMap<Slot, Facts>, n: u8) -> bool {
+    let told: SlotSet =
+        facts.iter().filter(|(_, f)| !f.unreadable).map(|(slot, _)| *slot).collect();
+    let data = SlotSet::first(n);
+    data.is_subset(told) || !told.minus(data).is_empty()
+}
+
+fn decide_readable(facts: &BTreeMap<Slot, Facts>, n: u8) -> Decision {
     let denied = stale::denied(facts, n);
     let facts = &without(facts, &denied);
     let mut decision = decide_newest(facts, n);
-    decision.aborts.extend(denied);
     if !decision.lost {
+        decision.aborts.extend(denied);
         stale::undo_outdated(facts, &mut decision);
     }
     decision
@@ -148,13 +194,16 @@ fn subsets(doubtful: &[(Slot, Ver)]) -> Vec<Vec<(Slot, Ver)>> {
     masks.into_iter().map(chosen).collect()
 }
 
-/// Undecided versions that no slot above suspicion knows.
+/// Undecided versions that no slot above suspicion knows. Not those that some slot can not read, or may
+/// hold and can not tell: they are not why the row can not be read, but what is left of it.
 fn held_by_suspects_alone(facts: &BTreeMap<Slot, Facts>) -> Vec<(Slot, Ver)> {
     let known = |ver: Ver| {
         facts.values().any(|f| f.find(ver).is_some() && !(f.suspect && f.undecided() == Some(ver)))
     };
     let held = facts.iter().filter_map(|(slot, f)| Some((*slot, f.undecided()?)));
-    held.filter(|(_, ver)| !known(*ver)).collect()
+    let legible =
+        |ver: Ver| facts.values().all(|f| !f.unreadable && (f.find(ver).is_none() || f.holds(ver)));
+    held.filter(|(_, ver)| !known(*ver) && legible(*ver)).collect()
 }
 
 /// And whether the row can be read as decided.
@@ -180,6 +229,8 @@ fn decide_by_all(facts: &BTreeMap<Slot, Facts>, n: u8) -> (Decision, bool) {
         }
         if ver <= committed || judged.everywhere {
             let lost = ver > committed || !judged.whole;
+            // What was issued after it proves that it was committed.
+            let aborts = if lost { Vec::new() } else { aborts };
             return (Decision { chosen: None, aborts, stands: ver, committed, lost }, false);
         }
     }

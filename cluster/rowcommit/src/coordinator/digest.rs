@@ -68,7 +68,7 @@ impl Coordinator {
         held.hash(hasher);
         (self.next_seq, self.last_issued, &self.inflight).hash(hasher);
         self.digest_tasks(hasher);
-        (&self.writes, &self.lease_wait, &self.lost_rows).hash(hasher);
+        (&self.writes, &self.lease_wait, &self.lost_rows, &self.distrusted).hash(hasher);
         let ready = self.frozen.iter().map(|task| self.task_rank(*task));
         ready.collect::<Vec<_>>().hash(hasher);
         for making in &self.snapshots {
@@ -195,7 +195,8 @@ impl Coordinator {
 
     fn digest_catchup(&self, now: Time, hasher: &mut impl Hasher) {
         (&self.catchup.claimed, self.catchup.learners.len()).hash(hasher);
-        let again = self.catchup.unrepaired.iter().map(|(which, at)| (which, at.since(now)));
+        let again = self.catchup.unrepaired.iter();
+        let again = again.map(|(which, (at, tried))| (which, at.since(now), tried));
         again.collect::<Vec<_>>().hash(hasher);
         for (place, l) in &self.catchup.learners {
             (place, l.store, l.incarnation, &l.behind, l.repairing, &l.failed).hash(hasher);

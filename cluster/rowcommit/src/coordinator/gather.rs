@@ -11,7 +11,7 @@ use super::{Action, Alarm, Coordinator, Purpose};
 use crate::msg::{Answer, Ask, Want};
 use bytes::Bytes;
 use smalti_map::mutant::{Mutant, lives};
-use smalti_storage::ids::{RowAddr, Slot, SlotSet, Ver};
+use smalti_storage::ids::{RowAddr, Slot, SlotSet, StoreId, Ver};
 use smalti_storage::store::{VecEntry, VersionMeta};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -74,9 +74,16 @@ impl Gather {
         self.avoid.or(self.gone.minus(insync))
     }
 
-    /// Whether fewer than `n` records were found usable, though everybody asked has answered.
-    pub(super) fn is_short(&self, n: u8) -> bool {
-        self.records.len() < usize::from(n) && self.gone.is_empty()
+    /// Whether fewer than `n` records were found usable, though all of `slots` have answered.
+    pub(super) fn is_short(&self, n: u8, slots: SlotSet) -> bool {
+        let answered = |slot: Slot| self.usable(slot) || self.avoid.contains(slot);
+        self.records.len() < usize::from(n) && self.gone.is_empty() && slots.iter().all(answered)
+    }
+
+    /// Whether somebody was asked for a record and has not answered.
+    pub(super) fn is_waiting(&self) -> bool {
+        let answered = |slot: &Slot| self.usable(*slot) || self.avoid.or(self.gone).contains(*slot);
+        !self.asked.iter().all(|slot| answered(&slot))
     }
 
     fn usable(&self, slot: Slot) -> bool {
@@ -139,6 +146,11 @@ impl Coordinator {
     fn gather_step(&mut self, id: TaskId, row: RowAddr, g: &mut Gather) -> Progress {
         let insync = self.insync(row.group);
         let data = self.data_slots();
+        if !self.distrusted.is_empty() {
+            let distrusted = self.distrusted(row);
+            g.avoid = g.avoid.or(distrusted);
+            g.dumb = g.dumb.or(distrusted);
+        }
         if g.vec.is_none() && g.snap.is_none() {
             g.vec = self.cache.find(row);
         }
@@ -210,6 +222,12 @@ impl Coordinator {
         let due = insync.iter().any(|slot| !g.heads.contains_key(&slot) && !g.dumb.contains(slot));
         if due {
             return true;
+        }
+        let told: SlotSet = g.heads.keys().copied().filter(|slot| insync.contains(*slot)).collect();
+        let known = self.data_slots().is_subset(told) || !told.and(self.parity_slots()).is_empty();
+        if !known && !lives(Mutant::AbsentIfUnread) {
+            // Of some data slot nobody can tell: that is not to say that it was never written.
+            return false;
         }
         let heads = g.heads.iter().filter(|(slot, _)| insync.contains(**slot));
         let vec = evidence::vector(heads.map(|(slot, meta)| (*slot, meta)), self.n());
@@ -294,6 +312,16 @@ impl Coordinator {
             self.ask_record(id, row, slot, g);
         }
         if short > 0 { Progress::Failed } else { Progress::Waiting }
+    }
+
+    /// Slots that could not tell what they hold when the row was settled: what they have now may lack
+    /// what was decided, until they are repaired.
+    pub(super) fn distrusted(&self, row: RowAddr) -> SlotSet {
+        let any = (Slot(0), StoreId::default());
+        let of_row = self.distrusted.range((row, any)..).take_while(|(of, _)| *of == row);
+        let still =
+            of_row.filter(|(_, (slot, store))| self.store_of(row.group, *slot) == Some(*store));
+        still.map(|(_, (slot, _))| *slot).collect()
     }
 
     /// Slots whose stores are connected, in sync or not.

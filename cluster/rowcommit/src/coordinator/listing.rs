@@ -66,17 +66,20 @@ impl Coordinator {
 
     pub(super) fn on_leftovers(&mut self, place: Place, round: u64, answer: Answer) {
         let Some(listing) = self.listing(place, round) else { return };
-        match answer {
-            Answer::Undecided { right: true, rows } => {
-                listing.told = true;
-                if let Some(learning) = self.catchup.learners.get_mut(&place)
-                    && !lives(Mutant::LeftoversIgnored)
-                {
-                    learning.behind.extend(rows);
-                }
-                self.ask_changed(place);
-            }
-            _ => self.walk_instead(place),
+        let Answer::Undecided { right, rows } = answer else {
+            return self.walk_instead(place);
+        };
+        listing.told = right;
+        // Before a walk too: a mark of a slot that could not tell what it holds does not show there.
+        if let Some(learning) = self.catchup.learners.get_mut(&place)
+            && !lives(Mutant::LeftoversIgnored)
+        {
+            learning.behind.extend(rows);
+        }
+        if right {
+            self.ask_changed(place);
+        } else {
+            self.walk_instead(place);
         }
     }
 

@@ -132,6 +132,8 @@ impl Coordinator {
         self.catchup_on_map();
         self.release_held();
         for (row, slot) in std::mem::take(&mut self.takeover.unreadable) {
+            let store = self.store_of(row.group, slot);
+            self.distrusted.extend(store.map(|store| (row, (slot, store))));
             self.repair_later(row, slot);
         }
         for (_, event) in std::mem::take(&mut self.waiting_ops) {
@@ -192,6 +194,7 @@ impl Coordinator {
         self.confirms.clear();
         self.frozen.clear();
         self.lost_rows.clear();
+        self.distrusted.clear();
         self.missed.clear();
         self.cache.clear();
         self.catchup = Catchup::default();

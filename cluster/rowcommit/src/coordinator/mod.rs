@@ -146,6 +146,9 @@ pub struct Coordinator {
     /// Updates that are ready and wait for a snapshot to be made.
     frozen: BTreeSet<TaskId>,
     lost_rows: BTreeSet<RowAddr>,
+    /// Slots that could not tell what they hold when their rows were settled, until they are
+    /// repaired.
+    distrusted: BTreeSet<(RowAddr, Seat)>,
     /// Rows that were updated while one of their slots was out. For people: catch-up compares.
     missed: BTreeSet<RowAddr>,
     /// The start of each in-sync store that this epoch began with.
@@ -212,6 +215,7 @@ impl Coordinator {
             snapshots: VecDeque::new(),
             frozen: BTreeSet::new(),
             lost_rows: BTreeSet::new(),
+            distrusted: BTreeSet::new(),
             missed: BTreeSet::new(),
             incarnations: BTreeMap::new(),
             proposed: BTreeMap::new(),

@@ -13,6 +13,9 @@ use smalti_storage::ids::{RowAddr, Slot, SlotSet, Ver};
 use smalti_storage::store::{RecordHash, VecEntry, VersionMeta};
 use std::collections::VecDeque;
 
+/// A slot that is another one each time it comes to be written is left for later.
+const TRIES: u8 = 4;
+
 /// A repair of its own; an update that needs one first carries one inside.
 #[derive(Clone, Debug)]
 pub(super) struct Repair {
@@ -26,12 +29,14 @@ pub(super) struct Repair {
 pub(super) enum RepairState {
     #[default]
     Begin,
+    /// Is to look once more, for the slot was another one by then; how often that was so.
+    Again(u8),
     /// Asked what the slot has.
-    Looking,
+    Looking(u8),
     /// Knows what it has; finds out what it should have, state by state.
     Gathering(Plan),
     /// Sent.
-    Installing,
+    Installing(u8),
     Done,
     Failed,
 }
@@ -46,6 +51,8 @@ pub(super) struct Plan {
     /// It could not tell what it has, now or when the row was settled: only a step that says what
     /// it is to hold ends that.
     unsure: bool,
+    /// How often the slot was another one by the time.
+    tries: u8,
     /// States still to be looked at: snapshots, oldest first, then the newest.
     left: VecDeque<Option<u32>>,
     /// The versions of the states looked at.
@@ -78,7 +85,7 @@ impl Coordinator {
     /// Queues a repair unless one waits already, or failed a moment ago.
     pub(super) fn repair_later(&mut self, row: RowAddr, slot: Slot) {
         let Some(store) = self.store_of(row.group, slot) else { return };
-        if self.catchup.unrepaired.contains_key(&(row, (slot, store))) {
+        if self.catchup.puts_off(row, (slot, store)) {
             return;
         }
         if self.phase == Phase::Active && self.catchup.claim_repair(row, (slot, store)) {
@@ -130,13 +137,17 @@ impl Coordinator {
                 self.repairs.remove(&id);
                 return Progress::Failed;
             }
+            let frozen = self.lost_rows.contains(&row) && self.counts(row, seat);
             match state {
-                RepairState::Begin => {
-                    self.set_repair(id, RepairState::Looking);
+                // What was found lost stays as it is: what is missing may come back.
+                RepairState::Begin if frozen => self.set_repair(id, RepairState::Failed),
+                RepairState::Begin | RepairState::Again(_) => {
+                    let tries = if let RepairState::Again(tries) = state { tries } else { 0 };
+                    self.set_repair(id, RepairState::Looking(tries));
                     let ask = Ask::Versions { row, slot };
                     self.ask_at(row.group, seat, ask, Purpose::Look { task: id });
                 }
-                RepairState::Looking | RepairState::Installing => {
+                RepairState::Looking(_) | RepairState::Installing(_) => {
                     self.set_repair(id, state);
                     return Progress::Waiting;
                 }
@@ -172,7 +183,9 @@ impl Coordinator {
             _ => (Vec::new(), true),
         };
         let expect = have.first().map_or(Ver::NONE, |(meta, _)| meta.ver);
-        self.plan_repair(id, Plan { have, expect, unsure, ..Plan::default() });
+        let Some((_, RepairState::Looking(tries))) = self.repairs.get(&id) else { return };
+        let tries = *tries;
+        self.plan_repair(id, Plan { have, expect, unsure, tries, ..Plan::default() });
     }
 
     fn plan_repair(&mut self, id: TaskId, plan: Plan) {
@@ -210,10 +223,6 @@ impl Coordinator {
         let slot = seat.0;
         let Some(state) = plan.left.front().copied() else { return Some(Progress::Failed) };
         let lost = match self.gather(id) {
-            Progress::Waiting => {
-                self.set_repair(id, RepairState::Gathering(plan));
-                return Some(Progress::Waiting);
-            }
             Progress::Done => false,
             Progress::Failed if self.is_lost(id, row, seat, &plan) => {
                 if self.counts(row, seat) {
@@ -221,7 +230,11 @@ impl Coordinator {
                 }
                 true
             }
-            Progress::Failed => return Some(Progress::Failed),
+            Progress::Failed if !self.waits_for_more(id) => return Some(Progress::Failed),
+            Progress::Waiting | Progress::Failed => {
+                self.set_repair(id, RepairState::Gathering(plan));
+                return Some(Progress::Waiting);
+            }
         };
         let meta = self.wanted(id, slot)?;
         let held = |(held, _): &&(VersionMeta, bool)| {
@@ -255,18 +268,29 @@ impl Coordinator {
         None
     }
 
-    /// Whether the state that was gathered at is known, and can not be constructed: all that could
-    /// be asked has answered. That must not keep the slot's other states from being right; what is
-    /// lost is there again as soon as somebody has it, for whoever reads it hears that it is wrong,
-    /// and has it repaired. A slot in sync that can not tell what it has keeps that instead.
+    /// Whether the state that was gathered at is known, and can not be constructed: every other slot
+    /// has answered, also those that are out of sync; one that is out of reach may have what is
+    /// missing. That must not keep the slot's other states from being right. What is lost is there
+    /// again as soon as somebody has it, for whoever reads it hears that it is wrong, and has it
+    /// repaired. A slot that can not tell what it has keeps that instead.
     fn is_lost(&self, id: TaskId, row: RowAddr, seat: Seat, plan: &Plan) -> bool {
         let Some(task) = self.tasks.get(&id) else { return false };
         let g = &task.gather;
+        let all = self.data_slots().or(self.parity_slots());
+        let own = if self.counts(row, seat) { SlotSet::EMPTY.with(seat.0) } else { SlotSet::EMPTY };
         g.vec.is_some()
-            && g.is_short(self.n())
+            && self.distrusted(row).minus(own).is_empty()
+            && g.is_short(self.n(), all.minus(own))
             && self.is_kept(g.snap)
-            && !(plan.unsure && self.counts(row, seat))
+            && !plan.unsure
             && !lives(Mutant::RepairAllOrNone)
+    }
+
+    /// Whether answers are on their way, though they will not be enough.
+    fn waits_for_more(&self, id: TaskId) -> bool {
+        self.tasks
+            .get(&id)
+            .is_some_and(|task| task.gather.vec.is_some() && task.gather.is_waiting())
     }
 
     /// Whether the slot is in sync with that store.
@@ -309,20 +333,29 @@ impl Coordinator {
         if let Some(task) = self.tasks.get_mut(&id) {
             task.gather.close();
         }
-        self.set_repair(id, RepairState::Installing);
+        self.set_repair(id, RepairState::Installing(plan.tries));
         let Plan { put: versions, keep, expect, .. } = plan;
         let ask = Ask::Restore { row, slot: seat.0, versions, keep, expect };
         self.ask_at(row.group, seat, ask, Purpose::Repaired { task: id });
     }
 
     pub(super) fn on_repaired(&mut self, id: TaskId, answer: &Answer) {
-        let Some(seat) = self.repairs.get(&id).map(|(seat, _)| *seat) else { return };
+        let Some((seat, RepairState::Installing(tries))) = self.repairs.get(&id) else { return };
+        let (seat, tries) = (*seat, *tries);
         match answer {
-            Answer::Ok => self.set_repair(id, RepairState::Done),
-            // What the slot really has was not readable before: replace that.
-            Answer::Rejected(Reject::Base { have }) => {
-                self.plan_repair(id, Plan { expect: *have, unsure: true, ..Plan::default() });
+            Answer::Ok => {
+                if let Some(row) = self.tasks.get(&id).map(|task| task.row) {
+                    self.distrusted.remove(&(row, seat));
+                }
+                self.set_repair(id, RepairState::Done);
             }
+            // The slot was another one by then: a look is served beside updates on their way to it,
+            // and what the store had in memory may not be what can be read. It has to be looked at
+            // again, or what it has would be thrown away with what it lacks.
+            Answer::Rejected(Reject::Base { .. }) if tries < TRIES => {
+                self.set_repair(id, RepairState::Again(tries + 1));
+            }
+            Answer::Rejected(Reject::Base { .. }) => self.set_repair(id, RepairState::Failed),
             _ => {
                 // This store can not be repaired row by row; it is taken out where that leaves
                 // enough others, and catches up as a whole.

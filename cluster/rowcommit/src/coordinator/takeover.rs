@@ -6,7 +6,7 @@ use super::decide::{Decision, Facts, decide};
 use super::rows::Kind;
 use super::settle::Forward;
 use super::{Action, Alarm, Coordinator, Phase, Purpose};
-use crate::msg::{Answer, Ask, UNREADABLE};
+use crate::msg::{Answer, Ask, FROZEN, UNREADABLE};
 use crate::time::Time;
 use smalti_map::Command;
 use smalti_map::mutant::{Mutant, lives};
@@ -145,8 +145,11 @@ impl Coordinator {
         let watermark = promised.map_or(Ver::NONE, |promised| promised.watermark);
         let suspect = promised.is_some_and(|promised| promised.suspect);
         let facts = match answer {
-            Answer::Versions { versions, prepared } if prepared != Some(UNREADABLE) => {
-                Facts { versions, prepared, watermark, suspect, unreadable: false }
+            Answer::Versions { versions, prepared } => {
+                let (unreadable, frozen) = (prepared == Some(UNREADABLE), prepared == Some(FROZEN));
+                let newest = || versions.first().map(|(meta, _)| meta.ver);
+                let prepared = if frozen { newest() } else { prepared };
+                Facts { versions, prepared, watermark, suspect, unreadable, frozen }
             }
             _ => Facts { watermark, suspect, unreadable: true, ..Facts::default() },
         };
@@ -159,9 +162,14 @@ impl Coordinator {
 
     fn settle_rows(&mut self) {
         let n = self.n();
-        for (row, facts) in std::mem::take(&mut self.takeover.facts) {
+        for (row, mut facts) in std::mem::take(&mut self.takeover.facts) {
+            if facts.values().any(|f| f.frozen) {
+                // Watermarks have passed what was left undecided.
+                facts.values_mut().for_each(|f| f.watermark = Ver::NONE);
+            }
             let decision = decide(&facts, n);
             self.cache.forget(row);
+            self.freeze(row, &facts, decision.lost);
             if !decision.lost && !lives(Mutant::TrustUnreadable) {
                 self.undo_unreadable(row, &facts, &decision);
             }
@@ -179,6 +187,16 @@ impl Coordinator {
             }
         }
         self.check_settled();
+    }
+
+    /// Nothing of a lost row is decided, by no watermark either, until a takeover can.
+    fn freeze(&mut self, row: RowAddr, facts: &BTreeMap<Slot, Facts>, lost: bool) {
+        let lost_now = lost && !lives(Mutant::ThawLost);
+        for (slot, _) in facts.iter().filter(|(_, f)| lost_now || f.frozen) {
+            self.takeover.open += 1;
+            let ask = Ask::Freeze { row, slot: *slot, frozen: lost };
+            self.ask(row.group, *slot, ask, Purpose::SettleDone);
+        }
     }
 
     /// A slot that can not tell what it holds may hold something undecided that was undone on all

@@ -48,6 +48,7 @@ fn asks() -> Vec<Ask> {
         Ask::PrepFull { row, slot, update, wid: wid(77), vec, record: record.clone() },
         Ask::Abort { row, slot, ver: ver(9) },
         Ask::AbortNewer { row, slot, than: ver(8) },
+        Ask::Freeze { row, slot, frozen: true },
         Ask::Install { row, slot, meta: meta(), record: record.clone(), expect: ver(8) },
         Ask::Restore {
             row,
@@ -167,7 +168,7 @@ fn damage_is_refused() {
 fn kinds_of_requests() {
     let reads = asks().into_iter().filter(Ask::is_read).count();
     let binding = asks().into_iter().filter(Ask::binds).count();
-    assert_eq!((reads, binding), (9, 8));
+    assert_eq!((reads, binding), (9, 9));
 }
 
 proptest! {

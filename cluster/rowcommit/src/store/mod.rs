@@ -19,7 +19,7 @@ pub mod read;
 mod rows;
 
 use crate::invariant::invariant;
-use crate::msg::{Answer, Ask, Frame, Reject, Reply, UNREADABLE};
+use crate::msg::{Answer, Ask, Frame, Reject, Reply};
 use crate::snaps::Snaps;
 use crate::time::{Time, lease_granted};
 use collect::Collecting;
@@ -255,7 +255,9 @@ impl StoreCore {
         });
         // One row slot that can not be read is one that is there.
         let empty = self.store.scan(no, group, None, 1).is_ok_and(|page| page.is_empty());
-        if empty && !in_batch {
+        let marked = |side: &VolumeSide| side.prepared.keys().any(|at| at.row.group == group);
+        let marked = self.volumes.get(&no).is_some_and(marked);
+        if empty && !in_batch && !marked {
             return Ok(());
         }
         if let Some(side) = self.volumes.get_mut(&no) {
@@ -289,16 +291,18 @@ impl StoreCore {
             // Of several crashes it is the first one that counts.
             state.doubted.get_or_insert(state.watermark);
         }
+        // One that ended in order has been compared, or had nothing to compare.
+        let settled = self.opened.clean && state.doubted.take().is_some();
         Ok(VolumeSide {
             epoch: Epoch(0),
             coordinator: None,
             state,
-            dirty: doubtful,
+            dirty: doubtful || settled,
             doubtful: prepared.keys().filter(|_| doubtful).copied().collect(),
             unsettled: self.opened.clean.then(BTreeSet::new),
             by_ver: prepared
                 .iter()
-                .filter(|(_, ver)| **ver != UNREADABLE)
+                .filter(|(_, ver)| !prepare::is_sign(**ver))
                 .map(|(at, ver)| (*ver, *at))
                 .collect(),
             prepared,
@@ -454,6 +458,7 @@ impl StoreCore {
             }
             Ask::Abort { row, slot, ver } => self.abort(at(row, slot), ver)?,
             Ask::AbortNewer { row, slot, than } => self.abort_newer(at(row, slot), than)?,
+            Ask::Freeze { row, slot, frozen } => self.freeze(at(row, slot), frozen)?,
             Ask::Install { row, slot, meta, record, expect } => {
                 self.install(at(row, slot), meta, record, expect)?
             }

@@ -2,7 +2,7 @@
 
 use super::StoreCore;
 use crate::invariant::invariant;
-use crate::msg::{Answer, Changed, Reject, UNREADABLE, Update};
+use crate::msg::{Answer, Changed, FROZEN, Reject, UNREADABLE, Update};
 use bytes::Bytes;
 use smalti_map::mutant::{Mutant, lives};
 use smalti_storage::code::Fingerprint;
@@ -138,7 +138,7 @@ impl StoreCore {
                 // The next epoch begins without this store, or with its promise.
                 return Ok(Some(Answer::Rejected(Reject::StaleEpoch { known: side.epoch })));
             }
-            if side.prepared.get(&at) == Some(&UNREADABLE) {
+            if side.prepared.get(&at).is_some_and(|ver| is_sign(*ver)) {
                 return Ok(Some(Answer::Corrupt));
             }
         }
@@ -233,7 +233,7 @@ impl StoreCore {
                 side.by_ver.remove(&older);
             }
             side.doubtful.remove(&at);
-            if ver != UNREADABLE {
+            if !is_sign(ver) {
                 side.by_ver.insert(ver, at);
             }
             self.batch.changes.push(Change::SetPrepared { at, ver });
@@ -293,8 +293,9 @@ impl StoreCore {
         let Some(side) = self.volumes.get(&at.volume) else {
             return Ok(Answer::Rejected(Reject::Invalid));
         };
-        let marked = side.prepared.get(&at) == Some(&ver);
+        let mark = side.prepared.get(&at).copied();
         let row = self.rows.at(at)?;
+        let marked = mark == Some(ver) || mark == Some(FROZEN) && row.head_ver() == ver;
         if row.corrupt {
             return Ok(Answer::Corrupt);
         }
@@ -321,7 +322,11 @@ impl StoreCore {
         // In memory it may be whole still, and lack what is completed on the others now: nothing may
         // be built on it before it was repaired.
         self.rows.reload(at);
-        if let Some(ver) = undecided.filter(|ver| *ver > than && *ver != UNREADABLE) {
+        let undecided = match undecided {
+            Some(FROZEN) => Some(self.rows.at(at)?.head_ver()).filter(|ver| !ver.is_none()),
+            other => other.filter(|ver| *ver != UNREADABLE),
+        };
+        if let Some(ver) = undecided.filter(|ver| *ver > than) {
             self.drop_undecided(at, ver)?;
         }
         // Whoever takes over next is to know, if this coordinator does not come to repair it.
@@ -329,6 +334,24 @@ impl StoreCore {
             self.mark(at, UNREADABLE);
         }
         self.rows.forget_after_batch(at);
+        Ok(Answer::Ok)
+    }
+
+    /// Takes what is undecided of a slot out of the reach of watermarks, or gives it back.
+    pub(super) fn freeze(&mut self, at: RowSlot, frozen: bool) -> Answered {
+        self.must_sync = true;
+        let mark = self.volumes.get(&at.volume).and_then(|side| side.prepared.get(&at)).copied();
+        match mark {
+            Some(ver) if frozen && ver != UNREADABLE => self.mark(at, FROZEN),
+            Some(FROZEN) if !frozen => {
+                let newest = self.rows.at(at)?.head_ver();
+                self.unmark(at);
+                if !newest.is_none() {
+                    self.mark(at, newest);
+                }
+            }
+            _ => {}
+        }
         Ok(Answer::Ok)
     }
 
@@ -437,6 +460,11 @@ impl StoreCore {
         }
         Ok(())
     }
+}
+
+/// Whether a mark says something else of a slot than which version of it is undecided.
+pub(super) fn is_sign(mark: Ver) -> bool {
+    mark == UNREADABLE || mark == FROZEN
 }
 
 fn new_version(

@@ -1,5 +1,5 @@
 use super::*;
-use crate::msg::{Changed, Request, Update, Want};
+use crate::msg::{Changed, FROZEN, Request, UNREADABLE, Update, Want};
 use crate::store::read::ReadSide;
 use crate::support::{self, VOLUME, row, slot, store};
 use bytes::Bytes;

@@ -306,3 +306,52 @@ fn what_was_issued_before_the_newest_version_is_committed() {
     assert_eq!(chosen.lacking, [(Slot(2), ver(2))].into());
     assert!(decision.aborts.is_empty());
 }
+
+#[test]
+fn where_nobody_can_tell_of_a_data_slot_nothing_is_decided() {
+    let all = &[0, 1, 2];
+    let unreadable = Facts { unreadable: true, ..Facts::default() };
+    // Slot 0 holds version 2 undecided; only the parity slot could say what else there was of slot 1.
+    let slots = vec![
+        facts(2, vec![held(2, all, &[]), held(BASE, all, &[])]),
+        unreadable.clone(),
+        unreadable.clone(),
+    ];
+    let lost = Decision { lost: true, ..Decision::default() };
+    assert_eq!(decide(&row(slots), 2), lost);
+    assert_eq!(decide(&row(vec![unreadable.clone(), unreadable.clone(), unreadable]), 2), lost);
+}
+
+#[test]
+fn a_slot_that_can_be_read_again_helps_where_the_row_would_be_lost() {
+    let all = &[0, 1, 2];
+    // Marked in an earlier takeover; what it has verifies and is what the parity slot names.
+    let again = Facts { unreadable: true, ..facts(0, vec![held(BASE, all, &[])]) };
+    let rotten = |(meta, _)| (meta, false);
+    let slots = vec![
+        again,
+        facts(0, vec![rotten(held(BASE, all, &[]))]),
+        facts(0, vec![held(BASE, all, &[1, 1])]),
+    ];
+    let decision = decide(&row(slots.clone()), 2);
+    assert!(!decision.lost && decision.aborts.is_empty(), "{decision:?}");
+    assert_eq!(decision.stands, ver(BASE));
+    let lacking = decision.chosen.map(|chosen| chosen.lacking).unwrap_or_default();
+    assert!(!lacking.contains_key(&Slot(0)), "it is restored as a whole");
+    // Without it the row is lost.
+    let mut slots = slots;
+    slots[0].versions.clear();
+    assert!(decide(&row(slots), 2).lost);
+}
+
+#[test]
+fn what_a_suspect_holds_of_a_rotten_version_is_what_is_left_of_it() {
+    // 2+1 without its parity slot: version 2 of slot 0, acknowledged by that slot alone, rots.
+    let (meta, _) = held(2, &[0, 2], &[]);
+    let slots = vec![
+        suspect(2, vec![(meta, false), held(BASE, &[0, 1, 2], &[])]),
+        suspect(0, vec![held(BASE, &[0, 1, 2], &[])]),
+    ];
+    let decision = decide(&row(slots), 2);
+    assert!(decision.lost && decision.aborts.is_empty(), "{decision:?}");
+}

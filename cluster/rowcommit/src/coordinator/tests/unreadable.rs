@@ -117,3 +117,34 @@ fn what_can_not_be_constructed_keeps_nothing_else_from_being_right() {
         assert!(rig.done.contains(&wanted), "{wanted:?} of {:?}", rig.done);
     }
 }
+
+#[test]
+fn what_nobody_can_read_was_not_never_written() {
+    let mut rig = Rig::active(2, 1);
+    rig.write(1, 0, 1);
+    rig.settle();
+    rig.tick(60);
+    rig.settle();
+    // All crash, so that all are asked for the row, and none can tell.
+    for no in 1..=3 {
+        assert!(disk(&rig, no).corrupt_meta(at(no as u8 - 1), ver(1)) || no == 2);
+        rig.crash_store(no, None);
+        rig.link_up(no);
+    }
+    support::elect(&mut rig.map, 1);
+    rig.coordinator.cache.clear();
+    rig.now = rig.now.after(Duration::from_secs(10));
+    rig.adopt();
+    pass(&mut rig, 10);
+    assert_eq!(rig.coordinator.phase(), Phase::Active);
+    rig.done.clear();
+    rig.read(2, 0);
+    rig.settle();
+    let unreadable = Action::ReadDone { op: 2, result: Err(OpError::Unreadable) };
+    assert!(rig.done.contains(&unreadable), "{:?}", rig.done);
+    for no in [0, 2] {
+        // What is there stays there, for it may be readable again.
+        let versions = disk(&rig, u64::from(no) + 1).versions(at(no));
+        assert!(versions.is_err(), "{versions:?}");
+    }
+}

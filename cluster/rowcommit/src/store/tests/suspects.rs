@@ -108,3 +108,36 @@ fn a_volume_of_which_it_holds_nothing_needs_no_comparison() {
     crash(&mut rig, 20_000_000);
     assert!(!rig.core.is_vetted());
 }
+
+#[test]
+fn what_is_undecided_of_a_lost_row_is_out_of_reach_of_watermarks() {
+    let mut rig = Rig::new(1);
+    let freeze = |frozen| Ask::Freeze { row: row(0), slot: Slot(0), frozen };
+    // Nothing is undecided: nothing to hold on to.
+    assert_eq!(rig.ask(freeze(true)), Answer::Ok);
+    assert_eq!(rig.marks(), []);
+    rig.ask(prep(1, Ver::NONE));
+    rig.watermark(ver(1));
+    rig.ask(prep(2, ver(1)));
+    assert_eq!(rig.ask(freeze(true)), Answer::Ok);
+    rig.watermark(ver(5));
+    assert_eq!((rig.versions(0), rig.marks()), (vec![2, 1], vec![FROZEN.seq]));
+    crash(&mut rig, 20_000_000);
+    promised(&mut rig);
+    rig.watermark(ver(6));
+    assert_eq!((rig.versions(0), rig.marks()), (vec![2, 1], vec![FROZEN.seq]));
+    // A takeover that can decide it undoes the version, or leaves it to the next watermark.
+    let back = rig.disk.fork();
+    let abort = Ask::Abort { row: row(0), slot: Slot(0), ver: ver(2) };
+    assert_eq!(rig.ask(abort), Answer::Ok);
+    assert_eq!((rig.versions(0), rig.marks()), (vec![1], vec![]));
+    rig.disk.roll_back(&back);
+    crash(&mut rig, 40_000_000);
+    promised(&mut rig);
+    assert_eq!(rig.ask(freeze(false)), Answer::Ok);
+    assert_eq!((rig.versions(0), rig.marks()), (vec![2, 1], vec![2]));
+    let incarnation = rig.disk.opened().incarnation;
+    rig.ask(Ask::Vetted { incarnation });
+    rig.watermark(ver(7));
+    assert_eq!((rig.versions(0), rig.marks()), (vec![2], vec![]));
+}
