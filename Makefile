@@ -15,9 +15,10 @@ SIZE ?= 2G
 MUTANTS ?=
 # For `make test` and `make bench`: names of black-box tests, words in names of jobs.
 ONLY ?=
-# For `make sim`.
+# For `make sim`; SIM: `--beyond`, `--keep-going`.
 SEEDS ?= 2000
 FROM ?= 1
+SIM ?=
 # For `make powercut`.
 CUTS ?= 1000
 
@@ -70,9 +71,9 @@ down: ## stop the cluster of `make up`, if it was left behind
 bench: build ## figures of a local 2+1 cluster: SECS, RUNS, SIZE, ONLY
 	@$(CARGO_TARGET_DIR)/release/smalti-bench $(ONLY)
 
-sim: deps ## simulated clusters under faults: SEEDS, FROM
+sim: deps ## simulated clusters under faults: SEEDS, FROM, SIM=--beyond for more than they can bear
 	cargo build --release --locked --quiet -p smalti-jepsen --bin sim
-	@$(CARGO_TARGET_DIR)/release/sim --seeds $(SEEDS) --from $(FROM)
+	@$(CARGO_TARGET_DIR)/release/sim --seeds $(SEEDS) --from $(FROM) $(SIM)
 
 fmt: ## format all code
 	cargo fmt --all

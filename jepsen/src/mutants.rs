@@ -1,7 +1,7 @@
 //! The mutation gate: with a rule of the protocol switched off, some check of the simulator must
 //! fail within a number of seeds. A mutant that survives is a blind spot, or a rule too many.
 
-use crate::sim::run;
+use crate::sim::{Mode, run};
 use smalti_map::mutant::{Mutant, set};
 use smalti_rowcommit::invariant::BROKEN;
 use std::ops::Range;
@@ -28,6 +28,7 @@ const SLOW: &[Mutant] = &[
     Mutant::NoBarrier,
     Mutant::HearRestarted,
     Mutant::IndexOfCrashed,
+    Mutant::ThawLost,
 ];
 
 /// Mutants that did not die in a thousand seeds and more. They are blind spots of the simulator, or
@@ -66,6 +67,9 @@ const UNSEEN: &[Mutant] = &[
     Mutant::InstallBlindly,
 ];
 
+/// Rules that nothing within the bounds needs: hunted where more rots than the code can bear.
+const BEYOND: &[Mutant] = &[Mutant::AbsentIfUnread, Mutant::ThawLost];
+
 /// The mutants of the gate, or those of them that die soon.
 pub fn mutants(fast: bool) -> Vec<Mutant> {
     let left_out = |mutant: &Mutant| UNSEEN.contains(mutant) || (fast && SLOW.contains(mutant));
@@ -103,8 +107,10 @@ pub fn hunt(mutant: Option<Mutant>, seeds: Range<u64>) -> Option<Death> {
 /// What goes wrong in one seed. A panic is a failed check too: an assertion, or the world broken
 /// beyond what the code was written for.
 fn failure(mutant: Option<Mutant>, seed: u64) -> Option<String> {
+    let beyond = mutant.is_some_and(|mutant| BEYOND.contains(&mutant));
+    let mode = if beyond { Mode::Beyond } else { Mode::Within };
     set(mutant);
-    let ended = catch_unwind(AssertUnwindSafe(|| run(seed, false)));
+    let ended = catch_unwind(AssertUnwindSafe(|| run(seed, mode, false)));
     set(None);
     match ended {
         Ok(report) => report.failure,

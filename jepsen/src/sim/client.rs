@@ -250,7 +250,7 @@ impl World {
                 let op = Op { write: true, value: *value, from: pending.from, to: None };
                 self.history.push(*block, op);
             }
-        } else if self.reading_back {
+        } else if self.reading_back && !self.is_beyond() {
             let blocks = pending.blocks.iter().map(|(block, _)| (*block, pending.snap));
             self.clients[client].left.extend(blocks);
         }
@@ -312,6 +312,10 @@ impl World {
             OpError::Fenced => true,
             // Rotten bytes are one loss, slots that are out others: snapshots raise the epoch, and a
             // store whose map is late then is called silent.
+            OpError::Unreadable if self.is_beyond() => {
+                self.unreadable += 1;
+                blocks.iter().any(|((row, _), _)| self.rotten.contains(row))
+            }
             OpError::Unreadable => {
                 let out = self.swarm.faults.len() > 1 || self.swarm.snapshot_every > 0;
                 !self.rotten.is_empty() && out

@@ -6,7 +6,7 @@ use super::swarm::{Fault, MS};
 use super::world::World;
 use bytes::Bytes;
 use smalti_map::{Command, MoveSlot};
-use smalti_storage::ids::{GroupNo, RowSlot, Slot, StoreId};
+use smalti_storage::ids::{GroupNo, RowAddr, RowSlot, Slot, SlotSet, StoreId};
 use smalti_storage::store::ShardStore;
 use smalti_storage::store::memory::MemoryStore;
 use std::sync::Arc;
@@ -14,6 +14,9 @@ use std::sync::Arc;
 impl World {
     /// Makes one stored version of a row rotten that was not so before: its record or metadata.
     pub(crate) fn rot(&mut self) {
+        if self.is_beyond() {
+            return self.rot_beyond();
+        }
         let blocks = self.all_blocks();
         let Some((row, _)) = self.rng.pick(&blocks) else { return };
         let whole = self.volume().and_then(|v| v.group(row.group)).is_some_and(|group| {
@@ -24,6 +27,22 @@ impl World {
         }
         let slots = self.swarm.data + self.swarm.parity;
         let slot = Slot(u8::try_from(self.rng.below(u64::from(slots))).unwrap_or(0));
+        self.rot_slot(row, slot);
+    }
+
+    /// Makes a version of any number of slots of a row rotten, whatever was so before.
+    fn rot_beyond(&mut self) {
+        let blocks = self.all_blocks();
+        let Some((row, _)) = self.rng.pick(&blocks) else { return };
+        let share = self.rng.pick(&[30, 60, 100]).unwrap_or(60);
+        for slot in SlotSet::first(self.swarm.data + self.swarm.parity).iter() {
+            if self.rng.percent(share) {
+                self.rot_slot(row, slot);
+            }
+        }
+    }
+
+    fn rot_slot(&mut self, row: RowAddr, slot: Slot) {
         let store =
             self.volume().and_then(|v| v.group(row.group)?.slots.get(slot.index()).copied());
         let Some(store) = store else { return };

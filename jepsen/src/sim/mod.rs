@@ -21,7 +21,7 @@ mod swarm;
 mod timeline;
 mod world;
 
-pub use swarm::Fault;
+pub use swarm::{Fault, Mode};
 pub use timeline::{parse_row, timeline};
 pub use world::{Report, run};
 

@@ -6,6 +6,18 @@ use smalti_map::ReadMode;
 /// Milliseconds in the simulator's unit of time.
 pub(crate) const MS: u64 = 1000;
 
+/// How much the faults of a run may destroy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// What the code has to bear: nothing that was acknowledged may be lost, and when the faults end
+    /// everything is whole again.
+    #[default]
+    Within,
+    /// More than that: bytes rot on any number of slots of a row, on top of everything else. Then
+    /// what can not be read any more ends in an error or waits, and no read is ever wrong.
+    Beyond,
+}
+
 /// A class of faults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Fault {
@@ -82,6 +94,7 @@ impl Fault {
 /// The parameters of one run.
 #[derive(Clone, Debug)]
 pub(crate) struct Swarm {
+    pub(crate) mode: Mode,
     pub(crate) data: u8,
     pub(crate) parity: u8,
     pub(crate) min_insync: u8,
@@ -128,7 +141,7 @@ pub(crate) struct Swarm {
 }
 
 impl Swarm {
-    pub(crate) fn draw(rng: &mut Rng) -> Self {
+    pub(crate) fn draw(rng: &mut Rng, mode: Mode) -> Self {
         let geometries = [(2, 1), (2, 1), (2, 2), (3, 2), (1, 1), (4, 2), (1, 2)];
         let (data, parity) = rng.pick(&geometries).unwrap_or((2, 1));
         let strict = if parity >= 2 { data + 1 } else { data };
@@ -144,7 +157,8 @@ impl Swarm {
             faults.truncate(usize::try_from(rng.range(1, 3)).unwrap_or(1));
         }
         // Rotten bytes on top of stores that are out would be more than the code can bear.
-        let rot = rng.percent(12);
+        let beyond = mode == Mode::Beyond;
+        let rot = !beyond && rng.percent(12);
         if rot {
             faults = vec![Fault::Rot];
             min_insync = strict;
@@ -158,7 +172,7 @@ impl Swarm {
             }
         }
         // So would be a disk that forgets, where one slot is all that may be missing.
-        let amnesia = !rot && rng.percent(18);
+        let amnesia = !beyond && !rot && rng.percent(18);
         if amnesia {
             min_insync = strict;
             if parity < 2 {
@@ -169,7 +183,10 @@ impl Swarm {
         }
         // And a disk that is gone: a store that is taken out before it, for whatever reason, may leave
         // too few to take it out.
-        let wipe = !rot && !amnesia && rng.percent(12);
+        let wipe = !beyond && !rot && !amnesia && rng.percent(12);
+        if beyond {
+            faults.extend([Fault::Rot, Fault::Rot]);
+        }
         if wipe {
             min_insync = strict;
             let few = [Fault::Elect, Fault::Handover, Fault::Move];
@@ -177,6 +194,7 @@ impl Swarm {
             faults.push(Fault::Wipe);
         }
         let mut swarm = Self {
+            mode,
             data,
             parity,
             min_insync,

@@ -13,6 +13,7 @@ mod words;
 use super::client::{Block, value_of};
 use super::event::{At, Life};
 use super::link::SessionId;
+use super::swarm::Mode;
 use super::world::{Report, World};
 use bytes::Bytes;
 use smalti_rowcommit::coordinator::{Alarm, BlockWrite, OpError, Phase};
@@ -52,8 +53,8 @@ impl Timeline {
 }
 
 /// Runs one seed and tells what concerns one row, line by line as it happens.
-pub fn timeline(seed: u64, row: RowAddr, line: impl FnMut(&str) + 'static) -> Report {
-    let mut world = World::new(seed, false);
+pub fn timeline(seed: u64, mode: Mode, row: RowAddr, line: impl FnMut(&str) + 'static) -> Report {
+    let mut world = World::new(seed, mode, false);
     let rows = world.all_blocks().into_iter().map(|(row, _)| row.to_string());
     let mut rows: Vec<String> = rows.collect();
     rows.dedup();
@@ -295,7 +296,7 @@ mod tests {
     fn lines(seed: u64, row: RowAddr) -> Vec<String> {
         let lines = Rc::new(RefCell::new(Vec::new()));
         let into = Rc::clone(&lines);
-        timeline(seed, row, move |line| into.borrow_mut().push(line.to_owned()));
+        timeline(seed, Mode::Within, row, move |line| into.borrow_mut().push(line.to_owned()));
         lines.take()
     }
 
@@ -326,7 +327,7 @@ mod tests {
     #[test]
     fn the_replay_of_a_failure_names_its_row() {
         let replay = |failure: Failure| {
-            let mut world = World::new(SEED, false);
+            let mut world = World::new(SEED, Mode::Within, false);
             world.fail(failure);
             world.report().replay(SEED)
         };

@@ -7,7 +7,7 @@ use super::history::History;
 use super::link::Session;
 use super::node::Node;
 use super::rng::Rng;
-use super::swarm::{Fault, MS, Swarm};
+use super::swarm::{Fault, MS, Mode, Swarm};
 use super::timeline::Timeline;
 use smalti_map::{
     Applied, ClusterMap, Command, Custody, KeyEpoch, NewVolume, NodeAddresses, ShareHolder, Volume,
@@ -80,12 +80,21 @@ pub(crate) struct World {
     pub(crate) tracing: bool,
     pub(crate) timeline: Option<Timeline>,
     hash: u64,
+    /// Everything is whole and at rest, after all faults.
+    whole: bool,
+    pub(crate) unreadable: u64,
     pub(crate) failure: Option<Failure>,
 }
 
 /// What became of one run.
 #[derive(Clone, Debug)]
 pub struct Report {
+    /// What its faults could destroy.
+    pub mode: Mode,
+    /// Everything was whole and at rest in the end.
+    pub whole: bool,
+    /// Operations that ended in an error because something could not be read.
+    pub unreadable: u64,
     /// What went wrong, in words.
     pub failure: Option<String>,
     /// The row that it went wrong in, if it is about one.
@@ -123,8 +132,8 @@ pub(crate) fn store_id(at: At) -> StoreId {
 }
 
 /// Runs one seed.
-pub fn run(seed: u64, tracing: bool) -> Report {
-    let mut world = World::new(seed, tracing);
+pub fn run(seed: u64, mode: Mode, tracing: bool) -> Report {
+    let mut world = World::new(seed, mode, tracing);
     world.run();
     world.report()
 }
@@ -132,16 +141,18 @@ pub fn run(seed: u64, tracing: bool) -> Report {
 impl Report {
     /// The commands that show what a seed does, a line each.
     pub fn replay(&self, seed: u64) -> String {
-        let sim = format!("cargo run --release -p smalti-jepsen --bin sim -- --seed {seed}");
+        let beyond = if self.mode == Mode::Beyond { " --beyond" } else { "" };
+        let sim =
+            format!("cargo run --release -p smalti-jepsen --bin sim -- --seed {seed}{beyond}");
         let row = self.row.map(|row| format!("\nits row: {sim} --row {row}"));
         format!("replay: {sim} --trace{}", row.unwrap_or_default())
     }
 }
 
 impl World {
-    pub(crate) fn new(seed: u64, tracing: bool) -> Self {
+    pub(crate) fn new(seed: u64, mode: Mode, tracing: bool) -> Self {
         let mut rng = Rng::new(seed);
-        let swarm = Swarm::draw(&mut rng);
+        let swarm = Swarm::draw(&mut rng, mode);
         let count = usize::try_from(swarm.nodes).unwrap_or(1);
         let nodes = (0..count)
             .map(|at| Node {
@@ -194,6 +205,8 @@ impl World {
             counts: BTreeMap::new(),
             snapshots: BTreeMap::new(),
             acknowledged: 0,
+            whole: false,
+            unreadable: 0,
             steps: 0,
             tracing,
             timeline: None,
@@ -309,8 +322,12 @@ impl World {
                 steady = if whole { steady + 1 } else { 0 };
                 seen = self.map.version;
                 if steady >= STEADY {
+                    self.whole = true;
                     break;
                 }
+            }
+            if self.now > end && self.is_beyond() {
+                break;
             }
             if self.now > end {
                 let why = self.is_whole().err().unwrap_or_default();
@@ -323,6 +340,9 @@ impl World {
         let end = self.now + HEALING;
         while self.failure.is_none() && self.clients.iter().any(Client::is_busy) {
             self.step();
+            if self.now > end && self.is_beyond() {
+                break;
+            }
             if self.now > end {
                 self.fail("reads of a whole volume do not end");
             }
@@ -332,6 +352,10 @@ impl World {
         while self.failure.is_none() && self.now < end {
             self.step();
         }
+        if self.is_beyond() {
+            self.whole &= self.is_whole().is_ok();
+            return self.check_end();
+        }
         if self.failure.is_none()
             && let Err(why) = self.is_whole()
         {
@@ -340,13 +364,22 @@ impl World {
         if self.failure.is_none() && epoch != self.volume().map(|volume| volume.epoch) {
             self.fail(format!("the epoch moves on without a fault, from {epoch:?}"));
         }
-        if self.failure.is_none()
-            && let Err(failure) = self.check_rest().and_then(|()| {
-                self.history.check().map_err(|((row, _), why)| Failure::at(row, why))
-            })
-        {
+        self.check_end();
+    }
+
+    fn check_end(&mut self) {
+        if self.failure.is_some() {
+            return;
+        }
+        let rest = if self.whole { self.check_rest() } else { Ok(()) };
+        let history = || self.history.check().map_err(|((row, _), why)| Failure::at(row, why));
+        if let Err(failure) = rest.and_then(|()| history()) {
             self.fail(failure);
         }
+    }
+
+    pub(crate) fn is_beyond(&self) -> bool {
+        self.swarm.mode == Mode::Beyond
     }
 
     pub(crate) fn report(self) -> Report {
@@ -356,6 +389,9 @@ impl World {
             hash = mixed(hash, u64::try_from(print & u128::from(u64::MAX)).unwrap_or(0));
         }
         Report {
+            mode: self.swarm.mode,
+            whole: self.whole,
+            unreadable: self.unreadable,
             row: self.failure.as_ref().and_then(|failure| failure.row),
             failure: self.failure.map(|failure| failure.why),
             hash,

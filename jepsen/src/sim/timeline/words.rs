@@ -59,6 +59,8 @@ pub(super) fn asked(ask: &Ask, phase: Phase) -> Option<String> {
         Ask::AbortNewer { than, .. } => {
             format!("abort what is newer than {than} (takeover, unreadable)")
         }
+        Ask::Freeze { frozen: true, .. } => "freeze (takeover, lost)".into(),
+        Ask::Freeze { .. } => "freeze no more (takeover)".into(),
         Ask::Install { meta, expect, .. } => {
             format!("install {} if at {expect}, undecided (takeover completes it)", version(meta))
         }
@@ -165,6 +167,7 @@ fn of_which(ask: &Ask) -> String {
         Ask::Abort { ver, .. } => format!("abort {ver}"),
         Ask::Install { meta, .. } => format!("install {}", meta.ver),
         Ask::AbortNewer { .. } => "abort newer".into(),
+        Ask::Freeze { .. } => "freeze".into(),
         Ask::Restore { .. } => "repair".into(),
         Ask::Versions { .. } => "versions".into(),
         _ => "record".into(),
