@@ -41,6 +41,8 @@ pub(super) struct Catchup {
     /// Row slots of stores in sync whose repair failed, when they are tried again, and how often
     /// they were. While one is tried it stays here.
     pub(super) unrepaired: BTreeMap<(RowAddr, Seat), (Time, u32)>,
+    /// Though there are too many of them, another one may be tried.
+    one_more: bool,
     lives: u64,
     pub(super) rounds: u64,
 }
@@ -194,6 +196,7 @@ impl Catchup {
     pub(super) fn put_off(&mut self, now: Time, row: RowAddr, seat: Seat) {
         let tried = self.unrepaired.get(&(row, seat)).map_or(0, |(_, tried)| *tried);
         if tried == 0 && self.unrepaired.len() >= UNREPAIRED_MAX {
+            // It is found again when it is read.
             return;
         }
         let pause = RETRY_INSYNC * (1 << tried.min(6));
@@ -201,10 +204,19 @@ impl Catchup {
     }
 
     /// Whether a repair of a slot in sync is not to begin now. Two that can not do without each
-    /// other would begin each other for ever; so where there are too many to remember, new ones
-    /// wait until some of the old ones have succeeded.
-    pub(super) fn puts_off(&self, row: RowAddr, seat: Seat) -> bool {
-        self.unrepaired.len() >= UNREPAIRED_MAX || self.unrepaired.contains_key(&(row, seat))
+    /// other would begin each other for ever; so where there are too many to remember, one new one
+    /// begins at each tick.
+    pub(super) fn puts_off(&mut self, row: RowAddr, seat: Seat) -> bool {
+        if self.unrepaired.contains_key(&(row, seat)) {
+            return true;
+        }
+        self.unrepaired.len() >= UNREPAIRED_MAX && !std::mem::take(&mut self.one_more)
+    }
+
+    /// Slots of the group are in sync again: what could not be put right may be now.
+    fn try_again(&mut self, now: Time, group: GroupNo) {
+        let of_group = self.unrepaired.iter_mut().filter(|((row, _), _)| row.group == group);
+        of_group.for_each(|(_, (at, _))| *at = now);
     }
 
     /// A claimed repair has ended.
@@ -308,7 +320,8 @@ impl Coordinator {
         let all = volume.all_slots();
         let clean = |(no, group): &(GroupNo, &Group)| {
             let whole = group.insync == all && group.learners.is_empty();
-            !group.old_holders.is_empty() && whole && !self.suspects.in_group(*no)
+            let lost = self.lost_rows.iter().any(|row| row.group == *no);
+            !group.old_holders.is_empty() && whole && !self.suspects.in_group(*no) && !lost
         };
         let numbered = (0u16..).map(GroupNo).zip(&volume.groups);
         let groups: Vec<GroupNo> = numbered.filter(clean).map(|(no, _)| no).collect();
@@ -379,6 +392,8 @@ impl Coordinator {
             self.catchup.learners.remove(&place);
             self.distrusted.retain(|(row, seat)| (row.group, *seat) != (place.0, (place.1, store)));
             self.incarnations.insert(store, incarnation);
+            self.catchup.try_again(self.now, place.0);
+            self.decide_lost_again(Some(place.0));
             // It believes the watermark from now on only.
             self.links.tell_again(store);
             self.vet_grown(store);
@@ -432,6 +447,7 @@ impl Coordinator {
     pub(super) fn catchup_tick(&mut self) {
         self.catchup_on_map();
         self.repair_again();
+        self.decide_lost_again(None);
         self.vet_pump();
         self.catchup_pump();
         self.propose_growth();
@@ -440,6 +456,7 @@ impl Coordinator {
     /// Tries repairs of slots in sync that failed again.
     fn repair_again(&mut self) {
         let now = self.now;
+        self.catchup.one_more = true;
         let claimed = |which| self.catchup.claimed.contains(which);
         let due =
             self.catchup.unrepaired.iter().filter(|(which, (at, _))| *at <= now && !claimed(which));

@@ -31,6 +31,8 @@ pub(super) struct Facts {
     /// What it holds can not be told: it counts for nothing, also not as absence. It may have been so
     /// when the row was settled last, and be readable again.
     pub(super) unreadable: bool,
+    /// It can be read again, but may lack what was decided meanwhile: what it lacks proves nothing.
+    pub(super) mended: bool,
     /// The row was lost when it was settled last.
     pub(super) frozen: bool,
 }
@@ -52,7 +54,14 @@ impl Facts {
     /// Of a slot that could not tell once, and can: its newest version proves nothing.
     fn as_of_a_suspect(&self) -> Self {
         let prepared = self.versions.first().map(|(meta, _)| meta.ver);
-        Self { prepared, suspect: true, unreadable: false, watermark: Ver::NONE, ..self.clone() }
+        Self {
+            prepared,
+            suspect: true,
+            unreadable: false,
+            mended: true,
+            watermark: Ver::NONE,
+            ..self.clone()
+        }
     }
 
     /// The version that may have been undone or not, as far as is known here.
@@ -285,7 +294,8 @@ fn judge(facts: &BTreeMap<Slot, Facts>, n: u8, ver: Ver, committed: Ver) -> Opti
         .filter(|(_, f)| !f.holds(ver) && !f.unreadable)
         .map(|(slot, f)| (slot, f.upto(ver).map_or(Ver::NONE, |meta| meta.ver)))
         .collect();
-    let everywhere = touched.iter().filter_map(of).all(|f| f.unreadable || f.find(ver).is_some());
+    let everywhere =
+        touched.iter().filter_map(of).all(|f| f.unreadable || f.mended || f.find(ver).is_some());
     let whole = touched.iter().filter_map(of).all(|f| f.holds(ver));
     let constructible = vec.is_some() && consistent >= usize::from(n);
     let chosen = Chosen {

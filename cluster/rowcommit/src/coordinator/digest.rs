@@ -198,6 +198,7 @@ impl Coordinator {
         let again = self.catchup.unrepaired.iter();
         let again = again.map(|(which, (at, tried))| (which, at.since(now), tried));
         again.collect::<Vec<_>>().hash(hasher);
+        self.decide_again.map(|(at, tried)| (at.since(now), tried)).hash(hasher);
         for (place, l) in &self.catchup.learners {
             (place, l.store, l.incarnation, &l.behind, l.repairing, &l.failed).hash(hasher);
             (l.outstanding, l.retry_at.since(now)).hash(hasher);

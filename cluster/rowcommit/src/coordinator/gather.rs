@@ -147,9 +147,7 @@ impl Coordinator {
         let insync = self.insync(row.group);
         let data = self.data_slots();
         if !self.distrusted.is_empty() {
-            let distrusted = self.distrusted(row);
-            g.avoid = g.avoid.or(distrusted);
-            g.dumb = g.dumb.or(distrusted);
+            g.dumb = g.dumb.or(self.distrusted(row));
         }
         if g.vec.is_none() && g.snap.is_none() {
             g.vec = self.cache.find(row);
@@ -185,7 +183,8 @@ impl Coordinator {
             return self.gather_vec_of_all(id, row, g, insync);
         }
         let able = if lives(Mutant::VectorOutOfSync) { self.up_slots(row) } else { insync };
-        let parity = self.parity_slots().and(able).minus(g.shunned(insync));
+        let silent = g.shunned(insync).or(g.dumb);
+        let parity = self.parity_slots().and(able).minus(silent);
         if let Some(slot) = self.nearest(row, parity) {
             if g.asked_vec.and(parity).is_empty() {
                 g.asked_vec = g.asked_vec.with(slot);
@@ -198,7 +197,7 @@ impl Coordinator {
         // No parity slot to ask: then hash, place and membership vouch for the data slots, which
         // must all be there.
         let data = self.data_slots();
-        if !data.is_subset(insync.minus(g.shunned(insync))) {
+        if !data.is_subset(insync.minus(silent)) {
             return false;
         }
         self.ask_heads(id, row, g, data);
@@ -316,7 +315,7 @@ impl Coordinator {
 
     /// Slots that could not tell what they hold when the row was settled: what they have now may lack
     /// what was decided, until they are repaired.
-    pub(super) fn distrusted(&self, row: RowAddr) -> SlotSet {
+    fn distrusted(&self, row: RowAddr) -> SlotSet {
         let any = (Slot(0), StoreId::default());
         let of_row = self.distrusted.range((row, any)..).take_while(|(of, _)| *of == row);
         let still =

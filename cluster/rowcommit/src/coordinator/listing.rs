@@ -33,7 +33,12 @@ impl Coordinator {
     pub(super) fn list_changed(&mut self, place: Place) {
         self.catchup.rounds += 1;
         let round = self.catchup.rounds;
+        // What a slot has that could not tell what it holds is nothing to be compared with.
+        let distrusted = self.distrusted.iter().map(|(row, _)| *row);
+        let rows = self.lost_rows.iter().copied().chain(distrusted);
+        let rows: BTreeSet<RowAddr> = rows.filter(|row| row.group == place.0).collect();
         let Some(learning) = self.catchup.learners.get_mut(&place) else { return };
+        learning.behind.extend(rows);
         learning.stage = Stage::Listing(Listing { round, ..Listing::default() });
         let ((group, learner), store) = (place, learning.store);
         let purpose = Purpose::Leftovers { group, learner, round };

@@ -128,6 +128,7 @@ impl Coordinator {
         for store in self.takeover.suspects() {
             self.suspect(store);
         }
+        self.plan_next_decision();
         self.note_incarnations();
         self.catchup_on_map();
         self.release_held();

@@ -149,6 +149,8 @@ pub struct Coordinator {
     /// Slots that could not tell what they hold when their rows were settled, until they are
     /// repaired.
     distrusted: BTreeSet<(RowAddr, Seat)>,
+    /// When lost rows are to be decided again, and how often that was in vain.
+    decide_again: Option<(Time, u32)>,
     /// Rows that were updated while one of their slots was out. For people: catch-up compares.
     missed: BTreeSet<RowAddr>,
     /// The start of each in-sync store that this epoch began with.
@@ -216,6 +218,7 @@ impl Coordinator {
             frozen: BTreeSet::new(),
             lost_rows: BTreeSet::new(),
             distrusted: BTreeSet::new(),
+            decide_again: None,
             missed: BTreeSet::new(),
             incarnations: BTreeMap::new(),
             proposed: BTreeMap::new(),

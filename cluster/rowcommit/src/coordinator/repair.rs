@@ -5,7 +5,7 @@
 use super::gather::{Progress, same_vector};
 use super::rows::{Kind, TaskId};
 use super::{Action, Alarm, Coordinator, Phase, Purpose, Seat};
-use crate::msg::{Answer, Ask, Reject, UNREADABLE};
+use crate::msg::{Answer, Ask, FROZEN, Reject, UNREADABLE};
 use crate::snaps;
 use bytes::Bytes;
 use smalti_map::mutant::{Mutant, lives};
@@ -137,10 +137,19 @@ impl Coordinator {
                 self.repairs.remove(&id);
                 return Progress::Failed;
             }
-            let frozen = self.lost_rows.contains(&row) && self.counts(row, seat);
+            let lost = self.lost_rows.contains(&row);
             match state {
                 // What was found lost stays as it is: what is missing may come back.
-                RepairState::Begin if frozen => self.set_repair(id, RepairState::Failed),
+                RepairState::Begin if lost && self.counts(row, seat) => {
+                    self.set_repair(id, RepairState::Failed);
+                }
+                // Nor is anything of it changed where it may come from. The mark keeps the slot out of
+                // all that is built or decided, and in it the other rows go on.
+                RepairState::Begin if lost => {
+                    self.set_repair(id, RepairState::Installing(TRIES));
+                    let ask = Ask::AbortNewer { row, slot, than: UNREADABLE };
+                    self.ask_at(row.group, seat, ask, Purpose::Repaired { task: id });
+                }
                 RepairState::Begin | RepairState::Again(_) => {
                     let tries = if let RepairState::Again(tries) = state { tries } else { 0 };
                     self.set_repair(id, RepairState::Looking(tries));
@@ -161,6 +170,7 @@ impl Coordinator {
                 }
                 RepairState::Done => {
                     self.repairs.remove(&id);
+                    self.distrusted.remove(&(row, seat));
                     return Progress::Done;
                 }
                 RepairState::Failed => {
@@ -179,7 +189,9 @@ impl Coordinator {
 
     pub(super) fn on_looked(&mut self, id: TaskId, answer: Answer) {
         let (have, unsure) = match answer {
-            Answer::Versions { versions, prepared } => (versions, prepared == Some(UNREADABLE)),
+            Answer::Versions { versions, prepared } => {
+                (versions, matches!(prepared, Some(UNREADABLE | FROZEN)))
+            }
             _ => (Vec::new(), true),
         };
         let expect = have.first().map_or(Ver::NONE, |(meta, _)| meta.ver);
@@ -279,7 +291,6 @@ impl Coordinator {
         let all = self.data_slots().or(self.parity_slots());
         let own = if self.counts(row, seat) { SlotSet::EMPTY.with(seat.0) } else { SlotSet::EMPTY };
         g.vec.is_some()
-            && self.distrusted(row).minus(own).is_empty()
             && g.is_short(self.n(), all.minus(own))
             && self.is_kept(g.snap)
             && !plan.unsure
@@ -343,12 +354,7 @@ impl Coordinator {
         let Some((seat, RepairState::Installing(tries))) = self.repairs.get(&id) else { return };
         let (seat, tries) = (*seat, *tries);
         match answer {
-            Answer::Ok => {
-                if let Some(row) = self.tasks.get(&id).map(|task| task.row) {
-                    self.distrusted.remove(&(row, seat));
-                }
-                self.set_repair(id, RepairState::Done);
-            }
+            Answer::Ok => self.set_repair(id, RepairState::Done),
             // The slot was another one by then: a look is served beside updates on their way to it,
             // and what the store had in memory may not be what can be read. It has to be looked at
             // again, or what it has would be thrown away with what it lacks.

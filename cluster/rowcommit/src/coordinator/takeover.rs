@@ -10,9 +10,13 @@ use crate::msg::{Answer, Ask, FROZEN, UNREADABLE};
 use crate::time::Time;
 use smalti_map::Command;
 use smalti_map::mutant::{Mutant, lives};
-use smalti_storage::ids::{Incarnation, RowAddr, Slot, StoreId, Ver};
+use smalti_storage::ids::{GroupNo, Incarnation, RowAddr, Slot, StoreId, Ver};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+
+/// Rows that were found lost are decided again after this long, twice as long the next time, up to 64
+/// times: clients wait meanwhile.
+const DECIDE_AGAIN: Duration = Duration::from_secs(60);
 
 /// What a takeover knows so far.
 #[derive(Clone, Debug, Default)]
@@ -149,7 +153,15 @@ impl Coordinator {
                 let (unreadable, frozen) = (prepared == Some(UNREADABLE), prepared == Some(FROZEN));
                 let newest = || versions.first().map(|(meta, _)| meta.ver);
                 let prepared = if frozen { newest() } else { prepared };
-                Facts { versions, prepared, watermark, suspect, unreadable, frozen }
+                Facts {
+                    versions,
+                    prepared,
+                    watermark,
+                    suspect,
+                    unreadable,
+                    frozen,
+                    ..Facts::default()
+                }
             }
             _ => Facts { watermark, suspect, unreadable: true, ..Facts::default() },
         };
@@ -170,6 +182,8 @@ impl Coordinator {
             let decision = decide(&facts, n);
             self.cache.forget(row);
             self.freeze(row, &facts, decision.lost);
+            let unreadable = facts.iter().filter(|(_, f)| f.unreadable);
+            self.takeover.unreadable.extend(unreadable.map(|(slot, _)| (row, *slot)));
             if !decision.lost && !lives(Mutant::TrustUnreadable) {
                 self.undo_unreadable(row, &facts, &decision);
             }
@@ -187,6 +201,30 @@ impl Coordinator {
             }
         }
         self.check_settled();
+    }
+
+    /// Lost rows were found in a takeover, and only one can decide them. There is another one when a
+    /// group of theirs has got a slot back, and now and then, for what could not be read may be
+    /// readable again.
+    pub(super) fn decide_lost_again(&mut self, grown: Option<GroupNo>) {
+        let in_group = |group| self.lost_rows.iter().any(|row| row.group == group);
+        if grown.is_some_and(in_group) {
+            self.decide_again = Some((self.now, 0));
+        }
+        if self.phase != Phase::Active || self.decide_again.is_none_or(|(at, _)| at > self.now) {
+            return;
+        }
+        let (volume, epoch) = (self.config.volume, self.epoch);
+        let (node, incarnation) = (self.config.me.node, self.config.me.incarnation);
+        self.propose("elect", Command::Elect { volume, epoch, node, incarnation });
+    }
+
+    /// After a takeover: when there is to be another one for the rows that were lost.
+    pub(super) fn plan_next_decision(&mut self) {
+        let tried = self.decide_again.map_or(0, |(_, tried)| tried + 1);
+        let pause = DECIDE_AGAIN * (1 << tried.min(6));
+        let at = self.now.after(pause);
+        self.decide_again = (!self.lost_rows.is_empty()).then_some((at, tried));
     }
 
     /// Nothing of a lost row is decided, by no watermark either, until a takeover can.
@@ -212,7 +250,6 @@ impl Coordinator {
             self.takeover.open += 1;
             let ask = Ask::AbortNewer { row, slot: *slot, than: decision.stands };
             self.ask(row.group, *slot, ask, Purpose::SettleDone);
-            self.takeover.unreadable.push((row, *slot));
         }
     }
 

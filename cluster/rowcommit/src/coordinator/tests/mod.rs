@@ -10,7 +10,7 @@ mod suspects;
 mod unreadable;
 
 use super::*;
-use crate::msg::{Changed, Frame, Update, Want};
+use crate::msg::{Changed, Frame, UNREADABLE, Update, Want};
 use crate::store::read::ReadSide;
 use crate::store::{StoreConfig, StoreCore};
 use crate::support::{self, RECORD_LEN, VOLUME, row, store};

@@ -148,3 +148,48 @@ fn what_nobody_can_read_was_not_never_written() {
         assert!(versions.is_err(), "{versions:?}");
     }
 }
+
+#[test]
+fn what_is_left_of_a_lost_row_stays_though_its_store_comes_back() {
+    let mut rig = Rig::active(2, 1);
+    for (op, slot, seq) in [(1, 0, 1), (2, 1, 2)] {
+        rig.write(op, slot, seq);
+        rig.settle();
+    }
+    let last = rig.head(3).ver;
+    // An update that reaches slot 1 alone; slot 0 rots, and the parity slot is out.
+    rig.parties.get_mut(&store(3)).expect("a known store").deaf = true;
+    rig.write(3, 1, 3);
+    rig.settle();
+    assert!(disk(&rig, 1).corrupt_record(at(0), rig.head(1).ver, 3));
+    rig.link_down(3);
+    support::shrink(&mut rig.map, 3);
+    support::elect(&mut rig.map, 1);
+    rig.adopt();
+    let activate = rig.settle();
+    let lost = Action::Alarm(Alarm::RowLost { row: row(0) });
+    assert!(rig.done.contains(&lost), "{:?}", rig.done);
+    rig.accept(activate);
+    rig.parties.get_mut(&store(3)).expect("a known store").deaf = false;
+    rig.link_up(3);
+    listing::until_whole(&mut rig);
+    // It grew back for the other rows. What it has of this one is marked, and there still.
+    let epoch = support::epoch(&rig.map);
+    pass(&mut rig, 10);
+    assert_eq!(rig.head(3).ver, last);
+    let marks = disk(&rig, 3).prepared(VOLUME).expect("memory does not fail");
+    assert_eq!(marks, [(at(2), UNREADABLE)]);
+    let versions = disk(&rig, 2).versions(at(1)).expect("memory does not fail");
+    assert_eq!(versions.len(), 2, "{versions:?}");
+    // With a slot more it was looked at once again, in vain.
+    assert!(support::epoch(&rig.map) > epoch);
+    assert_eq!(rig.coordinator.phase(), Phase::Active);
+    rig.done.clear();
+    rig.read(4, 0);
+    let wid = Wid { generation: rig.map.volumes[&VOLUME].writer_gen, seq: 1 };
+    let other = BlockWrite { row: row(1), slot: Slot(0), wid, record: bytes(9) };
+    rig.feed(Event::Write { op: 5, blocks: vec![other] });
+    pass(&mut rig, 1);
+    let refused = Action::ReadDone { op: 4, result: Err(OpError::Unreadable) };
+    assert!(rig.done.contains(&refused) && rig.done.contains(&written(5)), "{:?}", rig.done);
+}
