@@ -34,7 +34,10 @@ impl Facts {
         if self.unreadable || self.watermark < meta.ver {
             return false;
         }
-        let newest = self.versions.first().map(|(meta, _)| meta);
+        // Not one that was prepared since: what lies beneath it is what it was built on.
+        let undecided = self.undecided();
+        let mut metas = self.versions.iter().map(|(meta, _)| meta);
+        let newest = metas.find(|meta| Some(meta.ver) != undecided);
         if data.contains(own) {
             return newest.map_or(Ver::NONE, |newest| newest.ver) < meta.ver;
         }

@@ -355,3 +355,26 @@ fn what_a_suspect_holds_of_a_rotten_version_is_what_is_left_of_it() {
     let decision = decide(&row(slots), 2);
     assert!(decision.lost && decision.aborts.is_empty(), "{decision:?}");
 }
+
+#[test]
+fn what_was_prepared_since_does_not_hide_that_others_know_a_version_undone() {
+    let all = &[0, 1, 2];
+    // Version 3 was undone everywhere, then 5 was prepared on all; the parity slot went back to when
+    // it held 3. Taken for committed it would be what a snapshot from between them holds.
+    let told = |mut facts: Facts| {
+        facts.watermark = ver(4);
+        facts
+    };
+    let slots = vec![
+        told(facts(5, vec![held(5, all, &[]), held(BASE, all, &[])])),
+        told(facts(5, vec![held(5, all, &[]), held(BASE, all, &[])])),
+        Facts {
+            watermark: ver(2),
+            ..suspect(3, vec![held(3, all, &[3, 3]), held(BASE, all, &[1, 1])])
+        },
+    ];
+    let decision = decide(&row(slots), 2);
+    assert_eq!(decision.aborts, [(Slot(2), ver(3))]);
+    let chosen = decision.chosen.expect("two consistent shards exist");
+    assert_eq!((chosen.ver, chosen.lacking), (ver(5), [(Slot(2), ver(BASE))].into()));
+}
