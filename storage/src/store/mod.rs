@@ -264,8 +264,8 @@ pub trait ShardStore: Send + Sync + 'static {
     fn head(&self, at: RowSlot) -> Result<Option<VersionMeta>, StoreError>;
 
     /// The `limit` newest versions of each of several row slots, newest first; the answers stand
-    /// in the order of the questions. Worth asking for rows that lie together at once. Older ones
-    /// that can not be read are no reason for an error.
+    /// in the order of the questions. Worth asking for rows that lie together at once. Of
+    /// one that is asked for, older ones are not looked at: they may be unreadable.
     fn newest(&self, slots: &[RowSlot], limit: usize) -> Vec<Result<Vec<VersionMeta>, StoreError>> {
         let newest = |at: &RowSlot| {
             if limit == 1 {

@@ -89,10 +89,15 @@ impl Coordinator {
     pub(super) fn idle_tick(&mut self) {
         let patience = self.config.takeover_patience;
         if self.idle_since.is_some_and(|since| self.now.since(since) > patience) {
-            let (volume, epoch) = (self.config.volume, self.epoch);
-            let (node, incarnation) = (self.config.me.node, self.config.me.incarnation);
-            self.propose("elect", Command::Elect { volume, epoch, node, incarnation });
+            self.propose_elect();
         }
+    }
+
+    /// Asks for this coordinator to be elected anew: everything undecided is settled again.
+    pub(super) fn propose_elect(&mut self) {
+        let (volume, epoch) = (self.config.volume, self.epoch);
+        let (node, incarnation) = (self.config.me.node, self.config.me.incarnation);
+        self.propose("elect", Command::Elect { volume, epoch, node, incarnation });
     }
 
     fn note_stores(&mut self) {

@@ -14,7 +14,6 @@ use super::{Coordinator, Phase, Purpose, Seat, evidence};
 use crate::msg::{Answer, Ask, SCAN_LIMIT};
 use crate::snaps;
 use crate::time::Time;
-use smalti_map::Command;
 use smalti_map::mutant::{Mutant, lives};
 use smalti_storage::ids::{GroupNo, Incarnation, RowAddr, Slot, SlotSet, StoreId};
 use smalti_storage::store::VersionMeta;
@@ -199,9 +198,7 @@ impl Coordinator {
         if alone && doubtful.iter().all(|store| self.may_leave(*store)) {
             self.shrink(doubtful);
         } else {
-            let (volume, epoch) = (self.config.volume, self.epoch);
-            let (node, incarnation) = (self.config.me.node, self.config.me.incarnation);
-            self.propose("elect", Command::Elect { volume, epoch, node, incarnation });
+            self.propose_elect();
         }
     }
 

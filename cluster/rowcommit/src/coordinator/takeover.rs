@@ -214,9 +214,7 @@ impl Coordinator {
         if self.phase != Phase::Active || self.decide_again.is_none_or(|(at, _)| at > self.now) {
             return;
         }
-        let (volume, epoch) = (self.config.volume, self.epoch);
-        let (node, incarnation) = (self.config.me.node, self.config.me.incarnation);
-        self.propose("elect", Command::Elect { volume, epoch, node, incarnation });
+        self.propose_elect();
     }
 
     /// After a takeover: when there is to be another one for the rows that were lost.

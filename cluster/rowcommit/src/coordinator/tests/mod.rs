@@ -420,12 +420,9 @@ fn a_slot_that_grew_back_while_an_update_waited_is_asked_again() {
     rig.write(1, 0, 1);
     rig.settle();
     rig.coordinator.cache.clear();
-    let party = |rig: &mut Rig, no: u64, deaf: bool| {
-        rig.parties.get_mut(&store(no)).expect("it is there").deaf = deaf;
-    };
     // The update asks slot 0 and a parity slot for what they hold, and slot 0 is taken out.
     for no in [1, 3] {
-        party(&mut rig, no, true);
+        rig.deafen(no, true);
     }
     rig.done.clear();
     rig.write(2, 0, 2);
@@ -440,16 +437,16 @@ fn a_slot_that_grew_back_while_an_update_waited_is_asked_again() {
         store: store(1),
         incarnation: Incarnation(1),
     }];
-    party(&mut rig, 1, false);
+    rig.deafen(1, false);
     for no in [2, 4] {
-        party(&mut rig, no, true);
+        rig.deafen(no, true);
     }
     let (volume, epoch) = (VOLUME, support::epoch(&rig.map));
     let learn = Command::AddLearners { volume, epoch, slots: slots.clone() };
     rig.accept(vec![learn, Command::Grow { volume, epoch, slots }]);
     support::shrink(&mut rig.map, 3);
     for no in [2, 4] {
-        party(&mut rig, no, false);
+        rig.deafen(no, false);
     }
     rig.adopt();
     for _ in 0..20 {

@@ -90,6 +90,28 @@ impl Rig {
         self.feed(Event::Tick);
     }
 
+    /// Lets time pass; every proposal is accepted.
+    pub(super) fn pass(&mut self, seconds: u64) {
+        for _ in 0..seconds * 10 {
+            self.tick(100);
+            let commands = self.settle();
+            self.accept(commands);
+        }
+    }
+
+    /// Frames to the store are lost from now on, or no more.
+    pub(super) fn deafen(&mut self, no: u64, deaf: bool) {
+        self.parties.get_mut(&store(no)).expect("a known store").deaf = deaf;
+    }
+
+    /// Elected anew, with nothing in memory, when all leases have run out.
+    pub(super) fn elect_later(&mut self) {
+        support::elect(&mut self.map, 1);
+        self.coordinator.cache.clear();
+        self.now = self.now.after(Duration::from_secs(10));
+        self.adopt();
+    }
+
     pub(super) fn adopt(&mut self) {
         for party in self.parties.values_mut() {
             party.core.set_map(&self.map).expect("memory does not fail");

@@ -31,11 +31,7 @@ impl Rig {
 
     /// Lets time pass until nothing is proposed any more; every proposal is accepted.
     fn rest(&mut self) {
-        for _ in 0..60 {
-            self.tick(100);
-            let commands = self.settle();
-            self.accept(commands);
-        }
+        self.pass(6);
         self.settle();
     }
 
@@ -71,10 +67,7 @@ fn after_a_power_failure_no_single_store_is_believed() {
             rig.crash_store(no, to);
             rig.link_up(no);
         }
-        support::elect(&mut rig.map, 1);
-        rig.coordinator.cache.clear();
-        rig.now = rig.now.after(Duration::from_secs(10));
-        rig.adopt();
+        rig.elect_later();
         let activate = rig.settle();
         rig.accept(activate);
         rig.tick(20);

@@ -10,23 +10,15 @@ fn disk(rig: &Rig, no: u64) -> Arc<MemoryStore> {
     Arc::clone(&rig.parties[&store(no)].disk)
 }
 
-fn pass(rig: &mut Rig, seconds: u64) {
-    for _ in 0..seconds * 10 {
-        rig.tick(100);
-        let commands = rig.settle();
-        rig.accept(commands);
-    }
-}
-
 #[test]
 fn a_slot_that_could_not_tell_is_repaired_by_whoever_serves_next() {
     let mut rig = Rig::active(2, 1);
     rig.write(1, 0, 1);
     rig.settle();
-    rig.parties.get_mut(&store(3)).expect("a known store").deaf = true;
+    rig.deafen(3, true);
     rig.write(2, 0, 2);
     rig.settle();
-    rig.parties.get_mut(&store(3)).expect("a known store").deaf = false;
+    rig.deafen(3, false);
     assert!(disk(&rig, 1).corrupt_meta(at(0), ver(1)));
     // A takeover undoes what was under way, and its coordinator ends before it serves.
     support::elect(&mut rig.map, 1);
@@ -40,7 +32,7 @@ fn a_slot_that_could_not_tell_is_repaired_by_whoever_serves_next() {
     (1..=3).for_each(|no| rig.link_up(no));
     support::elect(&mut rig.map, 1);
     rig.adopt();
-    pass(&mut rig, 5);
+    rig.pass(5);
     assert_eq!(rig.coordinator.phase(), Phase::Active);
     assert!(rig.coordinator.is_quiet(), "{:?}", rig.coordinator);
     assert_eq!(rig.head(1).ver, ver(1));
@@ -64,7 +56,7 @@ fn a_repair_of_a_slot_in_sync_that_fails_is_tried_again() {
     assert!(rig.done.contains(&unreadable), "{:?}", rig.done);
     // The same byte once more: parity can be read again, and nobody asks for the row.
     assert!(disk(&rig, 3).corrupt_record(at(2), ver(1), 3));
-    pass(&mut rig, 6);
+    rig.pass(6);
     let record = disk(&rig, 1).record(at(0), ver(1)).expect("memory does not fail");
     assert_eq!(record, Some(bytes(1)));
     assert!(rig.coordinator.is_quiet(), "{:?}", rig.coordinator);
@@ -131,11 +123,8 @@ fn what_nobody_can_read_was_not_never_written() {
         rig.crash_store(no, None);
         rig.link_up(no);
     }
-    support::elect(&mut rig.map, 1);
-    rig.coordinator.cache.clear();
-    rig.now = rig.now.after(Duration::from_secs(10));
-    rig.adopt();
-    pass(&mut rig, 10);
+    rig.elect_later();
+    rig.pass(10);
     assert_eq!(rig.coordinator.phase(), Phase::Active);
     rig.done.clear();
     rig.read(2, 0);
@@ -158,7 +147,7 @@ fn what_is_left_of_a_lost_row_stays_though_its_store_comes_back() {
     }
     let last = rig.head(3).ver;
     // An update that reaches slot 1 alone; slot 0 rots, and the parity slot is out.
-    rig.parties.get_mut(&store(3)).expect("a known store").deaf = true;
+    rig.deafen(3, true);
     rig.write(3, 1, 3);
     rig.settle();
     assert!(disk(&rig, 1).corrupt_record(at(0), rig.head(1).ver, 3));
@@ -170,12 +159,12 @@ fn what_is_left_of_a_lost_row_stays_though_its_store_comes_back() {
     let lost = Action::Alarm(Alarm::RowLost { row: row(0) });
     assert!(rig.done.contains(&lost), "{:?}", rig.done);
     rig.accept(activate);
-    rig.parties.get_mut(&store(3)).expect("a known store").deaf = false;
+    rig.deafen(3, false);
     rig.link_up(3);
     listing::until_whole(&mut rig);
     // It grew back for the other rows. What it has of this one is marked, and there still.
     let epoch = support::epoch(&rig.map);
-    pass(&mut rig, 10);
+    rig.pass(10);
     assert_eq!(rig.head(3).ver, last);
     let marks = disk(&rig, 3).prepared(VOLUME).expect("memory does not fail");
     assert_eq!(marks, [(at(2), UNREADABLE)]);
@@ -189,7 +178,7 @@ fn what_is_left_of_a_lost_row_stays_though_its_store_comes_back() {
     let wid = Wid { generation: rig.map.volumes[&VOLUME].writer_gen, seq: 1 };
     let other = BlockWrite { row: row(1), slot: Slot(0), wid, record: bytes(9) };
     rig.feed(Event::Write { op: 5, blocks: vec![other] });
-    pass(&mut rig, 1);
+    rig.pass(1);
     let refused = Action::ReadDone { op: 4, result: Err(OpError::Unreadable) };
     assert!(rig.done.contains(&refused) && rig.done.contains(&written(5)), "{:?}", rig.done);
 }
