@@ -74,6 +74,16 @@ pub(crate) struct Db {
 }
 
 impl Db {
+    /// Refuses a folder without a store in it.
+    pub(crate) fn must_be_there(dir: &Path) -> Result<(), DbError> {
+        // What names RocksDB's manifest.
+        match dir.join("CURRENT").try_exists() {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(DbError::Forgotten(format!("{} is empty", dir.display()))),
+            Err(source) => Err(DbError::Folder { folder: dir.display().to_string(), source }),
+        }
+    }
+
     /// Opens the store of `node`, or makes it.
     pub(crate) fn open(dir: &Path, node: u64) -> Result<Self, DbError> {
         make_folder(dir)

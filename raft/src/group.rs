@@ -80,7 +80,14 @@ impl RaftGroup {
         let options = Arc::new(config.openraft()?);
         let node = config.node;
         let dir = config.dir;
-        let opened = tokio::task::spawn_blocking(move || Db::open(&dir, node.0)).await;
+        let has_run = config.has_run;
+        let opened = tokio::task::spawn_blocking(move || {
+            if has_run {
+                Db::must_be_there(&dir)?;
+            }
+            Db::open(&dir, node.0)
+        });
+        let opened = opened.await;
         let db = Arc::new(opened.map_err(StartError::store)?.map_err(StartError::store)?);
         let open = db.open_until();
         #[cfg(test)]

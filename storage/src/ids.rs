@@ -74,6 +74,11 @@ identity!(
     ClusterId
 );
 identity!(
+    /// One run of a store, drawn when it starts. A count would not do: a disk that is put back as it
+    /// was counts the same starts again.
+    RunId
+);
+identity!(
     /// A volume.
     VolumeId
 );

@@ -5,7 +5,7 @@
 use bytes::Bytes;
 use smalti_map::{
     Applied, ClusterMap, Command, Coordinator as Coordinating, Custody, KeyEpoch, NewVolume,
-    NodeAddresses, ReadMode, ShareHolder,
+    NodeAddresses, ReadMode, ShareHolder, StoreStart,
 };
 use smalti_rowcommit::coordinator::{BlockWrite, Coordinator};
 use smalti_rowcommit::store::read::ReadSide;
@@ -73,9 +73,8 @@ impl Bench {
         let id = |n: u64| StoreId(Uuid::from_u128(u128::from(n)));
         for n in 1..=u64::from(slots) {
             must(Command::RegisterNode { node: NodeId(n), addresses: port(1) });
-            let (store, node) = (id(n), NodeId(n));
-            let incarnation = Incarnation(1);
-            must(Command::RegisterStore { store, node, incarnation, clean: true });
+            let first = StoreStart::first(id(n), NodeId(n), Incarnation(1));
+            must(Command::RegisterStore(first));
         }
         let table: Vec<StoreId> = (1..=u64::from(slots)).map(id).collect();
         let groups = vec![table.clone(); usize::from(GROUPS)];

@@ -2,11 +2,11 @@
 
 use smalti_map::{
     Applied, ClusterMap, Command, Custody, KeyEpoch, NewVolume, NodeAddresses, ReadMode,
-    ShareHolder,
+    ShareHolder, StoreStart,
 };
 use smalti_storage::ids::{
-    ClusterId, Epoch, GroupNo, Incarnation, KeyEpochNo, NodeId, RowAddr, Slot, StoreId, VolumeId,
-    VolumeNo,
+    ClusterId, Epoch, GroupNo, Incarnation, KeyEpochNo, NodeId, RowAddr, RunId, Slot, StoreId,
+    VolumeId, VolumeNo,
 };
 use uuid::Uuid;
 
@@ -80,8 +80,13 @@ pub(crate) fn map_of(nodes: u64, data: u8, parity: u8) -> ClusterMap {
 
 pub(crate) fn start_store(map: &mut ClusterMap, no: u64, incarnation: u64, clean: bool) {
     let (store, node) = (store(no), NodeId(no));
+    let of = map.nodes[&node].incarnation;
+    // The disk is what the last run left behind, and each has another name.
+    let last = map.stores.get(&store).map_or(RunId::default(), |known| known.run);
+    let run = RunId(Uuid::from_u128(last.0.as_u128() + 1));
     let incarnation = Incarnation(incarnation);
-    accept(map, &Command::RegisterStore { store, node, incarnation, clean });
+    let start = StoreStart { store, node, of, incarnation, run, last, clean };
+    accept(map, &Command::RegisterStore(start));
 }
 
 pub(crate) fn elect(map: &mut ClusterMap, no: u64) {

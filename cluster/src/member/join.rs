@@ -7,16 +7,16 @@ use super::member_inner::Inner;
 use super::seats::SeatService;
 use crate::custodian::{self, CustodianArgs, CustodyClient, CustodyService, Vault};
 use crate::fabric::{AddressBook, Fabric, service};
-use crate::shard_store::{self, ShardStoreArgs, StoreSessions};
+use crate::shard_store::{self, ShardStoreArgs, ShardStoreMsg, StoreSessions};
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use smalti_map::{Applied, Command, Custody, NodeAddresses, Rejection};
+use smalti_map::{Applied, Command, Custody, NodeAddresses, Rejection, StoreStart};
 use smalti_net::{Endpoint, NetConfig, NodeCredentials, Service};
 use smalti_raft::{RaftGroup, RaftGroupConfig};
 use smalti_rocks::{Expect, RocksOptions, RocksStore};
 use smalti_rowcommit::store::StoreConfig;
-use smalti_storage::ids::{ClusterId, NodeId};
-use smalti_storage::store::{Opened, ShardStore};
+use smalti_storage::ids::{ClusterId, Incarnation, NodeId, RunId};
+use smalti_storage::store::{Admission, Opened, ShardStore};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -24,6 +24,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use uuid::Uuid;
 use zeroize::Zeroizing;
 
 /// Between two attempts to register while no majority is up.
@@ -100,7 +101,6 @@ impl Member {
     /// [`StartError`], one line each.
     pub async fn start(config: MemberConfig) -> Result<Self, StartError> {
         let store = open_store(&config).await?;
-        let opened = store.opened();
         let book = Arc::new(AddressBook::new(
             config.peers.iter().copied().chain([(config.node, config.addresses.quic)]),
         ));
@@ -112,14 +112,15 @@ impl Member {
         )
         .map_err(|error| StartError::Endpoint(error.to_string()))?;
         let fabric = Fabric::new(endpoint.clone(), Arc::clone(&book));
-        let raft = start_raft(&config, &fabric).await?;
+        let has_run = store.opened().run != RunId::default();
+        let raft = start_raft(&config, &fabric, has_run).await?;
         let tasks = TaskTracker::new();
         let (fatal_tx, fatal) = mpsc::channel(1);
         let (ended_tx, ended) = oneshot::channel();
         let args = ShardStoreArgs {
-            store,
+            store: Arc::clone(&store),
             config: StoreConfig { lease_max: config.lease, ..StoreConfig::default() },
-            fatal: fatal_tx,
+            fatal: fatal_tx.clone(),
             ended: ended_tx,
         };
         let actor_failed = |error: ractor::SpawnErr| StartError::Actor(error.to_string());
@@ -168,31 +169,70 @@ impl Member {
         let sessions = StoreSessions { stores: stores.to_vec(), tasks: tasks.clone() };
         endpoint.accept_sessions(service::ROWS, Arc::new(sessions));
         let member = Self { inner };
-        tasks.spawn(member.clone().join(config, opened));
+        tasks.spawn(member.clone().join(config, store, fatal_tx));
         tasks.spawn(member.clone().keep_seats());
         Ok(member)
     }
 
     /// Founds the cluster where that is this node's part, then registers, for as long as it takes.
-    async fn join(self, config: MemberConfig, opened: Opened) {
+    async fn join(
+        self,
+        config: MemberConfig,
+        store: Arc<dyn ShardStore>,
+        fatal: mpsc::Sender<String>,
+    ) {
         if let Some(founding) = &config.founding {
             self.found(&config, founding).await;
         }
-        let addresses = config.addresses.clone();
-        let command = Command::RegisterNode { node: config.node, addresses };
-        let registered = self.until_applied(command).await;
-        let Some(Applied::Registered(incarnation)) = registered else { return };
-        let command = Command::RegisterStore {
-            store: opened.id,
-            node: config.node,
-            incarnation: opened.incarnation,
-            clean: opened.clean,
-        };
-        if self.until_applied(command).await.is_none() {
+        let opened = store.opened();
+        let Some((of, admission)) = self.register(&config, opened).await else { return };
+        if opened.clean && !admission.clean {
+            tracing::warn!(store = %opened.id, "the store's disk is not what its last run left \
+                behind: what it has forgotten since is found out from the others");
+        }
+        let admitted = tokio::task::spawn_blocking(move || store.admit(admission)).await;
+        if let Err(error) = admitted.map_err(|error| error.to_string()).and_then(|admitted| {
+            admitted.map_err(|error| format!("shard store can not be admitted: {error}"))
+        }) {
+            tracing::error!(%error, "shard store failed");
+            // The queue holds one message and the first failure is the one that counts.
+            let _ = fatal.try_send(error);
             return;
         }
-        tracing::info!(node = %config.node, %incarnation, store = %opened.id, "joined the cluster");
-        self.inner.incarnation.send_replace(Some(incarnation));
+        for actor in &self.inner.store_actors {
+            if let Err(error) = actor.cast(ShardStoreMsg::Admitted) {
+                tracing::debug!(%error, "the shard store is ending");
+                return;
+            }
+        }
+        tracing::info!(node = %config.node, incarnation = %of, store = %opened.id,
+            "joined the cluster");
+        self.inner.incarnation.send_replace(Some(of));
+    }
+
+    /// Registers this start of the node, and that of its store with it.
+    async fn register(
+        &self,
+        config: &MemberConfig,
+        opened: Opened,
+    ) -> Option<(Incarnation, Admission)> {
+        let (node, store) = (config.node, opened.id);
+        let run = RunId(Uuid::new_v4());
+        loop {
+            let addresses = config.addresses.clone();
+            let command = Command::RegisterNode { node, addresses };
+            let Applied::Registered(of) = self.until_applied(command).await? else { return None };
+            let Opened { incarnation, clean, run: last, .. } = opened;
+            let start = StoreStart { store, node, of, incarnation, run, last, clean };
+            match self.until_applied(Command::RegisterStore(start)).await? {
+                Applied::RegisteredStore { incarnation, clean } => {
+                    return Some((of, Admission { run, incarnation, clean }));
+                }
+                // An earlier attempt to register this start came late and counted as a newer one.
+                Applied::Rejected(Rejection::Incarnation) => {}
+                _ => return None,
+            }
+        }
     }
 
     async fn found(&self, config: &MemberConfig, founding: &Founding) {
@@ -225,6 +265,7 @@ impl Member {
                 {
                     tracing::debug!(%why, "the cluster is not founded yet");
                 }
+                Ok(rejected @ Applied::Rejected(Rejection::Incarnation)) => return Some(rejected),
                 Ok(Applied::Rejected(why)) => {
                     let founded = matches!(command, Command::InitCluster { .. })
                         && self.map().cluster == self.inner.cluster;
@@ -252,14 +293,24 @@ async fn open_store(config: &MemberConfig) -> Result<Arc<dyn ShardStore>, StartE
     }
 }
 
-async fn start_raft(config: &MemberConfig, fabric: &Fabric) -> Result<RaftGroup, StartError> {
+async fn start_raft(
+    config: &MemberConfig,
+    fabric: &Fabric,
+    has_run: bool,
+) -> Result<RaftGroup, StartError> {
     let mut order: Vec<NodeId> = config.peers.iter().map(|(id, _)| *id).collect();
     order.push(config.node);
     order.sort_unstable();
     let place = order.iter().position(|id| *id == config.node).unwrap_or(0);
     let place = u8::try_from(place).map_err(|error| StartError::Raft(error.to_string()))?;
-    let settings = RaftGroupConfig::new(config.node, config.data_dir.join("raft"), place);
-    RaftGroup::start(settings, Arc::new(fabric.clone()))
-        .await
-        .map_err(|error| StartError::Raft(error.to_string()))
+    let folder = config.data_dir.join("raft");
+    let settings = RaftGroupConfig { has_run, ..RaftGroupConfig::new(config.node, folder, place) };
+    let started = RaftGroup::start(settings, Arc::new(fabric.clone())).await;
+    started.map_err(|error| StartError::Raft(with_causes(&error)))
+}
+
+/// What went wrong, and why.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

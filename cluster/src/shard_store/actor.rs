@@ -2,17 +2,15 @@
 
 use super::writer::Writer;
 use super::{Job, QUEUE_BYTES, QUEUE_FRAMES, StoreHandle};
-use crate::clock;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SpawnErr};
 use smalti_map::view::MapView;
-use smalti_rowcommit::StoreCore;
 use smalti_rowcommit::store::StoreConfig;
-use smalti_rowcommit::store::read::ReadSide;
+use smalti_rowcommit::store::read::{Fence, ReadSide};
 use smalti_storage::store::ShardStore;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 
 /// Large reads at once.
 const LARGE_READS: usize = 8;
@@ -23,6 +21,8 @@ const SPACE_EVERY: Duration = Duration::from_millis(500);
 /// Messages of the shard-store actor.
 #[derive(Debug)]
 pub enum ShardStoreMsg {
+    /// The cluster has admitted the store: it may serve.
+    Admitted,
     /// A newer map.
     Map(MapView),
     /// Time to look at the disk's space.
@@ -53,9 +53,10 @@ struct ShardStoreActor;
 
 struct State {
     jobs: mpsc::Sender<Job>,
+    admitted: watch::Sender<bool>,
 }
 
-/// Starts the actor and its writer.
+/// Starts the actor and its writer. Sessions wait until the store is admitted.
 ///
 /// # Errors
 /// When the actor can not be spawned.
@@ -64,14 +65,24 @@ pub async fn start(
 ) -> Result<(ActorRef<ShardStoreMsg>, StoreHandle), SpawnErr> {
     let (jobs, queue) = mpsc::channel(QUEUE_FRAMES);
     let adopted = Arc::new(Notify::new());
-    let core = StoreCore::new(Arc::clone(&args.store), args.config, clock::now());
-    let reader = ReadSide::new(Arc::clone(&args.store), core.fence());
+    let fence = Arc::new(Fence::default());
+    let reader = ReadSide::new(Arc::clone(&args.store), Arc::clone(&fence));
     let id = args.store.opened().id;
-    let writer = Writer::new(core, args.store, queue, Arc::clone(&adopted));
-    let (fatal, ended) = (args.fatal, args.ended);
+    let (admitted, watched) = watch::channel(false);
+    let writer = Writer::new(args.store, args.config, fence, queue, Arc::clone(&adopted));
+    let (fatal, ended) = (args.fatal.clone(), args.ended);
     let large_reads = Arc::new(Semaphore::new(LARGE_READS));
     let job_bytes = Arc::new(Semaphore::new(QUEUE_BYTES));
-    let handle = StoreHandle { id, jobs: jobs.clone(), job_bytes, reader, large_reads, adopted };
+    let handle = StoreHandle {
+        id,
+        admitted: watched,
+        jobs: jobs.clone(),
+        job_bytes,
+        reader,
+        large_reads,
+        adopted,
+        fatal: args.fatal,
+    };
     let run = async move {
         match writer.run().await {
             Ok(()) => {
@@ -86,7 +97,7 @@ pub async fn start(
         }
     };
     on_its_own(run);
-    let state = State { jobs };
+    let state = State { jobs, admitted };
     let (actor, _) =
         Actor::spawn(Some(format!("shard-store-{id}")), ShardStoreActor, state).await?;
     actor.send_interval(SPACE_EVERY, || ShardStoreMsg::LookAtSpace);
@@ -96,7 +107,7 @@ pub async fn start(
 /// Gives the writer a thread; in simulations, which have but one, a task.
 fn on_its_own(writer: impl Future<Output = ()> + Send + 'static) {
     #[cfg(test)]
-    if clock::simulated::is_on() {
+    if crate::clock::simulated::is_on() {
         tokio::spawn(writer);
         return;
     }
@@ -123,6 +134,12 @@ impl Actor for ShardStoreActor {
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
         let job = match message {
+            ShardStoreMsg::Admitted => {
+                // Behind it in the queue come the first frames.
+                state.jobs.send(Job::Admitted).await?;
+                state.admitted.send_replace(true);
+                return Ok(());
+            }
             ShardStoreMsg::Map(map) => Job::Map(map),
             ShardStoreMsg::LookAtSpace => {
                 // A writer that is that busy looks by itself, and one whose disk hangs must not

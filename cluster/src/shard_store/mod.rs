@@ -23,7 +23,7 @@ use smalti_rowcommit::msg::Frame;
 use smalti_rowcommit::store::read::ReadSide;
 use smalti_storage::ids::{NodeId, StoreId};
 use std::sync::Arc;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 /// Frames that may wait for the writer. A full queue holds the sessions' readers back, and so their
 /// senders.
@@ -34,7 +34,14 @@ const QUEUE_BYTES: usize = 32 << 20;
 
 /// What the writer is told.
 enum Job {
-    Frame { from: NodeId, frame: Frame, reply: ReplySender, room: OwnedSemaphorePermit },
+    /// The cluster has admitted the store; no frame comes before.
+    Admitted,
+    Frame {
+        from: NodeId,
+        frame: Frame,
+        reply: ReplySender,
+        room: OwnedSemaphorePermit,
+    },
     Map(MapView),
     LookAtSpace,
     Stop,
@@ -44,6 +51,8 @@ enum Job {
 #[derive(Clone, Debug)]
 pub struct StoreHandle {
     id: StoreId,
+    /// Whether the store may serve.
+    admitted: watch::Receiver<bool>,
     jobs: mpsc::Sender<Job>,
     /// Room for records in that queue, over all sessions.
     job_bytes: Arc<Semaphore>,
@@ -52,6 +61,8 @@ pub struct StoreHandle {
     large_reads: Arc<Semaphore>,
     /// Notified when the writer has adopted a map.
     adopted: Arc<Notify>,
+    /// Told when the disk fails.
+    fatal: mpsc::Sender<String>,
 }
 
 impl StoreHandle {
@@ -64,6 +75,7 @@ impl StoreHandle {
 impl std::fmt::Debug for Job {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
+            Self::Admitted => "admitted",
             Self::Frame { .. } => "frame",
             Self::Map(_) => "map",
             Self::LookAtSpace => "space",

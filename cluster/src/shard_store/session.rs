@@ -14,8 +14,9 @@ use std::time::Duration;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-/// How long a frame of an epoch the store has not heard of waits for the map.
-const MAP_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a frame of an epoch the store has not heard of waits for the map. Longer than a store may
+/// be silent would have it suspected for nothing; refused, the frame is sent again.
+const MAP_PATIENCE: Duration = Duration::from_millis(100);
 
 /// Reading frames with more requests than this go to the blocking pool, so that a large read does
 /// not hold up the runtime's workers.
@@ -135,6 +136,9 @@ impl StoreHandle {
 
     /// Passes one frame on. `None`: the store or the session has ended.
     async fn serve(&self, from: NodeId, frame: Frame, to: &ReplySender) -> Option<()> {
+        if !*self.admitted.borrow() {
+            self.admitted.clone().wait_for(|admitted| *admitted).await.ok()?;
+        }
         if self.reader.epoch_of(frame.volume).is_none_or(|known| known < frame.epoch) {
             self.wait_for_map(&frame).await;
         }
@@ -146,7 +150,7 @@ impl StoreHandle {
         }
         if frame.requests.len() <= INLINE_READS {
             let room = to.reserve(&frame).await?;
-            let reply = read(self.reader.handle(from, &frame))?;
+            let reply = self.answered(self.reader.handle(from, &frame))?;
             return to.put(reply, room);
         }
         let Frame { mut requests, .. } = frame;
@@ -165,9 +169,10 @@ impl StoreHandle {
     async fn read_large(&self, from: NodeId, frame: Frame, to: &ReplySender) -> Option<()> {
         let room = to.reserve(&frame).await?;
         let turn = Arc::clone(&self.large_reads).acquire_owned().await.ok()?;
-        let (reader, to) = (self.reader.clone(), to.clone());
+        let (store, reader, to) = (self.clone(), self.reader.clone(), to.clone());
         tokio::spawn(async move {
-            let reply = off_the_runtime(move || reader.handle(from, &frame)).await.and_then(read);
+            let reply = off_the_runtime(move || reader.handle(from, &frame)).await;
+            let reply = reply.and_then(|reply| store.answered(reply));
             drop(turn);
             if let Some(reply) = reply {
                 // The session has ended: nobody waits for it.
@@ -175,6 +180,19 @@ impl StoreHandle {
             }
         });
         Some(())
+    }
+
+    /// A disk that fails stops the process, whoever meets it.
+    fn answered(&self, answer: Result<Reply, StoreError>) -> Option<Reply> {
+        match answer {
+            Ok(reply) => Some(reply),
+            Err(error) => {
+                tracing::error!(%error, "shard store failed to read");
+                // The queue holds one message and the first failure is the one that counts.
+                let _ = self.fatal.try_send(format!("shard store failed to read: {error}"));
+                None
+            }
+        }
     }
 
     /// The coordinator knows a newer configuration: gives the map here a little time to follow.
@@ -206,10 +224,6 @@ async fn off_the_runtime<R: Send + 'static>(
         return Some(work());
     }
     tokio::task::spawn_blocking(work).await.ok()
-}
-
-fn read(answer: Result<Reply, StoreError>) -> Option<Reply> {
-    answer.inspect_err(|error| tracing::error!(%error, "shard store failed to read")).ok()
 }
 
 /// The stores of this node, for coders that run on it.

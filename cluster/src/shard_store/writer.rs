@@ -4,8 +4,10 @@ use super::Job;
 use super::replies::ReplySender;
 use super::space::SpaceWatch;
 use crate::clock;
-use smalti_rowcommit::StoreCore;
 use smalti_rowcommit::msg::Reply;
+use smalti_rowcommit::store::StoreConfig;
+use smalti_rowcommit::store::read::Fence;
+use smalti_rowcommit::{StoreCore, Time};
 use smalti_storage::store::{Change, ShardStore, StoreError};
 use std::sync::Arc;
 use tokio::sync::{Notify, mpsc};
@@ -17,22 +19,51 @@ const BATCH_FRAMES: usize = 64;
 const BATCH_BYTES: usize = 8 << 20;
 
 pub(super) struct Writer {
-    core: StoreCore,
     store: Arc<dyn ShardStore>,
+    config: StoreConfig,
+    /// When the process came up.
+    boot: Time,
+    fence: Arc<Fence>,
     jobs: mpsc::Receiver<Job>,
     adopted: Arc<Notify>,
     space: SpaceWatch,
 }
 
 impl Writer {
-    /// For a store and its core; every map that it has made durable is announced in `adopted`.
+    /// For a store whose readers look at `fence`; every map that is durable is announced in
+    /// `adopted`.
     pub(super) fn new(
-        core: StoreCore,
         store: Arc<dyn ShardStore>,
+        config: StoreConfig,
+        fence: Arc<Fence>,
         jobs: mpsc::Receiver<Job>,
         adopted: Arc<Notify>,
     ) -> Self {
-        Self { core, store, jobs, adopted, space: SpaceWatch::default() }
+        let boot = clock::now();
+        Self { store, config, boot, fence, jobs, adopted, space: SpaceWatch::default() }
+    }
+
+    /// Waits for the store's admission: what it is to be taken for is not known before. `None`: the
+    /// process is ending, and nothing was changed.
+    async fn admitted(&mut self) -> Result<Option<StoreCore>, StoreError> {
+        let mut known = None;
+        loop {
+            match self.jobs.recv().await {
+                Some(Job::Admitted) => break,
+                Some(Job::Map(map)) => known = Some(map),
+                Some(Job::LookAtSpace) => {}
+                Some(Job::Frame { from, .. }) => {
+                    tracing::error!(%from, "a frame came before the store was admitted");
+                }
+                Some(Job::Stop) | None => return Ok(None),
+            }
+        }
+        let (store, fence) = (Arc::clone(&self.store), Arc::clone(&self.fence));
+        let mut core = StoreCore::new(store, self.config, self.boot).with_fence(fence);
+        if let Some(map) = known {
+            core.set_map(&map)?;
+        }
+        Ok(Some(core))
     }
 
     /// Runs until told to stop or everybody has gone. It waits for jobs as a task does, and for the
@@ -41,6 +72,9 @@ impl Writer {
     /// # Errors
     /// When the disk failed: what was acknowledged is safe, and nothing more may be.
     pub(super) async fn run(mut self) -> Result<(), StoreError> {
+        let Some(mut core) = self.admitted().await? else {
+            return if self.store.opened().clean { self.store.close() } else { Ok(()) };
+        };
         let mut answers: Vec<(ReplySender, Reply)> = Vec::new();
         let mut stop = false;
         while !stop {
@@ -48,7 +82,7 @@ impl Writer {
             let mut bytes = 0;
             // With nothing to do it goes on letting go of what nobody needs.
             let first = match self.jobs.try_recv() {
-                Err(mpsc::error::TryRecvError::Empty) if self.core.is_collecting() => None,
+                Err(mpsc::error::TryRecvError::Empty) if core.is_collecting() => None,
                 Err(_) => match self.jobs.recv().await {
                     Some(job) => Some(job),
                     None => break,
@@ -64,7 +98,7 @@ impl Writer {
                         #[cfg(test)]
                         let noted =
                             (frame.volume, frame.session, crate::tests::probe::print(&frame));
-                        let answer = self.core.handle(clock::now(), from, frame)?;
+                        let answer = core.handle(clock::now(), from, frame)?;
                         #[cfg(test)]
                         crate::tests::probe::served(
                             self.store.opened().id,
@@ -79,10 +113,11 @@ impl Writer {
                         drop(room);
                     }
                     Job::Map(map) => {
-                        self.core.set_map(&map)?;
+                        core.set_map(&map)?;
                         has_new_map = true;
                     }
-                    Job::LookAtSpace => self.look_at_space()?,
+                    Job::LookAtSpace => self.look_at_space(&mut core)?,
+                    Job::Admitted => {}
                     Job::Stop => stop = true,
                 }
                 if taken >= BATCH_FRAMES || bytes >= BATCH_BYTES || stop {
@@ -90,15 +125,15 @@ impl Writer {
                 }
                 next = self.jobs.try_recv().ok();
             }
-            self.core.collect()?;
-            let (batch, _) = self.core.take_batch();
+            core.collect()?;
+            let (batch, _) = core.take_batch();
             if !batch.changes.is_empty() {
                 self.space.took(batch.changes.iter().map(record_bytes).sum());
                 self.store.commit(batch)?;
             }
-            self.core.committed();
+            core.committed();
             if self.space.is_due() {
-                self.look_at_space()?;
+                self.look_at_space(&mut core)?;
             }
             for (to, answer) in answers.drain(..) {
                 to.offer(answer);
@@ -107,7 +142,7 @@ impl Writer {
                 self.adopted.notify_waiters();
             }
         }
-        if self.core.is_vetted() {
+        if core.is_vetted() {
             return self.store.close();
         }
         tracing::info!(
@@ -118,7 +153,7 @@ impl Writer {
 
     /// By the clock, for others may fill the disk or free it; and with every few megabytes, for
     /// this store may do so faster than the clock asks.
-    fn look_at_space(&mut self) -> Result<(), StoreError> {
+    fn look_at_space(&mut self, core: &mut StoreCore) -> Result<(), StoreError> {
         let space = self.store.space()?;
         if let Some(low) = self.space.saw(space) {
             let mib = space.free >> 20;
@@ -127,7 +162,7 @@ impl Writer {
             } else {
                 tracing::info!(mib, "the disk has room again");
             }
-            self.core.set_space_low(low);
+            core.set_space_low(low);
         }
         Ok(())
     }

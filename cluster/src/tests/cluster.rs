@@ -11,7 +11,7 @@ use futures::future::BoxFuture;
 use ractor::ActorRef;
 use smalti_map::{
     Applied, ClusterMap, Command, Coordinator, Custody, KeyEpoch, NewVolume, NodeAddresses,
-    ReadMode, ShareHolder,
+    ReadMode, ShareHolder, StoreStart,
 };
 use smalti_raft::ProposeError;
 use smalti_rowcommit::CoordinatorConfig;
@@ -179,8 +179,8 @@ pub(super) fn found(setup: &Arc<Setup>, stores: &[StoreId], rng: &mut Rng) -> Ma
     machine.must(&Command::InitCluster { cluster, nodes, custody: custody.clone() });
     for (node, store) in (1..).map(NodeId).zip(stores) {
         machine.must(&Command::RegisterNode { node, addresses: addresses.clone() });
-        let (store, incarnation) = (*store, Incarnation(1));
-        machine.must(&Command::RegisterStore { store, node, incarnation, clean: true });
+        let first = StoreStart::first(*store, node, Incarnation(1));
+        machine.must(&Command::RegisterStore(first));
     }
     for volume in 1..=setup.volumes {
         let mut group = stores.to_vec();
@@ -244,6 +244,7 @@ impl Cluster {
                 ended: ended_tx,
             };
             let (actor, handle) = shard_store::start(args).await.expect("a store starts");
+            actor.cast(ShardStoreMsg::Admitted).expect("it has just started");
             serve(id, StoreSessions { stores: vec![handle.clone()], tasks: tasks.clone() });
             nodes.push(Node { id, handle, disk, actor, ended, fatal });
         }

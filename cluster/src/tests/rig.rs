@@ -17,8 +17,8 @@ use smalti_storage::ids::{
 };
 use smalti_storage::store::memory::MemoryStore;
 use smalti_storage::store::{
-    Batch, ChangeIndex, Opened, ShardStore, SlotVersions, Space, StoreError, VersionMeta,
-    VolumeState,
+    Admission, Batch, ChangeIndex, Opened, ShardStore, SlotVersions, Space, StoreError,
+    VersionMeta, VolumeState,
 };
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -98,6 +98,10 @@ pub(super) struct Watched {
 impl ShardStore for Watched {
     fn opened(&self) -> Opened {
         self.store.opened()
+    }
+
+    fn admit(&self, admission: Admission) -> Result<(), StoreError> {
+        self.store.admit(admission)
     }
 
     fn versions(&self, at: RowSlot) -> Result<Vec<VersionMeta>, StoreError> {
@@ -264,6 +268,7 @@ impl Rig {
             ended: ended_tx,
         };
         let (actor, handle) = shard_store::start(args).await.expect("a store starts");
+        actor.cast(ShardStoreMsg::Admitted).expect("it has just started");
         actor.cast(ShardStoreMsg::Map(machine.view())).expect("it has just started");
         Self {
             id: stores[0],

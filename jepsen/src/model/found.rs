@@ -9,14 +9,14 @@ use super::{Bounds, Model};
 use crate::sim::client::RECORD_LEN;
 use smalti_map::{
     Applied, ClusterMap, Command, Coordinator as Coordinating, Custody, KeyEpoch, NewVolume,
-    NodeAddresses, ReadMode, ShareHolder,
+    NodeAddresses, ReadMode, ShareHolder, StoreStart,
 };
 use smalti_rowcommit::coordinator::Coordinator;
 use smalti_rowcommit::store::StoreConfig;
 use smalti_rowcommit::{CoordinatorConfig, Event, StoreCore, Time};
-use smalti_storage::ids::{ClusterId, Incarnation, KeyEpochNo, VolumeId};
-use smalti_storage::store::ShardStore;
+use smalti_storage::ids::{ClusterId, Incarnation, KeyEpochNo, RunId, VolumeId};
 use smalti_storage::store::memory::MemoryStore;
+use smalti_storage::store::{Admission, Opened, ShardStore};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -73,13 +73,19 @@ pub(super) fn register(
 ) -> Result<Incarnation, String> {
     let node = node_id(at);
     let applied = accept(map, &Command::RegisterNode { node, addresses: addresses(at) })?;
-    let opened = disk.opened();
-    let (store, incarnation, clean) = (opened.id, opened.incarnation, opened.clean);
-    accept(map, &Command::RegisterStore { store, node, incarnation, clean })?;
-    match applied {
-        Applied::Registered(incarnation) => Ok(incarnation),
-        other => Err(format!("node {at} could not register: {other:?}")),
-    }
+    let Applied::Registered(of) = applied else {
+        return Err(format!("node {at} could not register: {applied:?}"));
+    };
+    let Opened { id: store, incarnation, clean, run: last } = disk.opened();
+    // Disks do not go back here, so a count tells runs from each other.
+    let run = RunId(Uuid::from_u128(u128::from(incarnation.0)));
+    let start = StoreStart { store, node, of, incarnation, run, last, clean };
+    let applied = accept(map, &Command::RegisterStore(start))?;
+    let Applied::RegisteredStore { incarnation, clean } = applied else {
+        return Err(format!("the store of node {at} could not register: {applied:?}"));
+    };
+    disk.admit(Admission { run, incarnation, clean }).map_err(|error| error.to_string())?;
+    Ok(of)
 }
 
 fn first_map(bounds: &Bounds, disks: &[Arc<MemoryStore>]) -> Result<ClusterMap, String> {

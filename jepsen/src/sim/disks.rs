@@ -8,7 +8,7 @@ use bytes::Bytes;
 use smalti_map::{Command, MoveSlot};
 use smalti_storage::ids::{GroupNo, RowAddr, RowSlot, Slot, SlotSet, StoreId};
 use smalti_storage::store::ShardStore;
-use smalti_storage::store::memory::MemoryStore;
+use smalti_storage::store::memory::{MemoryStore, Restart};
 use std::sync::Arc;
 
 impl World {
@@ -72,23 +72,16 @@ impl World {
         if self.nothing_is_forgotten() {
             self.forgot.clear();
         }
+        if self.rng.percent(30) && self.put_back(at, until) {
+            return;
+        }
         let past = self.nodes[at].past.len();
         if !self.may_lose_a_disk(at) || past == 0 {
             return;
         }
         self.count(Fault::Amnesia, true);
         self.forgot.insert(at);
-        if self.rng.percent(40) {
-            // The power fails; everybody is back soon.
-            for at in 0..self.nodes.len() {
-                self.stop(at, false);
-                let soon = self.now + self.rng.range(5, 150) * MS;
-                self.queue.push(soon, Ev::Start(at));
-            }
-        } else {
-            self.stop(at, false);
-            self.queue.push(until, Ev::Start(at));
-        }
+        self.stop_some(at, until, false);
         let back = usize::try_from(self.rng.below(past as u64)).unwrap_or(0);
         let node = &mut self.nodes[at];
         if let Some(then) = node.past.get(back) {
@@ -98,6 +91,50 @@ impl World {
             node.past.clear();
         }
         self.trace(|| format!("the disk of n{at} forgets, {back} of {past}"));
+    }
+
+    /// One process ends, or all of them for a moment.
+    fn stop_some(&mut self, at: At, until: u64, in_order: bool) {
+        if self.rng.percent(40) {
+            // The power fails; everybody is back soon.
+            for at in 0..self.nodes.len() {
+                self.stop(at, in_order);
+                let soon = self.now + self.rng.range(5, 150) * MS;
+                self.queue.push(soon, Ev::Start(at));
+            }
+        } else {
+            self.stop(at, in_order);
+            self.queue.push(until, Ev::Start(at));
+        }
+    }
+
+    /// Whoever runs the cluster puts a disk back as it was when a run before had ended in order: a
+    /// backup, or an image of the machine. Where there is no such copy yet, one is made. False: there
+    /// is none of an earlier run than this one.
+    fn put_back(&mut self, at: At, until: u64) -> bool {
+        if !self.may_lose_a_disk(at) {
+            return true;
+        }
+        let node = &mut self.nodes[at];
+        if node.copy.is_none() && node.process().core.is_vetted() {
+            // As the disk would be had the run just ended: to end it would be one fault more.
+            let copy = node.disk.fork();
+            copy.restart(Restart { clean: true, lost: 0 });
+            node.copy = Some(copy);
+        }
+        let earlier = |copy: &mut MemoryStore| copy.opened().run != node.disk.opened().run;
+        let Some(copy) = node.copy.take_if(earlier) else { return false };
+        self.count(Fault::Amnesia, true);
+        self.forgot.insert(at);
+        let in_order = self.rng.percent(50);
+        self.stop_some(at, until, in_order);
+        self.nodes[at].disk = Arc::new(copy);
+        for node in &mut self.nodes {
+            node.past.clear();
+            node.copy = None;
+        }
+        self.trace(|| format!("the disk of n{at} is put back as it was long ago"));
+        true
     }
 
     /// Whether one loss is all there would be.
@@ -118,8 +155,10 @@ impl World {
         self.stop(at, false);
         self.gone.insert(old, at);
         let new = super::world::store_id(self.nodes.len() + self.gone.len());
+        let next_run = self.fresh_run();
         let node = &mut self.nodes[at];
         node.store = new;
+        node.next_run = next_run;
         node.disk = Arc::new(MemoryStore::new(new));
         node.past.clear();
         self.trace(|| format!("n{at} has a new disk, with store {new}"));

@@ -5,18 +5,19 @@ use super::event::{At, Ev, Life};
 use super::link::SessionId;
 use super::swarm::{Fault, MS};
 use super::world::{World, node_id};
-use smalti_map::{Applied, ClusterMap, Command, Coordinator as Coordinating};
+use smalti_map::{Applied, ClusterMap, Command, Coordinator as Coordinating, StoreStart};
 use smalti_rowcommit::coordinator::Coordinator;
 use smalti_rowcommit::msg::{Frame, Reply};
 use smalti_rowcommit::store::StoreConfig;
 use smalti_rowcommit::store::read::ReadSide;
 use smalti_rowcommit::{Action, CoordinatorConfig, Event, StoreCore, Time};
-use smalti_storage::ids::{Incarnation, StoreId, VolumeNo};
+use smalti_storage::ids::{Incarnation, RunId, StoreId, VolumeNo};
 use smalti_storage::store::memory::{MemoryStore, Restart};
-use smalti_storage::store::{Batch, Change, ShardStore};
+use smalti_storage::store::{Admission, Batch, Change, ShardStore};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
+use uuid::Uuid;
 
 /// How often a coordinator is told that time has passed.
 const TICK: u64 = 20 * MS;
@@ -63,8 +64,12 @@ pub(crate) struct Node {
     pub(crate) stash: VecDeque<Ev>,
     pub(crate) store: StoreId,
     pub(crate) disk: Arc<MemoryStore>,
+    /// How the next run of its store will be called.
+    pub(crate) next_run: RunId,
     /// What the disk held at some moments of late, oldest first, where disks may forget.
     pub(crate) past: VecDeque<MemoryStore>,
+    /// The disk as a run that ended in order left it, where disks may be put back.
+    pub(crate) copy: Option<MemoryStore>,
     /// Its disk takes so many times longer than usual.
     pub(crate) disk_slow: u64,
     /// The current sessions with stores.
@@ -123,14 +128,23 @@ impl World {
         };
         let disk = Arc::clone(&self.nodes[at].disk);
         let opened = disk.opened();
-        let register = Command::RegisterStore {
+        let run = self.nodes[at].next_run;
+        let start = StoreStart {
             store: opened.id,
             node,
+            of: incarnation,
             incarnation: opened.incarnation,
+            run,
+            last: opened.run,
             clean: opened.clean,
         };
-        if let Applied::Rejected(why) = self.apply(&register) {
-            self.fail(format!("store of node {at} could not register: {why}"));
+        let applied = self.apply(&Command::RegisterStore(start));
+        let Applied::RegisteredStore { incarnation: admitted, clean } = applied else {
+            self.fail(format!("store of node {at} could not register: {applied:?}"));
+            return;
+        };
+        if let Err(error) = disk.admit(Admission { run, incarnation: admitted, clean }) {
+            self.fail(format!("store of node {at} is not admitted: {error}"));
             return;
         }
         let me = Coordinating { node, incarnation };
@@ -165,7 +179,7 @@ impl World {
             next_op: 1,
         });
         let life = node.life();
-        self.trace(|| format!("n{at} starts as {incarnation}, store {}", opened.incarnation));
+        self.trace(|| format!("n{at} starts as {incarnation}, store {admitted}"));
         // A replica may come up with an older map than it had: what was applied is not durable,
         // what was committed is.
         let behind = usize::try_from(self.rng.below(6)).unwrap_or(0);
@@ -182,6 +196,12 @@ impl World {
             let later = self.now + self.rng.below(20 * MS);
             self.queue.push(later, Ev::Connect { from: life, store });
         }
+    }
+
+    /// A run that no store has had.
+    pub(crate) fn fresh_run(&mut self) -> RunId {
+        self.runs += 1;
+        RunId(Uuid::from_u128((1 << 64) + u128::from(self.runs)))
     }
 
     /// Ends the process of a node, in order or not.
@@ -221,6 +241,7 @@ impl World {
         let lost = if clean { 0 } else { lost };
         let before = self.promised(at);
         self.nodes[at].disk.restart(Restart { clean: marked, lost });
+        self.nodes[at].next_run = self.fresh_run();
         if self.promised(at) < before && !self.forgot.contains(&at) {
             self.fail(format!("I3: the store of node {at} forgot its promise in a restart"));
         }

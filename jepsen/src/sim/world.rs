@@ -10,12 +10,13 @@ use super::rng::Rng;
 use super::swarm::{Fault, MS, Mode, Swarm};
 use super::timeline::Timeline;
 use smalti_map::{
-    Applied, ClusterMap, Command, Custody, KeyEpoch, NewVolume, NodeAddresses, ShareHolder, Volume,
+    Applied, ClusterMap, Command, Custody, KeyEpoch, NewVolume, NodeAddresses, ShareHolder,
+    StoreStart, Volume,
 };
 use smalti_storage::ids::{
-    ClusterId, KeyEpochNo, NodeId, RowAddr, StoreId, Ver, VolumeId, VolumeNo, Wid,
+    ClusterId, Incarnation, KeyEpochNo, NodeId, RowAddr, RunId, StoreId, Ver, VolumeId, VolumeNo,
+    Wid,
 };
-use smalti_storage::store::ShardStore;
 use smalti_storage::store::memory::MemoryStore;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -36,6 +37,8 @@ const STEPS_MAX: u64 = 10_000_000;
 pub(crate) struct World {
     pub(crate) swarm: Swarm,
     pub(crate) rng: Rng,
+    /// Runs of stores so far, but for the first ones.
+    pub(crate) runs: u64,
     pub(crate) now: u64,
     pub(crate) queue: Queue,
     pub(crate) nodes: Vec<Node>,
@@ -163,7 +166,9 @@ impl World {
                 stash: VecDeque::new(),
                 store: store_id(at),
                 disk: Arc::new(MemoryStore::new(store_id(at))),
+                next_run: RunId::default(),
                 past: VecDeque::new(),
+                copy: None,
                 disk_slow: 1,
                 links: BTreeMap::new(),
                 sessions: 0,
@@ -178,6 +183,7 @@ impl World {
         let mut world = Self {
             swarm,
             rng,
+            runs: 0,
             now: 1,
             queue: Queue::default(),
             nodes,
@@ -230,12 +236,9 @@ impl World {
             custody: custody.clone(),
         });
         for at in 0..count {
-            self.must(&Command::RegisterStore {
-                store: store_id(at),
-                node: node_id(at),
-                incarnation: self.nodes[at].disk.opened().incarnation,
-                clean: true,
-            });
+            let first = StoreStart::first(store_id(at), node_id(at), Incarnation(0));
+            self.must(&Command::RegisterStore(first));
+            self.nodes[at].next_run = first.run;
         }
         let slots = usize::from(swarm.data + swarm.parity);
         let groups: Vec<Vec<StoreId>> = (0..swarm.groups)

@@ -15,7 +15,7 @@ use smalti_gateway::{BlockDevice, Rows};
 use smalti_map::placement::Candidate;
 use smalti_map::{
     Applied, ClusterMap, Command, Coordinator as Seat, Custody, NodeAddresses, ReadMode,
-    ShareHolder, Volume,
+    ShareHolder, StoreStart, Volume,
 };
 use smalti_rowcommit::coordinator::{BlockWrite, OpError};
 use smalti_rowcommit::msg::{Frame, Reply};
@@ -111,8 +111,7 @@ impl MemoryCluster {
         for node in ids {
             let store = StoreId(Uuid::new_v4());
             state.must(&Command::RegisterNode { node, addresses: addresses.clone() });
-            let incarnation = STARTED;
-            state.must(&Command::RegisterStore { store, node, incarnation, clean: true });
+            state.must(&Command::RegisterStore(StoreStart::first(store, node, STARTED)));
             let disk = Arc::new(MemoryStore::new(store));
             let core = StoreCore::new(Arc::clone(&disk) as _, StoreConfig::default(), Time(0));
             let reader = ReadSide::new(Arc::clone(&disk) as _, core.fence());

@@ -3,7 +3,7 @@
 use crate::types::{Custody, KeyEpoch, NodeAddresses, ReadMode};
 use serde::{Deserialize, Serialize};
 use smalti_storage::ids::{
-    ClusterId, Epoch, GroupNo, Incarnation, NodeId, Slot, StoreId, VolumeId, VolumeNo,
+    ClusterId, Epoch, GroupNo, Incarnation, NodeId, RunId, Slot, StoreId, VolumeId, VolumeNo,
 };
 use thiserror::Error;
 
@@ -26,18 +26,9 @@ pub enum Command {
         /// Where it listens now.
         addresses: NodeAddresses,
     },
-    /// A store started, before it serves. Refused when a newer start is registered already, or
-    /// when the store belongs to another node.
-    RegisterStore {
-        /// Which store.
-        store: StoreId,
-        /// On which node.
-        node: NodeId,
-        /// The store's own durable count of starts.
-        incarnation: Incarnation,
-        /// Whether its last run ended in order.
-        clean: bool,
-    },
+    /// A store started, before it serves: gives it its incarnation. Refused when a newer start of
+    /// its node is registered already, or when the store belongs to another node.
+    RegisterStore(StoreStart),
     /// Makes a volume.
     CreateVolume(Box<NewVolume>),
     /// Removes a volume and its wrapped keys.
@@ -181,6 +172,33 @@ pub struct NewVolume {
     pub key_epoch: KeyEpoch,
 }
 
+/// A start of a store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreStart {
+    /// Which store.
+    pub store: StoreId,
+    /// On which node.
+    pub node: NodeId,
+    /// The node's incarnation: a command that comes late, from a start before, changes nothing.
+    pub of: Incarnation,
+    /// The store's own durable count of starts.
+    pub incarnation: Incarnation,
+    /// The run that begins.
+    pub run: RunId,
+    /// The last one that was registered, as far as the disk knows.
+    pub last: RunId,
+    /// Whether that ended in order.
+    pub clean: bool,
+}
+
+impl StoreStart {
+    /// The first start of a store, in which nothing was lost. Its run is called as the store is.
+    pub fn first(store: StoreId, node: NodeId, of: Incarnation) -> Self {
+        let (run, last) = (RunId(store.0), RunId::default());
+        Self { store, node, of, incarnation: Incarnation(1), run, last, clean: true }
+    }
+}
+
 /// What an accepted command did.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Applied {
@@ -188,6 +206,13 @@ pub enum Applied {
     Done,
     /// `RegisterNode`: the incarnation to run under.
     Registered(Incarnation),
+    /// `RegisterStore`: what the store is to run as.
+    RegisteredStore {
+        /// Its number.
+        incarnation: Incarnation,
+        /// Whether its disk is what the last run left behind.
+        clean: bool,
+    },
     /// `CreateVolume`: its number.
     Created(VolumeNo),
     /// A change of configuration: the volume's epoch now, and for `Shrink` the groups that could

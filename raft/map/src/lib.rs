@@ -18,7 +18,7 @@ mod types;
 pub mod view;
 
 pub use apply::limits;
-pub use command::{Applied, Command, GrowSlot, MoveSlot, NewVolume, Rejection};
+pub use command::{Applied, Command, GrowSlot, MoveSlot, NewVolume, Rejection, StoreStart};
 pub use types::{
     ClusterMap, Coordinator, Custody, Group, KeyEpoch, Learner, Node, NodeAddresses, ReadMode,
     ShareHolder, Snapshot, Store, Volume,

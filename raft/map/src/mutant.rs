@@ -231,6 +231,8 @@ mutants! {
     ShrinkSameEpoch = "shrink-same-epoch",
     /// A slot grows in though its store has been started anew since it was compared.
     GrowAnyStart = "grow-any-start",
+    /// A store is called clean whatever run its disk is of.
+    BelieveAnyRun = "believe-any-run",
 }
 
 #[cfg(feature = "mutants")]

@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 use smalti_storage::ids::{
-    ClusterId, Epoch, GroupNo, Incarnation, KeyEpochNo, NodeId, Slot, SlotSet, StoreId, VolumeId,
-    VolumeNo,
+    ClusterId, Epoch, GroupNo, Incarnation, KeyEpochNo, NodeId, RunId, Slot, SlotSet, StoreId,
+    VolumeId, VolumeNo,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -60,8 +60,10 @@ pub struct Store {
     pub node: NodeId,
     /// Its current start.
     pub incarnation: Incarnation,
-    /// Whether its last run ended in order.
+    /// Whether its last run ended in order, and its disk is what that run left behind.
     pub clean: bool,
+    /// Its current run.
+    pub run: RunId,
 }
 
 /// Which process may order the updates of a volume.

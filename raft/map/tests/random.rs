@@ -3,7 +3,7 @@
 mod support;
 
 use proptest::prelude::*;
-use smalti_map::{Applied, ClusterMap, Command, GrowSlot, MoveSlot, Snapshot, Volume};
+use smalti_map::{Applied, ClusterMap, Command, GrowSlot, MoveSlot, Snapshot, StoreStart, Volume};
 use smalti_storage::ids::{Epoch, GroupNo, Incarnation, NodeId, Slot, VolumeNo};
 use std::collections::BTreeMap;
 use support::*;
@@ -118,12 +118,13 @@ fn command(map: &ClusterMap, step: &Step) -> Command {
     let incarnation = |no: u64| map.stores.get(&store(no)).map_or(0, |entry| entry.incarnation.0);
     match *step {
         Step::Node(no) => Command::RegisterNode { node: NodeId(no), addresses: addresses(4000) },
-        Step::Store { no, ahead, clean } => Command::RegisterStore {
-            store: store(no),
-            node: NodeId(no),
-            incarnation: Incarnation(incarnation(no) + ahead),
-            clean,
-        },
+        Step::Store { no, ahead, clean } => {
+            let of = map.nodes.get(&NodeId(no)).map_or(Incarnation(0), |node| node.incarnation);
+            Command::RegisterStore(StoreStart {
+                of,
+                ..start(no, 1 + incarnation(no) + ahead, clean)
+            })
+        }
         Step::Create { id, rotate, parity, strict } => {
             let table = |by: usize| {
                 let members = 2 + u64::from(parity);

@@ -2,11 +2,15 @@
 
 mod support;
 
-use smalti_map::{Applied, ClusterMap, Command, Custody, GrowSlot, NewVolume, Rejection};
+use smalti_map::{
+    Applied, ClusterMap, Command, Custody, GrowSlot, NewVolume, Rejection, StoreStart,
+};
 use smalti_storage::ids::{
-    ClusterId, Epoch, GroupNo, Incarnation, KeyEpochNo, NodeId, Slot, SlotSet, VolumeId, VolumeNo,
+    ClusterId, Epoch, GroupNo, Incarnation, KeyEpochNo, NodeId, RunId, Slot, SlotSet, VolumeId,
+    VolumeNo,
 };
 use support::*;
+use uuid::Uuid;
 
 fn shrink(epoch: u32, stores: &[u64]) -> Command {
     let stores = stores.iter().map(|no| store(*no)).collect();
@@ -87,21 +91,51 @@ fn each_start_of_a_node_gets_the_next_incarnation() {
 }
 
 #[test]
-fn a_store_registers_only_newer_starts() {
+fn a_store_registers_only_with_the_newest_start_of_its_node() {
     let mut map = cluster(3);
-    accept(&mut map, &register_store(1, 5));
-    assert_eq!(refuse(&mut map, &register_store(1, 4)), Rejection::Incarnation);
-    assert_eq!(accept(&mut map, &register_store(1, 5)), Applied::Done);
-    let unclean = |store, node| Command::RegisterStore {
-        store,
-        node,
-        incarnation: Incarnation(5),
-        clean: false,
-    };
-    assert_eq!(refuse(&mut map, &unclean(store(1), NodeId(1))), Rejection::Incarnation);
-    refuse(&mut map, &unclean(store(1), NodeId(2)));
-    refuse(&mut map, &unclean(store(8), NodeId(8)));
-    assert_eq!(refuse(&mut map, &register_store(2, 0)), Rejection::Incarnation);
+    let late = Command::RegisterStore(StoreStart { of: Incarnation(1), ..start(1, 2, true) });
+    let elsewhere = StoreStart { node: NodeId(2), ..start(1, 2, true) };
+    let nameless = StoreStart { run: RunId::default(), ..start(1, 2, true) };
+    for bad in [elsewhere, nameless, start(8, 8, true)] {
+        let refused = register_store(&mut map, bad);
+        assert!(matches!(refused, Applied::Rejected(Rejection::Invalid(_))), "{bad:?}");
+    }
+
+    let again = Command::RegisterNode { node: NodeId(1), addresses: addresses(77) };
+    accept(&mut map, &again);
+    assert_eq!(refuse(&mut map, &late), Rejection::Incarnation);
+    let second = Applied::RegisteredStore { incarnation: Incarnation(2), clean: true };
+    for _ in 0..2 {
+        assert_eq!(register_store(&mut map, start(1, 2, true)), second);
+    }
+    // The store may count starts that never came to be registered.
+    let seventh = StoreStart { last: start(1, 2, true).run, ..start(1, 7, true) };
+    let applied = register_store(&mut map, seventh);
+    assert_eq!(applied, Applied::RegisteredStore { incarnation: Incarnation(7), clean: true });
+    let crashed = register_store(&mut map, start(1, 8, false));
+    assert_eq!(crashed, Applied::RegisteredStore { incarnation: Incarnation(8), clean: false });
+}
+
+/// A store's folder is put back from a copy that was made while it stood in order.
+#[test]
+fn a_disk_that_another_run_left_behind_is_not_believed() {
+    let mut map = cluster(3);
+    register_store(&mut map, start(1, 2, true));
+    register_store(&mut map, start(1, 3, true));
+    let another =
+        |no: u128, start: StoreStart| StoreStart { run: RunId(Uuid::from_u128(no)), ..start };
+    // It counts as the run before did, and later as one long ago.
+    for (no, count) in [(70, 3), (71, 2), (72, 3)] {
+        let back = another(no, start(1, count, true));
+        let number = map.stores[&store(1)].incarnation.0 + 1;
+        let applied = register_store(&mut map, back);
+        let expected = Applied::RegisteredStore { incarnation: Incarnation(number), clean: false };
+        assert_eq!(applied, expected, "a copy that has count {count}");
+    }
+    // What the last run left is believed again.
+    let last = StoreStart { last: RunId(Uuid::from_u128(72)), ..another(73, start(1, 7, true)) };
+    let applied = register_store(&mut map, last);
+    assert_eq!(applied, Applied::RegisteredStore { incarnation: Incarnation(7), clean: true });
 }
 
 #[test]
@@ -177,13 +211,8 @@ fn a_new_volume_is_validated() {
 #[test]
 fn two_slots_of_a_group_are_never_on_one_node() {
     let mut map = cluster(3);
-    let second = Command::RegisterStore {
-        store: store(33),
-        node: NodeId(3),
-        incarnation: Incarnation(1),
-        clean: true,
-    };
-    accept(&mut map, &second);
+    let second = StoreStart { node: NodeId(3), ..start(33, 1, true) };
+    register_store(&mut map, second);
     let groups = vec![vec![store(1), store(3), store(33)]];
     refuse(&mut map, &Command::CreateVolume(Box::new(new_volume("a", 1, 2, 1, groups))));
 }
@@ -347,7 +376,7 @@ fn grow_needs_the_learner_it_names() {
 fn a_store_that_restarts_while_it_catches_up_does_not_grow_in() {
     let mut map = shrunk();
     accept(&mut map, &learn(3, behind()));
-    accept(&mut map, &register_store(3, 2));
+    register_store(&mut map, start(3, 2, true));
     assert!(volume(&map).groups.iter().all(|group| group.learners.is_empty()));
     assert_eq!(refuse(&mut map, &grow(3, behind())), Rejection::Incarnation);
     let now: Vec<_> =

@@ -242,7 +242,7 @@ fn they_outlive_coordinators_and_members() {
     let kept = volume(&map).snapshots.clone();
     let (epoch, stores) = (volume(&map).epoch, vec![store(3)]);
     accept(&mut map, &Command::Shrink { volume: VOLUME, epoch, stores });
-    accept(&mut map, &register_store(1, 2));
+    register_store(&mut map, start(1, 2, true));
     elect(&mut map, 4);
     let after = volume(&map);
     assert_eq!((&after.snapshots, after.snap_seq, after.snapshots_deleted), (&kept, 2, 1));

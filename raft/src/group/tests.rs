@@ -5,6 +5,8 @@ use super::*;
 use crate::transport::TransportError;
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use smalti_map::StoreStart;
+use smalti_storage::ids::{Incarnation, StoreId};
 
 /// A group of one has nobody to call.
 #[derive(Debug)]
@@ -22,12 +24,7 @@ impl RaftTransport for Nobody {
 }
 
 fn command() -> Command {
-    Command::RegisterStore {
-        store: Default::default(),
-        node: NodeId(1),
-        incarnation: Default::default(),
-        clean: true,
-    }
+    Command::RegisterStore(StoreStart::first(StoreId::default(), NodeId(1), Incarnation(0)))
 }
 
 #[tokio::test]

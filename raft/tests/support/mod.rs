@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use smalti_map::{Applied, Command, Custody, NodeAddresses, ShareHolder};
+use smalti_map::{Applied, Command, Custody, NodeAddresses, ShareHolder, StoreStart};
 use smalti_raft::{GroupMetrics, RaftGroup, RaftGroupConfig, RaftTransport, TransportError};
 use smalti_storage::ids::{ClusterId, Incarnation, NodeId, StoreId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -220,12 +220,7 @@ pub(crate) fn init(size: u64) -> Command {
 
 /// A command that can be recognised in the map by its number.
 pub(crate) fn numbered(no: u64) -> Command {
-    Command::RegisterStore {
-        store: numbered_store(no),
-        node: NodeId(1),
-        incarnation: Incarnation(1),
-        clean: true,
-    }
+    Command::RegisterStore(StoreStart::first(numbered_store(no), NodeId(1), Incarnation(0)))
 }
 
 pub(crate) fn numbered_store(no: u64) -> StoreId {

@@ -90,11 +90,15 @@ impl Database {
         whole &= new || run.as_ref().is_some_and(|run| run.incarnation == label.incarnation);
         let last = run.map_or(label.incarnation, |run| run.incarnation.max(label.incarnation));
         let incarnation = Incarnation(last.0 + 1);
-        let run = Run { store: label.store, incarnation };
-        let bytes = value::encode(RUN, &run);
-        let put = database.db.put_cf_opt(database.state(), RUN, bytes, &synced());
-        put.map_err(|error| failed(&error))?;
+        database.begin(label.store, incarnation)?;
         Ok(Started { database, incarnation, whole })
+    }
+
+    /// Notes which start of which store this is, durably.
+    pub(crate) fn begin(&self, store: StoreId, incarnation: Incarnation) -> Result<(), StoreError> {
+        let bytes = value::encode(RUN, &Run { store, incarnation });
+        let put = self.db.put_cf_opt(self.state(), RUN, bytes, &synced());
+        put.map_err(|error| failed(&error))
     }
 
     fn run(&self, directory: &Directory) -> Result<Option<Run>, StoreError> {

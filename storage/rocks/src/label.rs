@@ -5,22 +5,24 @@
 //!
 //! ```text
 //! smalti store
-//! format 4
+//! format 5
 //! store 5f0c8a5e-...
 //! cluster 0b6f3c1d-...
 //! incarnation 7
+//! run 9d2b7a10-...
 //! state clean MANIFEST-000031 1744 blobs 54e1c7d90a6b32f8         (or: state open)
 //! check 8d1f20a9c03b5e77
 //! ```
 //!
 //! RocksDB compares its tables with what its manifest says of them, but looks at a blob file only
 //! when a record is read. So the label of a clean end names the blob files with their lengths, by a
-//! hash. Format 1 did not; up to format 3 nothing was said of deleted snapshots. They are still read.
+//! hash. Format 1 did not; up to format 3 nothing was said of deleted snapshots, and up to format 4
+//! nothing of runs. They are still read.
 
 use crate::blobs;
 use crate::options::Expect;
 use rustix::fs::{FlockOperation, flock};
-use smalti_storage::ids::{ClusterId, Incarnation, StoreId};
+use smalti_storage::ids::{ClusterId, Incarnation, RunId, StoreId};
 use smalti_storage::store::StoreError;
 use std::fmt;
 use std::fs::{self, File};
@@ -35,7 +37,9 @@ const TEMPORARY: &str = "STORE.new";
 /// Where RocksDB lives inside the directory.
 const DATABASE: &str = "db";
 const TITLE: &str = "smalti store";
-const FORMAT: u32 = 4;
+const FORMAT: u32 = 5;
+/// From which on a label names the last run.
+const FORMAT_RUN: u32 = 5;
 /// The oldest format that is still read.
 const FORMAT_MIN: u32 = 1;
 /// No label is nearly as long; nothing longer is read.
@@ -55,6 +59,8 @@ pub(crate) struct Label {
     pub(crate) cluster: ClusterId,
     /// 0 until the store served for the first time.
     pub(crate) incarnation: Incarnation,
+    /// The last run that the cluster admitted; nil before the first.
+    pub(crate) run: RunId,
     /// The files as the last run left them, if it ended cleanly.
     pub(crate) clean: Option<Ending>,
 }
@@ -212,6 +218,7 @@ impl Directory {
             store: StoreId(Uuid::new_v4()),
             cluster: expect.cluster,
             incarnation: Incarnation(0),
+            run: RunId::default(),
             clean: None,
         };
         self.write(&label)?;
@@ -247,7 +254,7 @@ impl Directory {
 
 impl fmt::Display for Label {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { store, cluster, incarnation, clean } = self;
+        let Self { store, cluster, incarnation, run, clean } = self;
         let state = match clean {
             Some(Ending { manifest: Manifest { name, len }, blobs }) => {
                 let blobs = blobs.as_ref().map(|blobs| format!(" blobs {blobs}"));
@@ -257,7 +264,7 @@ impl fmt::Display for Label {
         };
         let text = format!(
             "{TITLE}\nformat {FORMAT}\nstore {store}\ncluster {cluster}\n\
-             incarnation {}\nstate {state}\n",
+             incarnation {}\nrun {run}\nstate {state}\n",
             incarnation.0
         );
         writeln!(f, "{text}check {}", check(&text))
@@ -290,12 +297,17 @@ impl Label {
         if sum != format!("check {}\n", check(content)) {
             return None;
         }
-        let mut lines = content.lines().skip(2);
+        let mut lines = content.lines().skip(1);
         let mut field = |name: &str| lines.next()?.strip_prefix(name)?.strip_prefix(' ');
+        let format: u32 = field("format")?.parse().ok()?;
         let label = Self {
             store: StoreId(field("store")?.parse().ok()?),
             cluster: ClusterId(field("cluster")?.parse().ok()?),
             incarnation: Incarnation(field("incarnation")?.parse().ok()?),
+            run: match format {
+                FORMAT_RUN.. => RunId(field("run")?.parse().ok()?),
+                _ => RunId::default(),
+            },
             clean: match field("state")? {
                 "open" => None,
                 state => {
@@ -336,8 +348,14 @@ mod tests {
             store: StoreId(Uuid::from_u128(1)),
             cluster: ClusterId(Uuid::from_u128(2)),
             incarnation: Incarnation(7),
+            run: RunId(Uuid::from_u128(3)),
             clean,
         }
+    }
+
+    /// As it is read when its format says nothing of runs.
+    fn old_label(clean: Option<Ending>) -> Label {
+        Label { run: RunId::default(), ..label(clean) }
     }
 
     fn ending(blobs: Option<&str>) -> Ending {
@@ -358,7 +376,7 @@ mod tests {
         let old = "smalti store\nformat 1\nstore 00000000-0000-0000-0000-000000000001\n\
                    cluster 00000000-0000-0000-0000-000000000002\nincarnation 7\n\
                    state clean MANIFEST-000031 1744\ncheck 570cd37b2614102b\n";
-        assert_eq!(old.parse(), Ok(label(Some(ending(None)))));
+        assert_eq!(old.parse(), Ok(old_label(Some(ending(None)))));
     }
 
     /// As formats 2 to 4 wrote it; they differ in what else is in the store.
@@ -374,15 +392,19 @@ mod tests {
     fn versions_2_to_4_stay_readable() {
         let checks = [(2, "58c120730d432aa8"), (3, "e674eb5c03411cfd"), (4, "0bd8b1eadda5059e")];
         for (format, check) in checks {
-            let label = label(Some(ending(Some("51b0d7a2c94f3e68"))));
+            let label = old_label(Some(ending(Some("51b0d7a2c94f3e68"))));
             assert_eq!(of_format(format, check).parse(), Ok(label), "format {format}");
         }
     }
 
     #[test]
-    fn version_4_stays_as_it_is() {
+    fn version_5_stays_as_it_is() {
         let label = label(Some(ending(Some("51b0d7a2c94f3e68"))));
-        assert_eq!(label.to_string(), of_format(4, "0bd8b1eadda5059e"));
+        let text = "smalti store\nformat 5\nstore 00000000-0000-0000-0000-000000000001\n\
+                    cluster 00000000-0000-0000-0000-000000000002\nincarnation 7\n\
+                    run 00000000-0000-0000-0000-000000000003\n\
+                    state clean MANIFEST-000031 1744 blobs 51b0d7a2c94f3e68\ncheck ae53abd65259f9c6\n";
+        assert_eq!(label.to_string(), text);
     }
 
     #[test]

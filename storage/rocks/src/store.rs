@@ -13,11 +13,11 @@ use bytes::Bytes;
 use rocksdb::{DBPinnableSlice, DBRawIterator, FlushOptions, ReadOptions, WriteOptions};
 use smalti_storage::ids::{Epoch, GroupNo, RowAddr, RowSlot, Ver, VolumeNo};
 use smalti_storage::store::{
-    Batch, ChangeIndex, Opened, ShardStore, SlotVersions, Space, StoreError, VersionMeta,
-    VolumeState,
+    Admission, Batch, ChangeIndex, Opened, ShardStore, SlotVersions, Space, StoreError,
+    VersionMeta, VolumeState, admitted_before,
 };
 use std::path::Path;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use tracing::{error, info};
 
 /// Pages from this many row slots on read ahead and stay out of the cache.
@@ -34,8 +34,8 @@ const MULTI_GET: usize = 256;
 pub struct RocksStore {
     database: Arc<Database>,
     directory: Directory,
-    label: Label,
-    opened: Opened,
+    label: Mutex<Label>,
+    opened: Mutex<Opened>,
     reclaim: Reclaim,
     buffers: u64,
     claims: Claims,
@@ -68,6 +68,7 @@ impl RocksStore {
         let opened = Opened {
             id: label.store,
             incarnation: started.incarnation,
+            run: label.run,
             clean: started.whole && (new || label.clean.is_some()),
         };
         let label = Label { incarnation: started.incarnation, clean: None, ..label };
@@ -81,8 +82,8 @@ impl RocksStore {
         Ok(Self {
             database,
             directory,
-            label,
-            opened,
+            label: Mutex::new(label),
+            opened: Mutex::new(opened),
             reclaim,
             buffers: options.buffers(),
             claims: Claims::default(),
@@ -132,7 +133,7 @@ impl RocksStore {
     fn fail(&self, why: StoreError) -> StoreError {
         let mut phase = self.phase.write().unwrap_or_else(PoisonError::into_inner);
         if let Phase::Serving = *phase {
-            error!(store = %self.opened.id, error = %why, "store failed");
+            error!(store = %self.opened().id, error = %why, "store failed");
             *phase = Phase::Failed(match &why {
                 StoreError::Io(text) => text.clone(),
                 other => other.to_string(),
@@ -183,7 +184,11 @@ impl RocksStore {
             .map_err(|error| StoreError::Io(format!("{}: {error}", folder.display())))?;
         blobs::remove_unfinished(&self.database, &folder, &blobs);
         let clean = Some(self.directory.ending()?);
-        self.directory.write(&Label { clean, ..self.label.clone() })
+        self.directory.write(&Label { clean, ..self.label().clone() })
+    }
+
+    fn label(&self) -> MutexGuard<'_, Label> {
+        self.label.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -203,7 +208,25 @@ impl From<StateBeforeSnapshots> for VolumeState {
 
 impl ShardStore for RocksStore {
     fn opened(&self) -> Opened {
-        self.opened
+        *self.opened.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn admit(&self, admission: Admission) -> Result<(), StoreError> {
+        let Admission { run, incarnation, clean } = admission;
+        let mut label = self.label();
+        if incarnation < label.incarnation {
+            return Err(admitted_before(admission, label.incarnation));
+        }
+        if incarnation > label.incarnation {
+            self.database.begin(label.store, incarnation)?;
+        }
+        let next = Label { incarnation, run, ..label.clone() };
+        self.directory.write(&next)?;
+        let opened = Opened { id: next.store, incarnation, run, clean };
+        *self.opened.lock().unwrap_or_else(PoisonError::into_inner) = opened;
+        *label = next;
+        info!(store = %opened.id, %incarnation, %run, clean, "store admitted");
+        Ok(())
     }
 
     fn versions(&self, at: RowSlot) -> Result<Vec<VersionMeta>, StoreError> {
@@ -442,7 +465,7 @@ impl ShardStore for RocksStore {
         };
         drop(phase);
         if result.is_ok() {
-            info!(store = %self.opened.id, "store closed");
+            info!(store = %self.opened().id, "store closed");
         }
         result
     }

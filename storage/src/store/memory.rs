@@ -8,10 +8,10 @@
 //!     as a disk's does.
 
 use super::{
-    Batch, Change, ChangeIndex, Opened, ShardStore, SlotVersions, Space, StoreError, VersionMeta,
-    VolumeState,
+    Admission, Batch, Change, ChangeIndex, Opened, ShardStore, SlotVersions, Space, StoreError,
+    VersionMeta, VolumeState, admitted_before,
 };
-use crate::ids::{GroupNo, Incarnation, RowAddr, RowSlot, Slot, StoreId, Ver, VolumeNo};
+use crate::ids::{GroupNo, Incarnation, RowAddr, RowSlot, RunId, Slot, StoreId, Ver, VolumeNo};
 use bytes::Bytes;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -43,6 +43,7 @@ pub struct Restart {
 struct Inner {
     id: StoreId,
     incarnation: Incarnation,
+    run: RunId,
     clean: bool,
     closed: bool,
     failed: Option<String>,
@@ -95,6 +96,7 @@ impl MemoryStore {
             inner: Mutex::new(Inner {
                 id,
                 incarnation: Incarnation(1),
+                run: RunId::default(),
                 clean: true,
                 closed: false,
                 failed: None,
@@ -226,7 +228,17 @@ impl MemoryStore {
 
 impl Inner {
     fn opened(&self) -> Opened {
-        Opened { id: self.id, incarnation: self.incarnation, clean: self.clean }
+        let Self { id, incarnation, run, clean, .. } = *self;
+        Opened { id, incarnation, run, clean }
+    }
+
+    fn admit(&mut self, admission: Admission) -> Result<(), StoreError> {
+        let Admission { run, incarnation, clean } = admission;
+        if incarnation < self.incarnation {
+            return Err(admitted_before(admission, self.incarnation));
+        }
+        (self.run, self.incarnation, self.clean) = (run, incarnation, clean);
+        Ok(())
     }
 
     fn commit(&mut self, batch: Batch) -> Result<(), StoreError> {
@@ -391,6 +403,10 @@ impl Content {
 impl ShardStore for MemoryStore {
     fn opened(&self) -> Opened {
         self.lock().opened()
+    }
+
+    fn admit(&self, admission: Admission) -> Result<(), StoreError> {
+        self.lock().admit(admission)
     }
 
     fn versions(&self, at: RowSlot) -> Result<Vec<VersionMeta>, StoreError> {

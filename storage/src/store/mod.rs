@@ -10,7 +10,8 @@
 //! S3. A version, once written, never changes; only whole versions are deleted.
 
 use crate::ids::{
-    Epoch, GroupNo, Incarnation, RowAddr, RowSlot, Slot, SlotSet, StoreId, Ver, VolumeNo, Wid,
+    Epoch, GroupNo, Incarnation, RowAddr, RowSlot, RunId, Slot, SlotSet, StoreId, Ver, VolumeNo,
+    Wid,
 };
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -210,11 +211,30 @@ impl Batch {
 pub struct Opened {
     /// The store's identity, drawn when its directory was made.
     pub id: StoreId,
-    /// This start's number.
+    /// This start's number: one more than the last one's, or what [`ShardStore::admit`] was given.
     pub incarnation: Incarnation,
     /// Whether the last run ended with [`ShardStore::close`]. A store that did not may have lost
     /// the tail of what it acknowledged if its disk lied.
     pub clean: bool,
+    /// The last run that was admitted, of which this disk is what remained; then this one.
+    pub run: RunId,
+}
+
+/// What the cluster made of a store's start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Admission {
+    /// The run that begins.
+    pub run: RunId,
+    /// Its number, not less than the store's own.
+    pub incarnation: Incarnation,
+    /// Whether the disk is known to be what the last run left behind.
+    pub clean: bool,
+}
+
+/// For stores: refuses an admission under a number that was used.
+pub fn admitted_before(admission: Admission, last: Incarnation) -> StoreError {
+    let what = format!("run {} was admitted as {}", admission.run, admission.incarnation);
+    StoreError::Refused(format!("{what}, and this start is {last}"))
 }
 
 /// One row slot with all its versions, newest first.
@@ -256,6 +276,14 @@ pub enum StoreError {
 pub trait ShardStore: Send + Sync + 'static {
     /// How this store came up.
     fn opened(&self) -> Opened;
+
+    /// Begins to serve as what the cluster has registered this start as; durable when it returns.
+    /// Before it is, nothing may be served: the next start could not tell the disk from one that is
+    /// older.
+    ///
+    /// # Errors
+    /// When the disk fails, or the number is one that the store has used.
+    fn admit(&self, admission: Admission) -> Result<(), StoreError>;
 
     /// All versions of a row slot, newest first; empty when never written.
     fn versions(&self, at: RowSlot) -> Result<Vec<VersionMeta>, StoreError>;

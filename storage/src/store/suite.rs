@@ -46,6 +46,7 @@ pub const CASES: &[(&str, Case)] = &[
     ("drop volume", cases::drop_volume),
     ("records in order", cases::records_in_order),
     ("restarts", cases::restarts),
+    ("admissions", cases::admissions),
     ("relaxed batches", cases::relaxed_batches),
     ("large batches", cases::large_batches),
     ("closed store", cases::closed_store),

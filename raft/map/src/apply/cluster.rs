@@ -2,10 +2,10 @@
 
 use super::{invalid, limits};
 use crate::check::{check_custody, check_name};
-use crate::command::{Applied, Rejection};
+use crate::command::{Applied, Rejection, StoreStart};
 use crate::mutant::{Mutant, lives};
 use crate::types::{ClusterMap, Custody, Node, NodeAddresses, Store};
-use smalti_storage::ids::{ClusterId, Incarnation, NodeId, StoreId};
+use smalti_storage::ids::{ClusterId, Incarnation, NodeId, RunId, StoreId};
 use std::collections::BTreeMap;
 
 impl ClusterMap {
@@ -62,34 +62,35 @@ impl ClusterMap {
         Ok(Applied::Registered(next))
     }
 
-    pub(super) fn register_store(
-        &mut self,
-        store: StoreId,
-        node: NodeId,
-        incarnation: Incarnation,
-        clean: bool,
-    ) -> Result<Applied, Rejection> {
-        if store == StoreId::default() {
-            return Err(invalid("a store needs an identity"));
+    pub(super) fn register_store(&mut self, start: &StoreStart) -> Result<Applied, Rejection> {
+        let StoreStart { store, node, run, .. } = *start;
+        if store == StoreId::default() || run == RunId::default() {
+            return Err(invalid("a store and its run need identities"));
         }
-        if !self.nodes.contains_key(&node) {
-            return Err(invalid(format!("no node {node}")));
+        let entry = self.nodes.get(&node).ok_or_else(|| invalid(format!("no node {node}")))?;
+        if entry.incarnation != start.of {
+            return Err(Rejection::Incarnation);
         }
-        match self.stores.get(&store) {
+        let (last, least) = match self.stores.get(&store) {
             Some(known) if known.node != node => {
                 return Err(invalid(format!("store {store} belongs to {}", known.node)));
             }
-            Some(known) if incarnation == known.incarnation && clean == known.clean => {
-                return Ok(Applied::Done);
+            Some(&Store { run: known, incarnation, clean, .. }) if known == run => {
+                return Ok(Applied::RegisteredStore { incarnation, clean });
             }
-            Some(known) if incarnation <= known.incarnation => return Err(Rejection::Incarnation),
-            None if incarnation == Incarnation(0) => return Err(Rejection::Incarnation),
+            Some(known) => (known.run, known.incarnation),
             None if self.stores.len() >= limits::STORES => {
                 return Err(invalid(format!("a cluster has at most {} stores", limits::STORES)));
             }
-            Some(_) | None => {}
-        }
-        self.stores.insert(store, Store { node, incarnation, clean });
+            None => (RunId::default(), Incarnation(0)),
+        };
+        let least = least.0.checked_add(1).map(Incarnation);
+        let least =
+            least.ok_or_else(|| invalid(format!("{store} has used up its incarnations")))?;
+        let incarnation = start.incarnation.max(least);
+        // A disk that another run left behind has gone back to an earlier time, in order or not.
+        let clean = start.clean && (start.last == last || lives(Mutant::BelieveAnyRun));
+        self.stores.insert(store, Store { node, incarnation, clean, run });
         // A store that restarted while it caught up may have lost what it caught up on (a wiped
         // disk registers as a new start too), so it has to be admitted again.
         for group in self.volumes.values_mut().flat_map(|volume| &mut volume.groups) {
@@ -98,6 +99,6 @@ impl ClusterMap {
                 learner.store != store || same_start
             });
         }
-        Ok(Applied::Done)
+        Ok(Applied::RegisteredStore { incarnation, clean })
     }
 }

@@ -55,9 +55,7 @@ impl ClusterMap {
                 self.init_cluster(*cluster, nodes, custody)
             }
             Command::RegisterNode { node, addresses } => self.register_node(*node, addresses),
-            Command::RegisterStore { store, node, incarnation, clean } => {
-                self.register_store(*store, *node, *incarnation, *clean)
-            }
+            Command::RegisterStore(start) => self.register_store(start),
             Command::CreateVolume(new) => self.create_volume(new),
             Command::DeleteVolume { volume, id } => self.delete_volume(*volume, *id),
             Command::Shrink { volume, epoch, stores } => self.shrink(*volume, *epoch, stores),

@@ -3,10 +3,10 @@
 
 use smalti_map::{
     Applied, ClusterMap, Command, Custody, KeyEpoch, NewVolume, NodeAddresses, ReadMode,
-    ShareHolder, Volume,
+    ShareHolder, StoreStart, Volume,
 };
 use smalti_storage::ids::{
-    ClusterId, Incarnation, KeyEpochNo, NodeId, StoreId, VolumeId, VolumeNo,
+    ClusterId, Incarnation, KeyEpochNo, NodeId, RunId, StoreId, VolumeId, VolumeNo,
 };
 use uuid::Uuid;
 
@@ -40,13 +40,24 @@ pub(crate) fn init(nodes: u64) -> Command {
     }
 }
 
-pub(crate) fn register_store(no: u64, incarnation: u64) -> Command {
-    Command::RegisterStore {
+/// A run is called by the number that its store gives it. A disk knows the run before.
+pub(crate) fn start(no: u64, incarnation: u64, clean: bool) -> StoreStart {
+    let run = |no: u64| RunId(Uuid::from_u128(no.into()));
+    StoreStart {
         store: store(no),
         node: NodeId(no),
+        of: Incarnation(0),
         incarnation: Incarnation(incarnation),
-        clean: true,
+        run: run(incarnation),
+        last: run(incarnation - 1),
+        clean,
     }
+}
+
+/// Registers it with the newest start of its node.
+pub(crate) fn register_store(map: &mut ClusterMap, start: StoreStart) -> Applied {
+    let of = map.nodes.get(&start.node).map_or(Incarnation(0), |node| node.incarnation);
+    map.apply(&Command::RegisterStore(StoreStart { of, ..start }))
 }
 
 pub(crate) fn new_volume(
@@ -83,7 +94,7 @@ pub(crate) fn cluster(nodes: u64) -> ClusterMap {
     for no in 1..=nodes {
         let node = NodeId(no);
         accept(&mut map, &Command::RegisterNode { node, addresses: addresses(2000) });
-        accept(&mut map, &register_store(no, 1));
+        register_store(&mut map, start(no, 1, true));
     }
     map
 }

@@ -1,8 +1,10 @@
 //! The cases of the suite. Each is given an empty store.
 
 use super::{Subject, commit, is_refused, place, put, scan_all, state, ver, vers};
-use crate::ids::{GroupNo, RowSlot, Slot, StoreId, Ver, VolumeNo};
-use crate::store::{Batch, Change, ChangeIndex, ShardStore, VersionMeta, VolumeState};
+use crate::ids::{GroupNo, Incarnation, RowSlot, RunId, Slot, StoreId, Ver, VolumeNo};
+use crate::store::{
+    Admission, Batch, Change, ChangeIndex, Opened, ShardStore, StoreError, VersionMeta, VolumeState,
+};
 use bytes::Bytes;
 use uuid::Uuid;
 
@@ -388,6 +390,30 @@ pub(super) fn restarts(subject: &mut dyn Subject) {
         assert_eq!(opened.clean, clean);
         assert_eq!(vers(subject.store(), at).len(), round + 1);
         last = opened;
+    }
+}
+
+pub(super) fn admissions(subject: &mut dyn Subject) {
+    let first = subject.store().opened();
+    assert_eq!(first.run, RunId::default(), "never admitted");
+    let run = |no: u128| RunId(Uuid::from_u128(no));
+    let mut number = first.incarnation.0;
+    for round in 1..6 {
+        // What the cluster says counts, whatever the store knows of itself.
+        let (incarnation, clean) =
+            (Incarnation(number + u64::from(round == 3) * 10), round % 2 == 0);
+        let admission = Admission { run: run(round), incarnation, clean };
+        subject.store().admit(admission).expect("admission");
+        let opened = subject.store().opened();
+        assert_eq!(opened, Opened { id: first.id, incarnation, clean, run: run(round) });
+        subject.restart(round != 4);
+        let opened = subject.store().opened();
+        assert_eq!((opened.clean, opened.run), (round != 4, run(round)), "round {round}");
+        number = opened.incarnation.0;
+        assert_eq!(number, incarnation.0 + 1);
+        let used = Admission { run: run(99), incarnation, clean: true };
+        assert!(matches!(subject.store().admit(used), Err(StoreError::Refused(_))));
+        assert_eq!(subject.store().opened(), opened, "nothing changed");
     }
 }
 
