@@ -44,7 +44,7 @@ impl World {
 
     pub(crate) fn connect(&mut self, from: Life, store: StoreId) {
         let to = self.node_of(store);
-        if self.nodes[from.at].links.contains_key(&store) || self.gone.contains_key(&store) {
+        if self.nodes[from.at].links.contains_key(&store) {
             return;
         }
         let reachable = self.nodes[to].up
@@ -59,6 +59,14 @@ impl World {
         let node = &mut self.nodes[from.at];
         node.sessions += 1;
         let number = node.sessions;
+        if self.gone.contains_key(&store) {
+            // Its node takes the session, finds that it has no such store, and drops it.
+            self.coordinate(from.at, Event::LinkUp { store, session: number });
+            self.coordinate(from.at, Event::LinkDown { store });
+            let later = self.now + self.rng.range(20, 200) * MS;
+            self.queue.push(later, Ev::Connect { from, store });
+            return;
+        }
         let session = self.sessions.len();
         node.links.insert(store, session);
         let to = self.nodes[to].life();

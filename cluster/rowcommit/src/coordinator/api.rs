@@ -240,6 +240,9 @@ pub enum Phase {
 pub struct Stats {
     /// Rows known to be behind on some slot.
     pub rows_behind: u64,
+    /// Rows of which something is lost or rotten in more slots than the code can bear, as far as it was
+    /// met.
+    pub rows_lost: u64,
     /// Slots, over all groups, that are not in sync.
     pub slots_out: u64,
     /// In-sync stores that may have forgotten something and were not compared yet.

@@ -57,6 +57,8 @@ pub(super) struct Learning {
     /// Rows whose repair failed, and when they are tried again.
     pub(super) failed: BTreeSet<RowAddr>,
     pub(super) retry_at: Time,
+    /// Rows that it keeps a part of, and nobody can tell what it is to hold.
+    pub(super) marked: BTreeSet<RowAddr>,
     /// Changes it was sent and has not answered.
     pub(super) outstanding: u64,
     /// Tells repairs of this admission from those of an earlier one.
@@ -183,6 +185,11 @@ impl Catchup {
         self.learners.values().map(|l| (l.behind.len() + l.failed.len() + l.repairing) as u64).sum()
     }
 
+    /// Rows of which a slot in sync could not be repaired more than once.
+    pub(super) fn beyond_repair(&self) -> impl Iterator<Item = RowAddr> {
+        self.unrepaired.iter().filter(|(_, (_, tried))| *tried > 1).map(|((row, _), _)| *row)
+    }
+
     pub(super) fn is_quiet(&self) -> bool {
         self.learners.is_empty() && self.claimed.is_empty() && self.unrepaired.is_empty()
     }
@@ -211,6 +218,15 @@ impl Catchup {
             return true;
         }
         self.unrepaired.len() >= UNREPAIRED_MAX && !std::mem::take(&mut self.one_more)
+    }
+
+    /// A slot that comes back was told that nobody knows what it is to hold of the row.
+    pub(super) fn mark(&mut self, row: RowAddr, seat: Seat) {
+        if let Some(learning) = self.learners.get_mut(&(row.group, seat.0))
+            && learning.store == seat.1
+        {
+            learning.marked.insert(row);
+        }
     }
 
     /// Slots of the group are in sync again: what could not be put right may be now.
@@ -268,12 +284,14 @@ impl Coordinator {
         }
         self.catchup_retain();
         self.retain_suspects();
+        self.call_candidates();
         let Some(volume) = &self.volume else { return };
         let mut admit = Vec::new();
         let mut adopt = Vec::new();
         for (no, group) in (0u16..).map(GroupNo).zip(&volume.groups) {
             for slot in volume.all_slots().iter() {
-                let Some(store) = self.candidate(group, slot) else { continue };
+                let store = Self::candidates(group, slot).find(|store| self.is_reached(*store));
+                let Some(store) = store else { continue };
                 let Some(entry) = self.map.stores.get(&store) else { continue };
                 let incarnation = entry.incarnation;
                 let admitted = group
@@ -298,19 +316,34 @@ impl Coordinator {
         self.doubt_restarted();
     }
 
-    /// The store that should catch up on a slot, if it is reached: the one that holds the slot and is
-    /// out of sync, else the one that is to hold it.
-    fn candidate(&self, group: &Group, slot: Slot) -> Option<StoreId> {
-        let patience = self.config.suspect_after;
-        let reached = |store: &StoreId| {
-            self.links.is_up(*store) && !self.links.is_silent(*store, self.now, patience)
-        };
-        if let Some(learner) = group.learners.get(&slot) {
-            return Some(learner.store).filter(reached);
-        }
+    /// The stores that may catch up on a slot, the first that is reached before the others: the one
+    /// that holds the slot and is out of sync, and the one that is to hold it. While one is a learner
+    /// no other can be.
+    fn candidates(group: &Group, slot: Slot) -> impl Iterator<Item = StoreId> {
+        let learner = group.learners.get(&slot).map(|learner| learner.store);
         let holder = group.slots.get(slot.index()).filter(|_| !group.insync.contains(slot));
-        let target = group.targets.get(&slot);
-        holder.copied().filter(reached).or_else(|| target.copied().filter(reached))
+        let others = [holder, group.targets.get(&slot)].into_iter().flatten().copied();
+        learner.into_iter().chain(others.filter(move |_| learner.is_none()))
+    }
+
+    /// Whether a store answers. To have a session is not enough: a node whose disk was replaced takes
+    /// those with the store that it had, and drops them.
+    fn is_reached(&self, store: StoreId) -> bool {
+        self.links.has_answered(store)
+            && !self.links.is_silent(store, self.now, self.config.suspect_after)
+    }
+
+    /// Asks those that have not answered anything in their session yet, and would have no reason to.
+    fn call_candidates(&mut self) {
+        let Some(volume) = &self.volume else { return };
+        let slots = volume.all_slots();
+        let of_group = |group| slots.iter().flat_map(move |slot| Self::candidates(group, slot));
+        let all = volume.groups.iter().flat_map(of_group);
+        let uncalled: BTreeSet<StoreId> =
+            all.filter(|store| self.links.is_uncalled(*store)).collect();
+        for store in uncalled {
+            self.ask_store(store, None, Ask::Nop, Purpose::Forget);
+        }
     }
 
     /// Once a group is whole and nothing of it is in doubt, those that held a slot of it before may
@@ -341,6 +374,7 @@ impl Coordinator {
             repairing: 0,
             failed: BTreeSet::new(),
             retry_at: Time::default(),
+            marked: BTreeSet::new(),
             outstanding: 0,
             life: self.catchup.lives,
         };
@@ -389,8 +423,11 @@ impl Coordinator {
         }
         for (place, store, incarnation) in grown {
             // What it has not answered is waited for as from any slot in sync.
-            self.catchup.learners.remove(&place);
-            self.distrusted.retain(|(row, seat)| (row.group, *seat) != (place.0, (place.1, store)));
+            let marked = self.catchup.learners.remove(&place).map(|l| l.marked).unwrap_or_default();
+            let seat = (place.1, store);
+            self.distrusted
+                .retain(|(row, of)| (row.group, *of) != (place.0, seat) || marked.contains(row));
+            marked.into_iter().for_each(|row| self.catchup.put_off(self.now, row, seat));
             self.incarnations.insert(store, incarnation);
             self.catchup.try_again(self.now, place.0);
             self.decide_lost_again(Some(place.0));
@@ -535,12 +572,16 @@ impl Coordinator {
     fn propose_growth(&mut self) {
         // All slots of one store in one step: each step is an epoch.
         let ready = |l: &Learning| l.is_growing() && (l.is_level() || lives(Mutant::GrowBehind));
+        // What whoever holds the slot has of a row that is lost may be what it is decided with.
+        let may_grow = |(no, slot): Place, store: StoreId| {
+            self.volume.as_ref().and_then(|v| v.group(no)?.slots.get(slot.index())) == Some(&store)
+                || !self.lost_rows.iter().any(|row| row.group == no)
+        };
+        let learners =
+            || self.catchup.learners.iter().filter(|(place, l)| may_grow(**place, l.store));
         let waiting: BTreeSet<StoreId> =
-            self.catchup.learners.values().filter(|l| !ready(l)).map(|l| l.store).collect();
-        let ready: Vec<(Place, StoreId, Incarnation)> = self
-            .catchup
-            .learners
-            .iter()
+            learners().filter(|(_, l)| !ready(l)).map(|(_, l)| l.store).collect();
+        let ready: Vec<(Place, StoreId, Incarnation)> = learners()
             .filter(|(_, l)| !waiting.contains(&l.store))
             .map(|(place, l)| (*place, l.store, l.incarnation))
             .collect();

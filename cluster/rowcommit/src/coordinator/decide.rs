@@ -324,8 +324,11 @@ fn vector_of(
         vec.resize(usize::from(n), VecEntry::default());
         vec
     };
-    let readable_parity =
-        || facts.iter().filter(|(slot, f)| !data.contains(**slot) && !f.unreadable).map(|(_, f)| f);
+    let parity = || facts.iter().filter(|(slot, _)| !data.contains(**slot)).map(|(_, f)| f);
+    // One that could not tell what it holds may have missed something, and is only asked where no
+    // other can be.
+    let sure = parity().any(|f| !f.unreadable && !f.mended);
+    let readable_parity = || parity().filter(move |f| !(f.unreadable || f.mended && sure));
     // What data slots know to be committed is so, whatever a parity slot has forgotten of it.
     let raised = |mut vec: Vec<VecEntry>| {
         let readable = facts.iter().filter(|(_, f)| !f.unreadable && !lives(Mutant::ParityAlone));

@@ -93,7 +93,7 @@ impl Coordinator {
 
     fn digest_link(&self, now: Time, link: &Link, hasher: &mut impl Hasher) {
         let patience = self.config.takeover_patience.max(self.config.suspect_after);
-        (link.session.is_some(), link.owed, link.told).hash(hasher);
+        (link.session.is_some(), link.owed, link.told, link.forgiven).hash(hasher);
         link.waiting_since.map(|since| age(now, since, patience)).hash(hasher);
         link.lease_until.since(now).hash(hasher);
         link.lease_asked.map(|asked| age(now, asked, self.config.lease / 4)).hash(hasher);
@@ -103,7 +103,7 @@ impl Coordinator {
     fn digest_pending(&self, now: Time, pending: &Pending, hasher: &mut impl Hasher) {
         let patience = self.config.takeover_patience.max(self.config.suspect_after);
         let limit = (OVERDUE * patience).max(HELD_AGAIN).max(self.config.lease);
-        (pending.store, pending.place, &pending.ask, pending.held).hash(hasher);
+        (pending.store, pending.place, &pending.ask, pending.held, pending.sessions).hash(hasher);
         age(now, pending.sent_at, limit).hash(hasher);
         std::mem::discriminant(&pending.purpose).hash(hasher);
         let fresh = |task: &TaskId, round| {
@@ -200,7 +200,8 @@ impl Coordinator {
         again.collect::<Vec<_>>().hash(hasher);
         self.decide_again.map(|(at, tried)| (at.since(now), tried)).hash(hasher);
         for (place, l) in &self.catchup.learners {
-            (place, l.store, l.incarnation, &l.behind, l.repairing, &l.failed).hash(hasher);
+            (place, l.store, l.incarnation, &l.behind, l.repairing, &l.failed, &l.marked)
+                .hash(hasher);
             (l.outstanding, l.retry_at.since(now)).hash(hasher);
             match &l.stage {
                 Stage::Barrier { after, opened } => (0, after, opened).hash(hasher),

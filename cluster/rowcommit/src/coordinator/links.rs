@@ -24,11 +24,17 @@ pub(super) const HELD_AGAIN: Duration = Duration::from_millis(20);
 /// by this many times the patience counts as silence too.
 pub(super) const OVERDUE: u32 = 4;
 
+/// An update is given its time anew in so many sessions. It may be what ends them.
+const SESSIONS: u8 = 3;
+
 #[derive(Clone, Debug, Default)]
 pub(super) struct Link {
     pub(super) session: Option<u64>,
     /// Since when answers are owed without any having come.
     pub(super) waiting_since: Option<Time>,
+    /// Its last session was counted as if an answer had come, and none has come since. Whoever takes
+    /// sessions only to drop them is silent.
+    pub(super) forgiven: bool,
     /// Requests without an answer.
     pub(super) owed: u64,
     pub(super) lease_until: Time,
@@ -51,6 +57,17 @@ impl Links {
         self.links.get(&store).is_some_and(|link| link.session.is_some())
     }
 
+    /// Whether anything was heard in the present session.
+    pub(super) fn has_answered(&self, store: StoreId) -> bool {
+        self.links.get(&store).is_some_and(|link| link.session.is_some() && !link.forgiven)
+    }
+
+    /// Whether nothing was, and nothing was asked either.
+    pub(super) fn is_uncalled(&self, store: StoreId) -> bool {
+        let silent = |link: &Link| link.session.is_some() && link.forgiven && link.owed == 0;
+        self.links.get(&store).is_some_and(silent)
+    }
+
     /// Whether answers have been owed for longer than `patience` and none came.
     pub(super) fn is_silent(&self, store: StoreId, now: Time, patience: Duration) -> bool {
         self.links
@@ -64,6 +81,7 @@ impl Links {
         match self.links.get_mut(&store) {
             Some(link) if link.session == Some(session) => {
                 link.waiting_since = (link.owed > 0).then_some(now);
+                link.forgiven = false;
                 true
             }
             _ => false,
@@ -103,8 +121,8 @@ impl Links {
 
     pub(super) fn forget_epoch(&mut self) {
         for link in self.links.values_mut() {
-            let session = link.session;
-            *link = Link { session, ..Link::default() };
+            let (session, forgiven) = (link.session, link.forgiven);
+            *link = Link { session, forgiven, ..Link::default() };
         }
     }
 
@@ -124,13 +142,21 @@ impl Coordinator {
         link.lease_asked = None;
         // A start of the store may have forgotten what it need not remember.
         link.told = Ver::NONE;
-        link.waiting_since = (link.owed > 0).then_some(now);
+        let since = link.waiting_since.filter(|_| link.forgiven).unwrap_or(now);
+        link.waiting_since = (link.owed > 0).then_some(since);
+        link.forgiven = true;
         self.outbox.remove(&store);
         // Everything unanswered goes again, in order: every request may be repeated.
         let again: Vec<u64> =
             self.pending.iter().filter(|(_, p)| p.store == store).map(|(id, _)| *id).collect();
         for id in again {
+            let Some(pending) = self.pending.get_mut(&id) else { continue };
+            pending.sessions = pending.sessions.saturating_add(1);
+            let overdue_since = (pending.sessions > SESSIONS).then_some(pending.sent_at);
             self.send_again(id);
+            if let Some(pending) = self.pending.get_mut(&id) {
+                pending.sent_at = overdue_since.unwrap_or(pending.sent_at);
+            }
         }
         if self.phase == Phase::Active {
             self.confirm_again();
@@ -250,7 +276,8 @@ impl Coordinator {
         if self.links.is_up(store) {
             self.outbox.entry(store).or_default().push(Request { id, ask: ask.clone() });
         }
-        let pending = Pending { store, place, ask, purpose, sent_at: now, held: false };
+        let pending =
+            Pending { store, place, ask, purpose, sent_at: now, sessions: 0, held: false };
         self.pending.insert(id, pending);
     }
 

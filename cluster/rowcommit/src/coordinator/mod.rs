@@ -93,6 +93,8 @@ struct Pending {
     ask: Ask,
     purpose: Purpose,
     sent_at: Time,
+    /// Sessions in which it was sent again.
+    sessions: u8,
     /// To be sent again once this side or the other has caught up with the map.
     held: bool,
 }
@@ -247,11 +249,18 @@ impl Coordinator {
             if slots_out > 0 && !self.catchup.is_comparing() { self.missed.len() } else { 0 };
         Stats {
             rows_behind: self.catchup.rows_behind().max(missed as u64),
+            rows_lost: self.rows_lost(),
             slots_out,
             suspects: self.suspects.len() as u64,
             in_flight: self.inflight.len() as u64,
             ..self.stats
         }
+    }
+
+    /// Rows that the takeover could not decide, and those of which a slot can not be repaired.
+    fn rows_lost(&self) -> u64 {
+        let beyond_repair: BTreeSet<RowAddr> = self.catchup.beyond_repair().collect();
+        beyond_repair.union(&self.lost_rows).count() as u64
     }
 
     /// Whether nothing is queued, in flight, asked or remembered for any operation; what is left
@@ -334,8 +343,12 @@ impl Coordinator {
     }
 
     fn on_reply(&mut self, store: StoreId, reply: Reply) {
+        let first = !self.links.has_answered(store);
         if !self.links.heard(store, reply.session, self.now) {
             return;
+        }
+        if first && self.phase == Phase::Active {
+            self.catchup_on_map();
         }
         let believed = self.believes(store, reply.incarnation);
         for (id, answer) in reply.answers {

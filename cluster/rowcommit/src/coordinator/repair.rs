@@ -37,6 +37,9 @@ pub(super) enum RepairState {
     Gathering(Plan),
     /// Sent.
     Installing(u8),
+    /// Sent a mark, for nobody can tell what the slot is to hold.
+    Marking,
+    Marked,
     Done,
     Failed,
 }
@@ -145,18 +148,14 @@ impl Coordinator {
                 }
                 // Nor is anything of it changed where it may come from. The mark keeps the slot out of
                 // all that is built or decided, and in it the other rows go on.
-                RepairState::Begin if lost => {
-                    self.set_repair(id, RepairState::Installing(TRIES));
-                    let ask = Ask::AbortNewer { row, slot, than: UNREADABLE };
-                    self.ask_at(row.group, seat, ask, Purpose::Repaired { task: id });
-                }
+                RepairState::Begin if lost => self.mark_slot(id, row, seat),
                 RepairState::Begin | RepairState::Again(_) => {
                     let tries = if let RepairState::Again(tries) = state { tries } else { 0 };
                     self.set_repair(id, RepairState::Looking(tries));
                     let ask = Ask::Versions { row, slot };
                     self.ask_at(row.group, seat, ask, Purpose::Look { task: id });
                 }
-                RepairState::Looking(_) | RepairState::Installing(_) => {
+                RepairState::Looking(_) | RepairState::Installing(_) | RepairState::Marking => {
                     self.set_repair(id, state);
                     return Progress::Waiting;
                 }
@@ -167,6 +166,12 @@ impl Coordinator {
                         }
                         return progress;
                     }
+                }
+                RepairState::Marked => {
+                    self.repairs.remove(&id);
+                    self.catchup.mark(row, seat);
+                    self.distrusted.insert((row, seat));
+                    return Progress::Done;
                 }
                 RepairState::Done => {
                     self.repairs.remove(&id);
@@ -179,6 +184,14 @@ impl Coordinator {
                 }
             }
         }
+    }
+
+    /// A slot that comes back keeps what it has of a row, out of all that is built or decided, and its
+    /// other rows need not wait.
+    fn mark_slot(&mut self, id: TaskId, row: RowAddr, seat: Seat) {
+        self.set_repair(id, RepairState::Marking);
+        let ask = Ask::AbortNewer { row, slot: seat.0, than: UNREADABLE };
+        self.ask_at(row.group, seat, ask, Purpose::Repaired { task: id });
     }
 
     fn set_repair(&mut self, id: TaskId, state: RepairState) {
@@ -242,6 +255,10 @@ impl Coordinator {
                 }
                 true
             }
+            Progress::Failed if self.is_unknown(id, row, seat) => {
+                self.mark_slot(id, row, seat);
+                return Some(Progress::Waiting);
+            }
             Progress::Failed if !self.waits_for_more(id) => return Some(Progress::Failed),
             Progress::Waiting | Progress::Failed => {
                 self.set_repair(id, RepairState::Gathering(plan));
@@ -295,6 +312,17 @@ impl Coordinator {
             && self.is_kept(g.snap)
             && !plan.unsure
             && !lives(Mutant::RepairAllOrNone)
+    }
+
+    /// Whether nobody in sync can tell the row's vector, so that nobody will. It must not keep a slot
+    /// that comes back out of sync, with all its other rows. One that is to be moved is in sync where
+    /// it is, and loses nothing by waiting.
+    fn is_unknown(&self, id: TaskId, row: RowAddr, (slot, store): Seat) -> bool {
+        let Some(task) = self.tasks.get(&id) else { return false };
+        let g = &task.gather;
+        let insync = self.insync(row.group);
+        let back = self.store_of(row.group, slot) == Some(store) && !insync.contains(slot);
+        back && g.vec.is_none() && g.gone.and(insync).is_empty() && !g.dumb.and(insync).is_empty()
     }
 
     /// Whether answers are on their way, though they will not be enough.
@@ -351,9 +379,15 @@ impl Coordinator {
     }
 
     pub(super) fn on_repaired(&mut self, id: TaskId, answer: &Answer) {
-        let Some((seat, RepairState::Installing(tries))) = self.repairs.get(&id) else { return };
-        let (seat, tries) = (*seat, *tries);
+        let Some((seat, state)) = self.repairs.get(&id) else { return };
+        let (seat, tries) = match state {
+            RepairState::Installing(tries) => (*seat, *tries),
+            RepairState::Marking => (*seat, TRIES),
+            _ => return,
+        };
+        let marking = matches!(state, RepairState::Marking);
         match answer {
+            Answer::Ok if marking => self.set_repair(id, RepairState::Marked),
             Answer::Ok => self.set_repair(id, RepairState::Done),
             // The slot was another one by then: a look is served beside updates on their way to it,
             // and what the store had in memory may not be what can be read. It has to be looked at

@@ -24,7 +24,8 @@ use std::time::Duration;
 /// Repairs that the comparison may run ahead of.
 const AHEAD: usize = 1024;
 
-/// A row that could not be repaired is tried again after this long.
+/// Rows that could not be repaired are tried again after this long at first, and twice as long each
+/// time, up to 64 times, while none of them can be.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// Who is under suspicion, and how far the comparisons are.
@@ -50,6 +51,8 @@ struct Vetting {
     repairing: BTreeSet<(RowAddr, Seat)>,
     failed: BTreeSet<(RowAddr, Slot)>,
     retry_at: Time,
+    /// How often those that failed were tried again since one was repaired.
+    tried: u32,
 }
 
 impl Suspects {
@@ -74,7 +77,7 @@ impl Suspects {
         (&self.stores, &self.to_tell, self.groups.len()).hash(hasher);
         for (group, v) in &self.groups {
             (group, v.after, &v.pages, v.due, v.done).hash(hasher);
-            (&v.repairing, &v.failed, v.retry_at.since(now)).hash(hasher);
+            (&v.repairing, &v.failed, v.retry_at.since(now), v.tried.min(6)).hash(hasher);
         }
     }
 
@@ -99,11 +102,14 @@ impl Suspects {
     pub(super) fn repaired(&mut self, now: Time, row: RowAddr, seat: Seat, good: bool) {
         if let Some(vetting) = self.groups.get_mut(&row.group)
             && vetting.repairing.remove(&(row, seat))
-            && !good
         {
+            if good {
+                vetting.tried = 0;
+                return;
+            }
             // Of whoever holds the slot by then: it may have moved.
             vetting.failed.insert((row, seat.0));
-            vetting.retry_at = now.after(RETRY);
+            vetting.retry_at = now.after(RETRY * (1 << vetting.tried.min(6)));
         }
     }
 }
@@ -258,8 +264,8 @@ impl Coordinator {
         for group in groups {
             self.retry_failed(group);
             let Some(vetting) = self.suspects.groups.get(&group) else { continue };
-            let open = vetting.repairing.len() + vetting.failed.len();
-            if vetting.done && open == 0 || lives(Mutant::VetUnseen) {
+            let open = vetting.repairing.len();
+            if vetting.done && open + vetting.failed.len() == 0 || lives(Mutant::VetUnseen) {
                 self.group_is_vetted(group);
             } else if !vetting.done && vetting.due.is_empty() && open < AHEAD {
                 self.ask_vet_pages(group);
@@ -270,7 +276,8 @@ impl Coordinator {
     fn retry_failed(&mut self, group: GroupNo) {
         let now = self.now;
         let Some(vetting) = self.suspects.groups.get_mut(&group) else { return };
-        if vetting.retry_at <= now {
+        if vetting.retry_at <= now && !vetting.failed.is_empty() {
+            vetting.tried += 1;
             for (row, slot) in std::mem::take(&mut vetting.failed) {
                 self.vet_repair(row, slot);
             }

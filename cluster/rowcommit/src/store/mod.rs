@@ -159,6 +159,12 @@ impl StoreCore {
         }
     }
 
+    /// With a fence that readers look at already.
+    #[must_use]
+    pub fn with_fence(self, fence: Arc<Fence>) -> Self {
+        Self { fence, ..self }
+    }
+
     /// What readers beside this core check requests against.
     pub fn fence(&self) -> Arc<Fence> {
         Arc::clone(&self.fence)

@@ -295,10 +295,10 @@ impl StoreCore {
         };
         let mark = side.prepared.get(&at).copied();
         let row = self.rows.at(at)?;
-        let marked = mark == Some(ver) || mark == Some(FROZEN) && row.head_ver() == ver;
         if row.corrupt {
-            return Ok(Answer::Corrupt);
+            return self.abort_unread(at, ver, mark);
         }
+        let marked = mark == Some(ver) || mark == Some(FROZEN) && row.head_ver() == ver;
         if row.has(ver) {
             if !marked {
                 // Committed: nobody may take that back.
@@ -308,6 +308,19 @@ impl StoreCore {
             // What was passed over while something was undecided here.
             let head = self.rows.at(at)?.head_ver();
             self.delete_older(at, head)?;
+        }
+        Ok(Answer::Ok)
+    }
+
+    /// What can not be read may have been taken a moment ago, from memory. Left as it is, the watermark
+    /// would pass it: it would be committed here, and nowhere else.
+    fn abort_unread(&mut self, at: RowSlot, ver: Ver, mark: Option<Ver>) -> Answered {
+        if mark == Some(ver) {
+            self.drop_undecided(at, ver)?;
+        }
+        if mark == Some(ver) || mark == Some(FROZEN) {
+            self.mark(at, UNREADABLE);
+            self.rows.forget_after_batch(at);
         }
         Ok(Answer::Ok)
     }
@@ -344,6 +357,11 @@ impl StoreCore {
         match mark {
             Some(ver) if frozen && ver != UNREADABLE => self.mark(at, FROZEN),
             Some(FROZEN) if !frozen => {
+                if self.rows.at(at)?.corrupt {
+                    // Without a mark what it holds undecided would pass for committed. With this one
+                    // nothing is built on the slot until it was restored.
+                    return Ok(Answer::Ok);
+                }
                 let newest = self.rows.at(at)?.head_ver();
                 self.unmark(at);
                 if !newest.is_none() {

@@ -50,6 +50,8 @@ pub(super) struct Rows {
     touched: BTreeSet<RowSlot>,
     /// To be looked at anew once the batch is on the disk.
     outdated: Vec<RowSlot>,
+    /// Could not be read: looked at anew by the next batch, for it may have been for a moment.
+    corrupt: Vec<RowSlot>,
     limit: usize,
 }
 
@@ -61,6 +63,7 @@ impl Rows {
             order: VecDeque::new(),
             touched: BTreeSet::new(),
             outdated: Vec::new(),
+            corrupt: Vec::new(),
             limit,
         }
     }
@@ -72,6 +75,7 @@ impl Rows {
             Entry::Vacant(entry) => {
                 let row = loaded(self.store.versions(at))?;
                 self.order.push_back(at);
+                self.corrupt.extend(row.corrupt.then_some(at));
                 Ok(entry.insert(row))
             }
         }
@@ -86,6 +90,7 @@ impl Rows {
         }
         for (at, versions) in missing.iter().zip(self.store.newest(&missing, usize::MAX)) {
             let row = loaded(versions)?;
+            self.corrupt.extend(row.corrupt.then_some(*at));
             // A slot may have been named twice.
             if self.cached.insert(*at, row).is_none() {
                 self.order.push_back(*at);
@@ -177,6 +182,7 @@ impl Rows {
         self.touched.clear();
         let outdated = std::mem::take(&mut self.outdated);
         outdated.iter().for_each(|at| self.reload(*at));
+        std::mem::take(&mut self.corrupt).into_iter().for_each(|at| self.reload(at));
         while self.order.len() > self.limit {
             if let Some(at) = self.order.pop_front() {
                 self.cached.remove(&at);

@@ -378,3 +378,22 @@ fn what_was_prepared_since_does_not_hide_that_others_know_a_version_undone() {
     let chosen = decision.chosen.expect("two consistent shards exist");
     assert_eq!((chosen.ver, chosen.lacking), (ver(5), [(Slot(2), ver(BASE))].into()));
 }
+
+#[test]
+fn a_slot_that_can_be_read_again_does_not_say_what_the_row_is() {
+    let all = &[0, 1, 2, 3];
+    let (first, second) = (&[0, 2, 3], &[1, 2, 3]);
+    let rotten = |(meta, _)| (meta, false);
+    let again = |versions| Facts { unreadable: true, ..facts(0, versions) };
+    // 2+2. Version 3 of slot 1 is acknowledged by parity slot 2 alone, the others being out; so is 5,
+    // of slot 0, which slot 3 takes on its way back onto what it had. Then both copies rot.
+    let slots = vec![
+        facts(5, vec![rotten(held(5, first, &[])), held(BASE, all, &[])]),
+        again(vec![held(BASE, all, &[])]),
+        facts(5, vec![rotten(held(5, first, &[5, 3])), held(3, second, &[1, 3])]),
+        again(vec![held(5, first, &[5, 1]), held(BASE, all, &[1, 1])]),
+    ];
+    // Slots 1 and 3 agree that slot 1 was never written again, and slot 2 knows better.
+    let decision = decide(&row(slots), 2);
+    assert!(decision.lost && decision.aborts.is_empty(), "{decision:?}");
+}

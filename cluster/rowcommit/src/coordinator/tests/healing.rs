@@ -1,0 +1,188 @@
+//! What must come to an end: sessions that break, repairs of what nobody knows, takeovers.
+
+use super::*;
+use std::collections::VecDeque;
+
+fn at(no: u8) -> RowSlot {
+    RowSlot { volume: VOLUME, row: row(0), slot: Slot(no) }
+}
+
+fn disk(rig: &Rig, no: u64) -> Arc<MemoryStore> {
+    Arc::clone(&rig.parties[&store(no)].disk)
+}
+
+/// Lets time pass; every proposal is accepted.
+fn pass(rig: &mut Rig, seconds: u64) {
+    for _ in 0..seconds * 10 {
+        rig.tick(100);
+        let commands = rig.settle();
+        rig.accept(commands);
+    }
+}
+
+/// A node whose folder was emptied takes sessions with the store that it had, and drops them.
+#[test]
+fn a_store_whose_sessions_are_only_dropped_is_silent() {
+    let mut rig = Rig::active(2, 1);
+    rig.parties.get_mut(&store(3)).expect("it is there").deaf = true;
+    rig.write(1, 0, 1);
+    let mut proposed = Vec::new();
+    for _ in 0..40 {
+        rig.link_down(3);
+        rig.link_up(3);
+        rig.tick(20);
+        proposed = rig.settle();
+        if !proposed.is_empty() {
+            break;
+        }
+    }
+    let stores = vec![store(3)];
+    assert_eq!(proposed, vec![Command::Shrink { volume: VOLUME, epoch: Epoch(2), stores }]);
+}
+
+/// The update itself may be what ends every session, while others are answered.
+#[test]
+fn an_update_that_is_sent_in_one_session_after_another_is_overdue_at_last() {
+    let mut rig = Rig::active(2, 1);
+    rig.write(1, 0, 1);
+    rig.settle();
+    rig.parties.get_mut(&store(3)).expect("it is there").deaf = true;
+    rig.write(2, 0, 2);
+    let mut proposed = Vec::new();
+    for _ in 0..100 {
+        proposed.extend(rig.settle());
+        rig.link_down(3);
+        rig.link_up(3);
+        rig.coordinator.links.heard(store(3), rig.sessions, rig.now);
+        rig.tick(100);
+    }
+    let taken_out =
+        |c: &Command| matches!(c, Command::Shrink { stores, .. } if *stores == [store(3)]);
+    assert!(proposed.iter().any(taken_out), "{proposed:?}");
+}
+
+#[test]
+fn a_row_that_nobody_can_tell_of_keeps_no_store_out() {
+    let mut rig = Rig::active(2, 1);
+    rig.write(1, 0, 1);
+    rig.settle();
+    rig.tick(100);
+    rig.settle();
+    rig.link_down(3);
+    support::shrink(&mut rig.map, 3);
+    rig.adopt();
+    rig.settle();
+    let whole = disk(&rig, 1).fork();
+    assert!(disk(&rig, 1).corrupt_meta(at(0), rig.head(1).ver));
+    rig.coordinator.cache.clear();
+    rig.crash_store(3, None);
+    rig.adopt();
+    rig.link_up(3);
+    pass(&mut rig, 20);
+    assert!(rig.map.volumes[&VOLUME].is_full(), "{}", rig.coordinator.describe());
+    // It is in sync, and not believed about that row.
+    rig.done.clear();
+    rig.read(9, 0);
+    pass(&mut rig, 1);
+    assert!(matches!(rig.done.last(), Some(Action::ReadDone { op: 9, result: Err(_) })));
+    // When the other one can be read again, the row is right, and so is the slot.
+    disk(&rig, 1).roll_back(&whole);
+    pass(&mut rig, 400);
+    rig.done.clear();
+    rig.read(10, 0);
+    pass(&mut rig, 1);
+    assert_eq!(rig.done, [Action::ReadDone { op: 10, result: Ok(vec![bytes(1)]) }]);
+    assert_eq!(disk(&rig, 3).prepared(VOLUME).expect("memory"), []);
+}
+
+#[test]
+fn a_takeover_ends_though_a_slot_could_not_be_read_for_a_moment() {
+    let mut rig = Rig::active(2, 1);
+    rig.write(1, 0, 1);
+    rig.settle();
+    rig.tick(100);
+    rig.settle();
+    // Prepared on slot 0 alone: a takeover undoes it, for slots 1 and 2 have what was before.
+    (2..=3).for_each(|no| rig.deafen(no, true));
+    rig.feed(Event::Write { op: 2, blocks: vec![block(0, 2), block(1, 2)] });
+    rig.settle();
+    (2..=3).for_each(|no| rig.deafen(no, false));
+    rig.link_down(1);
+    rig.restart_store(1);
+    rig.link_up(1);
+    rig.elect_later();
+    // Only the look for the abort meets the damage; the one before did not.
+    let good = disk(&rig, 1).fork();
+    let (mut met, mut activated) = (false, false);
+    for _ in 0..100 {
+        rig.tick(100);
+        let mut actions = VecDeque::from(rig.coordinator.drain());
+        while let Some(action) = actions.pop_front() {
+            match action {
+                Action::Send { store: to, frame } => {
+                    let aborts = frame.requests.iter().any(|r| matches!(r.ask, Ask::Abort { .. }));
+                    let now = aborts && !met;
+                    if now {
+                        met = true;
+                        assert!(disk(&rig, 1).corrupt_meta(at(0), ver(1)));
+                    }
+                    if let Some(reply) = rig.deliver(to, frame) {
+                        rig.feed(Event::Reply { store: to, reply });
+                    }
+                    if now {
+                        disk(&rig, 1).roll_back(&good);
+                    }
+                }
+                Action::Propose(Command::Activate { .. }) => activated = true,
+                _ => {}
+            }
+            actions.extend(rig.coordinator.drain());
+        }
+    }
+    assert!(met && activated, "{}", rig.coordinator.describe());
+}
+
+/// A lost row whose only good shard is slot 1's; slot 1 is to move, or not; then parity can be read
+/// again.
+#[test]
+fn a_lost_row_is_decided_again_though_a_slot_of_it_is_to_move() {
+    for moving in [false, true] {
+        let mut rig = Rig::of(support::map_of(4, 2, 1)).activated();
+        for (op, slot, seq) in [(1, 0, 1), (2, 1, 2)] {
+            rig.write(op, slot, seq);
+            rig.settle();
+        }
+        rig.tick(100);
+        rig.settle();
+        rig.deafen(3, true);
+        rig.write(3, 1, 3);
+        rig.settle();
+        assert!(disk(&rig, 1).corrupt_record(at(0), ver(1), 3));
+        assert!(disk(&rig, 3).corrupt_record(at(2), ver(2), 3));
+        rig.deafen(3, false);
+        rig.elect_later();
+        pass(&mut rig, 3);
+        assert!(
+            rig.done.contains(&Action::Alarm(Alarm::RowLost { row: row(0) })),
+            "{:?}",
+            rig.done
+        );
+        let holder = |rig: &Rig| rig.map.volumes[&VOLUME].groups[0].slots[1];
+        if moving {
+            let moves =
+                vec![smalti_map::MoveSlot { group: GroupNo(0), slot: Slot(1), store: store(4) }];
+            rig.accept(vec![Command::Move { volume: VOLUME, moves }]);
+            pass(&mut rig, 10);
+            assert_eq!(holder(&rig), store(2), "it waits");
+        }
+        // The same byte once more.
+        assert!(disk(&rig, 3).corrupt_record(at(2), ver(2), 3));
+        pass(&mut rig, 2 * 3600);
+        rig.done.clear();
+        rig.read(9, 0);
+        pass(&mut rig, 1);
+        let read = Action::ReadDone { op: 9, result: Ok(vec![bytes(1)]) };
+        assert!(rig.done.contains(&read), "moving {moving}: {:?}", rig.done);
+        assert_eq!(holder(&rig), store(if moving { 4 } else { 2 }));
+    }
+}
