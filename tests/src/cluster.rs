@@ -258,6 +258,15 @@ impl Cluster {
         self.wait_gone(node)
     }
 
+    /// Stops a node in order and waits until it is gone.
+    ///
+    /// # Errors
+    /// When it does not run, or does not end.
+    pub fn stop(&mut self, node: usize) -> Result<()> {
+        self.signal(node, Signal::TERM)?;
+        self.wait_gone(node)
+    }
+
     /// Kills several nodes at the same moment.
     ///
     /// # Errors
@@ -360,7 +369,7 @@ impl Cluster {
         self.wait_status("the cluster is healthy", HEAL_LIMIT, |s| {
             s.health == "ok"
                 && s.nodes.iter().all(|n| n.state == "up")
-                && s.volumes.iter().all(|v| v.health == "ok" && v.rows_behind == 0)
+                && s.volumes.iter().all(|v| v.health == "ok" && v.rows_behind == Some(0))
         })
     }
 

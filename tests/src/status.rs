@@ -83,8 +83,10 @@ pub struct VolumeStatus {
     pub epoch: u64,
     /// Name or id of the coordinating node; null while nobody is attached.
     pub coordinator: Value,
-    /// Rows some slot of which has yet to catch up.
-    pub rows_behind: u64,
+    /// Rows some slot of which has yet to catch up; null while nobody knows.
+    pub rows_behind: Option<u64>,
+    /// Rows of which something can not be read.
+    pub rows_lost: u64,
     /// Data shards.
     pub data: u32,
     /// Parity shards.
@@ -127,7 +129,12 @@ impl Status {
             .volumes
             .iter()
             .map(|v| {
-                format!("{} {} epoch {} {} rows behind", v.name, v.health, v.epoch, v.rows_behind)
+                let behind = v.rows_behind.map_or("unknown".into(), |rows| rows.to_string());
+                let lost = v.rows_lost;
+                format!(
+                    "{} {} epoch {} {behind} rows behind, {lost} lost",
+                    v.name, v.health, v.epoch
+                )
             })
             .collect();
         format!("{} [{}] [{}]", self.health, nodes.join(", "), volumes.join(", "))

@@ -83,9 +83,12 @@ pub struct VolumeProgress {
     pub active: bool,
     /// Rows that some slot has yet to catch up on.
     pub rows_behind: u64,
+    /// Rows of which something can not be read, as far as it was met.
+    pub rows_lost: u64,
 }
 
-const VERSION: u8 = 1;
+/// Version 1 did not tell of lost rows.
+const VERSION: u8 = 2;
 
 fn encode(message: &impl Serialize) -> Bytes {
     postcard::to_extend(message, vec![VERSION])
@@ -211,6 +214,7 @@ impl Member {
                 Answer::Progress(VolumeProgress {
                     active: status.phase == Phase::Active,
                     rows_behind: status.stats.rows_behind,
+                    rows_lost: status.stats.rows_lost,
                 })
             }
             Ask::Claim { volume, epoch, to, incarnation } => {

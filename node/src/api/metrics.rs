@@ -37,10 +37,19 @@ pub(super) fn text(report: &StatusReport) -> String {
         "Configuration of a volume.",
         &volumes(|volume| u64::from(volume.epoch.0)),
     );
+    let behind = report
+        .volumes
+        .iter()
+        .filter_map(|volume| volume.rows_behind.map(|rows| (label("volume", &volume.name), rows)));
     family(
         "smalti_volume_rows_behind",
-        "Rows that some slot has yet to catch up on.",
-        &volumes(|volume| volume.rows_behind),
+        "Rows that some slot has yet to catch up on; no sample while nobody knows.",
+        &behind.collect::<Vec<_>>(),
+    );
+    family(
+        "smalti_volume_rows_lost",
+        "Rows of which something can not be read, as far as it was met.",
+        &volumes(|volume| volume.rows_lost),
     );
     family(
         "smalti_volume_groups_not_full",

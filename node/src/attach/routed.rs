@@ -18,8 +18,12 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 /// How long a call goes on looking for a route before it fails. Longer than any failover; what
-/// lasts longer is an outage, and the client should hear of it.
+/// lasts longer is an outage, and the client should hear of it. While a coordinator has the call it
+/// waits for as long as that does.
 const CALL_PATIENCE: Duration = Duration::from_secs(60);
+
+/// A call that took longer was with a coordinator, and not refused at once.
+const SHORT_CALL: Duration = Duration::from_secs(1);
 
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -122,16 +126,24 @@ impl RoutedDevice {
     where
         F: Fn(&dyn BlockDevice) -> BoxFuture<Result<T, GatewayError>>,
     {
-        let deadline = Instant::now() + CALL_PATIENCE;
+        let mut deadline = Instant::now() + CALL_PATIENCE;
         loop {
             let error = match self.find().await {
-                Ok(route) => match call(route.device().as_ref()).await {
-                    Err(error) if error.is_retry_elsewhere() => {
-                        self.forget(&route);
-                        error
+                Ok(route) => {
+                    let began = Instant::now();
+                    match call(route.device().as_ref()).await {
+                        Err(error) if error.is_retry_elsewhere() => {
+                            self.forget(&route);
+                            if began.elapsed() > SHORT_CALL {
+                                // It was waited for with reason, however long; when stores come back
+                                // the coordinator is often another one.
+                                deadline = Instant::now() + CALL_PATIENCE;
+                            }
+                            error
+                        }
+                        result => return result,
                     }
-                    result => return result,
-                },
+                }
                 Err(AttachError::NoVolume) => return Err(GatewayError::Fenced),
                 Err(error) => {
                     tracing::debug!(volume = %self.volume, %error, "no route yet");

@@ -33,12 +33,7 @@ pub(super) fn status(report: &StatusReport) -> String {
             volume.health.to_string(),
             volume.epoch.0.to_string(),
             or_dash(volume.coordinator.as_ref()),
-            if volume.rows_behind == 0 && volume.groups_full < volume.groups {
-                // Nobody has compared them yet.
-                "unknown".to_owned()
-            } else {
-                format!("{} rows", volume.rows_behind)
-            },
+            volume.rows_behind.map_or_else(|| "unknown".to_owned(), |rows| format!("{rows} rows")),
             format!("{}/{}", volume.groups_full, volume.groups),
         ]);
     }

@@ -79,7 +79,7 @@ impl Report {
         let served = volume.activated && self.progress.get(&volume.no).is_some_and(|p| p.active);
         if !self.caught_up || !served || self.fewest_live(volume) < volume.min_insync {
             Health::Stalled
-        } else if Self::groups_full(volume) == volume.groups.len() && self.behind(volume) == 0 {
+        } else if self.behind(volume) == Some(0) && self.lost(volume) == 0 {
             Health::Ok
         } else {
             Health::Degraded
@@ -109,8 +109,15 @@ impl Report {
         self.raft.leader.filter(|_| self.has_majority())
     }
 
-    fn behind(&self, volume: &Volume) -> u64 {
-        self.progress.get(&volume.no).map_or(0, |progress| progress.rows_behind)
+    /// `None`: nobody knows. A new coordinator has not seen what was written before its time.
+    fn behind(&self, volume: &Volume) -> Option<u64> {
+        let behind = self.progress.get(&volume.no)?.rows_behind;
+        let whole = Self::groups_full(volume) == volume.groups.len();
+        (behind > 0 || whole).then_some(behind)
+    }
+
+    fn lost(&self, volume: &Volume) -> u64 {
+        self.progress.get(&volume.no).map_or(0, |progress| progress.rows_lost)
     }
 
     fn coordinator(&self, volume: &Volume) -> Option<String> {
@@ -189,11 +196,20 @@ impl Report {
                     add(Health::Stalled, subject, problem, remedy);
                 }
                 _ => {
+                    let lost = self.lost(volume);
+                    if lost > 0 {
+                        let problem = format!(
+                            "{lost} rows are lost or rotten in more slots than it has parity for: \
+                             their blocks give errors"
+                        );
+                        let remedy = "bring back what is out; else see the page on operations";
+                        add(Health::Degraded, subject.clone(), problem, remedy);
+                    }
                     let out = volume.groups.len() - Self::groups_full(volume);
                     let behind = match self.behind(volume) {
-                        // A new coordinator has not seen what was written before its time.
-                        0 => "how many rows are behind shows when it is back".to_owned(),
-                        rows => format!("{rows} rows are behind"),
+                        Some(0) if out == 0 => continue,
+                        None => "how many rows are behind shows when it is back".to_owned(),
+                        Some(rows) => format!("{rows} rows are behind"),
                     };
                     let groups = volume.groups.len();
                     let problem = format!("{out} of {groups} groups miss a slot, {behind}");
@@ -226,6 +242,7 @@ impl Report {
                 epoch: volume.epoch,
                 coordinator: self.coordinator(volume),
                 rows_behind: self.behind(volume),
+                rows_lost: self.lost(volume),
                 data: volume.data,
                 parity: volume.parity,
                 id: volume.id,
