@@ -32,7 +32,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     if is_daemon {
         local::enter_new_session()?;
     }
-    telemetry::start_logging(if is_daemon { "info" } else { "warn" })?;
+    // While a node is away openraft writes several lines for each message to it, ten times a second.
+    telemetry::start_logging(if is_daemon { "info,openraft=off" } else { "warn" })?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let done = runtime.block_on(cli::run(cli));
     runtime.shutdown_timeout(LEFTOVER_TIMEOUT);

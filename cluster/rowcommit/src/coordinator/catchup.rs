@@ -9,6 +9,7 @@
 //!     store is registered with another start: the proposal may be accepted at any time.
 
 use super::listing::Listing;
+use super::unrepaired::Unrepaired;
 use super::walk::Walk;
 use super::{Coordinator, Pending, Phase, Place, Purpose, Seat};
 use crate::msg::Ask;
@@ -22,27 +23,13 @@ use std::time::Duration;
 /// A row whose repair failed is tried again after this long: what it lacks is not there.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// And a row slot of a store in sync, after this long at first: it is the others that lack something
-/// too. Twice as long each time, up to 64 times.
-const RETRY_INSYNC: Duration = Duration::from_secs(5);
-
-/// Such repairs that begin with one tick.
-const RETRY_AT_ONCE: usize = 16;
-
-/// In-sync row slots that are tried again; more are found again when they are read.
-const UNREPAIRED_MAX: usize = 4096;
-
 /// All slots that are catching up.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Catchup {
     pub(super) learners: BTreeMap<Place, Learning>,
     /// Repairs that wait or run.
     pub(super) claimed: BTreeSet<(RowAddr, Seat)>,
-    /// Row slots of stores in sync whose repair failed, when they are tried again, and how often
-    /// they were. While one is tried it stays here.
-    pub(super) unrepaired: BTreeMap<(RowAddr, Seat), (Time, u32)>,
-    /// Though there are too many of them, another one may be tried.
-    one_more: bool,
+    pub(super) unrepaired: Unrepaired,
     lives: u64,
     pub(super) rounds: u64,
 }
@@ -185,11 +172,6 @@ impl Catchup {
         self.learners.values().map(|l| (l.behind.len() + l.failed.len() + l.repairing) as u64).sum()
     }
 
-    /// Rows of which a slot in sync could not be repaired more than once.
-    pub(super) fn beyond_repair(&self) -> impl Iterator<Item = RowAddr> {
-        self.unrepaired.iter().filter(|(_, (_, tried))| *tried > 1).map(|((row, _), _)| *row)
-    }
-
     pub(super) fn is_quiet(&self) -> bool {
         self.learners.is_empty() && self.claimed.is_empty() && self.unrepaired.is_empty()
     }
@@ -199,27 +181,6 @@ impl Catchup {
         self.claimed.insert((row, seat))
     }
 
-    /// A row slot of a store in sync could not be put right; not to be tried again before its time.
-    pub(super) fn put_off(&mut self, now: Time, row: RowAddr, seat: Seat) {
-        let tried = self.unrepaired.get(&(row, seat)).map_or(0, |(_, tried)| *tried);
-        if tried == 0 && self.unrepaired.len() >= UNREPAIRED_MAX {
-            // It is found again when it is read.
-            return;
-        }
-        let pause = RETRY_INSYNC * (1 << tried.min(6));
-        self.unrepaired.insert((row, seat), (now.after(pause), tried + 1));
-    }
-
-    /// Whether a repair of a slot in sync is not to begin now. Two that can not do without each
-    /// other would begin each other for ever; so where there are too many to remember, one new one
-    /// begins at each tick.
-    pub(super) fn puts_off(&mut self, row: RowAddr, seat: Seat) -> bool {
-        if self.unrepaired.contains_key(&(row, seat)) {
-            return true;
-        }
-        self.unrepaired.len() >= UNREPAIRED_MAX && !std::mem::take(&mut self.one_more)
-    }
-
     /// A slot that comes back was told that nobody knows what it is to hold of the row.
     pub(super) fn mark(&mut self, row: RowAddr, seat: Seat) {
         if let Some(learning) = self.learners.get_mut(&(row.group, seat.0))
@@ -227,12 +188,6 @@ impl Catchup {
         {
             learning.marked.insert(row);
         }
-    }
-
-    /// Slots of the group are in sync again: what could not be put right may be now.
-    fn try_again(&mut self, now: Time, group: GroupNo) {
-        let of_group = self.unrepaired.iter_mut().filter(|((row, _), _)| row.group == group);
-        of_group.for_each(|(_, (at, _))| *at = now);
     }
 
     /// A claimed repair has ended.
@@ -246,10 +201,10 @@ impl Catchup {
     ) {
         self.claimed.remove(&(row, seat));
         if life.is_none() {
-            if !good {
-                self.put_off(now, row, seat);
-            } else if self.unrepaired.get(&(row, seat)).is_some_and(|(at, _)| *at <= now) {
-                self.unrepaired.remove(&(row, seat));
+            if good {
+                self.unrepaired.repaired(now, row, seat);
+            } else {
+                self.unrepaired.put_off(now, row, seat);
             }
         }
         if let Some(learning) = self.learners.get_mut(&(row.group, seat.0))
@@ -427,9 +382,9 @@ impl Coordinator {
             let seat = (place.1, store);
             self.distrusted
                 .retain(|(row, of)| (row.group, *of) != (place.0, seat) || marked.contains(row));
-            marked.into_iter().for_each(|row| self.catchup.put_off(self.now, row, seat));
+            marked.into_iter().for_each(|row| self.catchup.unrepaired.put_off(self.now, row, seat));
             self.incarnations.insert(store, incarnation);
-            self.catchup.try_again(self.now, place.0);
+            self.catchup.unrepaired.try_again(self.now, place.0);
             self.decide_lost_again(Some(place.0));
             // It believes the watermark from now on only.
             self.links.tell_again(store);
@@ -488,24 +443,6 @@ impl Coordinator {
         self.vet_pump();
         self.catchup_pump();
         self.propose_growth();
-    }
-
-    /// Tries repairs of slots in sync that failed again.
-    fn repair_again(&mut self) {
-        let now = self.now;
-        self.catchup.one_more = true;
-        let claimed = |which| self.catchup.claimed.contains(which);
-        let due =
-            self.catchup.unrepaired.iter().filter(|(which, (at, _))| *at <= now && !claimed(which));
-        let due: Vec<(RowAddr, Seat)> = due.map(|(which, _)| *which).take(RETRY_AT_ONCE).collect();
-        for (row, seat) in due {
-            if !self.counts(row, seat) {
-                // Who is out of sync is compared as a whole when it comes back.
-                self.catchup.unrepaired.remove(&(row, seat));
-            } else if self.catchup.claim_repair(row, seat) {
-                self.add_repair(row, seat, None);
-            }
-        }
     }
 
     /// Moves every learner on as far as it goes.

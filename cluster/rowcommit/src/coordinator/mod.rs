@@ -31,6 +31,7 @@ mod settle;
 mod snapshot;
 mod suspects;
 mod takeover;
+mod unrepaired;
 mod walk;
 mod write;
 
@@ -259,7 +260,7 @@ impl Coordinator {
 
     /// Rows that the takeover could not decide, and those of which a slot can not be repaired.
     fn rows_lost(&self) -> u64 {
-        let beyond_repair: BTreeSet<RowAddr> = self.catchup.beyond_repair().collect();
+        let beyond_repair: BTreeSet<RowAddr> = self.catchup.unrepaired.beyond_repair().collect();
         beyond_repair.union(&self.lost_rows).count() as u64
     }
 

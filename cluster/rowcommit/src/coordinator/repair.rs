@@ -88,7 +88,7 @@ impl Coordinator {
     /// Queues a repair unless one waits already, or failed a moment ago.
     pub(super) fn repair_later(&mut self, row: RowAddr, slot: Slot) {
         let Some(store) = self.store_of(row.group, slot) else { return };
-        if self.catchup.puts_off(row, (slot, store)) {
+        if self.catchup.unrepaired.puts_off(row, (slot, store)) {
             return;
         }
         if self.phase == Phase::Active && self.catchup.claim_repair(row, (slot, store)) {
@@ -251,7 +251,7 @@ impl Coordinator {
             Progress::Done => false,
             Progress::Failed if self.is_lost(id, row, seat, &plan) => {
                 if self.counts(row, seat) {
-                    self.catchup.put_off(self.now, row, seat);
+                    self.catchup.unrepaired.put_off(self.now, row, seat);
                 }
                 true
             }
