@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use smalti_tests::cluster::{COMMAND_LIMIT, smalti};
 use smalti_tests::files;
 use smalti_tests::pattern::{next_random, seed};
 use smalti_tests::process::sh;
@@ -44,6 +45,53 @@ fn rotten_store() -> Result<()> {
     }
     let status = cluster.wait_ok()?;
     say(test, &format!("read right through every node; {}", status.brief()));
+    cluster.finish()
+}
+
+/// More than the parity can bear: errors and never other bytes, and the status tells.
+#[test]
+fn what_rots_on_two_stores_is_an_error_until_it_is_written_again() -> Result<()> {
+    let test = "what_rots_on_two_stores_is_an_error_until_it_is_written_again";
+    let seed = seed();
+    say(test, &format!("seed {seed}"));
+    let mut cluster = Cluster::up(Spec::three(test, "32M"))?;
+    let scratch = cluster.scratch()?;
+    let (image, back) = (scratch.join("image"), scratch.join("back"));
+    files::random_file(&image, 32 << 20, seed)?;
+    let text = |path: &Path| path.display().to_string();
+    sh(&["nbdcopy", "--flush", &text(&image), &cluster.uri(0)], LIMIT)?;
+    // Meanwhile the stores hear that all of it is decided: what a takeover finds lost stays so.
+    sh(&["nbdcopy", &cluster.uri(0), &text(&back)], LIMIT)?;
+    files::same(&image, &back)?;
+    cluster.down()?;
+    let mut random = seed;
+    for node in [1, 2] {
+        for file in files::walk(&cluster.nodes()[node].dir.join("data/store"))? {
+            if file.extension().is_some_and(|extension| extension == "blob") {
+                flip(&file, &mut random).with_context(|| text(&file))?;
+            }
+        }
+    }
+    cluster.run_up()?;
+    for node in 0..3 {
+        let read = sh(&["nbdcopy", &cluster.uri(node), &text(&back)], LIMIT);
+        ensure!(read.is_err(), "all was read through node {node}");
+    }
+    let status = cluster.wait_status("lost rows are told", LIMIT, |status| {
+        status.health == "degraded" && status.volumes[0].rows_lost > 0
+    })?;
+    say(test, &status.brief());
+    let why = smalti(&["why", "--dir", &text(&cluster.dir())], COMMAND_LIMIT)?;
+    ensure!(why.stdout.contains("lost or rotten"), "`why` says {}", why.stdout);
+    // Whoever has a backup writes it back.
+    sh(&["nbdcopy", "--flush", &text(&image), &cluster.uri(0)], LIMIT)?;
+    for node in 0..3 {
+        sh(&["nbdcopy", &cluster.uri(node), &text(&back)], LIMIT)?;
+        files::same(&image, &back).with_context(|| format!("read through node {node}"))?;
+        std::fs::remove_file(&back)?;
+    }
+    let status = cluster.wait_ok()?;
+    say(test, &format!("written again: {}", status.brief()));
     cluster.finish()
 }
 

@@ -23,6 +23,8 @@ pub(super) enum Outcome {
     Healthy(Vec<String>),
     /// Every node answers and the volume is served, but not with full redundancy.
     Degraded(Vec<String>),
+    /// Every node and slot is there, and waiting would change nothing: some rows are lost.
+    Lossy(Vec<String>),
     /// Not in service: what is missing.
     NotReady(String),
 }
@@ -44,6 +46,18 @@ impl Look {
 
     fn worst(&self) -> Health {
         self.reports.iter().flatten().map(|report| report.health).max().unwrap_or(Health::Stalled)
+    }
+
+    /// Whether lost rows are all that is wrong.
+    fn has_only_lost(&self) -> bool {
+        let whole = |report: &StatusReport| {
+            report.custody.reachable == report.custody.total
+                && report.volumes.iter().all(|volume| {
+                    let all_there = volume.rows_behind == Some(0);
+                    volume.health == Health::Ok || all_there && volume.rows_lost > 0
+                })
+        };
+        self.worst() == Health::Degraded && self.reports.iter().flatten().all(whole)
     }
 
     fn volumes(&self) -> Vec<String> {
@@ -90,6 +104,9 @@ pub(super) async fn wait(
         let served = formed && volume_is_there && look.all_know(wish);
         if served && look.worst() == Health::Ok {
             return Ok(Outcome::Healthy(look.volumes()));
+        }
+        if served && look.has_only_lost() {
+            return Ok(Outcome::Lossy(look.volumes()));
         }
         if Instant::now() >= deadline {
             if served && look.worst() == Health::Degraded {

@@ -160,9 +160,10 @@ async fn bring_up(
             bail!("{} while starting; {}", processes.describe(&ended), processes.log_tail(&ended));
         }
     };
-    let (healthy, volumes) = match waited {
-        Outcome::Healthy(volumes) => (true, volumes),
-        Outcome::Degraded(volumes) => (false, volumes),
+    let (healthy, done, volumes) = match waited {
+        Outcome::Healthy(volumes) => (true, true, volumes),
+        Outcome::Lossy(volumes) => (false, true, volumes),
+        Outcome::Degraded(volumes) => (false, false, volumes),
         Outcome::NotReady(missing) => {
             bail!("not healthy after {} s: {missing}", options.wait.as_secs());
         }
@@ -174,7 +175,7 @@ async fn bring_up(
     let file = ClusterFile { nodes, volumes };
     file.write(layout.dir())?;
     print(&announcement(&file, healthy)?)?;
-    Ok(healthy)
+    Ok(done)
 }
 
 fn announcement(file: &ClusterFile, healthy: bool) -> anyhow::Result<String> {
