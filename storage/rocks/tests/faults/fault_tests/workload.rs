@@ -2,10 +2,14 @@
 
 use smalti_powercut::{Draw, Record, Watch};
 use smalti_rocks::{Expect, RocksOptions, RocksStore};
-use smalti_storage::ids::{ClusterId, Epoch, GroupNo, RowSlot, StoreId, Ver, VolumeNo};
+use smalti_storage::ids::{
+    ClusterId, Epoch, GroupNo, Incarnation, RowSlot, RunId, StoreId, Ver, VolumeNo,
+};
 use smalti_storage::store::memory::MemoryStore;
 use smalti_storage::store::suite::{place, put, ver};
-use smalti_storage::store::{Batch, Change, ChangeIndex, ShardStore, StoreError, VolumeState};
+use smalti_storage::store::{
+    Admission, Batch, Change, ChangeIndex, Opened, ShardStore, StoreError, VolumeState,
+};
 use std::path::Path;
 use uuid::Uuid;
 
@@ -157,7 +161,8 @@ pub(crate) fn write(
     for (from, to, close) in runs {
         note(Mark::Opening);
         let store = open(path)?;
-        note(Mark::Opened(u32::try_from(store.opened().incarnation.0).expect("few starts")));
+        let no = admit(&store)?;
+        note(Mark::Opened(no));
         let part = |percent: usize| batches.len() * percent / 100;
         for (batch, no) in batches.iter().zip(1..).take(part(to)).skip(part(from)) {
             note(Mark::Begun(no));
@@ -171,6 +176,19 @@ pub(crate) fn write(
         }
     }
     Ok(())
+}
+
+/// Admits an open store, now and then under another number than its own, and answers that.
+pub(crate) fn admit(store: &RocksStore) -> Result<u32, StoreError> {
+    let Opened { incarnation: Incarnation(own), clean, .. } = store.opened();
+    let no = own + u64::from(own % 3 == 2);
+    let admission = Admission { run: run(no), incarnation: Incarnation(no), clean };
+    store.admit(admission)?;
+    Ok(u32::try_from(no).expect("few starts"))
+}
+
+fn run(no: u64) -> RunId {
+    RunId(Uuid::from_u128(no.into()))
 }
 
 /// As [`write`], below a watched folder, with marks in its record.
@@ -193,7 +211,7 @@ pub(crate) struct Known {
     pub(crate) least: u32,
     /// None after this one is.
     pub(crate) most: u32,
-    /// The newest incarnation that served.
+    /// The newest incarnation that served; its run has the same number.
     pub(crate) served: u32,
     pub(crate) clean: Clean,
 }
@@ -235,6 +253,16 @@ impl Known {
                 self.clean = Clean::Surely;
             }
         }
+    }
+}
+
+impl Known {
+    /// No start has a number that served, and the disk names the run that served last, or one that
+    /// was just being admitted.
+    pub(crate) fn check_start(&self, opened: &Opened) {
+        let served = u64::from(self.served);
+        assert!(opened.incarnation.0 > served, "{opened:?}, {self:?}");
+        assert!(opened.run >= run(served), "{opened:?}, {self:?}");
     }
 }
 
