@@ -229,7 +229,9 @@ impl Member {
                     return Some((of, Admission { run, incarnation, clean }));
                 }
                 // An earlier attempt to register this start came late and counted as a newer one.
-                Applied::Rejected(Rejection::Incarnation) => {}
+                Applied::Rejected(Rejection::Incarnation) => {
+                    tokio::time::sleep(RETRY_EVERY).await;
+                }
                 _ => return None,
             }
         }

@@ -3,23 +3,6 @@
 use super::*;
 use std::collections::VecDeque;
 
-fn at(no: u8) -> RowSlot {
-    RowSlot { volume: VOLUME, row: row(0), slot: Slot(no) }
-}
-
-fn disk(rig: &Rig, no: u64) -> Arc<MemoryStore> {
-    Arc::clone(&rig.parties[&store(no)].disk)
-}
-
-/// Lets time pass; every proposal is accepted.
-fn pass(rig: &mut Rig, seconds: u64) {
-    for _ in 0..seconds * 10 {
-        rig.tick(100);
-        let commands = rig.settle();
-        rig.accept(commands);
-    }
-}
-
 /// A node whose folder was emptied takes sessions with the store that it had, and drops them.
 #[test]
 fn a_store_whose_sessions_are_only_dropped_is_silent() {
@@ -78,19 +61,19 @@ fn a_row_that_nobody_can_tell_of_keeps_no_store_out() {
     rig.crash_store(3, None);
     rig.adopt();
     rig.link_up(3);
-    pass(&mut rig, 20);
+    rig.pass(20);
     assert!(rig.map.volumes[&VOLUME].is_full(), "{}", rig.coordinator.describe());
     // It is in sync, and not believed about that row.
     rig.done.clear();
     rig.read(9, 0);
-    pass(&mut rig, 1);
+    rig.pass(1);
     assert!(matches!(rig.done.last(), Some(Action::ReadDone { op: 9, result: Err(_) })));
     // When the other one can be read again, the row is right, and so is the slot.
     disk(&rig, 1).roll_back(&whole);
-    pass(&mut rig, 400);
+    rig.pass(400);
     rig.done.clear();
     rig.read(10, 0);
-    pass(&mut rig, 1);
+    rig.pass(1);
     assert_eq!(rig.done, [Action::ReadDone { op: 10, result: Ok(vec![bytes(1)]) }]);
     assert_eq!(disk(&rig, 3).prepared(VOLUME).expect("memory"), []);
 }
@@ -161,7 +144,7 @@ fn a_lost_row_is_decided_again_though_a_slot_of_it_is_to_move() {
         assert!(disk(&rig, 3).corrupt_record(at(2), ver(2), 3));
         rig.deafen(3, false);
         rig.elect_later();
-        pass(&mut rig, 3);
+        rig.pass(3);
         assert!(
             rig.done.contains(&Action::Alarm(Alarm::RowLost { row: row(0) })),
             "{:?}",
@@ -172,15 +155,15 @@ fn a_lost_row_is_decided_again_though_a_slot_of_it_is_to_move() {
             let moves =
                 vec![smalti_map::MoveSlot { group: GroupNo(0), slot: Slot(1), store: store(4) }];
             rig.accept(vec![Command::Move { volume: VOLUME, moves }]);
-            pass(&mut rig, 10);
+            rig.pass(10);
             assert_eq!(holder(&rig), store(2), "it waits");
         }
         // The same byte once more.
         assert!(disk(&rig, 3).corrupt_record(at(2), ver(2), 3));
-        pass(&mut rig, 2 * 3600);
+        rig.pass(2 * 3600);
         rig.done.clear();
         rig.read(9, 0);
-        pass(&mut rig, 1);
+        rig.pass(1);
         let read = Action::ReadDone { op: 9, result: Ok(vec![bytes(1)]) };
         assert!(rig.done.contains(&read), "moving {moving}: {:?}", rig.done);
         assert_eq!(holder(&rig), store(if moving { 4 } else { 2 }));

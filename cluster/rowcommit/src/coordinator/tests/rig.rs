@@ -217,3 +217,12 @@ pub(super) fn sent(actions: &[Action]) -> Vec<(u64, Vec<Ask>)> {
 pub(super) fn written(op: u64) -> Action {
     Action::WriteDone { op, result: Ok(()) }
 }
+
+/// A slot of the first row.
+pub(super) fn at(no: u8) -> RowSlot {
+    RowSlot { volume: VOLUME, row: row(0), slot: Slot(no) }
+}
+
+pub(super) fn disk(rig: &Rig, no: u64) -> Arc<MemoryStore> {
+    Arc::clone(&rig.parties[&store(no)].disk)
+}

@@ -2,14 +2,6 @@
 
 use super::*;
 
-fn at(no: u8) -> RowSlot {
-    RowSlot { volume: VOLUME, row: row(0), slot: Slot(no) }
-}
-
-fn disk(rig: &Rig, no: u64) -> Arc<MemoryStore> {
-    Arc::clone(&rig.parties[&store(no)].disk)
-}
-
 #[test]
 fn a_slot_that_could_not_tell_is_repaired_by_whoever_serves_next() {
     let mut rig = Rig::active(2, 1);
