@@ -13,6 +13,7 @@ pub mod cluster;
 pub mod files;
 pub mod fio;
 pub mod histogram;
+pub mod image;
 pub mod load;
 pub mod model;
 pub mod mount;

@@ -2,11 +2,11 @@
 //! of that may cost data, or keep the other nodes from serving.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use smalti_tests::files;
+use smalti_tests::image::Image;
 use smalti_tests::pattern::seed;
 use smalti_tests::process::{sh, until};
 use smalti_tests::report::say;
@@ -14,29 +14,6 @@ use smalti_tests::{Cluster, Spec};
 
 const LIMIT: Duration = Duration::from_secs(240);
 const SIZE: usize = 32 << 20;
-
-struct Image {
-    file: PathBuf,
-    back: PathBuf,
-}
-
-impl Image {
-    /// Writes new content to the volume.
-    fn write(cluster: &Cluster, node: usize, seed: u64) -> Result<Self> {
-        let scratch = cluster.scratch()?;
-        let image = Self { file: scratch.join("image"), back: scratch.join("back") };
-        files::random_file(&image.file, SIZE, seed)?;
-        sh(&["nbdcopy", "--flush", &text(&image.file), &cluster.uri(node)], LIMIT)?;
-        Ok(image)
-    }
-
-    fn verify(&self, cluster: &Cluster, node: usize) -> Result<()> {
-        sh(&["nbdcopy", &cluster.uri(node), &text(&self.back)], LIMIT)
-            .with_context(|| format!("read through node {node}"))?;
-        files::same(&self.file, &self.back).with_context(|| format!("read through node {node}"))?;
-        Ok(fs::remove_file(&self.back)?)
-    }
-}
 
 fn text(path: &Path) -> String {
     path.display().to_string()
@@ -60,7 +37,7 @@ fn a_store_that_is_put_back_as_it_was_is_not_believed() -> Result<()> {
     let mut cluster = Cluster::up(Spec::three(test, "32M"))?;
     let store = cluster.nodes()[2].dir.join("data/store");
     let backup = cluster.scratch()?.join("backup");
-    Image::write(&cluster, 0, seed)?;
+    Image::write(&cluster, SIZE, 0, seed)?;
     cluster.down()?;
     copy(&store, &backup)?;
 
@@ -68,7 +45,7 @@ fn a_store_that_is_put_back_as_it_was_is_not_believed() -> Result<()> {
     for (round, all) in [true, false].into_iter().enumerate() {
         cluster.run_up()?;
         cluster.wait_ok()?;
-        let image = Image::write(&cluster, 0, seed + 1 + round as u64)?;
+        let image = Image::write(&cluster, SIZE, 0, seed + 1 + round as u64)?;
         if all {
             cluster.down()?;
             copy(&backup, &store)?;
@@ -100,7 +77,7 @@ fn a_node_with_an_emptied_store_holds_nobody_up() -> Result<()> {
     let seed = seed();
     say(test, &format!("seed {seed}"));
     let mut cluster = Cluster::up(Spec::three(test, "32M"))?;
-    let image = Image::write(&cluster, 0, seed)?;
+    let image = Image::write(&cluster, SIZE, 0, seed)?;
     let store = cluster.nodes()[2].dir.join("data/store");
     for all in [false, true] {
         if all {
@@ -118,7 +95,7 @@ fn a_node_with_an_emptied_store_holds_nobody_up() -> Result<()> {
         }
         say(test, &format!("all killed {all}: read right through every node"));
     }
-    let image = Image::write(&cluster, 1, seed + 1)?;
+    let image = Image::write(&cluster, SIZE, 1, seed + 1)?;
     image.verify(&cluster, 2)?;
     cluster.finish()
 }
@@ -129,7 +106,7 @@ fn a_node_with_an_emptied_raft_folder_does_not_start() -> Result<()> {
     let test = "a_node_with_an_emptied_raft_folder_does_not_start";
     let seed = seed();
     let mut cluster = Cluster::up(Spec::three(test, "32M"))?;
-    let image = Image::write(&cluster, 0, seed)?;
+    let image = Image::write(&cluster, SIZE, 0, seed)?;
     cluster.kill(2)?;
     let raft = cluster.nodes()[2].dir.join("data/raft");
     let aside = raft.with_extension("aside");

@@ -6,8 +6,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use smalti_tests::cluster::{COMMAND_LIMIT, smalti};
 use smalti_tests::files;
+use smalti_tests::image::Image;
 use smalti_tests::pattern::{next_random, seed};
-use smalti_tests::process::sh;
 use smalti_tests::report::say;
 use smalti_tests::{Cluster, Spec};
 
@@ -21,27 +21,16 @@ fn rotten_store() -> Result<()> {
     let seed = seed();
     say(test, &format!("seed {seed}"));
     let mut cluster = Cluster::up(Spec::three(test, "128M"))?;
-    let scratch = cluster.scratch()?;
-    let (image, back) = (scratch.join("image"), scratch.join("back"));
-    files::random_file(&image, 128 << 20, seed)?;
-    let text = |path: &Path| path.display().to_string();
-    sh(&["nbdcopy", "--flush", &text(&image), &cluster.uri(0)], LIMIT)?;
+    let image = Image::write(&cluster, 128 << 20, 0, seed)?;
     // Stopped in order, the store leaves everything in its tables and blob files.
     cluster.down()?;
     let mut random = seed;
-    let mut flipped = 0;
-    for file in files::walk(&cluster.nodes()[1].dir.join("data/store"))? {
-        if file.extension().is_some_and(|extension| extension == "blob") {
-            flipped += flip(&file, &mut random).with_context(|| text(&file))?;
-        }
-    }
+    let flipped = rot(&cluster, 1, &mut random)?;
     ensure!(flipped > 1000, "only {flipped} bytes flipped");
     say(test, &format!("{flipped} bytes flipped in the records of node 1"));
     cluster.run_up()?;
     for node in 0..3 {
-        sh(&["nbdcopy", &cluster.uri(node), &text(&back)], LIMIT)?;
-        files::same(&image, &back).with_context(|| format!("read through node {node}"))?;
-        std::fs::remove_file(&back)?;
+        image.verify(&cluster, node)?;
     }
     let status = cluster.wait_ok()?;
     say(test, &format!("read right through every node; {}", status.brief()));
@@ -55,44 +44,43 @@ fn what_rots_on_two_stores_is_an_error_until_it_is_written_again() -> Result<()>
     let seed = seed();
     say(test, &format!("seed {seed}"));
     let mut cluster = Cluster::up(Spec::three(test, "32M"))?;
-    let scratch = cluster.scratch()?;
-    let (image, back) = (scratch.join("image"), scratch.join("back"));
-    files::random_file(&image, 32 << 20, seed)?;
-    let text = |path: &Path| path.display().to_string();
-    sh(&["nbdcopy", "--flush", &text(&image), &cluster.uri(0)], LIMIT)?;
+    let image = Image::write(&cluster, 32 << 20, 0, seed)?;
     // Meanwhile the stores hear that all of it is decided: what a takeover finds lost stays so.
-    sh(&["nbdcopy", &cluster.uri(0), &text(&back)], LIMIT)?;
-    files::same(&image, &back)?;
+    image.verify(&cluster, 0)?;
     cluster.down()?;
     let mut random = seed;
     for node in [1, 2] {
-        for file in files::walk(&cluster.nodes()[node].dir.join("data/store"))? {
-            if file.extension().is_some_and(|extension| extension == "blob") {
-                flip(&file, &mut random).with_context(|| text(&file))?;
-            }
-        }
+        rot(&cluster, node, &mut random)?;
     }
     cluster.run_up()?;
     for node in 0..3 {
-        let read = sh(&["nbdcopy", &cluster.uri(node), &text(&back)], LIMIT);
-        ensure!(read.is_err(), "all was read through node {node}");
+        ensure!(image.read(&cluster, node).is_err(), "all was read through node {node}");
     }
     let status = cluster.wait_status("lost rows are told", LIMIT, |status| {
         status.health == "degraded" && status.volumes[0].rows_lost > 0
     })?;
     say(test, &status.brief());
-    let why = smalti(&["why", "--dir", &text(&cluster.dir())], COMMAND_LIMIT)?;
+    let why = smalti(&["why", "--dir", &cluster.dir().display().to_string()], COMMAND_LIMIT)?;
     ensure!(why.stdout.contains("lost or rotten"), "`why` says {}", why.stdout);
     // Whoever has a backup writes it back.
-    sh(&["nbdcopy", "--flush", &text(&image), &cluster.uri(0)], LIMIT)?;
+    image.write_again(&cluster, 0)?;
     for node in 0..3 {
-        sh(&["nbdcopy", &cluster.uri(node), &text(&back)], LIMIT)?;
-        files::same(&image, &back).with_context(|| format!("read through node {node}"))?;
-        std::fs::remove_file(&back)?;
+        image.verify(&cluster, node)?;
     }
     let status = cluster.wait_ok()?;
     say(test, &format!("written again: {}", status.brief()));
     cluster.finish()
+}
+
+/// Flips bytes in all records of a stopped node, and answers how many.
+fn rot(cluster: &Cluster, node: usize, random: &mut u64) -> Result<u64> {
+    let mut flipped = 0;
+    for file in files::walk(&cluster.nodes()[node].dir.join("data/store"))? {
+        if file.extension().is_some_and(|extension| extension == "blob") {
+            flipped += flip(&file, random).with_context(|| file.display().to_string())?;
+        }
+    }
+    Ok(flipped)
 }
 
 /// Flips a byte here and there, but not at the file's ends, which are its own.
