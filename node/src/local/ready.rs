@@ -1,5 +1,6 @@
 //! Waiting until a started cluster is healthy, and making its volume on the way.
 
+use super::LayoutNode;
 use super::layout::Layout;
 use super::up::VolumeWish;
 use crate::client::{Client, ClientError};
@@ -8,8 +9,10 @@ use crate::size::human;
 use anyhow::{Context, bail, ensure};
 use futures::future::join_all;
 use indicatif::{ProgressBar, ProgressStyle};
+use std::collections::BTreeSet;
 use std::io::IsTerminal;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 const POLL: Duration = Duration::from_millis(50);
@@ -21,7 +24,7 @@ const CHANGE_TIMEOUT: Duration = Duration::from_secs(70);
 pub(super) enum Outcome {
     /// Healthy; the names of its volumes.
     Healthy(Vec<String>),
-    /// Every node answers and the volume is served, but not with full redundancy.
+    /// Every node that has not ended answers and the volume is served, but not with full redundancy.
     Degraded(Vec<String>),
     /// Every node and slot is there, and waiting would change nothing: some rows are lost.
     Lossy(Vec<String>),
@@ -57,7 +60,10 @@ impl Look {
                     volume.health == Health::Ok || all_there && volume.rows_lost > 0
                 })
         };
-        self.worst() == Health::Degraded && self.reports.iter().flatten().all(whole)
+        let mut volumes = self.reports.iter().flatten().flat_map(|report| &report.volumes);
+        self.worst() == Health::Degraded
+            && volumes.any(|volume| volume.rows_lost > 0)
+            && self.reports.iter().flatten().all(whole)
     }
 
     fn volumes(&self) -> Vec<String> {
@@ -77,23 +83,29 @@ impl Look {
     }
 }
 
+/// `without` are the places of those nodes that have ended: they are not waited for.
 pub(super) async fn wait(
     layout: &Layout,
     wish: Option<&VolumeWish>,
     limit: Duration,
+    without: watch::Receiver<BTreeSet<usize>>,
 ) -> anyhow::Result<Outcome> {
-    let clients: Vec<_> = layout.nodes().map(|node| Client::new(node.api_address())).collect();
-    let progress = Progress::new(clients.len());
+    let all: Vec<_> = layout.nodes().map(|node| (node, Client::new(node.api_address()))).collect();
+    let progress = Progress::new(all.len());
     let deadline = Instant::now() + limit;
     let mut volume_is_there = wish.is_none();
     let mut held_up = String::new();
     loop {
-        let look = ask_all(layout, &clients).await;
+        let without = without.borrow().clone();
+        let there = all.iter().enumerate().filter(|(place, _)| !without.contains(place));
+        let asked: Vec<_> = there.map(|(_, (node, client))| (*node, client)).collect();
+        let look = ask_all(&asked).await;
         progress.show(&look, volume_is_there);
         let formed = look.is_formed();
         if formed && let (false, Some(wish)) = (volume_is_there, wish) {
             // Bounded here as well, so that one long answer does not outlast the limit by much.
-            match ensure_volume(&clients, wish).await? {
+            let (_, client) = asked.first().context("there is no node")?;
+            match ensure_volume(client, wish).await? {
                 Progressed::Done => {
                     volume_is_there = true;
                     continue;
@@ -108,10 +120,12 @@ pub(super) async fn wait(
         if served && look.has_only_lost() {
             return Ok(Outcome::Lossy(look.volumes()));
         }
-        if Instant::now() >= deadline {
-            if served && look.worst() == Health::Degraded {
-                return Ok(Outcome::Degraded(look.volumes()));
-            }
+        let is_over = Instant::now() >= deadline;
+        // With a node that has ended it gets no better.
+        if served && look.worst() == Health::Degraded && (is_over || !without.is_empty()) {
+            return Ok(Outcome::Degraded(look.volumes()));
+        }
+        if is_over {
             let missing = if !formed {
                 look.missing.join("; ")
             } else if volume_is_there {
@@ -125,12 +139,12 @@ pub(super) async fn wait(
     }
 }
 
-async fn ask_all(layout: &Layout, clients: &[Client]) -> Look {
-    let answers =
-        join_all(clients.iter().map(|c| c.get::<StatusReport>("/v1/status", ASK_TIMEOUT))).await;
+async fn ask_all(asked: &[(&LayoutNode, &Client)]) -> Look {
+    let asks = asked.iter().map(|(_, c)| c.get::<StatusReport>("/v1/status", ASK_TIMEOUT));
+    let answers = join_all(asks).await;
     let mut missing = Vec::new();
     let mut reports = Vec::new();
-    for (node, answer) in layout.nodes().zip(answers) {
+    for ((node, _), answer) in asked.iter().zip(answers) {
         let name = node.name();
         match &answer {
             Err(ClientError::Refused(error)) => missing.push(format!("{name}: {error}")),
@@ -142,13 +156,13 @@ async fn ask_all(layout: &Layout, clients: &[Client]) -> Look {
                 missing.push(format!("{name} knows no leader"));
             }
             Ok(report) => missing.extend(
-                layout
-                    .nodes()
-                    .filter(|other| {
+                asked
+                    .iter()
+                    .filter(|(other, _)| {
                         let seen = report.nodes.iter().find(|n| n.id == other.config.node);
                         seen.is_none_or(|seen| seen.state == NodeState::Down)
                     })
-                    .map(|other| format!("{name} does not reach {}", other.name())),
+                    .map(|(other, _)| format!("{name} does not reach {}", other.name())),
             ),
         }
         reports.push(answer.ok());
@@ -162,8 +176,7 @@ enum Progressed {
 }
 
 /// Makes the volume, or checks the one that is there.
-async fn ensure_volume(clients: &[Client], wish: &VolumeWish) -> anyhow::Result<Progressed> {
-    let client = clients.first().context("there is no node")?;
+async fn ensure_volume(client: &Client, wish: &VolumeWish) -> anyhow::Result<Progressed> {
     let path = format!("/v1/volumes/{}", wish.name);
     match client.get::<VolumeDetail>(&path, ASK_TIMEOUT).await {
         Ok(detail) => return compare(wish, &detail).map(|()| Progressed::Done),

@@ -12,9 +12,11 @@ use crate::serve::StopSignals;
 use crate::size::VolumeSize;
 use crate::volume_spec::{Geometry, NODES_MIN};
 use anyhow::{Context, bail, ensure};
+use std::collections::BTreeSet;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// A process may take 20 s from its start until it holds its lock.
 const BEGIN_LOOKS: usize = 1000;
@@ -59,7 +61,7 @@ pub struct VolumeWish {
 pub async fn up(options: UpOptions) -> anyhow::Result<()> {
     let mut signals = StopSignals::listen()?;
     let dir = std::path::absolute(&options.dir).context("find the folder")?;
-    let (_lock, layout) = prepare(&dir, &options)?;
+    let (_lock, layout, is_new) = prepare(&dir, &options)?;
     ensure_stopped(&layout)?;
     // Whoever waits for the file waits for a cluster that is up, not for an earlier one.
     ClusterFile::remove(layout.dir())?;
@@ -67,7 +69,7 @@ pub async fn up(options: UpOptions) -> anyhow::Result<()> {
     let result = match started {
         Ok(()) => {
             tokio::select! {
-                result = bring_up(&layout, &options, &mut processes) => result,
+                result = bring_up(&layout, &options, &mut processes, is_new) => result,
                 name = signals.next() => Err(anyhow::anyhow!("{name} came before it was healthy")),
             }
         }
@@ -78,19 +80,22 @@ pub async fn up(options: UpOptions) -> anyhow::Result<()> {
             stop_again(&layout, &mut processes, &mut signals).await?;
             Err(error)
         }
-        Ok(true) if options.detach => Ok(()),
-        Ok(false) if options.detach => bail!(
-            "the nodes run, but are still degraded after {} s: see `smalti why --dir {}`",
-            options.wait.as_secs(),
-            dir.display()
-        ),
-        Ok(_) => foreground(&layout, processes, signals).await,
+        Ok(None) if options.detach => Ok(()),
+        Ok(Some(lack)) if options.detach => {
+            bail!("{lack}: see `smalti why --dir {}`", dir.display())
+        }
+        Ok(lack) => {
+            if let Some(lack) = lack {
+                say(&lack);
+            }
+            foreground(&layout, processes, signals).await
+        }
     }
 }
 
 /// Checks everything that can be checked before a process is started, and makes a new cluster's
-/// folder.
-fn prepare(dir: &Path, options: &UpOptions) -> anyhow::Result<(DirLock, Layout)> {
+/// folder; says whether it did.
+fn prepare(dir: &Path, options: &UpOptions) -> anyhow::Result<(DirLock, Layout, bool)> {
     // An existing folder is locked before it is looked at: another `up` may be making it.
     let lock = if dir.is_dir() { Some(DirLock::take(dir)?) } else { None };
     let state = init::inspect(dir)?;
@@ -129,10 +134,11 @@ fn prepare(dir: &Path, options: &UpOptions) -> anyhow::Result<(DirLock, Layout)>
     };
     // The folder has one name in command lines and sockets, whatever way led to it.
     let dir = dir.canonicalize().with_context(|| format!("find {}", dir.display()))?;
-    if state == DirState::Free {
+    let is_new = state == DirState::Free;
+    if is_new {
         init::make(&dir, nodes)?;
     }
-    Ok((lock, Layout::load(&dir)?))
+    Ok((lock, Layout::load(&dir)?, is_new))
 }
 
 fn ensure_stopped(layout: &Layout) -> anyhow::Result<()> {
@@ -148,24 +154,50 @@ fn ensure_stopped(layout: &Layout) -> anyhow::Result<()> {
     )
 }
 
-/// Waits until healthy and tells the world. Says whether it is healthy, or only degraded.
+/// Waits until healthy and tells the world. Says what is lacking if it serves without being so, and
+/// waiting on might mend it, or starting again.
 async fn bring_up(
     layout: &Layout,
     options: &UpOptions,
     processes: &mut Processes,
-) -> anyhow::Result<bool> {
-    let waited = tokio::select! {
-        waited = ready::wait(layout, options.volume.as_ref(), options.wait) => waited?,
-        ended = processes.ended() => {
-            bail!("{} while starting; {}", processes.describe(&ended), processes.log_tail(&ended));
+    is_new: bool,
+) -> anyhow::Result<Option<String>> {
+    let (gone, without) = watch::channel(BTreeSet::new());
+    let mut ends = Vec::new();
+    let waited = {
+        let wait = ready::wait(layout, options.volume.as_ref(), options.wait, without);
+        tokio::pin!(wait);
+        loop {
+            tokio::select! {
+                waited = &mut wait => break waited?,
+                ended = processes.ended() => {
+                    let end = processes.describe(&ended);
+                    ends.push(format!("{end} while starting; {}", processes.log_tail(&ended)));
+                    // A majority serves without the others; a new cluster has nothing to serve yet.
+                    if is_new || 2 * ends.len() >= layout.nodes().len() {
+                        bail!("{}", ends.join("; "));
+                    }
+                    gone.send_modify(|gone| {
+                        gone.insert(ended.index);
+                    });
+                }
+            }
         }
     };
-    let (healthy, done, volumes) = match waited {
-        Outcome::Healthy(volumes) => (true, true, volumes),
-        Outcome::Lossy(volumes) => (false, true, volumes),
-        Outcome::Degraded(volumes) => (false, false, volumes),
+    let seconds = options.wait.as_secs();
+    let (healthy, lack, volumes) = match waited {
+        Outcome::Healthy(volumes) => (true, None, volumes),
+        Outcome::Lossy(volumes) => (false, None, volumes),
+        Outcome::Degraded(volumes) if ends.is_empty() => {
+            let lack = format!("the nodes run, but are still degraded after {seconds} s");
+            (false, Some(lack), volumes)
+        }
+        Outcome::Degraded(volumes) => {
+            (false, Some(format!("{}; the other nodes run", ends.join("; "))), volumes)
+        }
         Outcome::NotReady(missing) => {
-            bail!("not healthy after {} s: {missing}", options.wait.as_secs());
+            ends.push(format!("not healthy after {seconds} s: {missing}"));
+            bail!("{}", ends.join("; "));
         }
     };
     let entries = layout.nodes().zip(processes.pids());
@@ -174,13 +206,14 @@ async fn bring_up(
         .collect::<anyhow::Result<Vec<_>>>()?;
     let file = ClusterFile { nodes, volumes };
     file.write(layout.dir())?;
-    print(&announcement(&file, healthy)?)?;
-    Ok(done)
+    let up = file.nodes.len() - gone.borrow().len();
+    print(&announcement(&file, up, healthy)?)?;
+    Ok(lack)
 }
 
-fn announcement(file: &ClusterFile, healthy: bool) -> anyhow::Result<String> {
+fn announcement(file: &ClusterFile, up: usize, healthy: bool) -> anyhow::Result<String> {
     let health = if healthy { "healthy" } else { "DEGRADED: see `smalti why`" };
-    let mut text = format!("{} nodes up, {health}\n", file.nodes.len());
+    let mut text = format!("{up} nodes up, {health}\n");
     for volume in &file.volumes {
         text.push_str(&format!("volume {volume}\n"));
         for node in &file.nodes {

@@ -23,6 +23,7 @@ pub(crate) const ALL: &[Case] = &[
     ("a_running_cluster_is_not_started_twice", a_running_cluster_is_not_started_twice),
     ("what_differs_from_the_folder_is_refused", what_differs_from_the_folder_is_refused),
     ("a_node_that_fails_at_start_is_quoted", a_node_that_fails_at_start_is_quoted),
+    ("a_majority_that_fails_at_start_ends_it", a_majority_that_fails_at_start_ends_it),
     ("a_node_that_is_never_ready_ends_the_wait", a_node_that_is_never_ready_ends_the_wait),
     ("a_degraded_cluster_is_left_running", a_degraded_cluster_is_left_running),
     ("foreground_stops_its_nodes_in_order", foreground_stops_its_nodes_in_order),
@@ -228,15 +229,41 @@ fn what_differs_from_the_folder_is_refused() {
 fn a_node_that_fails_at_start_is_quoted() {
     let home = Home::new();
     up(home.options()).unwrap();
-    let nodes = home.file().nodes;
     down(&home.dir()).unwrap();
-    fs::write(home.dir().join("n2.fail"), "").unwrap();
+    for name in ["n2.fail", "degraded"] {
+        fs::write(home.dir().join(name), "").unwrap();
+    }
     let error = up(home.options()).unwrap_err();
     assert!(error.starts_with("node n2 ended (exit status: 1) while starting"), "{error}");
     assert!(error.contains("the disk is on fire"), "{error}");
+    // The others are a majority, and serve.
+    assert!(error.contains("; the other nodes run: see `smalti why --dir "), "{error}");
+    let nodes = home.file().nodes;
+    assert_eq!(nodes.iter().map(runs).collect::<Vec<_>>(), [true, false, true]);
+    assert_eq!(home.file().volumes, ["v"]);
+    down(&home.dir()).unwrap();
+    for name in ["n2.fail", "degraded"] {
+        fs::remove_file(home.dir().join(name)).unwrap();
+    }
+    up(home.options()).unwrap();
+}
+
+fn a_majority_that_fails_at_start_ends_it() {
+    let home = Home::new();
+    up(home.options()).unwrap();
+    let nodes = home.file().nodes;
+    down(&home.dir()).unwrap();
+    for name in ["n1.fail", "n2.fail"] {
+        fs::write(home.dir().join(name), "").unwrap();
+    }
+    let error = up(home.options()).unwrap_err();
+    assert!(error.contains("node n1 ended (exit status: 1) while starting"), "{error}");
+    assert!(error.contains("node n2 ended (exit status: 1) while starting"), "{error}");
     assert!(nodes.iter().all(|node| !runs(node)));
     assert_eq!(ClusterFile::read(&home.dir()).unwrap(), None);
-    fs::remove_file(home.dir().join("n2.fail")).unwrap();
+    for name in ["n1.fail", "n2.fail"] {
+        fs::remove_file(home.dir().join(name)).unwrap();
+    }
     up(home.options()).unwrap();
 }
 
