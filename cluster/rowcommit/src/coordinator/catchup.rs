@@ -168,6 +168,15 @@ impl Catchup {
                 .all(|l| matches!(l.stage, Stage::Repairing | Stage::Growing { .. }))
     }
 
+    /// Whether a slot is coming nearer to being in sync.
+    pub(super) fn is_at_work(&self) -> bool {
+        self.learners.values().any(|l| {
+            let looking =
+                matches!(l.stage, Stage::Barrier { .. } | Stage::Listing(_) | Stage::Walking(_));
+            looking || !l.behind.is_empty() || l.repairing > 0
+        })
+    }
+
     pub(super) fn rows_behind(&self) -> u64 {
         self.learners.values().map(|l| (l.behind.len() + l.failed.len() + l.repairing) as u64).sum()
     }
@@ -276,9 +285,14 @@ impl Coordinator {
     /// no other can be.
     fn candidates(group: &Group, slot: Slot) -> impl Iterator<Item = StoreId> {
         let learner = group.learners.get(&slot).map(|learner| learner.store);
+        let others = Self::waiting(group, slot).filter(move |_| learner.is_none());
+        learner.into_iter().chain(others)
+    }
+
+    /// The one that holds the slot and is out of sync, and the one that is to hold it.
+    fn waiting(group: &Group, slot: Slot) -> impl Iterator<Item = StoreId> {
         let holder = group.slots.get(slot.index()).filter(|_| !group.insync.contains(slot));
-        let others = [holder, group.targets.get(&slot)].into_iter().flatten().copied();
-        learner.into_iter().chain(others.filter(move |_| learner.is_none()))
+        [holder, group.targets.get(&slot)].into_iter().flatten().copied()
     }
 
     /// Whether a store answers. To have a session is not enough: a node whose disk was replaced takes
@@ -288,11 +302,24 @@ impl Coordinator {
             && !self.links.is_silent(store, self.now, self.config.suspect_after)
     }
 
+    /// Whether the store is a learner in another one's way: while it is one, no other can be, and
+    /// another one that may hold the slot answers.
+    pub(super) fn is_in_the_way(&self, store: StoreId) -> bool {
+        let groups = self.volume.iter().flat_map(|volume| &volume.groups);
+        groups.flat_map(|group| group.learners.iter().map(move |(slot, l)| (group, *slot, l))).any(
+            |(group, slot, learner)| {
+                let mut others = Self::waiting(group, slot).filter(|other| *other != store);
+                learner.store == store && others.any(|other| self.is_reached(other))
+            },
+        )
+    }
+
     /// Asks those that have not answered anything in their session yet, and would have no reason to.
     fn call_candidates(&mut self) {
         let Some(volume) = &self.volume else { return };
         let slots = volume.all_slots();
-        let of_group = |group| slots.iter().flat_map(move |slot| Self::candidates(group, slot));
+        let of_slot = |group, slot| Self::candidates(group, slot).chain(Self::waiting(group, slot));
+        let of_group = |group| slots.iter().flat_map(move |slot| of_slot(group, slot));
         let all = volume.groups.iter().flat_map(of_group);
         let uncalled: BTreeSet<StoreId> =
             all.filter(|store| self.links.is_uncalled(*store)).collect();

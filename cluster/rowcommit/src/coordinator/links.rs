@@ -462,6 +462,7 @@ impl Coordinator {
     /// Whether taking the store out would change anything.
     pub(super) fn may_shrink(&self, store: StoreId) -> bool {
         self.catchup.is_growing(store)
+            || self.is_in_the_way(store)
             || self.volume.as_ref().is_some_and(|volume| {
                 volume.groups.iter().any(|group| {
                     group.insync.len() > u32::from(volume.min_insync)

@@ -67,6 +67,11 @@ impl Suspects {
         self.groups.get(&group).is_some_and(|v| !v.done || !v.repairing.is_empty())
     }
 
+    /// Whether a comparison goes on.
+    pub(super) fn is_at_work(&self) -> bool {
+        self.groups.values().any(|v| !v.done || !v.repairing.is_empty())
+    }
+
     /// Whether pages of this round are still waited for.
     pub(super) fn is_round(&self, group: GroupNo, round: u64) -> bool {
         self.groups.get(&group).is_some_and(|vetting| vetting.round == round)

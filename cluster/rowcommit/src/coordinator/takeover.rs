@@ -17,6 +17,7 @@ use std::time::Duration;
 /// Rows that were found lost are decided again after this long, twice as long the next time, up to 64
 /// times: clients wait meanwhile.
 const DECIDE_AGAIN: Duration = Duration::from_secs(60);
+const LONGEST: u32 = 64;
 
 /// What a takeover knows so far.
 #[derive(Clone, Debug, Default)]
@@ -205,13 +206,23 @@ impl Coordinator {
 
     /// Lost rows were found in a takeover, and only one can decide them. There is another one when a
     /// group of theirs has got a slot back, and now and then, for what could not be read may be
-    /// readable again.
+    /// readable again. It is not begun while a store that it needs is away, for then nothing would be
+    /// served until that one is back; and not while others catch up or are compared, for they would
+    /// have to begin anew, unless that takes very long.
     pub(super) fn decide_lost_again(&mut self, grown: Option<GroupNo>) {
         let in_group = |group| self.lost_rows.iter().any(|row| row.group == group);
         if grown.is_some_and(in_group) {
             self.decide_again = Some((self.now, 0));
         }
-        if self.phase != Phase::Active || self.decide_again.is_none_or(|(at, _)| at > self.now) {
+        let due = self.decide_again.filter(|(at, _)| *at <= self.now);
+        let Some((at, _)) = due.filter(|_| self.phase == Phase::Active) else { return };
+        let waited = self.now.since(at);
+        let busy = || self.catchup.is_at_work() || self.suspects.is_at_work();
+        let away = |store: &StoreId| {
+            !self.links.is_up(*store)
+                || self.links.is_silent(*store, self.now, self.config.suspect_after)
+        };
+        if self.insync_stores.iter().any(away) || busy() && waited < DECIDE_AGAIN * LONGEST {
             return;
         }
         self.propose_elect();
@@ -220,7 +231,7 @@ impl Coordinator {
     /// After a takeover: when there is to be another one for the rows that were lost.
     pub(super) fn plan_next_decision(&mut self) {
         let tried = self.decide_again.map_or(0, |(_, tried)| tried + 1);
-        let pause = DECIDE_AGAIN * (1 << tried.min(6));
+        let pause = DECIDE_AGAIN * LONGEST.min(1 << tried.min(6));
         let at = self.now.after(pause);
         self.decide_again = (!self.lost_rows.is_empty()).then_some((at, tried));
     }

@@ -313,14 +313,16 @@ impl StoreCore {
     }
 
     /// What can not be read may have been taken a moment ago, from memory. Left as it is, the watermark
-    /// would pass it: it would be committed here, and nowhere else.
+    /// would pass it: it would be committed here, and nowhere else. Which one of a frozen row it is
+    /// nobody can tell now: the takeover that could begins anew.
     fn abort_unread(&mut self, at: RowSlot, ver: Ver, mark: Option<Ver>) -> Answered {
+        self.rows.forget_after_batch(at);
+        if mark == Some(FROZEN) {
+            return Ok(Answer::Corrupt);
+        }
         if mark == Some(ver) {
             self.drop_undecided(at, ver)?;
-        }
-        if mark == Some(ver) || mark == Some(FROZEN) {
             self.mark(at, UNREADABLE);
-            self.rows.forget_after_batch(at);
         }
         Ok(Answer::Ok)
     }

@@ -169,3 +169,82 @@ fn a_lost_row_is_decided_again_though_a_slot_of_it_is_to_move() {
         assert_eq!(holder(&rig), store(if moving { 4 } else { 2 }));
     }
 }
+
+/// Slot 0 is to move from store 1 to store 4. The one that catches up on it dies for good: the other
+/// one of the two may have it.
+#[test]
+fn a_learner_that_died_is_in_nobodys_way() {
+    for (dies, comes) in [(4, 1), (1, 4)] {
+        let mut rig = Rig::of(support::map_of(4, 2, 1)).activated();
+        rig.write(1, 0, 1);
+        rig.settle();
+        rig.tick(100);
+        rig.settle();
+        rig.link_down(1);
+        support::shrink(&mut rig.map, 1);
+        rig.adopt();
+        let moves =
+            vec![smalti_map::MoveSlot { group: GroupNo(0), slot: Slot(0), store: store(4) }];
+        // Whoever is not there yet answers nothing.
+        rig.deafen(comes, true);
+        if dies == 1 {
+            rig.link_up(1);
+        } else {
+            rig.accept(vec![Command::Move { volume: VOLUME, moves: moves.clone() }]);
+        }
+        let learner =
+            |rig: &Rig| rig.map.volumes[&VOLUME].groups[0].learners.get(&Slot(0)).cloned();
+        for _ in 0..50 {
+            rig.tick(20);
+            let commands = rig.settle();
+            rig.accept(commands);
+            if learner(&rig).is_some() {
+                break;
+            }
+        }
+        assert_eq!(learner(&rig).map(|l| l.store), Some(store(dies)));
+        rig.deafen(dies, true);
+        rig.link_down(dies);
+        if dies == 1 {
+            rig.accept(vec![Command::Move { volume: VOLUME, moves }]);
+        }
+        rig.deafen(comes, false);
+        rig.link_down(comes);
+        rig.link_up(comes);
+        rig.pass(20);
+        let group = &rig.map.volumes[&VOLUME].groups[0];
+        assert_eq!(group.slots[0], store(comes), "{}", rig.coordinator.describe());
+        assert!(rig.map.volumes[&VOLUME].is_full(), "{}", rig.coordinator.describe());
+    }
+}
+
+/// Reads go on with a store away, and a takeover could not do without it.
+#[test]
+fn a_lost_row_costs_nobody_what_is_served() {
+    let mut rig = Rig::of(support::map_of(3, 2, 1)).activated();
+    for (op, slot, seq) in [(1, 0, 1), (2, 1, 2)] {
+        rig.write(op, slot, seq);
+        rig.settle();
+    }
+    rig.tick(100);
+    rig.settle();
+    rig.link_down(3);
+    support::shrink(&mut rig.map, 3);
+    rig.adopt();
+    rig.settle();
+    assert!(disk(&rig, 1).corrupt_record(at(0), ver(1), 3));
+    rig.elect_later();
+    let epochs = |rig: &mut Rig, seconds| {
+        let before = rig.map.volumes[&VOLUME].epoch.0;
+        rig.pass(seconds);
+        rig.map.volumes[&VOLUME].epoch.0 - before
+    };
+    epochs(&mut rig, 3);
+    rig.coordinator.lost_rows.insert(row(0));
+    rig.coordinator.plan_next_decision();
+    assert!(epochs(&mut rig, 200) > 0, "it is decided again");
+    rig.link_down(2);
+    rig.coordinator.lost_rows.insert(row(0));
+    rig.coordinator.plan_next_decision();
+    assert_eq!(epochs(&mut rig, 200), 0, "{}", rig.coordinator.describe());
+}
