@@ -169,39 +169,25 @@ impl Member {
         let sessions = StoreSessions { stores: stores.to_vec(), tasks: tasks.clone() };
         endpoint.accept_sessions(service::ROWS, Arc::new(sessions));
         let member = Self { inner };
-        tasks.spawn(member.clone().join(config, store, fatal_tx));
+        tasks.spawn(member.clone().join(config, store.opened()));
         tasks.spawn(member.clone().keep_seats());
         Ok(member)
     }
 
     /// Founds the cluster where that is this node's part, then registers, for as long as it takes.
-    async fn join(
-        self,
-        config: MemberConfig,
-        store: Arc<dyn ShardStore>,
-        fatal: mpsc::Sender<String>,
-    ) {
+    async fn join(self, config: MemberConfig, opened: Opened) {
         if let Some(founding) = &config.founding {
             self.found(&config, founding).await;
         }
-        let opened = store.opened();
         let Some((of, admission)) = self.register(&config, opened).await else { return };
         if opened.clean && !admission.clean {
             tracing::warn!(store = %opened.id, "the store's disk is not what its last run left \
                 behind: what it has forgotten since is found out from the others");
         }
-        let admitted = tokio::task::spawn_blocking(move || store.admit(admission)).await;
-        if let Err(error) = admitted.map_err(|error| error.to_string()).and_then(|admitted| {
-            admitted.map_err(|error| format!("shard store can not be admitted: {error}"))
-        }) {
-            tracing::error!(%error, "shard store failed");
-            // The queue holds one message and the first failure is the one that counts.
-            let _ = fatal.try_send(error);
-            return;
-        }
-        for actor in &self.inner.store_actors {
-            if let Err(error) = actor.cast(ShardStoreMsg::Admitted) {
-                tracing::debug!(%error, "the shard store is ending");
+        for (actor, handle) in self.inner.store_actors.iter().zip(self.inner.stores.iter()) {
+            let told = actor.cast(ShardStoreMsg::Admitted(admission));
+            if told.is_err() || !handle.is_admitted().await {
+                tracing::debug!("the shard store has ended");
                 return;
             }
         }

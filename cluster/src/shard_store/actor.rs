@@ -1,12 +1,12 @@
 //! The actor around the writer.
 
-use super::writer::Writer;
+use super::writer::{Waiting, Writer};
 use super::{Job, QUEUE_BYTES, QUEUE_FRAMES, StoreHandle};
 use ractor::{Actor, ActorProcessingErr, ActorRef, SpawnErr};
 use smalti_map::view::MapView;
 use smalti_rowcommit::store::StoreConfig;
 use smalti_rowcommit::store::read::{Fence, ReadSide};
-use smalti_storage::store::ShardStore;
+use smalti_storage::store::{Admission, ShardStore};
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,8 +21,8 @@ const SPACE_EVERY: Duration = Duration::from_millis(500);
 /// Messages of the shard-store actor.
 #[derive(Debug)]
 pub enum ShardStoreMsg {
-    /// The cluster has admitted the store: it may serve.
-    Admitted,
+    /// The cluster admits the store: it may serve.
+    Admitted(Admission),
     /// A newer map.
     Map(MapView),
     /// Time to look at the disk's space.
@@ -53,7 +53,6 @@ struct ShardStoreActor;
 
 struct State {
     jobs: mpsc::Sender<Job>,
-    admitted: watch::Sender<bool>,
 }
 
 /// Starts the actor and its writer. Sessions wait until the store is admitted.
@@ -69,7 +68,8 @@ pub async fn start(
     let reader = ReadSide::new(Arc::clone(&args.store), Arc::clone(&fence));
     let id = args.store.opened().id;
     let (admitted, watched) = watch::channel(false);
-    let writer = Writer::new(args.store, args.config, fence, queue, Arc::clone(&adopted));
+    let waiting = Waiting { admitted, adopted: Arc::clone(&adopted) };
+    let writer = Writer::new(args.store, args.config, fence, queue, waiting);
     let (fatal, ended) = (args.fatal.clone(), args.ended);
     let large_reads = Arc::new(Semaphore::new(LARGE_READS));
     let job_bytes = Arc::new(Semaphore::new(QUEUE_BYTES));
@@ -97,7 +97,7 @@ pub async fn start(
         }
     };
     on_its_own(run);
-    let state = State { jobs, admitted };
+    let state = State { jobs };
     let (actor, _) =
         Actor::spawn(Some(format!("shard-store-{id}")), ShardStoreActor, state).await?;
     actor.send_interval(SPACE_EVERY, || ShardStoreMsg::LookAtSpace);
@@ -134,12 +134,7 @@ impl Actor for ShardStoreActor {
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
         let job = match message {
-            ShardStoreMsg::Admitted => {
-                // Behind it in the queue come the first frames.
-                state.jobs.send(Job::Admitted).await?;
-                state.admitted.send_replace(true);
-                return Ok(());
-            }
+            ShardStoreMsg::Admitted(admission) => Job::Admitted(admission),
             ShardStoreMsg::Map(map) => Job::Map(map),
             ShardStoreMsg::LookAtSpace => {
                 // A writer that is that busy looks by itself, and one whose disk hangs must not

@@ -22,6 +22,7 @@ use smalti_map::view::MapView;
 use smalti_rowcommit::msg::Frame;
 use smalti_rowcommit::store::read::ReadSide;
 use smalti_storage::ids::{NodeId, StoreId};
+use smalti_storage::store::Admission;
 use std::sync::Arc;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
@@ -34,8 +35,8 @@ const QUEUE_BYTES: usize = 32 << 20;
 
 /// What the writer is told.
 enum Job {
-    /// The cluster has admitted the store; no frame comes before.
-    Admitted,
+    /// The cluster admits the store; no frame comes before that is done.
+    Admitted(Admission),
     Frame {
         from: NodeId,
         frame: Frame,
@@ -70,12 +71,17 @@ impl StoreHandle {
     pub fn id(&self) -> StoreId {
         self.id
     }
+
+    /// Waits until the store may serve. `false`: it has ended before.
+    pub(crate) async fn is_admitted(&self) -> bool {
+        self.admitted.clone().wait_for(|admitted| *admitted).await.is_ok()
+    }
 }
 
 impl std::fmt::Debug for Job {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Self::Admitted => "admitted",
+            Self::Admitted(_) => "admitted",
             Self::Frame { .. } => "frame",
             Self::Map(_) => "map",
             Self::LookAtSpace => "space",

@@ -136,8 +136,8 @@ impl StoreHandle {
 
     /// Passes one frame on. `None`: the store or the session has ended.
     async fn serve(&self, from: NodeId, frame: Frame, to: &ReplySender) -> Option<()> {
-        if !*self.admitted.borrow() {
-            self.admitted.clone().wait_for(|admitted| *admitted).await.ok()?;
+        if !self.is_admitted().await {
+            return None;
         }
         if self.reader.epoch_of(frame.volume).is_none_or(|known| known < frame.epoch) {
             self.wait_for_map(&frame).await;

@@ -10,7 +10,7 @@ use smalti_rowcommit::store::read::Fence;
 use smalti_rowcommit::{StoreCore, Time};
 use smalti_storage::store::{Change, ShardStore, StoreError};
 use std::sync::Arc;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 
 /// Frames that one batch takes at most: it bounds how long the first of them waits.
 const BATCH_FRAMES: usize = 64;
@@ -25,31 +25,44 @@ pub(super) struct Writer {
     boot: Time,
     fence: Arc<Fence>,
     jobs: mpsc::Receiver<Job>,
-    adopted: Arc<Notify>,
+    waiting: Waiting,
     space: SpaceWatch,
 }
 
+/// Who waits for the writer.
+pub(super) struct Waiting {
+    /// For the store's admission.
+    pub(super) admitted: watch::Sender<bool>,
+    /// For a map that is durable.
+    pub(super) adopted: Arc<Notify>,
+}
+
 impl Writer {
-    /// For a store whose readers look at `fence`; every map that is durable is announced in
-    /// `adopted`.
+    /// For a store whose readers look at `fence`.
     pub(super) fn new(
         store: Arc<dyn ShardStore>,
         config: StoreConfig,
         fence: Arc<Fence>,
         jobs: mpsc::Receiver<Job>,
-        adopted: Arc<Notify>,
+        waiting: Waiting,
     ) -> Self {
         let boot = clock::now();
-        Self { store, config, boot, fence, jobs, adopted, space: SpaceWatch::default() }
+        Self { store, config, boot, fence, jobs, waiting, space: SpaceWatch::default() }
     }
 
     /// Waits for the store's admission: what it is to be taken for is not known before. `None`: the
     /// process is ending, and nothing was changed.
+    ///
+    /// It is done here, so that a store which is to end is admitted before its end or not at all: a
+    /// clean marker under the name of this run is for those that this run has served in.
     async fn admitted(&mut self) -> Result<Option<StoreCore>, StoreError> {
         let mut known = None;
         loop {
             match self.jobs.recv().await {
-                Some(Job::Admitted) => break,
+                Some(Job::Admitted(admission)) => {
+                    self.store.admit(admission)?;
+                    break;
+                }
                 Some(Job::Map(map)) => known = Some(map),
                 Some(Job::LookAtSpace) => {}
                 Some(Job::Frame { from, .. }) => {
@@ -63,6 +76,8 @@ impl Writer {
         if let Some(map) = known {
             core.set_map(&map)?;
         }
+        // Their frames come behind this job.
+        self.waiting.admitted.send_replace(true);
         Ok(Some(core))
     }
 
@@ -117,7 +132,7 @@ impl Writer {
                         has_new_map = true;
                     }
                     Job::LookAtSpace => self.look_at_space(&mut core)?,
-                    Job::Admitted => {}
+                    Job::Admitted(_) => tracing::error!("the store was admitted already"),
                     Job::Stop => stop = true,
                 }
                 if taken >= BATCH_FRAMES || bytes >= BATCH_BYTES || stop {
@@ -139,7 +154,7 @@ impl Writer {
                 to.offer(answer);
             }
             if has_new_map {
-                self.adopted.notify_waiters();
+                self.waiting.adopted.notify_waiters();
             }
         }
         if core.is_vetted() {

@@ -244,7 +244,8 @@ impl Cluster {
                 ended: ended_tx,
             };
             let (actor, handle) = shard_store::start(args).await.expect("a store starts");
-            actor.cast(ShardStoreMsg::Admitted).expect("it has just started");
+            let admitted = ShardStoreMsg::Admitted(super::as_it_is(disk.opened()));
+            actor.cast(admitted).expect("it has just started");
             serve(id, StoreSessions { stores: vec![handle.clone()], tasks: tasks.clone() });
             nodes.push(Node { id, handle, disk, actor, ended, fatal });
         }

@@ -14,3 +14,10 @@ mod rng;
 mod schedules;
 mod seeds;
 mod snapshots;
+
+use smalti_storage::store::{Admission, Opened};
+
+/// The admission of a store whose disk is what its last run left behind.
+pub(crate) fn as_it_is(Opened { incarnation, run, .. }: Opened) -> Admission {
+    Admission { run, incarnation, clean: true }
+}

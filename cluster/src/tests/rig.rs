@@ -262,13 +262,14 @@ impl Rig {
         let (fatal_tx, fatal) = mpsc::channel(1);
         let (ended_tx, ended) = oneshot::channel();
         let args = ShardStoreArgs {
-            store: Arc::new(Watched { store, disk: Arc::clone(&disk) }),
+            store: Arc::new(Watched { store: Arc::clone(&store), disk: Arc::clone(&disk) }),
             config: StoreConfig::default(),
             fatal: fatal_tx,
             ended: ended_tx,
         };
         let (actor, handle) = shard_store::start(args).await.expect("a store starts");
-        actor.cast(ShardStoreMsg::Admitted).expect("it has just started");
+        let admitted = ShardStoreMsg::Admitted(super::as_it_is(store.opened()));
+        actor.cast(admitted).expect("it has just started");
         actor.cast(ShardStoreMsg::Map(machine.view())).expect("it has just started");
         Self {
             id: stores[0],

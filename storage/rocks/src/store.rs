@@ -17,7 +17,7 @@ use smalti_storage::store::{
     VersionMeta, VolumeState, admitted_before,
 };
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use tracing::{error, info};
 
 /// Pages from this many row slots on read ahead and stay out of the cache.
@@ -130,6 +130,16 @@ impl RocksStore {
         found
     }
 
+    /// Holds up the end of the store.
+    fn serving(&self) -> Result<RwLockReadGuard<'_, Phase>, StoreError> {
+        let phase = self.phase.read().unwrap_or_else(PoisonError::into_inner);
+        match &*phase {
+            Phase::Serving => Ok(phase),
+            Phase::Closed => Err(StoreError::Io("the store is closed".to_owned())),
+            Phase::Failed(why) => Err(StoreError::Io(why.clone())),
+        }
+    }
+
     fn fail(&self, why: StoreError) -> StoreError {
         let mut phase = self.phase.write().unwrap_or_else(PoisonError::into_inner);
         if let Phase::Serving = *phase {
@@ -212,6 +222,8 @@ impl ShardStore for RocksStore {
     }
 
     fn admit(&self, admission: Admission) -> Result<(), StoreError> {
+        // As long as it is held no clean marker is written.
+        let _serving = self.serving()?;
         let Admission { run, incarnation, clean } = admission;
         let mut label = self.label();
         if incarnation < label.incarnation {
@@ -437,12 +449,8 @@ impl ShardStore for RocksStore {
     fn commit(&self, batch: Batch) -> Result<(), StoreError> {
         batch.check()?;
         let result = {
-            let phase = self.phase.read().unwrap_or_else(PoisonError::into_inner);
-            match &*phase {
-                Phase::Serving => self.write(&batch),
-                Phase::Closed => return Err(StoreError::Io("the store is closed".to_owned())),
-                Phase::Failed(why) => return Err(StoreError::Io(why.clone())),
-            }
+            let _serving = self.serving()?;
+            self.write(&batch)
         };
         result.map_err(|why| self.fail(why))
     }

@@ -233,6 +233,7 @@ impl Inner {
     }
 
     fn admit(&mut self, admission: Admission) -> Result<(), StoreError> {
+        self.serving()?;
         let Admission { run, incarnation, clean } = admission;
         if incarnation < self.incarnation {
             return Err(admitted_before(admission, self.incarnation));
@@ -241,13 +242,18 @@ impl Inner {
         Ok(())
     }
 
-    fn commit(&mut self, batch: Batch) -> Result<(), StoreError> {
+    fn serving(&self) -> Result<(), StoreError> {
         if let Some(why) = &self.failed {
             return Err(StoreError::Io(why.clone()));
         }
         if self.closed {
             return Err(StoreError::Io("the store is closed".into()));
         }
+        Ok(())
+    }
+
+    fn commit(&mut self, batch: Batch) -> Result<(), StoreError> {
+        self.serving()?;
         batch.check()?;
         let before = self.content.used;
         let content = Arc::make_mut(&mut self.content);

@@ -415,6 +415,14 @@ pub(super) fn admissions(subject: &mut dyn Subject) {
         assert!(matches!(subject.store().admit(used), Err(StoreError::Refused(_))));
         assert_eq!(subject.store().opened(), opened, "nothing changed");
     }
+    // Who has ended is admitted no more: the marker that it left is its last run's.
+    let last = subject.store().opened();
+    subject.store().close().expect("close");
+    let late = Admission { run: run(50), incarnation: last.incarnation, clean: false };
+    assert!(subject.store().admit(late).is_err());
+    subject.restart(true);
+    let opened = subject.store().opened();
+    assert_eq!((opened.clean, opened.run), (true, last.run));
 }
 
 pub(super) fn relaxed_batches(subject: &mut dyn Subject) {
