@@ -119,6 +119,30 @@ impl Member {
         tokio::select! {
             why = fatal.recv() => why.unwrap_or_else(|| "shard store ended".into()),
             why = self.inner.raft.stopped_because() => format!("raft stopped: {why}"),
+            start = self.registered_anew() => format!(
+                "this node was registered anew, as start {start}: another process runs as this \
+                 node, or a late copy of its registration counted as one"
+            ),
+        }
+    }
+
+    /// Waits until the map knows a later start of this node than this one, which nobody listens to
+    /// from then on.
+    async fn registered_anew(&self) -> Incarnation {
+        let mut own = self.inner.incarnation.subscribe();
+        let mut map = self.raft().watch();
+        loop {
+            let known = map.borrow_and_update().nodes.get(&self.node()).map(|n| n.incarnation);
+            let own_start = *own.borrow_and_update();
+            if let (Some(known), Some(own_start)) = (known, own_start)
+                && known > own_start
+            {
+                return known;
+            }
+            tokio::select! {
+                changed = map.changed() => if changed.is_err() { std::future::pending::<()>().await },
+                changed = own.changed() => if changed.is_err() { std::future::pending::<()>().await },
+            }
         }
     }
 

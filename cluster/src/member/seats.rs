@@ -85,10 +85,12 @@ pub struct VolumeProgress {
     pub rows_behind: u64,
     /// Rows of which something can not be read, as far as it was met.
     pub rows_lost: u64,
+    /// Stores that may have forgotten something in a crash, and were not compared yet.
+    pub suspects: u64,
 }
 
-/// Version 1 did not tell of lost rows.
-const VERSION: u8 = 2;
+/// Version 1 did not tell of lost rows, version 2 not of suspects.
+const VERSION: u8 = 3;
 
 fn encode(message: &impl Serialize) -> Bytes {
     postcard::to_extend(message, vec![VERSION])
@@ -215,6 +217,7 @@ impl Member {
                     active: status.phase == Phase::Active,
                     rows_behind: status.stats.rows_behind,
                     rows_lost: status.stats.rows_lost,
+                    suspects: status.stats.suspects,
                 })
             }
             Ask::Claim { volume, epoch, to, incarnation } => {

@@ -52,6 +52,11 @@ pub(super) fn text(report: &StatusReport) -> String {
         &volumes(|volume| volume.rows_lost),
     );
     family(
+        "smalti_volume_suspects",
+        "Stores that may have forgotten something in a crash and are being compared.",
+        &volumes(|volume| volume.suspects),
+    );
+    family(
         "smalti_volume_groups_not_full",
         "Placement groups without all their slots in sync.",
         &volumes(|volume| u64::from(volume.groups.saturating_sub(volume.groups_full))),

@@ -22,8 +22,9 @@ use tokio::time::Instant;
 /// waits for as long as that does.
 const CALL_PATIENCE: Duration = Duration::from_secs(60);
 
-/// A call that took longer was with a coordinator, and not refused at once.
-const SHORT_CALL: Duration = Duration::from_secs(1);
+/// A call that took longer was with a coordinator, and neither refused at once nor on a connection
+/// that was dead: those are given up sooner.
+const LONG_CALL: Duration = Duration::from_secs(10);
 
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -134,7 +135,7 @@ impl RoutedDevice {
                     match call(route.device().as_ref()).await {
                         Err(error) if error.is_retry_elsewhere() => {
                             self.forget(&route);
-                            if began.elapsed() > SHORT_CALL {
+                            if began.elapsed() > LONG_CALL {
                                 // It was waited for with reason, however long; when stores come back
                                 // the coordinator is often another one.
                                 deadline = Instant::now() + CALL_PATIENCE;

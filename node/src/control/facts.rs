@@ -86,6 +86,8 @@ pub struct VolumeStatus {
     pub rows_behind: Option<u64>,
     /// Rows of which something can not be read, as far as it was met.
     pub rows_lost: u64,
+    /// Stores that may have forgotten something in a crash and are being compared with the others.
+    pub suspects: u64,
     /// Data slots.
     pub data: u8,
     /// Parity slots.

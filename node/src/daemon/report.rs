@@ -79,7 +79,10 @@ impl Report {
         let served = volume.activated && self.progress.get(&volume.no).is_some_and(|p| p.active);
         if !self.caught_up || !served || self.fewest_live(volume) < volume.min_insync {
             Health::Stalled
-        } else if self.behind(volume) == Some(0) && self.lost(volume) == 0 {
+        } else if self.behind(volume) == Some(0)
+            && self.lost(volume) == 0
+            && self.suspects(volume) == 0
+        {
             Health::Ok
         } else {
             Health::Degraded
@@ -118,6 +121,10 @@ impl Report {
 
     fn lost(&self, volume: &Volume) -> u64 {
         self.progress.get(&volume.no).map_or(0, |progress| progress.rows_lost)
+    }
+
+    fn suspects(&self, volume: &Volume) -> u64 {
+        self.progress.get(&volume.no).map_or(0, |progress| progress.suspects)
     }
 
     fn coordinator(&self, volume: &Volume) -> Option<String> {
@@ -205,6 +212,15 @@ impl Report {
                         let remedy = "bring back what is out; else see the page on operations";
                         add(Health::Degraded, subject.clone(), problem, remedy);
                     }
+                    let suspects = self.suspects(volume);
+                    if suspects > 0 {
+                        let problem = format!(
+                            "{suspects} stores may have forgotten something in a crash, and are \
+                             compared with the others"
+                        );
+                        let remedy = "it ends by itself; until then keep the other nodes up";
+                        add(Health::Degraded, subject.clone(), problem, remedy);
+                    }
                     let out = volume.groups.len() - Self::groups_full(volume);
                     let behind = match self.behind(volume) {
                         Some(0) if out == 0 => continue,
@@ -243,6 +259,7 @@ impl Report {
                 coordinator: self.coordinator(volume),
                 rows_behind: self.behind(volume),
                 rows_lost: self.lost(volume),
+                suspects: self.suspects(volume),
                 data: volume.data,
                 parity: volume.parity,
                 id: volume.id,

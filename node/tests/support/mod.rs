@@ -119,6 +119,7 @@ impl Control for FakeControl {
             coordinator: volume.coordinator,
             rows_behind: Some(0),
             rows_lost: 0,
+            suspects: 0,
             data: volume.data,
             parity: volume.parity,
             id: volume.id,
