@@ -3,9 +3,9 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use smalti_tests::image::Image;
 use smalti_tests::pattern::seed;
 use smalti_tests::process::{sh, until};
@@ -68,6 +68,44 @@ fn a_store_that_is_put_back_as_it_was_is_not_believed() -> Result<()> {
         cluster.down()?;
     }
     cluster.run_up()?;
+    cluster.finish()
+}
+
+/// Its disk lacks what the others acknowledged since, and one of those is away for a while: it is
+/// waited for, and not replaced by the disk that lacks it.
+#[test]
+fn a_store_that_is_put_back_costs_nobody_his_place() -> Result<()> {
+    let test = "a_store_that_is_put_back_costs_nobody_his_place";
+    let seed = seed();
+    say(test, &format!("seed {seed}"));
+    let mut cluster = Cluster::up(Spec::three(test, "32M"))?;
+    let store = cluster.nodes()[2].dir.join("data/store");
+    let backup = cluster.scratch()?.join("backup");
+    cluster.stop(2)?;
+    copy(&store, &backup)?;
+    cluster.start(2)?;
+    cluster.wait_ok()?;
+    let image = Image::write(&cluster, SIZE, 0, seed)?;
+    cluster.kill_together(&[0, 1, 2])?;
+    copy(&backup, &store)?;
+    cluster.start(1)?;
+    cluster.start(2)?;
+    let log = cluster.nodes()[2].dir.join("node.log");
+    until("the disk is seen to be another one", LIMIT, || {
+        let said = fs::read_to_string(&log)?.contains("is not what its last run left behind");
+        Ok(said.then_some(()))
+    })?;
+    // Long enough for whoever would go on without the one that is away to do so.
+    let watched = Instant::now();
+    while watched.elapsed() < Duration::from_secs(5) {
+        ensure!(cluster.status()?.health == "stalled", "{}", cluster.status()?.brief());
+    }
+    cluster.start(0)?;
+    for node in 0..3 {
+        image.verify(&cluster, node)?;
+    }
+    cluster.wait_ok()?;
+    say(test, "all is there when the one that was away is back");
     cluster.finish()
 }
 

@@ -127,7 +127,16 @@ impl World {
         self.count(Fault::Amnesia, true);
         self.forgot.insert(at);
         let in_order = self.rng.percent(50);
-        self.stop_some(at, until, in_order);
+        if self.rng.percent(50) {
+            self.stop_some(at, until, in_order);
+        } else {
+            // Everybody is away, and comes back whenever he does.
+            for at in 0..self.nodes.len() {
+                self.stop(at, in_order);
+                let until = self.lasts();
+                self.queue.push(until, Ev::Start(at));
+            }
+        }
         self.nodes[at].disk = Arc::new(copy);
         for node in &mut self.nodes {
             node.past.clear();

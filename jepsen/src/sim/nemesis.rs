@@ -12,7 +12,7 @@ impl World {
         usize::try_from(self.rng.below(self.nodes.len() as u64)).unwrap_or(0)
     }
 
-    fn lasts(&mut self) -> u64 {
+    pub(super) fn lasts(&mut self) -> u64 {
         self.now + self.rng.range(5 * MS, self.swarm.fault_long)
     }
 

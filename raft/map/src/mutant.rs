@@ -233,6 +233,12 @@ mutants! {
     GrowAnyStart = "grow-any-start",
     /// A store is called clean whatever run its disk is of.
     BelieveAnyRun = "believe-any-run",
+    /// A store whose disk is of another run stays in sync, and others are taken out in its stead.
+    PutBackInSync = "put-back-in-sync",
+    /// Where not all silent stores can be spared some of them are taken out.
+    ShrinkInPart = "shrink-in-part",
+    /// Silent stores are taken out although those that remain were not heard of late.
+    ShrinkUnheard = "shrink-unheard",
 }
 
 #[cfg(feature = "mutants")]

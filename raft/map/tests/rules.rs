@@ -257,12 +257,29 @@ fn shrink_never_goes_below_min_insync() {
     assert_eq!(refuse(&mut map, &shrink(3, &[1])), Rejection::MinInsync);
     assert!(matches!(refuse(&mut map, &shrink(3, &[3])), Rejection::Invalid(_)));
     assert!(matches!(refuse(&mut map, &shrink(3, &[])), Rejection::Invalid(_)));
-    // From full, one of two named stores can go; the other one is refused in each group.
+    // From full, one of two named stores could go. That would help nobody who waits for the other.
+    assert_eq!(refuse(&mut active(), &shrink(2, &[2, 3])), Rejection::MinInsync);
+}
+
+#[test]
+fn a_store_whose_disk_another_run_left_behind_is_taken_out() {
+    let again = |map: &mut ClusterMap, store, last: Option<RunId>| {
+        let next = start(store, 2, true);
+        register_store(map, StoreStart { last: last.unwrap_or(next.last), ..next })
+    };
+    let other = Some(RunId(Uuid::from_u128(99)));
     let mut map = active();
-    let refused = vec![GroupNo(0), GroupNo(1)];
-    let applied = accept(&mut map, &shrink(2, &[2, 3]));
-    assert_eq!(applied, Applied::Epoch { epoch: Epoch(3), refused });
-    assert!(volume(&map).groups.iter().all(|group| group.insync.len() == 2));
+    again(&mut map, 3, None);
+    assert_eq!(volume(&map), volume(&active()), "it is what its last run left behind");
+    let mut map = active();
+    again(&mut map, 3, other);
+    let made = volume(&map).clone();
+    assert_eq!(made.epoch, Epoch(3));
+    assert_eq!(made.groups, volume(&shrunk()).groups);
+    // Another one would be too many to go, so it is compared with the rest.
+    again(&mut map, 2, other);
+    assert_eq!(volume(&map), &made);
+    assert!(!map.stores[&store(2)].clean);
 }
 
 #[test]

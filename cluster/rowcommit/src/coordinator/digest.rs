@@ -95,6 +95,7 @@ impl Coordinator {
         let patience = self.config.takeover_patience.max(self.config.suspect_after);
         (link.session.is_some(), link.owed, link.told, link.forgiven).hash(hasher);
         link.waiting_since.map(|since| age(now, since, patience)).hash(hasher);
+        link.heard_at.map(|at| age(now, at, patience / 2)).hash(hasher);
         link.lease_until.since(now).hash(hasher);
         link.lease_asked.map(|asked| age(now, asked, self.config.lease / 4)).hash(hasher);
         age(now, link.told_at, IDLE_WATERMARK).hash(hasher);

@@ -4,8 +4,8 @@ use super::{Action, Alarm, Coordinator, Pending, Phase, Place, Purpose, Seat};
 use crate::invariant::invariant;
 use crate::msg::{Ask, Frame, Request};
 use crate::time::Time;
-use smalti_map::Command;
 use smalti_map::mutant::{Mutant, lives};
+use smalti_map::{Command, Volume};
 use smalti_storage::ids::{GroupNo, Slot, SlotSet, StoreId, Ver};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -35,6 +35,8 @@ pub(super) struct Link {
     /// Its last session was counted as if an answer had come, and none has come since. Whoever takes
     /// sessions only to drop them is silent.
     pub(super) forgiven: bool,
+    /// When an answer came last in this session.
+    pub(super) heard_at: Option<Time>,
     /// Requests without an answer.
     pub(super) owed: u64,
     pub(super) lease_until: Time,
@@ -82,10 +84,17 @@ impl Links {
             Some(link) if link.session == Some(session) => {
                 link.waiting_since = (link.owed > 0).then_some(now);
                 link.forgiven = false;
+                link.heard_at = Some(now);
                 true
             }
             _ => false,
         }
+    }
+
+    /// Whether an answer came not longer than that ago.
+    fn heard_within(&self, store: StoreId, now: Time, time: Duration) -> bool {
+        let heard_at = self.links.get(&store).and_then(|link| link.heard_at);
+        heard_at.is_some_and(|at| now.since(at) <= time)
     }
 
     fn owe(&mut self, store: StoreId, now: Time) {
@@ -121,8 +130,8 @@ impl Links {
 
     pub(super) fn forget_epoch(&mut self) {
         for link in self.links.values_mut() {
-            let (session, forgiven) = (link.session, link.forgiven);
-            *link = Link { session, forgiven, ..Link::default() };
+            let Link { session, forgiven, heard_at, .. } = *link;
+            *link = Link { session, forgiven, heard_at, ..Link::default() };
         }
     }
 
@@ -145,6 +154,7 @@ impl Coordinator {
         let since = link.waiting_since.filter(|_| link.forgiven).unwrap_or(now);
         link.waiting_since = (link.owed > 0).then_some(since);
         link.forgiven = true;
+        link.heard_at = None;
         self.outbox.remove(&store);
         // Everything unanswered goes again, in order: every request may be repeated.
         let again: Vec<u64> =
@@ -168,6 +178,7 @@ impl Coordinator {
         let now = self.now;
         let link = self.links.links.entry(store).or_default();
         link.session = None;
+        link.heard_at = None;
         link.waiting_since.get_or_insert(now);
         self.outbox.remove(&store);
         self.catchup_lost(store);
@@ -424,7 +435,9 @@ impl Coordinator {
         self.give_up(&slow);
     }
 
-    /// Takes silent stores out, where enough others remain; silent learners begin anew.
+    /// Takes silent stores out, where enough others remain; silent learners begin anew. Those that
+    /// remain have to be there: if one of them had gone meanwhile, and its disk came back without what
+    /// it held, whoever was taken out before would be the one that is missed.
     fn suspect_silent(&mut self) {
         let patience = self.patience();
         let mut silent: Vec<StoreId> = self
@@ -442,12 +455,30 @@ impl Coordinator {
         for store in &silent {
             self.catchup_silent(*store);
         }
-        silent.retain(|store| self.may_shrink(*store));
-        // Not all of them may be spared: the one that remembers for sure is rather kept.
-        silent.sort_by_key(|store| !self.is_suspect(*store));
-        self.shrink(silent);
+        if !self.may_shrink(&silent) {
+            return;
+        }
+        if self.would_remain(&silent) {
+            self.shrink(silent);
+        }
     }
 
+    /// Whether all others in sync were heard of a moment ago. Those that were not are asked.
+    pub(super) fn would_remain(&mut self, without: &[StoreId]) -> bool {
+        let (now, lately) = (self.now, self.patience() / 2);
+        let remain = self.insync_stores.iter().filter(|store| !without.contains(store));
+        let unheard = remain.filter(|store| !self.links.heard_within(**store, now, lately));
+        let unheard: Vec<StoreId> = unheard.copied().collect();
+        for store in &unheard {
+            let asked = |p: &Pending| p.store == *store && matches!(p.ask, Ask::Nop);
+            if !self.pending.values().any(asked) {
+                self.ask_store(*store, None, Ask::Nop, Purpose::Forget);
+            }
+        }
+        unheard.is_empty() || lives(Mutant::ShrinkUnheard)
+    }
+
+    /// Nobody is taken out who would be missed: see [`would_remain`](Self::would_remain).
     pub(super) fn shrink(&mut self, stores: Vec<StoreId>) {
         if stores.is_empty() || self.volume.is_none() {
             return;
@@ -459,16 +490,19 @@ impl Coordinator {
         }
     }
 
-    /// Whether taking the store out would change anything.
-    pub(super) fn may_shrink(&self, store: StoreId) -> bool {
-        self.catchup.is_growing(store)
-            || self.is_in_the_way(store)
-            || self.volume.as_ref().is_some_and(|volume| {
-                volume.groups.iter().any(|group| {
-                    group.insync.len() > u32::from(volume.min_insync)
-                        && group.slot_of(store).is_some_and(|slot| group.insync.contains(slot))
-                })
+    /// Whether taking the stores out would change anything: of a group all go or none.
+    pub(super) fn may_shrink(&self, stores: &[StoreId]) -> bool {
+        let spared = |volume: &Volume| {
+            volume.groups.iter().any(|group| {
+                let out = stores.iter().filter_map(|store| group.slot_of(*store));
+                let out = out.collect::<SlotSet>().and(group.insync);
+                let fewest = u32::from(volume.min_insync) + out.len();
+                out != SlotSet::EMPTY && group.insync.len() >= fewest
             })
+        };
+        let learns =
+            |store: &StoreId| self.catchup.is_growing(*store) || self.is_in_the_way(*store);
+        stores.iter().any(learns) || self.volume.as_ref().is_some_and(spared)
     }
 
     /// Whether enough stores of the group granted a lease that is valid now: k + 1 of n + k when

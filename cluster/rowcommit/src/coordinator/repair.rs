@@ -401,7 +401,8 @@ impl Coordinator {
                 // enough others, and catches up as a whole.
                 self.set_repair(id, RepairState::Failed);
                 let row = self.tasks.get(&id).map(|task| task.row);
-                if row.is_some_and(|row| self.counts(row, seat)) && self.may_shrink(seat.1) {
+                let counts = row.is_some_and(|row| self.counts(row, seat));
+                if counts && self.may_shrink(&[seat.1]) && self.would_remain(&[seat.1]) {
                     self.shrink(vec![seat.1]);
                 }
             }

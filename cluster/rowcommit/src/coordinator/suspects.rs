@@ -153,15 +153,6 @@ impl Coordinator {
         *known == start || lives(Mutant::HearRestarted)
     }
 
-    /// Whether an in-sync store may have forgotten something, as far as is known.
-    pub(super) fn is_suspect(&self, store: StoreId) -> bool {
-        let unclean = || self.map.stores.get(&store).is_some_and(|entry| !entry.clean);
-        match self.phase {
-            Phase::TakingOver => self.takeover.is_suspect(store).unwrap_or_else(unclean),
-            _ => self.suspects.stores.contains_key(&store),
-        }
-    }
-
     fn groups_in_sync(&self, store: StoreId) -> BTreeSet<GroupNo> {
         let groups = self.volume.iter().flat_map(|volume| &volume.groups);
         let numbered = (0u16..).map(GroupNo).zip(groups);
@@ -192,7 +183,7 @@ impl Coordinator {
 
     /// An in-sync store that came back without having ended in order while this coordinator serves:
     /// it is taken out and compared as a whole, where that leaves enough others and all of those
-    /// are above suspicion. Otherwise the epoch is begun anew: undecided versions that the store
+    /// are there and above suspicion. Otherwise the epoch is begun anew: undecided versions that the store
     /// came up with again have to be settled before any watermark passes them.
     pub(super) fn doubt_restarted(&mut self) {
         let came_back = |store: &StoreId| {
@@ -206,10 +197,13 @@ impl Coordinator {
             return;
         }
         let alone = doubtful.len() == 1 && self.suspects.is_quiet();
-        if alone && doubtful.iter().all(|store| self.may_leave(*store)) {
-            self.shrink(doubtful);
-        } else {
+        let silent =
+            |store: &StoreId| self.links.is_silent(*store, self.now, self.config.suspect_after);
+        let gone = self.insync_stores.iter().any(silent);
+        if !alone || gone || !doubtful.iter().all(|store| self.may_leave(*store)) {
             self.propose_elect();
+        } else if self.would_remain(&doubtful) {
+            self.shrink(doubtful);
         }
     }
 

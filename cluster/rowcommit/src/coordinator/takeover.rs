@@ -49,11 +49,6 @@ impl Takeover {
         self.promised.get(&store).map(|promised| promised.incarnation)
     }
 
-    /// Whether the store may have forgotten what it acknowledged; `None` until it has promised.
-    pub(super) fn is_suspect(&self, store: StoreId) -> Option<bool> {
-        self.promised.get(&store).map(|promised| promised.suspect)
-    }
-
     /// Stores that may have forgotten what they acknowledged.
     pub(super) fn suspects(&self) -> Vec<StoreId> {
         let suspect = self.promised.iter().filter(|(_, promised)| promised.suspect);

@@ -89,8 +89,12 @@ impl ClusterMap {
             least.ok_or_else(|| invalid(format!("{store} has used up its incarnations")))?;
         let incarnation = start.incarnation.max(least);
         // A disk that another run left behind has gone back to an earlier time, in order or not.
-        let clean = start.clean && (start.last == last || lives(Mutant::BelieveAnyRun));
+        let same_disk = start.last == last;
+        let clean = start.clean && (same_disk || lives(Mutant::BelieveAnyRun));
         self.stores.insert(store, Store { node, incarnation, clean, run });
+        if !same_disk && !lives(Mutant::PutBackInSync) {
+            self.volumes.values_mut().for_each(|volume| volume.take_out(store));
+        }
         // A store that restarted while it caught up may have lost what it caught up on (a wiped
         // disk registers as a new start too), so it has to be admitted again.
         for group in self.volumes.values_mut().flat_map(|volume| &mut volume.groups) {

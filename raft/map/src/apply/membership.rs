@@ -4,10 +4,13 @@ use super::invalid;
 use crate::command::{Applied, GrowSlot, Rejection};
 use crate::mutant::{Mutant, lives};
 use crate::types::{ClusterMap, Coordinator, Group, Learner, Volume};
-use smalti_storage::ids::{Epoch, GroupNo, Incarnation, NodeId, StoreId, VolumeNo};
+use smalti_storage::ids::{Epoch, GroupNo, Incarnation, NodeId, SlotSet, StoreId, VolumeNo};
 use std::collections::BTreeSet;
 
 impl ClusterMap {
+    /// Takes stores out of the in-sync sets: of a group all that are named, or, where too few would
+    /// be left, none of them. To take out some would not help those that wait for the others, and if
+    /// one that was taken out came back first, it could not help them either.
     pub(super) fn shrink(
         &mut self,
         volume: VolumeNo,
@@ -21,26 +24,21 @@ impl ClusterMap {
         let min_insync = u32::from(volume.min_insync);
         // Nothing is written before `changed` is set, so a refusal leaves no trace.
         for (no, group) in (0u16..).map(GroupNo).zip(&mut volume.groups) {
-            let mut kept = false;
-            for store in stores {
-                let Some(slot) = group.slot_of(*store) else {
-                    let learners = group.learners.len();
-                    group.learners.retain(|_, learner| learner.store != *store);
-                    changed |= group.learners.len() < learners;
-                    continue;
-                };
-                if group.insync.contains(slot) {
-                    if group.insync.len() > min_insync || lives(Mutant::ShrinkBelowMin) {
-                        group.insync = group.insync.without(slot);
-                        changed = true;
-                    } else {
-                        kept = true;
-                    }
-                } else if group.learners.remove(&slot).is_some() {
-                    changed = true;
-                }
-            }
-            if kept {
+            let out = stores.iter().filter_map(|store| group.slot_of(*store));
+            let out = out.collect::<SlotSet>().and(group.insync);
+            let learners = group.learners.len();
+            group.learners.retain(|_, learner| !stores.contains(&learner.store));
+            changed |= group.learners.len() < learners;
+            let enough = group.insync.len() >= min_insync + out.len();
+            if enough || lives(Mutant::ShrinkBelowMin) {
+                changed |= out != SlotSet::EMPTY;
+                group.insync = group.insync.minus(out);
+            } else if lives(Mutant::ShrinkInPart) {
+                let spare = group.insync.len() - min_insync.min(group.insync.len());
+                let out = out.iter().take(spare as usize).collect::<SlotSet>();
+                changed |= out != SlotSet::EMPTY;
+                group.insync = group.insync.minus(out);
+            } else {
                 refused.push(no);
             }
         }
@@ -186,6 +184,20 @@ impl ClusterMap {
 }
 
 impl Volume {
+    /// Takes a store out of the in-sync sets whose disk is known not to be what its last run left
+    /// behind, wherever enough others are left. What it has forgotten nobody needs to find out
+    /// then; and were it counted, others that are only away could be taken out in its stead.
+    pub(super) fn take_out(&mut self, store: StoreId) {
+        let min_insync = u32::from(self.min_insync);
+        let Ok(next) = self.next_epoch() else { return };
+        for group in &mut self.groups {
+            let slot = group.slot_of(store).filter(|slot| group.insync.contains(*slot));
+            let Some(slot) = slot.filter(|_| group.insync.len() > min_insync) else { continue };
+            group.insync = group.insync.without(slot);
+            self.epoch = next;
+        }
+    }
+
     pub(super) fn next_epoch(&self) -> Result<Epoch, Rejection> {
         self.epoch.0.checked_add(1).map(Epoch).ok_or_else(|| invalid("epochs are used up"))
     }

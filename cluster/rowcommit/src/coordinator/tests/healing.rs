@@ -248,3 +248,62 @@ fn a_lost_row_costs_nobody_what_is_served() {
     rig.coordinator.plan_next_decision();
     assert_eq!(epochs(&mut rig, 200), 0, "{}", rig.coordinator.describe());
 }
+
+/// Store 1 is silent, and store 3 has just come up: perhaps with a disk that lacks everything.
+#[test]
+fn nobody_is_taken_out_before_the_others_were_heard() {
+    for alive in [true, false] {
+        let mut rig = Rig::active(2, 1);
+        rig.write(1, 0, 1);
+        rig.settle();
+        rig.deafen(1, true);
+        rig.deafen(3, true);
+        rig.link_down(1);
+        rig.link_down(3);
+        let mut proposed = Vec::new();
+        for round in 0..100 {
+            if round == 15 {
+                rig.link_up(3);
+            }
+            if round == 40 && alive {
+                rig.deafen(3, false);
+                rig.link_down(3);
+                rig.link_up(3);
+            }
+            rig.tick(20);
+            proposed.extend(rig.settle());
+            if !proposed.is_empty() {
+                break;
+            }
+        }
+        let stores = vec![store(1)];
+        let shrink = Command::Shrink { volume: VOLUME, epoch: Epoch(2), stores };
+        assert_eq!(proposed, if alive { vec![shrink] } else { vec![] });
+    }
+}
+
+/// Store 3 is gone when store 1 comes back from a crash: to take out store 1 would leave the one that
+/// is gone in its place.
+#[test]
+fn who_came_back_is_not_taken_out_for_one_that_is_gone() {
+    let mut rig = Rig::active(2, 1);
+    rig.write(1, 0, 1);
+    rig.settle();
+    rig.deafen(3, true);
+    rig.link_down(3);
+    rig.crash_store(1, None);
+    rig.adopt();
+    rig.link_up(1);
+    for _ in 0..100 {
+        rig.tick(100);
+        // Of two that are proposed at once the second one comes too late.
+        let first = rig.settle().into_iter().take(1);
+        rig.accept(first.collect());
+    }
+    let group = &rig.map.volumes[&VOLUME].groups[0];
+    assert_eq!(group.insync, SlotSet::first(2), "{}", rig.coordinator.describe());
+    rig.done.clear();
+    rig.read(9, 0);
+    rig.pass(2);
+    assert_eq!(rig.done, [Action::ReadDone { op: 9, result: Ok(vec![bytes(1)]) }]);
+}
