@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// How often the core is told that time has passed.
@@ -141,6 +142,8 @@ pub(crate) struct CoderArgs<T> {
     pub(crate) sessions: Arc<AtomicU64>,
     /// Where links and proposals run.
     pub(crate) tasks: TaskTracker,
+    /// Cancelled when the process is to end.
+    pub(crate) stopping: CancellationToken,
 }
 
 struct Coder<T>(PhantomData<fn(T)>);
@@ -342,6 +345,12 @@ impl<T: Transport> State<T> {
     }
 
     fn propose(&self, myself: &ActorRef<CoderMsg>, command: Command) {
+        if matches!(command, Command::Shrink { .. }) && self.args.stopping.is_cancelled() {
+            // Perhaps all nodes are being stopped. Whoever was faster is not out of sync for that: he
+            // may be the one who is needed when they start again.
+            tracing::info!(volume = %self.args.config.volume, ?command, "stopping: not proposed");
+            return;
+        }
         tracing::info!(volume = %self.args.config.volume, ?command, "proposing");
         let applied = self.args.map.propose(command.clone());
         let myself = myself.clone();

@@ -55,6 +55,8 @@ pub struct MemberConfig {
     pub lease: Duration,
     /// How long a store may owe an answer.
     pub suspect_after: Duration,
+    /// Cancelled when the process is to end, before the member is shut down.
+    pub stopping: CancellationToken,
 }
 
 /// A new cluster.
@@ -156,6 +158,7 @@ impl Member {
             sessions: Arc::new(AtomicU64::new(1)),
             tasks: tasks.clone(),
             stop: CancellationToken::new(),
+            stopping: config.stopping.clone(),
             fatal: tokio::sync::Mutex::new(fatal),
             lease: config.lease,
             suspect_after: config.suspect_after,

@@ -34,6 +34,7 @@ pub(crate) struct Inner {
     pub(super) sessions: Arc<AtomicU64>,
     pub(super) tasks: TaskTracker,
     pub(super) stop: CancellationToken,
+    pub(super) stopping: CancellationToken,
     pub(super) fatal: tokio::sync::Mutex<mpsc::Receiver<String>>,
     pub(super) lease: Duration,
     pub(super) suspect_after: Duration,

@@ -345,6 +345,7 @@ impl Member {
             transport: self.fabric().clone(),
             local: Arc::clone(&self.inner.stores),
             map: Arc::new(self.raft().clone()),
+            stopping: self.inner.stopping.clone(),
             sessions: Arc::clone(&self.inner.sessions),
             tasks: self.inner.tasks.clone(),
         };

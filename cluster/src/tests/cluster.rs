@@ -27,6 +27,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
@@ -265,6 +266,7 @@ impl Cluster {
                 map: Arc::new(machine.clone()),
                 sessions,
                 tasks: tasks.clone(),
+                stopping: CancellationToken::new(),
             };
             let actor = coder::start(args).await.expect("a coder starts");
             coders.push(CoderHandle::new(volume.no, actor));

@@ -15,6 +15,7 @@ use smalti_nbd::{Limits, Listener, Server};
 use smalti_net::NodeCredentials;
 use std::sync::Arc;
 use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
 /// Starts everything a node does. Joining the cluster goes on by itself.
@@ -24,7 +25,7 @@ use zeroize::Zeroizing;
 pub async fn start(node: NodeRuntime) -> anyhow::Result<Started> {
     let config = Arc::clone(&node.config);
     let nbd = bind_nbd(&config).await?;
-    let member = Member::start(member_config(&config)?).await?;
+    let member = Member::start(member_config(&config, node.stop.clone())?).await?;
     let failing = member.clone();
     let poisoned = node.clone();
     let stop = node.stop.clone();
@@ -63,7 +64,7 @@ async fn bind_nbd(config: &NodeConfig) -> anyhow::Result<Vec<Listener>> {
     Ok(vec![Listener::Tcp(tcp), Listener::Unix { listener: unix, uids: None }])
 }
 
-fn member_config(config: &NodeConfig) -> anyhow::Result<MemberConfig> {
+fn member_config(config: &NodeConfig, stopping: CancellationToken) -> anyhow::Result<MemberConfig> {
     let addresses = NodeAddresses {
         quic: config.addresses.quic,
         api: config.addresses.api,
@@ -88,6 +89,7 @@ fn member_config(config: &NodeConfig) -> anyhow::Result<MemberConfig> {
         founding,
         lease: config.tunables.lease(),
         suspect_after: config.tunables.suspect_timeout(),
+        stopping,
     })
 }
 
