@@ -485,6 +485,12 @@ impl Drop for RocksStore {
         // compaction takes.
         self.database.db.cancel_all_background_work(true);
         self.reclaim.stop();
+        let phase = self.phase.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Phase::Failed(_) = phase {
+            // RocksDB 11.8 may wait for ever, when it is closed, for work that ended with the failure
+            // of the disk. The process is to end, and ends without.
+            std::mem::forget(Arc::clone(&self.database));
+        }
     }
 }
 
