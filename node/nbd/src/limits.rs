@@ -30,7 +30,8 @@ pub struct Limits {
     pub total_bytes_max: usize,
     /// Payload of a refused write that is skipped and answered; more ends the connection.
     pub drain_bytes_max: u32,
-    /// A client that moves no byte for so long, in the middle of a payload or with replies waiting,
+    /// A client that moves next to nothing for so long (less than a sixteenth of the memory that it
+    /// holds in each quarter of it), in the middle of a payload or with replies waiting,
     /// is cut off if another connection waits for bytes under `total_bytes_max`.
     pub stall_timeout: Duration,
     /// Time for the requests in flight to end once a connection is closing.

@@ -42,6 +42,9 @@ const GATHER_BYTES: usize = 256 * 1024;
 const SLICES_MAX: usize = 64;
 /// Looks at a silent client within one stall time-out.
 const STALL_TICKS: u32 = 4;
+/// Between two looks a client has to move at least this fraction of the memory that it holds: a byte
+/// now and then is as good as silence.
+const STALL_PACE: usize = 16;
 
 /// Time for a client to hang up after the server did.
 const LINGER: Duration = Duration::from_secs(1);
@@ -468,8 +471,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     }
 
     fn check_stall(&mut self) {
-        if self.moved != self.moved_before {
-            self.moved_before = self.moved;
+        let moved = self.moved - self.moved_before;
+        self.moved_before = self.moved;
+        if moved > (self.share.held() / STALL_PACE) as u64 {
             self.silent_ticks = 0;
             return;
         }

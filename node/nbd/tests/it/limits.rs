@@ -167,6 +167,43 @@ async fn a_stalled_client_is_cut_off_only_when_others_need_its_memory() {
 }
 
 #[tokio::test]
+async fn a_client_that_sends_a_byte_now_and_then_has_stalled() {
+    let limits = Limits {
+        connection_bytes_max: 192 * KIB as usize,
+        stall_timeout: Duration::from_millis(200),
+        ..tight()
+    };
+    let harness = Harness::new([memory("v", MIB)], limits);
+    let mut dripping = Vec::new();
+    for _ in 0..3 {
+        let (mut client, task) = harness.open(false).await;
+        client.request(wire::CMD_WRITE, 0, 1, 0, 64 * KIB).await;
+        client.send(&[1; 1000]).await;
+        dripping.push((client, task));
+    }
+    until("all memory is taken", || harness.server.bytes_in_flight() == 192 * KIB as usize).await;
+    let (mut client, _) = harness.open(false).await;
+    client.write(0, 2, 0, &[2; 4096]).await;
+    let answer = {
+        let mut served = std::pin::pin!(within(client.simple()));
+        loop {
+            tokio::select! {
+                answer = &mut served => break answer,
+                () = tokio::time::sleep(Duration::from_millis(10)) => {}
+            }
+            for (dripping, task) in &mut dripping {
+                if !task.is_finished() {
+                    dripping.drip().await;
+                }
+            }
+        }
+    };
+    assert_eq!(answer, (0, 2), "served once a dripping one was cut off");
+    drop((client, dripping));
+    harness.idle().await;
+}
+
+#[tokio::test]
 async fn a_client_that_reads_no_replies_is_cut_off_when_others_need_its_memory() {
     let limits = Limits {
         request_bytes_max: MIB as u32,

@@ -126,6 +126,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         within(self.stream.write_all(bytes)).await.unwrap();
     }
 
+    /// Sends one byte; the server may have closed.
+    pub(crate) async fn drip(&mut self) {
+        let _closed_or_not = within(self.stream.write(&[0])).await;
+    }
+
     pub(crate) async fn take<const N: usize>(&mut self) -> [u8; N] {
         let mut bytes = [0; N];
         within(self.stream.read_exact(&mut bytes)).await.unwrap();
