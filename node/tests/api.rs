@@ -226,6 +226,26 @@ async fn endless_headers_end() {
 }
 
 #[tokio::test]
+async fn bodies_that_do_not_come_hold_nobody_up() {
+    let server = Server::start().await;
+    let head = "POST /v1/volumes HTTP/1.1\r\nhost: localhost\r\n\
+                content-type: application/json\r\ncontent-length: 100\r\n\r\n{";
+    let mut waiting = Vec::new();
+    for _ in 0..300 {
+        let mut stream = TcpStream::connect(server.tcp).await.unwrap();
+        stream.write_all(head.as_bytes()).await.unwrap();
+        waiting.push(stream);
+    }
+    let [unix, tcp] = server.clients();
+    // The other socket has connections of its own, and these end.
+    unix.get::<StatusReport>("/v1/status", LIMIT).await.unwrap();
+    tcp.get::<StatusReport>("/v1/status", 2 * LIMIT).await.unwrap();
+    let mut answer = Vec::new();
+    tokio::time::timeout(LIMIT, waiting[0].read_to_end(&mut answer)).await.unwrap().unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 408"), "{}", String::from_utf8_lossy(&answer));
+}
+
+#[tokio::test]
 async fn the_document_describes_every_route() {
     let server = Server::start().await;
     let (status, served) = server.send("GET /openapi.json", "", "").await;

@@ -11,12 +11,16 @@ use axum::http::header;
 use axum::response::IntoResponse;
 use serde::Deserialize;
 use std::time::Duration;
+use tokio::io::AsyncWriteExt;
 use tokio_util::io::ReaderStream;
 
 /// Most bytes of one answer; a client with more to read asks again, or takes the image.
 const DATA_BYTES_MAX: u64 = 32 << 20;
 /// Bytes read ahead of a client that takes an image.
 const IMAGE_BYTES_AHEAD: usize = 4 << 20;
+
+/// Bytes of a piece on their way to a client.
+const PIECE_BYTES_AHEAD: usize = 256 << 10;
 
 /// A client that takes nothing for so long keeps the volume's keys in memory for nothing.
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
@@ -55,8 +59,18 @@ pub(super) async fn volume_data(
         let text = format!("{size} bytes are more than the {DATA_BYTES_MAX} of one answer");
         return Err(ControlError::invalid(text).into());
     }
+    let held = state.piece().await?;
     let bytes: Bytes = state.control().read_volume(name, offset, size).await?;
-    Ok((CONTENTS, bytes))
+    let length = [(header::CONTENT_LENGTH, bytes.len().to_string())];
+    let (out, body) = tokio::io::duplex(PIECE_BYTES_AHEAD);
+    tokio::spawn(async move {
+        let mut out = Patient::new(out, STALL_TIMEOUT);
+        if let Err(error) = out.write_all(&bytes).await {
+            tracing::debug!(%error, "a client did not take its answer");
+        }
+        drop((bytes, held));
+    });
+    Ok((CONTENTS, length, Body::from_stream(ReaderStream::with_capacity(body, 256 << 10))))
 }
 
 /// All of a volume, in order. A stream that ends before its announced length is not the volume:

@@ -25,6 +25,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+/// Of each socket.
 const CONNECTIONS_MAX: usize = 256;
 const HEADER_BYTES_MAX: usize = 16 << 10;
 /// How long requests under way may go on when the node stops. Changes go on without their client.
@@ -62,15 +63,16 @@ impl ApiServer {
     pub fn start(self, state: ApiState, tasks: &TaskTracker, stop: &CancellationToken) {
         let router = router(state);
         let tcp_router = router.clone().layer(middleware::from_fn(local_host_only));
-        let listener = Listener {
+        // Each has slots of its own: whoever may use TCP must not lock the administrator out.
+        let listener = || Listener {
             slots: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             tasks: tasks.clone(),
             stop: stop.clone(),
         };
+        let (for_tcp, for_unix) = (listener(), listener());
         let (tcp, unix) = (self.tcp, self.unix);
-        let for_tcp = listener.clone();
         tasks.spawn(async move { for_tcp.run(tcp_router, tcp).await });
-        tasks.spawn(async move { listener.run(router, unix).await });
+        tasks.spawn(async move { for_unix.run(router, unix).await });
     }
 }
 
@@ -93,7 +95,6 @@ pub fn bind_unix(path: &Path) -> anyhow::Result<UnixListener> {
     bind().with_context(|| format!("bind {}", path.display()))
 }
 
-#[derive(Clone)]
 struct Listener {
     slots: Arc<Semaphore>,
     tasks: TaskTracker,

@@ -10,24 +10,33 @@ use crate::control::{
 };
 use crate::size::VolumeSize;
 use crate::volume_spec;
+use axum::body::Body;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
-use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
 use axum::http::{StatusCode, header};
-use axum::response::IntoResponse;
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::Deserialize;
 use smalti_storage::ids::VolumeId;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
 
 /// No request has a reason to be larger.
 const BODY_BYTES_MAX: usize = 64 << 10;
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Facts come from the node's own memory, but for a short look at custodians.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pieces of volumes' contents in memory, of clients that take them or not.
+const PIECES_MAX: usize = 4;
+/// Longer than a client that takes nothing is waited for.
+const PIECE_TIMEOUT: Duration = Duration::from_secs(70);
 /// A change waits for the metadata group, which may be electing a leader.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -37,6 +46,7 @@ pub struct ApiState {
     control: Arc<dyn Control>,
     local_cluster: Option<PathBuf>,
     changes: TaskTracker,
+    pieces: Arc<Semaphore>,
 }
 
 impl fmt::Debug for ApiState {
@@ -53,7 +63,16 @@ impl ApiState {
         local_cluster: Option<PathBuf>,
         changes: TaskTracker,
     ) -> Self {
-        Self { control, local_cluster, changes }
+        let pieces = Arc::new(Semaphore::new(PIECES_MAX));
+        Self { control, local_cluster, changes, pieces }
+    }
+
+    /// Waits for leave to hold a piece of a volume's contents for a client.
+    pub(super) async fn piece(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        let piece = Arc::clone(&self.pieces).acquire_owned();
+        let late = |_| ControlError::new(ErrorKind::Timeout, "others take their answers slowly");
+        let piece = tokio::time::timeout(PIECE_TIMEOUT, piece).await.map_err(late)?;
+        Ok(piece.map_err(|error| ControlError::new(ErrorKind::Internal, error))?)
     }
 
     /// The node.
@@ -114,7 +133,27 @@ pub fn router(state: ApiState) -> Router {
             ApiError::http(StatusCode::METHOD_NOT_ALLOWED, "the path does not take this method")
         })
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(middleware::from_fn(body_in_time))
         .with_state(state)
+}
+
+/// A body that does not come holds one of the connections that there are.
+async fn body_in_time(request: Request, next: Next) -> Response {
+    let (parts, body) = request.into_parts();
+    // One byte more, so that whoever looks at the body sees that it is too large.
+    let body = Limited::new(body, BODY_BYTES_MAX + 1).collect();
+    let refused = match tokio::time::timeout(BODY_TIMEOUT, body).await {
+        Ok(Ok(body)) => {
+            return next.run(Request::from_parts(parts, Body::from(body.to_bytes()))).await;
+        }
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            let message = format!("a body has at most {BODY_BYTES_MAX} bytes");
+            ApiError::http(StatusCode::PAYLOAD_TOO_LARGE, message)
+        }
+        Ok(Err(error)) => ApiError::http(StatusCode::BAD_REQUEST, error),
+        Err(_) => ApiError::http(StatusCode::REQUEST_TIMEOUT, "the body did not come in time"),
+    };
+    refused.into_response()
 }
 
 /// Health in short.
