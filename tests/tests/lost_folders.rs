@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use smalti_tests::cluster::smalti;
 use smalti_tests::image::Image;
 use smalti_tests::nbd::Client;
 use smalti_tests::pattern::seed;
@@ -140,6 +141,12 @@ fn a_node_with_an_emptied_store_holds_nobody_up() -> Result<()> {
     }
     let image = Image::write(&cluster, SIZE, 1, seed + 1)?;
     image.verify(&cluster, 2)?;
+    let dir = text(&cluster.dir());
+    until("it is said which node lacks its store", LIMIT, || {
+        let why = smalti(&["why", "--dir", &dir], LIMIT)?;
+        let line = why.stdout.lines().find(|line| line.contains("node n3: it runs without store"));
+        Ok(line.map(|line| say(test, line)))
+    })?;
     cluster.finish()
 }
 

@@ -1,11 +1,13 @@
-//! Who is alive, as seen from here: every node calls every other one a few times a second.
+//! Who is alive, as seen from here: every node calls every other one a few times a second, and hears
+//! which stores it runs.
 
 use crate::fabric::{Fabric, service};
+use crate::shard_store::{LocalStores, StoreHandle};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use smalti_map::view::MapView;
 use smalti_net::Service;
-use smalti_storage::ids::NodeId;
+use smalti_storage::ids::{NodeId, StoreId};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -16,12 +18,22 @@ use tokio_util::task::TaskTracker;
 /// Between two calls to a node.
 const EVERY: Duration = Duration::from_millis(100);
 
+/// Before the stores in an answer. A node of before there were any answers with nothing.
+const VERSION: u8 = 1;
+
 /// What other nodes answered, and when.
 #[derive(Debug)]
 pub struct Beats {
     me: NodeId,
+    own: LocalStores,
     since: Instant,
-    heard: Mutex<BTreeMap<NodeId, Instant>>,
+    heard: Mutex<BTreeMap<NodeId, Heard>>,
+}
+
+#[derive(Debug)]
+struct Heard {
+    at: Instant,
+    stores: Vec<StoreId>,
 }
 
 impl Beats {
@@ -30,9 +42,10 @@ impl Beats {
         fabric: Fabric,
         mut map: watch::Receiver<MapView>,
         suspect_after: Duration,
+        own: LocalStores,
         tasks: &TaskTracker,
     ) -> Arc<Self> {
-        let beats = Arc::new(Self { me, since: Instant::now(), heard: Mutex::default() });
+        let beats = Arc::new(Self { me, own, since: Instant::now(), heard: Mutex::default() });
         let shared = Arc::clone(&beats);
         let spawner = tasks.clone();
         tasks.spawn(async move {
@@ -68,11 +81,9 @@ impl Beats {
         every.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             every.tick().await;
-            if fabric.call(node, service::BEAT, Bytes::new(), timeout).await.is_ok() {
-                self.heard
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .insert(node, Instant::now());
+            if let Ok(answer) = fabric.call(node, service::BEAT, Bytes::new(), timeout).await {
+                let heard = Heard { at: Instant::now(), stores: decode(&answer) };
+                self.heard.lock().unwrap_or_else(PoisonError::into_inner).insert(node, heard);
             }
         }
     }
@@ -84,7 +95,16 @@ impl Beats {
             return Duration::ZERO;
         }
         let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        heard.get(&node).unwrap_or(&self.since).elapsed()
+        heard.get(&node).map_or(self.since, |heard| heard.at).elapsed()
+    }
+
+    /// The stores that a node runs and that may serve, by what it answered last.
+    pub fn stores_of(&self, node: NodeId) -> Vec<StoreId> {
+        if node == self.me {
+            return serving(&self.own);
+        }
+        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.get(&node).map(|heard| heard.stores.clone()).unwrap_or_default()
     }
 
     /// Whether the node has answered at all since this one started.
@@ -94,12 +114,44 @@ impl Beats {
     }
 }
 
+fn serving(stores: &LocalStores) -> Vec<StoreId> {
+    stores.iter().filter(|store| store.may_serve()).map(StoreHandle::id).collect()
+}
+
+fn encode(stores: &[StoreId]) -> Bytes {
+    postcard::to_extend(stores, vec![VERSION]).expect("a vector grows").into()
+}
+
+fn decode(answer: &[u8]) -> Vec<StoreId> {
+    match answer.split_first() {
+        Some((&VERSION, stores)) => postcard::from_bytes(stores).unwrap_or_default(),
+        _ => Vec::new(),
+    }
+}
+
 /// Answers heartbeats.
 #[derive(Debug)]
-pub(super) struct BeatService;
+pub(super) struct BeatService {
+    pub(super) stores: LocalStores,
+}
 
 impl Service for BeatService {
     fn call(&self, _from: NodeId, _request: Bytes) -> BoxFuture<'_, Bytes> {
-        Box::pin(std::future::ready(Bytes::new()))
+        Box::pin(std::future::ready(encode(&serving(&self.stores))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_tell_the_stores() {
+        let stores = [StoreId::default(), StoreId(uuid::Uuid::from_u128(7))];
+        for some in 0..=stores.len() {
+            assert_eq!(decode(&encode(&stores[..some])), stores[..some]);
+        }
+        assert_eq!(decode(&[]), []);
+        assert_eq!(decode(&[VERSION + 1, 0]), []);
     }
 }

@@ -138,8 +138,14 @@ impl Member {
         let custodian = custodian::start(args).await.map_err(actor_failed)?;
         let custody = CustodyService { actor: custodian.clone() };
         let custodians = CustodyClient::new(config.node, fabric.clone(), custody.clone());
-        let beats =
-            Beats::start(config.node, fabric.clone(), raft.watch(), config.suspect_after, &tasks);
+        let beats = Beats::start(
+            config.node,
+            fabric.clone(),
+            raft.watch(),
+            config.suspect_after,
+            Arc::clone(&stores),
+            &tasks,
+        );
         let inner = Arc::new(Inner {
             node: config.node,
             cluster: config.cluster,
@@ -165,7 +171,7 @@ impl Member {
             seat_suspect_after: config.suspect_after * 2,
         });
         endpoint.serve(service::RAFT, Arc::new(RaftService { group: raft }));
-        endpoint.serve(service::BEAT, Arc::new(BeatService));
+        endpoint.serve(service::BEAT, Arc::new(BeatService { stores: Arc::clone(&stores) }));
         endpoint.serve(service::CUSTODY, Arc::new(custody));
         let seats = SeatService { member: Arc::downgrade(&inner) };
         endpoint.serve(service::SEATS, Arc::new(seats));

@@ -72,6 +72,11 @@ impl StoreHandle {
         self.id
     }
 
+    /// Whether the store may serve.
+    pub(crate) fn may_serve(&self) -> bool {
+        *self.admitted.borrow()
+    }
+
     /// Waits until the store may serve. `false`: it has ended before.
     pub(crate) async fn is_admitted(&self) -> bool {
         self.admitted.clone().wait_for(|admitted| *admitted).await.is_ok()

@@ -11,7 +11,7 @@ use smalti_cluster::member::VolumeProgress;
 use smalti_map::Volume;
 use smalti_map::view::MapView;
 use smalti_raft::GroupMetrics;
-use smalti_storage::ids::{ClusterId, GroupNo, Incarnation, NodeId, Slot, VolumeNo};
+use smalti_storage::ids::{ClusterId, GroupNo, Incarnation, NodeId, Slot, StoreId, VolumeNo};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -27,6 +27,8 @@ pub(super) struct Report {
     caught_up: bool,
     raft: GroupMetrics,
     up: BTreeSet<NodeId>,
+    /// Stores that run on nodes that answer.
+    running: BTreeSet<StoreId>,
     progress: BTreeMap<VolumeNo, VolumeProgress>,
 }
 
@@ -59,7 +61,9 @@ impl Report {
             .into_iter()
             .filter_map(|(no, progress)| Some((no, progress?)))
             .collect();
-        Ok(Self { me: member.node(), caught_up, raft: member.raft().metrics(), up, progress, map })
+        let running = up.iter().flat_map(|node| beats.stores_of(*node)).collect();
+        let raft = member.raft().metrics();
+        Ok(Self { me: member.node(), caught_up, raft, up, running, progress, map })
     }
 
     fn node_name(&self, node: NodeId) -> String {
@@ -89,17 +93,25 @@ impl Report {
         }
     }
 
-    /// Of all groups, the fewest in-sync slots on nodes that answer.
+    /// Of all groups, the fewest in-sync slots whose stores run on nodes that answer.
     fn fewest_live(&self, volume: &Volume) -> u8 {
         let live = |group: &smalti_map::Group| {
             let live = group.insync.iter().filter(|slot| {
                 let store = group.slots.get(slot.index());
-                let node = store.and_then(|store| self.map.node_of(*store));
-                node.is_some_and(|node| self.up.contains(&node))
+                store.is_some_and(|store| self.running.contains(store))
             });
             u8::try_from(live.count()).unwrap_or(u8::MAX)
         };
         volume.groups.iter().map(live).min().unwrap_or(0)
+    }
+
+    /// Stores with slots that do not run although their nodes answer.
+    fn missing(&self) -> BTreeMap<StoreId, NodeId> {
+        let groups = self.map.volumes.values().flat_map(|volume| &volume.groups);
+        let stores = groups.flat_map(|group| &group.slots);
+        let silent = stores.filter(|store| !self.running.contains(store));
+        let on_nodes = silent.filter_map(|store| Some((*store, self.map.node_of(*store)?)));
+        on_nodes.filter(|(_, node)| self.up.contains(node)).collect()
     }
 
     /// Whether more than half of the nodes answer: fewer can not agree on anything.
@@ -180,6 +192,15 @@ impl Report {
                     "start it again; it catches up by itself",
                 );
             }
+        }
+        for (store, node) in self.missing() {
+            let subject = format!("node {}", self.node_name(node));
+            let problem = format!(
+                "it runs without store {store}, which holds slots: it is starting, or its disk was \
+                 replaced or emptied"
+            );
+            let remedy = "put the store back, or see the page on operations";
+            add(Health::Degraded, subject, problem, remedy);
         }
         for volume in self.map.volumes.values() {
             let subject = format!("volume {}", volume.name);

@@ -111,6 +111,12 @@ pub(super) fn is_node(pid: u32, config_path: &Path) -> bool {
         && words.next() == Some(config_path.as_os_str().as_encoded_bytes())
 }
 
+/// Whether a process has ended or is about to: it has no command line any more, and its files may still
+/// be open.
+pub(super) fn is_ending(pid: u32) -> bool {
+    fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|cmdline| cmdline.is_empty())
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
@@ -162,8 +168,24 @@ mod tests {
             .spawn()
             .unwrap();
         assert!(!is_node(child.id(), Path::new("/a")));
-        child.kill().unwrap();
+        let until = |ending: bool| {
+            let deadline = Instant::now() + LOCK_TIMEOUT;
+            while is_ending(child.id()) != ending {
+                assert!(Instant::now() < deadline, "ending {ending}");
+                std::thread::sleep(LOCK_PAUSE);
+            }
+        };
+        // It has no command line either while it is being started.
+        until(false);
+        rustix::process::kill_process(
+            rustix::process::Pid::from_child(&child),
+            rustix::process::Signal::KILL,
+        )
+        .unwrap();
+        // Nobody has asked for its status.
+        until(true);
         child.wait().unwrap();
+        assert!(!is_ending(child.id()), "there is no such process");
         assert!(!is_node(child.id(), Path::new("/a")));
         assert!(!is_node(std::process::id(), Path::new("/a")));
     }

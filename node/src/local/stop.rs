@@ -1,7 +1,7 @@
 //! Stopping nodes: those that run, whoever started them with their command line, and nobody else.
 
 use super::layout::{Layout, LayoutNode};
-use super::pid_file::{PidFile, is_node};
+use super::pid_file::{PidFile, is_ending, is_node};
 use anyhow::{Context, bail};
 use rustix::fd::OwnedFd;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -12,6 +12,9 @@ use tokio::time::Instant;
 /// A node has this long to end in order. More than it gives itself.
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
+/// A process that was killed has to close its files yet: with all that it has in memory, on a busy
+/// machine, that takes a while.
+const END_TIMEOUT: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(20);
 
 /// A running node process, held by a file handle, so that its number can not pass to another.
@@ -36,7 +39,7 @@ pub(super) fn running(layout: &Layout) -> anyhow::Result<Vec<Running>> {
 }
 
 fn look(node: &LayoutNode) -> anyhow::Result<Option<Running>> {
-    let Some(pid) = PidFile::holder(&node.config.data_dir)? else { return Ok(None) };
+    let Some(pid) = holder(node)? else { return Ok(None) };
     let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).context("no such process id")?;
     let handle = match pidfd_open(raw, PidfdFlags::empty()) {
         Ok(handle) => handle,
@@ -56,6 +59,18 @@ fn look(node: &LayoutNode) -> anyhow::Result<Option<Running>> {
          if it should stop, stop it yourself",
         node.config_path.display()
     )
+}
+
+/// The process that holds a node's lock, and is not just ending.
+fn holder(node: &LayoutNode) -> anyhow::Result<Option<u32>> {
+    let deadline = Instant::now() + END_TIMEOUT;
+    loop {
+        let pid = PidFile::holder(&node.config.data_dir)?;
+        if !pid.is_some_and(is_ending) || Instant::now() >= deadline {
+            return Ok(pid);
+        }
+        std::thread::sleep(POLL);
+    }
 }
 
 impl Running {
