@@ -222,18 +222,23 @@ impl ShardStore for RocksStore {
     }
 
     fn admit(&self, admission: Admission) -> Result<(), StoreError> {
-        // As long as it is held no clean marker is written.
-        let _serving = self.serving()?;
         let Admission { run, incarnation, clean } = admission;
+        // As long as it is held no clean marker is written.
+        let serving = self.serving()?;
         let mut label = self.label();
         if incarnation < label.incarnation {
             return Err(admitted_before(admission, label.incarnation));
         }
-        if incarnation > label.incarnation {
-            self.database.begin(label.store, incarnation)?;
-        }
         let next = Label { incarnation, run, ..label.clone() };
-        self.directory.write(&next)?;
+        let begun = if incarnation > label.incarnation {
+            self.database.begin(label.store, incarnation)
+        } else {
+            Ok(())
+        };
+        if let Err(why) = begun.and_then(|()| self.directory.write(&next)) {
+            drop((label, serving));
+            return Err(self.fail(why));
+        }
         let opened = Opened { id: next.store, incarnation, run, clean };
         *self.opened.lock().unwrap_or_else(PoisonError::into_inner) = opened;
         *label = next;
@@ -481,16 +486,17 @@ impl ShardStore for RocksStore {
 
 impl Drop for RocksStore {
     fn drop(&mut self) {
-        // Otherwise the thread would keep the database open, and its lock held, for as long as a
-        // compaction takes.
-        self.database.db.cancel_all_background_work(true);
-        self.reclaim.stop();
         let phase = self.phase.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if let Phase::Failed(_) = phase {
+        let failed = matches!(phase, Phase::Failed(_)) || self.database.check_background().is_err();
+        if failed {
             // RocksDB 11.8 may wait for ever, when it is closed, for work that ended with the failure
             // of the disk. The process is to end, and ends without.
             std::mem::forget(Arc::clone(&self.database));
         }
+        // Otherwise the thread would keep the database open, and its lock held, for as long as a
+        // compaction takes.
+        self.database.db.cancel_all_background_work(!failed);
+        self.reclaim.stop();
     }
 }
 
