@@ -496,7 +496,8 @@ impl Coordinator {
             volume.groups.iter().any(|group| {
                 let out = stores.iter().filter_map(|store| group.slot_of(*store));
                 let out = out.collect::<SlotSet>().and(group.insync);
-                let fewest = u32::from(volume.min_insync) + out.len();
+                let all = if lives(Mutant::ShrinkInPart) { 1 } else { out.len() };
+                let fewest = u32::from(volume.min_insync) + all;
                 out != SlotSet::EMPTY && group.insync.len() >= fewest
             })
         };

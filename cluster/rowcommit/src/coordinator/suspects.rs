@@ -183,8 +183,8 @@ impl Coordinator {
 
     /// An in-sync store that came back without having ended in order while this coordinator serves:
     /// it is taken out and compared as a whole, where that leaves enough others and all of those
-    /// are there and above suspicion. Otherwise the epoch is begun anew: undecided versions that the store
-    /// came up with again have to be settled before any watermark passes them.
+    /// are there and above suspicion. Otherwise the epoch is begun anew: undecided versions that the
+    /// store came up with again have to be settled before any watermark passes them.
     pub(super) fn doubt_restarted(&mut self) {
         let came_back = |store: &StoreId| {
             let known = self.incarnations.get(store);
@@ -198,11 +198,17 @@ impl Coordinator {
         }
         let alone = doubtful.len() == 1 && self.suspects.is_quiet();
         let silent =
-            |store: &StoreId| self.links.is_silent(*store, self.now, self.config.suspect_after);
-        let gone = self.insync_stores.iter().any(silent);
-        if !alone || gone || !doubtful.iter().all(|store| self.may_leave(*store)) {
+            |store: &&StoreId| self.links.is_silent(**store, self.now, self.config.suspect_after);
+        let silent: Vec<StoreId> = self.insync_stores.iter().filter(silent).copied().collect();
+        let beside = |group: &GroupNo| {
+            silent.iter().any(|store| self.groups_in_sync(*store).contains(group))
+        };
+        let leaves = |store: &StoreId| {
+            self.may_leave(*store) && !self.groups_in_sync(*store).iter().any(beside)
+        };
+        if !alone || !doubtful.iter().all(leaves) {
             self.propose_elect();
-        } else if self.would_remain(&doubtful) {
+        } else if self.would_remain(&[&doubtful[..], &silent].concat()) {
             self.shrink(doubtful);
         }
     }

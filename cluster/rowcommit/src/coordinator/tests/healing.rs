@@ -193,7 +193,7 @@ fn a_learner_that_died_is_in_nobodys_way() {
             rig.accept(vec![Command::Move { volume: VOLUME, moves: moves.clone() }]);
         }
         let learner =
-            |rig: &Rig| rig.map.volumes[&VOLUME].groups[0].learners.get(&Slot(0)).cloned();
+            |rig: &Rig| rig.map.volumes[&VOLUME].groups[0].learners.get(&Slot(0)).copied();
         for _ in 0..50 {
             rig.tick(20);
             let commands = rig.settle();
