@@ -22,8 +22,10 @@ use tokio::time::Instant;
 /// waits for as long as that does.
 const CALL_PATIENCE: Duration = Duration::from_secs(60);
 
-/// A call that took longer was with a coordinator, and neither refused at once nor on a connection
-/// that was dead: those are given up sooner.
+/// A call that was answered after more than that was with a coordinator, and not refused at once.
+const SHORT_CALL: Duration = Duration::from_secs(1);
+
+/// Likewise one that was not answered: a connection that is dead is given up sooner.
 const LONG_CALL: Duration = Duration::from_secs(10);
 
 const PAUSE: Duration = Duration::from_millis(20);
@@ -135,7 +137,8 @@ impl RoutedDevice {
                     match call(route.device().as_ref()).await {
                         Err(error) if error.is_retry_elsewhere() => {
                             self.forget(&route);
-                            if began.elapsed() > LONG_CALL {
+                            let reached = !matches!(error, GatewayError::Disconnected);
+                            if began.elapsed() > if reached { SHORT_CALL } else { LONG_CALL } {
                                 // It was waited for with reason, however long; when stores come back
                                 // the coordinator is often another one.
                                 deadline = Instant::now() + CALL_PATIENCE;

@@ -77,6 +77,11 @@ impl Processes {
         }
     }
 
+    /// How many have not ended, as far as their ends were asked for.
+    pub(super) fn running(&self) -> usize {
+        self.ends.len()
+    }
+
     /// Whether every process that was started has ended.
     pub(super) fn all_ended(&mut self) -> bool {
         while self.ends.try_join_next().is_some() {}

@@ -233,7 +233,7 @@ async fn foreground(
 ) -> anyhow::Result<()> {
     say("Ctrl-C stops the nodes");
     let nodes = layout.nodes().len();
-    let mut in_order = 0;
+    let mut in_order = layout.nodes().len() - processes.running();
     loop {
         tokio::select! {
             _ = signals.next() => break,
