@@ -8,6 +8,7 @@ use smalti_storage::ids::{
     ClusterId, Epoch, GroupNo, Incarnation, KeyEpochNo, NodeId, RowAddr, RunId, Slot, StoreId,
     VolumeId, VolumeNo,
 };
+use smalti_storage::store::Announced;
 use uuid::Uuid;
 
 pub(crate) const VOLUME: VolumeNo = VolumeNo(1);
@@ -84,8 +85,8 @@ pub(crate) fn start_store(map: &mut ClusterMap, no: u64, incarnation: u64, clean
     // The disk is what the last run left behind, and each has another name.
     let last = map.stores.get(&store).map_or(RunId::default(), |known| known.run);
     let run = RunId(Uuid::from_u128(last.0.as_u128() + 1));
-    let incarnation = Incarnation(incarnation);
-    let start = StoreStart { store, node, of, incarnation, run, last, clean };
+    let (incarnation, announced) = (Incarnation(incarnation), Announced::default());
+    let start = StoreStart { store, node, of, incarnation, run, last, clean, announced };
     accept(map, &Command::RegisterStore(start));
 }
 

@@ -178,17 +178,34 @@ impl Member {
         let sessions = StoreSessions { stores: stores.to_vec(), tasks: tasks.clone() };
         endpoint.accept_sessions(service::ROWS, Arc::new(sessions));
         let member = Self { inner };
-        tasks.spawn(member.clone().join(config, store.opened()));
+        tasks.spawn(member.clone().join(config, store, fatal_tx));
         tasks.spawn(member.clone().keep_seats());
         Ok(member)
     }
 
     /// Founds the cluster where that is this node's part, then registers, for as long as it takes.
-    async fn join(self, config: MemberConfig, opened: Opened) {
+    async fn join(
+        self,
+        config: MemberConfig,
+        store: Arc<dyn ShardStore>,
+        fatal: mpsc::Sender<String>,
+    ) {
+        let (opened, run) = (store.opened(), RunId(Uuid::new_v4()));
+        let announced = tokio::task::spawn_blocking(move || store.announce(run)).await;
+        if !self.inner.stop.is_cancelled()
+            && let Err(error) = announced.map_err(|error| error.to_string()).and_then(|announced| {
+                announced.map_err(|error| format!("shard store can not be registered: {error}"))
+            })
+        {
+            tracing::error!(%error, "shard store failed");
+            // The queue holds one message and the first failure is the one that counts.
+            let _ = fatal.try_send(error);
+            return;
+        }
         if let Some(founding) = &config.founding {
             self.found(&config, founding).await;
         }
-        let Some((of, admission)) = self.register(&config, opened).await else { return };
+        let Some((of, admission)) = self.register(&config, opened, run).await else { return };
         if opened.clean && !admission.clean {
             tracing::warn!(store = %opened.id, "the store's disk is not what its last run left \
                 behind: what it has forgotten since is found out from the others");
@@ -210,15 +227,15 @@ impl Member {
         &self,
         config: &MemberConfig,
         opened: Opened,
+        run: RunId,
     ) -> Option<(Incarnation, Admission)> {
         let (node, store) = (config.node, opened.id);
-        let run = RunId(Uuid::new_v4());
         loop {
             let addresses = config.addresses.clone();
             let command = Command::RegisterNode { node, addresses };
             let Applied::Registered(of) = self.until_applied(command).await? else { return None };
-            let Opened { incarnation, clean, run: last, .. } = opened;
-            let start = StoreStart { store, node, of, incarnation, run, last, clean };
+            let Opened { incarnation, clean, run: last, announced, .. } = opened;
+            let start = StoreStart { store, node, of, incarnation, run, last, clean, announced };
             match self.until_applied(Command::RegisterStore(start)).await? {
                 Applied::RegisteredStore { incarnation, clean } => {
                     return Some((of, Admission { run, incarnation, clean }));

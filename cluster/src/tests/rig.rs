@@ -13,7 +13,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use smalti_rowcommit::msg::{Answer, Ask, Frame, Reply, Request, Update};
 use smalti_rowcommit::store::StoreConfig;
 use smalti_storage::ids::{
-    Epoch, GroupNo, NodeId, RowAddr, RowSlot, Slot, SlotSet, StoreId, Ver, VolumeNo,
+    Epoch, GroupNo, NodeId, RowAddr, RowSlot, RunId, Slot, SlotSet, StoreId, Ver, VolumeNo,
 };
 use smalti_storage::store::memory::MemoryStore;
 use smalti_storage::store::{
@@ -98,6 +98,10 @@ pub(super) struct Watched {
 impl ShardStore for Watched {
     fn opened(&self) -> Opened {
         self.store.opened()
+    }
+
+    fn announce(&self, run: RunId) -> Result<(), StoreError> {
+        self.store.announce(run)
     }
 
     fn admit(&self, admission: Admission) -> Result<(), StoreError> {

@@ -76,10 +76,10 @@ pub(super) fn register(
     let Applied::Registered(of) = applied else {
         return Err(format!("node {at} could not register: {applied:?}"));
     };
-    let Opened { id: store, incarnation, clean, run: last } = disk.opened();
+    let Opened { id: store, incarnation, clean, run: last, announced } = disk.opened();
     // Disks do not go back here, so a count tells runs from each other.
     let run = RunId(Uuid::from_u128(u128::from(incarnation.0)));
-    let start = StoreStart { store, node, of, incarnation, run, last, clean };
+    let start = StoreStart { store, node, of, incarnation, run, last, clean, announced };
     let applied = accept(map, &Command::RegisterStore(start))?;
     let Applied::RegisteredStore { incarnation, clean } = applied else {
         return Err(format!("the store of node {at} could not register: {applied:?}"));

@@ -137,8 +137,22 @@ impl World {
             run,
             last: opened.run,
             clean: opened.clean,
+            announced: opened.announced,
         };
+        if let Err(error) = disk.announce(run) {
+            self.fail(format!("store of node {at} can not announce its run: {error}"));
+            return;
+        }
         let applied = self.apply(&Command::RegisterStore(start));
+        if self.stormy && self.rng.percent(3) {
+            // It dies before it knows that it was registered.
+            disk.restart(Restart { clean: opened.clean, lost: 0 });
+            self.nodes[at].next_run = self.fresh_run();
+            let later = self.now + self.rng.range(5, 300) * MS;
+            self.queue.push(later, Ev::Start(at));
+            self.trace(|| format!("n{at} dies while its store is registered"));
+            return;
+        }
         let Applied::RegisteredStore { incarnation: admitted, clean } = applied else {
             self.fail(format!("store of node {at} could not register: {applied:?}"));
             return;

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use smalti_storage::ids::{
     ClusterId, Epoch, GroupNo, Incarnation, NodeId, RunId, Slot, StoreId, VolumeId, VolumeNo,
 };
+use smalti_storage::store::Announced;
 use thiserror::Error;
 
 /// A change of the map.
@@ -189,13 +190,16 @@ pub struct StoreStart {
     pub last: RunId,
     /// Whether that ended in order.
     pub clean: bool,
+    /// Names of starts since that were broken off; nil for none.
+    pub announced: Announced,
 }
 
 impl StoreStart {
     /// The first start of a store, in which nothing was lost. Its run is called as the store is.
     pub fn first(store: StoreId, node: NodeId, of: Incarnation) -> Self {
         let (run, last) = (RunId(store.0), RunId::default());
-        Self { store, node, of, incarnation: Incarnation(1), run, last, clean: true }
+        let announced = Announced::default();
+        Self { store, node, of, incarnation: Incarnation(1), run, last, clean: true, announced }
     }
 }
 

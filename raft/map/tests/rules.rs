@@ -261,6 +261,14 @@ fn shrink_never_goes_below_min_insync() {
     assert_eq!(refuse(&mut active(), &shrink(2, &[2, 3])), Rejection::MinInsync);
 }
 
+fn another_start(no: u64, run: u128, last: RunId, announced: &[u128]) -> StoreStart {
+    let mut next = StoreStart { run: RunId(Uuid::from_u128(run)), last, ..start(no, 2, true) };
+    for (place, name) in next.announced.iter_mut().zip(announced) {
+        *place = RunId(Uuid::from_u128(*name));
+    }
+    next
+}
+
 #[test]
 fn a_store_whose_disk_another_run_left_behind_is_taken_out() {
     let again = |map: &mut ClusterMap, store, last: Option<RunId>| {
@@ -276,6 +284,17 @@ fn a_store_whose_disk_another_run_left_behind_is_taken_out() {
     let made = volume(&map).clone();
     assert_eq!(made.epoch, Epoch(3));
     assert_eq!(made.groups, volume(&shrunk()).groups);
+    // A start that was broken off is no other run.
+    let broken = another_start(1, 70, RunId(Uuid::from_u128(1)), &[]);
+    let mut after = active();
+    register_store(&mut after, broken);
+    for announced in [&[70][..], &[9, 70], &[71, 70, 9]] {
+        let mut map = after.clone();
+        let next = another_start(1, 72, RunId(Uuid::from_u128(1)), announced);
+        let applied = register_store(&mut map, next);
+        assert!(matches!(applied, Applied::RegisteredStore { clean: false, .. }), "{applied:?}");
+        assert_eq!(volume(&map), volume(&active()), "announced {announced:?}");
+    }
     // Another one would be too many to go, so it is compared with the rest.
     again(&mut map, 2, other);
     assert_eq!(volume(&map), &made);

@@ -5,25 +5,26 @@
 //!
 //! ```text
 //! smalti store
-//! format 5
+//! format 6
 //! store 5f0c8a5e-...
 //! cluster 0b6f3c1d-...
 //! incarnation 7
 //! run 9d2b7a10-...
+//! announced 00000000-... 00000000-... 00000000-... 00000000-...
 //! state clean MANIFEST-000031 1744 blobs 54e1c7d90a6b32f8         (or: state open)
 //! check 8d1f20a9c03b5e77
 //! ```
 //!
 //! RocksDB compares its tables with what its manifest says of them, but looks at a blob file only
 //! when a record is read. So the label of a clean end names the blob files with their lengths, by a
-//! hash. Format 1 did not; up to format 3 nothing was said of deleted snapshots, and up to format 4
-//! nothing of runs. They are still read.
+//! hash. Format 1 did not; up to format 3 nothing was said of deleted snapshots, up to format 4
+//! nothing of runs, and up to format 5 nothing of starts that were broken off. They are still read.
 
 use crate::blobs;
 use crate::options::Expect;
 use rustix::fs::{FlockOperation, flock};
 use smalti_storage::ids::{ClusterId, Incarnation, RunId, StoreId};
-use smalti_storage::store::StoreError;
+use smalti_storage::store::{Announced, StoreError};
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Write};
@@ -37,9 +38,11 @@ const TEMPORARY: &str = "STORE.new";
 /// Where RocksDB lives inside the directory.
 const DATABASE: &str = "db";
 const TITLE: &str = "smalti store";
-const FORMAT: u32 = 5;
+const FORMAT: u32 = 6;
 /// From which on a label names the last run.
 const FORMAT_RUN: u32 = 5;
+/// From which on it names the runs that were announced since.
+const FORMAT_ANNOUNCED: u32 = 6;
 /// The oldest format that is still read.
 const FORMAT_MIN: u32 = 1;
 /// No label is nearly as long; nothing longer is read.
@@ -61,6 +64,8 @@ pub(crate) struct Label {
     pub(crate) incarnation: Incarnation,
     /// The last run that the cluster admitted; nil before the first.
     pub(crate) run: RunId,
+    /// Names announced since.
+    pub(crate) announced: Announced,
     /// The files as the last run left them, if it ended cleanly.
     pub(crate) clean: Option<Ending>,
 }
@@ -219,6 +224,7 @@ impl Directory {
             cluster: expect.cluster,
             incarnation: Incarnation(0),
             run: RunId::default(),
+            announced: Announced::default(),
             clean: None,
         };
         self.write(&label)?;
@@ -254,7 +260,7 @@ impl Directory {
 
 impl fmt::Display for Label {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { store, cluster, incarnation, run, clean } = self;
+        let Self { store, cluster, incarnation, run, announced: [a, b, c, d], clean } = self;
         let state = match clean {
             Some(Ending { manifest: Manifest { name, len }, blobs }) => {
                 let blobs = blobs.as_ref().map(|blobs| format!(" blobs {blobs}"));
@@ -264,7 +270,7 @@ impl fmt::Display for Label {
         };
         let text = format!(
             "{TITLE}\nformat {FORMAT}\nstore {store}\ncluster {cluster}\n\
-             incarnation {}\nrun {run}\nstate {state}\n",
+             incarnation {}\nrun {run}\nannounced {a} {b} {c} {d}\nstate {state}\n",
             incarnation.0
         );
         writeln!(f, "{text}check {}", check(&text))
@@ -308,6 +314,13 @@ impl Label {
                 FORMAT_RUN.. => RunId(field("run")?.parse().ok()?),
                 _ => RunId::default(),
             },
+            announced: match format {
+                FORMAT_ANNOUNCED.. => {
+                    let names = field("announced")?.split(' ').map(|name| name.parse().map(RunId));
+                    names.collect::<Result<Vec<_>, _>>().ok()?.try_into().ok()?
+                }
+                _ => Announced::default(),
+            },
             clean: match field("state")? {
                 "open" => None,
                 state => {
@@ -349,13 +362,14 @@ mod tests {
             cluster: ClusterId(Uuid::from_u128(2)),
             incarnation: Incarnation(7),
             run: RunId(Uuid::from_u128(3)),
+            announced: [4, 5, 0, 0].map(|no| RunId(Uuid::from_u128(no))),
             clean,
         }
     }
 
     /// As it is read when its format says nothing of runs.
     fn old_label(clean: Option<Ending>) -> Label {
-        Label { run: RunId::default(), ..label(clean) }
+        Label { run: RunId::default(), announced: Announced::default(), ..label(clean) }
     }
 
     fn ending(blobs: Option<&str>) -> Ending {
@@ -398,12 +412,27 @@ mod tests {
     }
 
     #[test]
-    fn version_5_stays_as_it_is() {
+    fn version_5_stays_readable() {
         let label = label(Some(ending(Some("51b0d7a2c94f3e68"))));
+        let label = Label { announced: Announced::default(), ..label };
         let text = "smalti store\nformat 5\nstore 00000000-0000-0000-0000-000000000001\n\
                     cluster 00000000-0000-0000-0000-000000000002\nincarnation 7\n\
                     run 00000000-0000-0000-0000-000000000003\n\
                     state clean MANIFEST-000031 1744 blobs 51b0d7a2c94f3e68\ncheck ae53abd65259f9c6\n";
+        assert_eq!(text.parse(), Ok(label));
+    }
+
+    #[test]
+    fn version_6_stays_as_it_is() {
+        let label = label(Some(ending(Some("51b0d7a2c94f3e68"))));
+        let text = "smalti store\nformat 6\nstore 00000000-0000-0000-0000-000000000001\n\
+                    cluster 00000000-0000-0000-0000-000000000002\nincarnation 7\n\
+                    run 00000000-0000-0000-0000-000000000003\n\
+                    announced 00000000-0000-0000-0000-000000000004 \
+                    00000000-0000-0000-0000-000000000005 \
+                    00000000-0000-0000-0000-000000000000 \
+                    00000000-0000-0000-0000-000000000000\n\
+                    state clean MANIFEST-000031 1744 blobs 51b0d7a2c94f3e68\ncheck be8dcec19a01c4de\n";
         assert_eq!(label.to_string(), text);
     }
 

@@ -3,6 +3,7 @@
 use crate::apply::{Claims, prepare};
 use crate::blobs;
 use crate::database::{Database, failed, read_failed};
+use crate::held::Held;
 use crate::keys::{after_prefix, change, slot, version, volume};
 use crate::label::{Directory, Label};
 use crate::options::{Expect, RocksOptions};
@@ -11,10 +12,10 @@ use crate::space;
 use crate::value;
 use bytes::Bytes;
 use rocksdb::{DBPinnableSlice, DBRawIterator, FlushOptions, ReadOptions, WriteOptions};
-use smalti_storage::ids::{Epoch, GroupNo, RowAddr, RowSlot, Ver, VolumeNo};
+use smalti_storage::ids::{Epoch, GroupNo, RowAddr, RowSlot, RunId, Ver, VolumeNo};
 use smalti_storage::store::{
-    Admission, Batch, ChangeIndex, Opened, ShardStore, SlotVersions, Space, StoreError,
-    VersionMeta, VolumeState, admitted_before,
+    Admission, Announced, Batch, ChangeIndex, Opened, ShardStore, SlotVersions, Space, StoreError,
+    VersionMeta, VolumeState, admitted_before, announce_too,
 };
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
@@ -32,7 +33,7 @@ const MULTI_GET: usize = 256;
 /// and the next start is not clean.
 #[derive(Debug)]
 pub struct RocksStore {
-    database: Arc<Database>,
+    database: Held,
     directory: Directory,
     label: Mutex<Label>,
     opened: Mutex<Opened>,
@@ -69,6 +70,7 @@ impl RocksStore {
             id: label.store,
             incarnation: started.incarnation,
             run: label.run,
+            announced: label.announced,
             clean: started.whole && (new || label.clean.is_some()),
         };
         let label = Label { incarnation: started.incarnation, clean: None, ..label };
@@ -80,7 +82,7 @@ impl RocksStore {
         info!(store = %opened.id, incarnation = %opened.incarnation, clean = opened.clean,
             path = %directory.path().display(), "store opened");
         Ok(Self {
-            database,
+            database: Held::new(database),
             directory,
             label: Mutex::new(label),
             opened: Mutex::new(opened),
@@ -221,6 +223,19 @@ impl ShardStore for RocksStore {
         *self.opened.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn announce(&self, run: RunId) -> Result<(), StoreError> {
+        // As long as it is held no clean marker is written.
+        let serving = self.serving()?;
+        let mut label = self.label();
+        let next = Label { announced: announce_too(label.announced, run), ..label.clone() };
+        if let Err(why) = self.directory.write(&next) {
+            drop((label, serving));
+            return Err(self.fail(why));
+        }
+        *label = next;
+        Ok(())
+    }
+
     fn admit(&self, admission: Admission) -> Result<(), StoreError> {
         let Admission { run, incarnation, clean } = admission;
         // As long as it is held no clean marker is written.
@@ -229,7 +244,8 @@ impl ShardStore for RocksStore {
         if incarnation < label.incarnation {
             return Err(admitted_before(admission, label.incarnation));
         }
-        let next = Label { incarnation, run, ..label.clone() };
+        let announced = Announced::default();
+        let next = Label { incarnation, run, announced, ..label.clone() };
         let begun = if incarnation > label.incarnation {
             self.database.begin(label.store, incarnation)
         } else {
@@ -239,7 +255,7 @@ impl ShardStore for RocksStore {
             drop((label, serving));
             return Err(self.fail(why));
         }
-        let opened = Opened { id: next.store, incarnation, run, clean };
+        let opened = Opened { id: next.store, incarnation, run, clean, announced };
         *self.opened.lock().unwrap_or_else(PoisonError::into_inner) = opened;
         *label = next;
         info!(store = %opened.id, %incarnation, %run, clean, "store admitted");
@@ -488,11 +504,7 @@ impl Drop for RocksStore {
     fn drop(&mut self) {
         let phase = self.phase.get_mut().unwrap_or_else(PoisonError::into_inner);
         let failed = matches!(phase, Phase::Failed(_)) || self.database.check_background().is_err();
-        if failed {
-            // RocksDB 11.8 may wait for ever, when it is closed, for work that ended with the failure
-            // of the disk. The process is to end, and ends without.
-            std::mem::forget(Arc::clone(&self.database));
-        }
+        self.database.failed = failed;
         // Otherwise the thread would keep the database open, and its lock held, for as long as a
         // compaction takes.
         self.database.db.cancel_all_background_work(!failed);

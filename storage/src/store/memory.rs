@@ -8,8 +8,8 @@
 //!     as a disk's does.
 
 use super::{
-    Admission, Batch, Change, ChangeIndex, Opened, ShardStore, SlotVersions, Space, StoreError,
-    VersionMeta, VolumeState, admitted_before,
+    Admission, Announced, Batch, Change, ChangeIndex, Opened, ShardStore, SlotVersions, Space,
+    StoreError, VersionMeta, VolumeState, admitted_before, announce_too,
 };
 use crate::ids::{GroupNo, Incarnation, RowAddr, RowSlot, RunId, Slot, StoreId, Ver, VolumeNo};
 use bytes::Bytes;
@@ -44,6 +44,7 @@ struct Inner {
     id: StoreId,
     incarnation: Incarnation,
     run: RunId,
+    announced: Announced,
     clean: bool,
     closed: bool,
     failed: Option<String>,
@@ -97,6 +98,7 @@ impl MemoryStore {
                 id,
                 incarnation: Incarnation(1),
                 run: RunId::default(),
+                announced: Announced::default(),
                 clean: true,
                 closed: false,
                 failed: None,
@@ -228,8 +230,8 @@ impl MemoryStore {
 
 impl Inner {
     fn opened(&self) -> Opened {
-        let Self { id, incarnation, run, clean, .. } = *self;
-        Opened { id, incarnation, run, clean }
+        let Self { id, incarnation, run, clean, announced, .. } = *self;
+        Opened { id, incarnation, run, clean, announced }
     }
 
     fn admit(&mut self, admission: Admission) -> Result<(), StoreError> {
@@ -239,6 +241,7 @@ impl Inner {
             return Err(admitted_before(admission, self.incarnation));
         }
         (self.run, self.incarnation, self.clean) = (run, incarnation, clean);
+        self.announced = Announced::default();
         Ok(())
     }
 
@@ -409,6 +412,13 @@ impl Content {
 impl ShardStore for MemoryStore {
     fn opened(&self) -> Opened {
         self.lock().opened()
+    }
+
+    fn announce(&self, run: RunId) -> Result<(), StoreError> {
+        let mut inner = self.lock();
+        inner.serving()?;
+        inner.announced = announce_too(inner.announced, run);
+        Ok(())
     }
 
     fn admit(&self, admission: Admission) -> Result<(), StoreError> {

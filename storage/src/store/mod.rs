@@ -218,6 +218,18 @@ pub struct Opened {
     pub clean: bool,
     /// The last run that was admitted, of which this disk is what remained; then this one.
     pub run: RunId,
+    /// Names that were announced since, the newest first: of starts that were broken off.
+    pub announced: Announced,
+}
+
+/// The last names that a store announced and was not admitted under; nil where there are fewer.
+pub type Announced = [RunId; 4];
+
+/// For stores: a name more. More starts than that in a row are not broken off between their
+/// registration and the disk.
+pub fn announce_too(announced: Announced, run: RunId) -> Announced {
+    let [first, second, third, _] = announced;
+    [run, first, second, third]
 }
 
 /// What the cluster made of a store's start.
@@ -276,6 +288,14 @@ pub enum StoreError {
 pub trait ShardStore: Send + Sync + 'static {
     /// How this store came up.
     fn opened(&self) -> Opened;
+
+    /// Notes the name under which this start is about to be registered; durable when it returns. If
+    /// the start is broken off before it is admitted, the next one can tell the cluster that it knows
+    /// that name, and is not taken for an older disk.
+    ///
+    /// # Errors
+    /// When the disk fails, or the store has ended.
+    fn announce(&self, run: RunId) -> Result<(), StoreError>;
 
     /// Begins to serve as what the cluster has registered this start as; durable when it returns.
     /// Before it is, nothing may be served: the next start could not tell the disk from one that is

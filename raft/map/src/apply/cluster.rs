@@ -89,8 +89,10 @@ impl ClusterMap {
             least.ok_or_else(|| invalid(format!("{store} has used up its incarnations")))?;
         let incarnation = start.incarnation.max(least);
         // A disk that another run left behind has gone back to an earlier time, in order or not.
-        let same_disk = start.last == last;
-        let clean = start.clean && (same_disk || lives(Mutant::BelieveAnyRun));
+        let ended = start.last == last;
+        let clean = start.clean && (ended || lives(Mutant::BelieveAnyRun));
+        // A start that was broken off between here and its disk has served nobody.
+        let same_disk = ended || last != RunId::default() && start.announced.contains(&last);
         self.stores.insert(store, Store { node, incarnation, clean, run });
         if !same_disk && !lives(Mutant::PutBackInSync) {
             self.volumes.values_mut().for_each(|volume| volume.take_out(store));

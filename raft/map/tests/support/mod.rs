@@ -8,6 +8,7 @@ use smalti_map::{
 use smalti_storage::ids::{
     ClusterId, Incarnation, KeyEpochNo, NodeId, RunId, StoreId, VolumeId, VolumeNo,
 };
+use smalti_storage::store::Announced;
 use uuid::Uuid;
 
 pub(crate) const VOLUME: VolumeNo = VolumeNo(1);
@@ -50,6 +51,7 @@ pub(crate) fn start(no: u64, incarnation: u64, clean: bool) -> StoreStart {
         incarnation: Incarnation(incarnation),
         run: run(incarnation),
         last: run(incarnation - 1),
+        announced: Announced::default(),
         clean,
     }
 }

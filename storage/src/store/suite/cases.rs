@@ -3,7 +3,8 @@
 use super::{Subject, commit, is_refused, place, put, scan_all, state, ver, vers};
 use crate::ids::{GroupNo, Incarnation, RowSlot, RunId, Slot, StoreId, Ver, VolumeNo};
 use crate::store::{
-    Admission, Batch, Change, ChangeIndex, Opened, ShardStore, StoreError, VersionMeta, VolumeState,
+    Admission, Announced, Batch, Change, ChangeIndex, Opened, ShardStore, StoreError, VersionMeta,
+    VolumeState,
 };
 use bytes::Bytes;
 use uuid::Uuid;
@@ -405,7 +406,9 @@ pub(super) fn admissions(subject: &mut dyn Subject) {
         let admission = Admission { run: run(round), incarnation, clean };
         subject.store().admit(admission).expect("admission");
         let opened = subject.store().opened();
-        assert_eq!(opened, Opened { id: first.id, incarnation, clean, run: run(round) });
+        let announced = Announced::default();
+        let expected = Opened { id: first.id, incarnation, clean, run: run(round), announced };
+        assert_eq!(opened, expected);
         subject.restart(round != 4);
         let opened = subject.store().opened();
         assert_eq!((opened.clean, opened.run), (round != 4, run(round)), "round {round}");
@@ -415,6 +418,19 @@ pub(super) fn admissions(subject: &mut dyn Subject) {
         assert!(matches!(subject.store().admit(used), Err(StoreError::Refused(_))));
         assert_eq!(subject.store().opened(), opened, "nothing changed");
     }
+    // Names of starts that were broken off are kept until one is admitted.
+    for name in 60..66 {
+        subject.store().announce(run(name)).expect("announced");
+        subject.restart(name % 2 == 0);
+    }
+    let opened = subject.store().opened();
+    assert_eq!(opened.announced, [65, 64, 63, 62].map(run));
+    let Opened { incarnation, .. } = opened;
+    subject.store().announce(run(66)).expect("announced");
+    let admission = Admission { run: run(66), incarnation, clean: false };
+    subject.store().admit(admission).expect("admission");
+    subject.restart(true);
+    assert_eq!(subject.store().opened().announced, Announced::default());
     // Who has ended is admitted no more: the marker that it left is its last run's.
     let last = subject.store().opened();
     subject.store().close().expect("close");

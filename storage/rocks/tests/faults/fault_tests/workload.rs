@@ -183,6 +183,7 @@ pub(crate) fn admit(store: &RocksStore) -> Result<u32, StoreError> {
     let Opened { incarnation: Incarnation(own), clean, .. } = store.opened();
     let no = own + u64::from(own % 3 == 2);
     let admission = Admission { run: run(no), incarnation: Incarnation(no), clean };
+    store.announce(admission.run)?;
     store.admit(admission)?;
     Ok(u32::try_from(no).expect("few starts"))
 }
