@@ -30,6 +30,7 @@ const SLOW: &[Mutant] = &[
     Mutant::IndexOfCrashed,
     Mutant::ThawLost,
     Mutant::PutBackInSync,
+    Mutant::BelieveAnyRun,
 ];
 
 /// Mutants that did not die in a thousand seeds and more. They are blind spots of the simulator, or
