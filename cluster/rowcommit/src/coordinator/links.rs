@@ -455,10 +455,7 @@ impl Coordinator {
         for store in &silent {
             self.catchup_silent(*store);
         }
-        if !self.may_shrink(&silent) {
-            return;
-        }
-        if self.would_remain(&silent) {
+        if self.may_shrink(&silent) && self.would_remain(&silent) {
             self.shrink(silent);
         }
     }

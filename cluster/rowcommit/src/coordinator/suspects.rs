@@ -55,6 +55,13 @@ struct Vetting {
     tried: u32,
 }
 
+impl Vetting {
+    /// Rows are still being looked at or put right.
+    fn is_at_work(&self) -> bool {
+        !self.done || !self.repairing.is_empty()
+    }
+}
+
 impl Suspects {
     /// Whether a slot of the group may have forgotten something.
     pub(super) fn in_group(&self, group: GroupNo) -> bool {
@@ -64,12 +71,12 @@ impl Suspects {
     /// Whether rows of the group are still being put right. What can not be put right holds nobody
     /// else back.
     pub(super) fn is_vetting(&self, group: GroupNo) -> bool {
-        self.groups.get(&group).is_some_and(|v| !v.done || !v.repairing.is_empty())
+        self.groups.get(&group).is_some_and(Vetting::is_at_work)
     }
 
     /// Whether a comparison goes on.
     pub(super) fn is_at_work(&self) -> bool {
-        self.groups.values().any(|v| !v.done || !v.repairing.is_empty())
+        self.groups.values().any(Vetting::is_at_work)
     }
 
     /// Whether pages of this round are still waited for.
