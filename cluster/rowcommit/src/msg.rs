@@ -14,7 +14,7 @@ use smalti_storage::ids::{
 use smalti_storage::store::{VecEntry, VersionMeta};
 
 /// The version of this encoding; the first byte of every frame.
-pub const WIRE_VERSION: u8 = 6;
+pub const WIRE_VERSION: u8 = 7;
 
 /// Most versions that one scan answers with; a row slot more than that has comes alone.
 pub const SCAN_LIMIT: usize = 1024;
@@ -304,6 +304,8 @@ pub enum Answer {
         /// The last run did not end in order, and nobody has compared its rows since: it may have
         /// lost what it acknowledged.
         suspect: bool,
+        /// It is one, and its machine was started anew: what it lost it may have synced.
+        power_lost: bool,
         /// All versions at or below it are committed.
         watermark: Ver,
         /// Rows with an undecided version, or marked as [`UNREADABLE`].

@@ -55,6 +55,8 @@ pub struct MemberConfig {
     pub lease: Duration,
     /// How long a store may owe an answer.
     pub suspect_after: Duration,
+    /// How long it may while another one came up after a power cut and has not been compared.
+    pub power_patience: Duration,
     /// Cancelled when the process is to end, before the member is shut down.
     pub stopping: CancellationToken,
 }
@@ -168,6 +170,7 @@ impl Member {
             fatal: tokio::sync::Mutex::new(fatal),
             lease: config.lease,
             suspect_after: config.suspect_after,
+            power_patience: config.power_patience,
             seat_suspect_after: config.suspect_after * 2,
         });
         endpoint.serve(service::RAFT, Arc::new(RaftService { group: raft }));

@@ -38,6 +38,8 @@ pub(crate) struct Inner {
     pub(super) fatal: tokio::sync::Mutex<mpsc::Receiver<String>>,
     pub(super) lease: Duration,
     pub(super) suspect_after: Duration,
+    /// How long it may while another one came up after a power cut.
+    pub(super) power_patience: Duration,
     /// A coordinator costs more to replace than a store: it is given twice the time.
     pub(super) seat_suspect_after: Duration,
 }

@@ -340,6 +340,7 @@ impl Member {
         let mut config = CoordinatorConfig::new(me, volume);
         config.lease = self.inner.lease;
         config.suspect_after = self.inner.suspect_after;
+        config.power_patience = self.inner.power_patience;
         let args = CoderArgs {
             config,
             transport: self.fabric().clone(),

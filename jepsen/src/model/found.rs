@@ -46,6 +46,7 @@ pub(super) fn coordinator(at: usize, incarnation: Incarnation) -> Coordinator {
         lease: LEASE,
         suspect_after: PATIENCE,
         takeover_patience: PATIENCE,
+        power_patience: PATIENCE,
         cached_rows: CACHED_ROWS,
         catchup_window: 2,
         ..CoordinatorConfig::new(me, VOLUME)
@@ -76,7 +77,7 @@ pub(super) fn register(
     let Applied::Registered(of) = applied else {
         return Err(format!("node {at} could not register: {applied:?}"));
     };
-    let Opened { id: store, incarnation, clean, run: last, announced } = disk.opened();
+    let Opened { id: store, incarnation, clean, run: last, announced, .. } = disk.opened();
     // Disks do not go back here, so a count tells runs from each other.
     let run = RunId(Uuid::from_u128(u128::from(incarnation.0)));
     let start = StoreStart { store, node, of, incarnation, run, last, clean, announced };

@@ -259,7 +259,9 @@ impl Model {
         side.core = None;
         side.committing = None;
         side.map = 0;
-        side.disk.restart(Restart { clean: false, lost: if lost { usize::MAX } else { 0 } });
+        let how =
+            Restart { clean: false, lost: if lost { usize::MAX } else { 0 }, power_lost: lost };
+        side.disk.restart(how);
         Arc::make_mut(&mut state.clients).forget(at);
         for other in 0..state.stores.len() {
             self.disconnect(state, at, other)?;

@@ -93,14 +93,16 @@ impl World {
         self.trace(|| format!("the disk of n{at} forgets, {back} of {past}"));
     }
 
-    /// One process ends, or all of them for a moment.
+    /// One process ends, or all of them; they come back soon, or whenever they do.
     fn stop_some(&mut self, at: At, until: u64, in_order: bool) {
         if self.rng.percent(40) {
-            // The power fails; everybody is back soon.
+            // The power fails.
+            let soon = self.rng.percent(50);
             for at in 0..self.nodes.len() {
                 self.stop(at, in_order);
-                let soon = self.now + self.rng.range(5, 150) * MS;
-                self.queue.push(soon, Ev::Start(at));
+                let soon = soon.then(|| self.now + self.rng.range(5, 150) * MS);
+                let then = soon.unwrap_or_else(|| self.lasts());
+                self.queue.push(then, Ev::Start(at));
             }
         } else {
             self.stop(at, in_order);
@@ -119,7 +121,7 @@ impl World {
         if node.copy.is_none() && node.process().core.is_vetted() {
             // As the disk would be had the run just ended: to end it would be one fault more.
             let copy = node.disk.fork();
-            copy.restart(Restart { clean: true, lost: 0 });
+            copy.restart(Restart { clean: true, ..Restart::default() });
             node.copy = Some(copy);
         }
         let earlier = |copy: &mut MemoryStore| copy.opened().run != node.disk.opened().run;

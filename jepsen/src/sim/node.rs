@@ -146,7 +146,7 @@ impl World {
         let applied = self.apply(&Command::RegisterStore(start));
         if self.stormy && self.rng.percent(3) {
             // It dies before it knows that it was registered.
-            disk.restart(Restart { clean: opened.clean, lost: 0 });
+            disk.restart(Restart { clean: opened.clean, ..Restart::default() });
             self.nodes[at].next_run = self.fresh_run();
             let later = self.now + self.rng.range(5, 300) * MS;
             self.queue.push(later, Ev::Start(at));
@@ -168,6 +168,7 @@ impl World {
         config.catchup_window = 2;
         config.lease = Duration::from_micros(self.swarm.lease);
         config.suspect_after = Duration::from_micros(self.swarm.suspect_after);
+        config.power_patience = Duration::from_micros(self.swarm.power_patience);
         config.takeover_patience = Duration::from_micros(self.swarm.takeover_patience);
         let store_config =
             StoreConfig { lease_max: config.lease, cached_rows: self.swarm.cached_rows };
@@ -254,7 +255,7 @@ impl World {
         }
         let lost = if clean { 0 } else { lost };
         let before = self.promised(at);
-        self.nodes[at].disk.restart(Restart { clean: marked, lost });
+        self.nodes[at].disk.restart(Restart { clean: marked, lost, power_lost: lost > 0 });
         self.nodes[at].next_run = self.fresh_run();
         if self.promised(at) < before && !self.forgot.contains(&at) {
             self.fail(format!("I3: the store of node {at} forgot its promise in a restart"));

@@ -138,6 +138,7 @@ pub(crate) struct Swarm {
     pub(crate) lease: u64,
     pub(crate) suspect_after: u64,
     pub(crate) takeover_patience: u64,
+    pub(crate) power_patience: u64,
 }
 
 impl Swarm {
@@ -225,7 +226,11 @@ impl Swarm {
             lease: rng.pick(&[300, 1500, 1500, 4000]).unwrap_or(1500) * MS,
             suspect_after: rng.pick(&[150, 500, 500]).unwrap_or(500) * MS,
             takeover_patience: rng.pick(&[200, 1500]).unwrap_or(1500) * MS,
+            power_patience: 0,
         };
+        // The time must do where disks forget: longer than anybody is away.
+        let long = if amnesia { 10_000 * MS } else { u64::from(swarm.rows) * 1000 * MS };
+        swarm.power_patience = long;
         if (amnesia && parity < 2) || wipe {
             swarm.link_timeout = swarm.link_timeout.min(400 * MS);
         }

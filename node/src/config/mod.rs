@@ -95,6 +95,9 @@ pub struct PeerConfig {
 pub struct Tunables {
     /// A store that has not answered for this long is taken out of the in-sync set.
     pub suspect_timeout_ms: u64,
+    /// The same after a power cut, until those that are there have been compared: how much later
+    /// than others a machine may be up again.
+    pub power_timeout_ms: u64,
     /// How long a coordinator may serve reads on one round of grants.
     pub lease_ms: u64,
     /// A clean shutdown that takes longer than this is given up.
@@ -121,7 +124,12 @@ pub struct CredentialsConfig {
 
 impl Default for Tunables {
     fn default() -> Self {
-        Self { suspect_timeout_ms: 500, lease_ms: 1500, shutdown_timeout_ms: 10_000 }
+        Self {
+            suspect_timeout_ms: 500,
+            power_timeout_ms: 30_000,
+            lease_ms: 1500,
+            shutdown_timeout_ms: 10_000,
+        }
     }
 }
 
@@ -129,6 +137,11 @@ impl Tunables {
     /// [`Self::suspect_timeout_ms`] as a duration.
     pub const fn suspect_timeout(&self) -> Duration {
         Duration::from_millis(self.suspect_timeout_ms)
+    }
+
+    /// [`Self::power_timeout_ms`] as a duration.
+    pub const fn power_timeout(&self) -> Duration {
+        Duration::from_millis(self.power_timeout_ms)
     }
 
     /// [`Self::lease_ms`] as a duration.

@@ -143,6 +143,7 @@ fn wrong_tunable(config: &NodeConfig) -> Option<Wrong> {
     let tunables = &config.tunables;
     let times = [
         ("suspect_timeout_ms", tunables.suspect_timeout_ms),
+        ("power_timeout_ms", tunables.power_timeout_ms),
         ("lease_ms", tunables.lease_ms),
         ("shutdown_timeout_ms", tunables.shutdown_timeout_ms),
     ];

@@ -105,6 +105,14 @@ impl Report {
         volume.groups.iter().map(live).min().unwrap_or(0)
     }
 
+    /// Whether all stores in sync run on nodes that answer.
+    fn all_in_sync(&self, volume: &Volume) -> bool {
+        volume.groups.iter().all(|group| {
+            let mut stores = group.insync.iter().filter_map(|slot| group.slots.get(slot.index()));
+            stores.all(|store| self.running.contains(store))
+        })
+    }
+
     /// Stores with slots that do not run although their nodes answer.
     fn missing(&self) -> BTreeMap<StoreId, NodeId> {
         let groups = self.map.volumes.values().flat_map(|volume| &volume.groups);
@@ -217,7 +225,16 @@ impl Report {
                             volume.slots(),
                             volume.min_insync
                         ),
-                        (Some(_), false) => "its coordinator is taking over".to_owned(),
+                        (Some(_), false) if self.all_in_sync(volume) => {
+                            "its coordinator is taking over".to_owned()
+                        }
+                        (Some(_), false) => {
+                            "its coordinator is taking over and waits for stores in \
+                             sync that do not answer: for a moment, or after a power cut, when one \
+                             of them may be the only one that remembers, for as long as \
+                             power_timeout_ms says"
+                                .to_owned()
+                        }
                         (Some(_), true) => "its coordinator does not answer".to_owned(),
                     };
                     let remedy = "it goes on by itself once enough nodes are up";

@@ -89,6 +89,7 @@ fn member_config(config: &NodeConfig, stopping: CancellationToken) -> anyhow::Re
         founding,
         lease: config.tunables.lease(),
         suspect_after: config.tunables.suspect_timeout(),
+        power_patience: config.tunables.power_timeout(),
         stopping,
     })
 }

@@ -5,12 +5,13 @@
 //!
 //! ```text
 //! smalti store
-//! format 6
+//! format 7
 //! store 5f0c8a5e-...
 //! cluster 0b6f3c1d-...
 //! incarnation 7
 //! run 9d2b7a10-...
 //! announced 00000000-... 00000000-... 00000000-... 00000000-...
+//! boot 7c1e4f02-...
 //! state clean MANIFEST-000031 1744 blobs 54e1c7d90a6b32f8         (or: state open)
 //! check 8d1f20a9c03b5e77
 //! ```
@@ -18,7 +19,8 @@
 //! RocksDB compares its tables with what its manifest says of them, but looks at a blob file only
 //! when a record is read. So the label of a clean end names the blob files with their lengths, by a
 //! hash. Format 1 did not; up to format 3 nothing was said of deleted snapshots, up to format 4
-//! nothing of runs, and up to format 5 nothing of starts that were broken off. They are still read.
+//! nothing of runs, up to format 5 nothing of starts that were broken off, and up to format 6 nothing
+//! of the machine's. They are still read.
 
 use crate::blobs;
 use crate::options::Expect;
@@ -30,19 +32,24 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use tracing::warn;
 use twox_hash::XxHash3_128;
 use uuid::Uuid;
 
 const FILE: &str = "STORE";
 const TEMPORARY: &str = "STORE.new";
+/// Another name after each start of the machine.
+const BOOT: &str = "/proc/sys/kernel/random/boot_id";
 /// Where RocksDB lives inside the directory.
 const DATABASE: &str = "db";
 const TITLE: &str = "smalti store";
-const FORMAT: u32 = 6;
+const FORMAT: u32 = 7;
 /// From which on a label names the last run.
 const FORMAT_RUN: u32 = 5;
 /// From which on it names the runs that were announced since.
 const FORMAT_ANNOUNCED: u32 = 6;
+/// From which on it names the start of the machine.
+const FORMAT_BOOT: u32 = 7;
 /// The oldest format that is still read.
 const FORMAT_MIN: u32 = 1;
 /// No label is nearly as long; nothing longer is read.
@@ -66,6 +73,8 @@ pub(crate) struct Label {
     pub(crate) run: RunId,
     /// Names announced since.
     pub(crate) announced: Announced,
+    /// The start of the machine in which it last was whole; nil where that is not known.
+    pub(crate) boot: Uuid,
     /// The files as the last run left them, if it ended cleanly.
     pub(crate) clean: Option<Ending>,
 }
@@ -225,6 +234,7 @@ impl Directory {
             incarnation: Incarnation(0),
             run: RunId::default(),
             announced: Announced::default(),
+            boot: boot(),
             clean: None,
         };
         self.write(&label)?;
@@ -260,7 +270,7 @@ impl Directory {
 
 impl fmt::Display for Label {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { store, cluster, incarnation, run, announced: [a, b, c, d], clean } = self;
+        let Self { store, cluster, incarnation, run, announced: [a, b, c, d], boot, clean } = self;
         let state = match clean {
             Some(Ending { manifest: Manifest { name, len }, blobs }) => {
                 let blobs = blobs.as_ref().map(|blobs| format!(" blobs {blobs}"));
@@ -270,7 +280,8 @@ impl fmt::Display for Label {
         };
         let text = format!(
             "{TITLE}\nformat {FORMAT}\nstore {store}\ncluster {cluster}\n\
-             incarnation {}\nrun {run}\nannounced {a} {b} {c} {d}\nstate {state}\n",
+             incarnation {}\nrun {run}\nannounced {a} {b} {c} {d}\nboot {boot}\n\
+             state {state}\n",
             incarnation.0
         );
         writeln!(f, "{text}check {}", check(&text))
@@ -321,6 +332,10 @@ impl Label {
                 }
                 _ => Announced::default(),
             },
+            boot: match format {
+                FORMAT_BOOT.. => field("boot")?.parse().ok()?,
+                _ => Uuid::nil(),
+            },
             clean: match field("state")? {
                 "open" => None,
                 state => {
@@ -336,6 +351,16 @@ impl Label {
         };
         lines.next().is_none().then_some(label)
     }
+}
+
+/// Names the start of the machine, by the kernel; nil where it does not.
+pub(crate) fn boot() -> Uuid {
+    let read = fs::read_to_string(BOOT).map_err(|error| error.to_string());
+    let read = read.and_then(|name| name.trim().parse::<Uuid>().map_err(|error| error.to_string()));
+    read.unwrap_or_else(|error| {
+        warn!(%error, "{BOOT} does not tell when the machine was started");
+        Uuid::nil()
+    })
 }
 
 fn check(text: &str) -> String {
@@ -363,13 +388,15 @@ mod tests {
             incarnation: Incarnation(7),
             run: RunId(Uuid::from_u128(3)),
             announced: [4, 5, 0, 0].map(|no| RunId(Uuid::from_u128(no))),
+            boot: Uuid::from_u128(6),
             clean,
         }
     }
 
     /// As it is read when its format says nothing of runs.
     fn old_label(clean: Option<Ending>) -> Label {
-        Label { run: RunId::default(), announced: Announced::default(), ..label(clean) }
+        let label = Label { boot: Uuid::nil(), ..label(clean) };
+        Label { run: RunId::default(), announced: Announced::default(), ..label }
     }
 
     fn ending(blobs: Option<&str>) -> Ending {
@@ -414,7 +441,7 @@ mod tests {
     #[test]
     fn version_5_stays_readable() {
         let label = label(Some(ending(Some("51b0d7a2c94f3e68"))));
-        let label = Label { announced: Announced::default(), ..label };
+        let label = Label { announced: Announced::default(), boot: Uuid::nil(), ..label };
         let text = "smalti store\nformat 5\nstore 00000000-0000-0000-0000-000000000001\n\
                     cluster 00000000-0000-0000-0000-000000000002\nincarnation 7\n\
                     run 00000000-0000-0000-0000-000000000003\n\
@@ -423,8 +450,9 @@ mod tests {
     }
 
     #[test]
-    fn version_6_stays_as_it_is() {
+    fn version_6_stays_readable() {
         let label = label(Some(ending(Some("51b0d7a2c94f3e68"))));
+        let label = Label { boot: Uuid::nil(), ..label };
         let text = "smalti store\nformat 6\nstore 00000000-0000-0000-0000-000000000001\n\
                     cluster 00000000-0000-0000-0000-000000000002\nincarnation 7\n\
                     run 00000000-0000-0000-0000-000000000003\n\
@@ -433,7 +461,28 @@ mod tests {
                     00000000-0000-0000-0000-000000000000 \
                     00000000-0000-0000-0000-000000000000\n\
                     state clean MANIFEST-000031 1744 blobs 51b0d7a2c94f3e68\ncheck be8dcec19a01c4de\n";
+        assert_eq!(text.parse(), Ok(label));
+    }
+
+    #[test]
+    fn version_7_stays_as_it_is() {
+        let label = label(Some(ending(Some("51b0d7a2c94f3e68"))));
+        let text = "smalti store\nformat 7\nstore 00000000-0000-0000-0000-000000000001\n\
+                    cluster 00000000-0000-0000-0000-000000000002\nincarnation 7\n\
+                    run 00000000-0000-0000-0000-000000000003\n\
+                    announced 00000000-0000-0000-0000-000000000004 \
+                    00000000-0000-0000-0000-000000000005 \
+                    00000000-0000-0000-0000-000000000000 \
+                    00000000-0000-0000-0000-000000000000\n\
+                    boot 00000000-0000-0000-0000-000000000006\n\
+                    state clean MANIFEST-000031 1744 blobs 51b0d7a2c94f3e68\ncheck e071ea353d2da45c\n";
         assert_eq!(label.to_string(), text);
+    }
+
+    #[test]
+    fn the_kernel_names_the_start_of_the_machine() {
+        assert_ne!(boot(), Uuid::nil());
+        assert_eq!(boot(), boot());
     }
 
     #[test]

@@ -5,7 +5,7 @@ use crate::blobs;
 use crate::database::{Database, failed, read_failed};
 use crate::held::Held;
 use crate::keys::{after_prefix, change, slot, version, volume};
-use crate::label::{Directory, Label};
+use crate::label::{self, Directory, Label};
 use crate::options::{Expect, RocksOptions};
 use crate::reclaim::Reclaim;
 use crate::space;
@@ -66,14 +66,19 @@ impl RocksStore {
         let (directory, label) = Directory::open(path.as_ref(), expect, options.create)?;
         let started = Database::start(&directory, &label, options)?;
         let new = label.incarnation.0 == 0;
+        let clean = started.whole && (new || label.clean.is_some());
+        let boot = label::boot();
         let opened = Opened {
             id: label.store,
             incarnation: started.incarnation,
             run: label.run,
             announced: label.announced,
-            clean: started.whole && (new || label.clean.is_some()),
+            clean,
+            power_lost: !clean && (!started.whole || boot.is_nil() || label.boot != boot),
         };
-        let label = Label { incarnation: started.incarnation, clean: None, ..label };
+        // What a power cut took is not back because the process starts once more.
+        let boot = if clean { boot } else { label.boot };
+        let label = Label { incarnation: started.incarnation, boot, clean: None, ..label };
         directory.write(&label)?;
         let database = Arc::new(started.database);
         let reclaim =
@@ -255,10 +260,12 @@ impl ShardStore for RocksStore {
             drop((label, serving));
             return Err(self.fail(why));
         }
-        let opened = Opened { id: next.store, incarnation, run, clean, announced };
-        *self.opened.lock().unwrap_or_else(PoisonError::into_inner) = opened;
+        let mut known = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        let power_lost = known.power_lost;
+        *known = Opened { id: next.store, incarnation, run, clean, power_lost, announced };
+        drop(known);
+        info!(store = %next.store, %incarnation, %run, clean, "store admitted");
         *label = next;
-        info!(store = %opened.id, %incarnation, %run, clean, "store admitted");
         Ok(())
     }
 

@@ -157,7 +157,7 @@ proptest! {
                 Step::Restart { clean } => {
                     // The process goes on, so nothing the kernel was given is lost.
                     disk.restart(clean);
-                    twin.restart(Restart { clean, lost: 0 });
+                    twin.restart(Restart { clean, ..Restart::default() });
                     let incarnation = |store: &dyn ShardStore| store.opened().incarnation;
                     prop_assert_eq!(incarnation(disk.store()), incarnation(&twin));
                     prop_assert_eq!(disk.store().opened().clean, clean);

@@ -37,6 +37,8 @@ pub struct Restart {
     pub clean: bool,
     /// How many of the relaxed batches at the very end are lost; more than there are means all.
     pub lost: usize,
+    /// Whether it was the machine that ended and not only the process.
+    pub power_lost: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -46,6 +48,7 @@ struct Inner {
     run: RunId,
     announced: Announced,
     clean: bool,
+    power_lost: bool,
     closed: bool,
     failed: Option<String>,
     capacity: u64,
@@ -100,6 +103,7 @@ impl MemoryStore {
                 run: RunId::default(),
                 announced: Announced::default(),
                 clean: true,
+                power_lost: false,
                 closed: false,
                 failed: None,
                 capacity: u64::MAX,
@@ -129,12 +133,13 @@ impl MemoryStore {
     }
 
     /// Takes the content of an earlier [`Self::fork`] back: a disk that forgets what it
-    /// acknowledged since. Which run it is stays.
+    /// acknowledged since. Which run it is stays, and unless it ended in order it was the power.
     pub fn roll_back(&self, to: &Self) {
         let content = to.content();
         let mut inner = self.lock();
         inner.content = content;
         inner.undo.clear();
+        inner.power_lost = !inner.clean;
     }
 
     /// Ends this run and begins the next one over the same content.
@@ -147,6 +152,8 @@ impl MemoryStore {
         inner.undo.clear();
         inner.incarnation.0 += 1;
         inner.clean = how.clean;
+        // A second crash brings nothing back.
+        inner.power_lost = !how.clean && (how.power_lost || inner.power_lost);
         inner.closed = false;
         inner.failed = None;
         inner.opened()
@@ -230,8 +237,8 @@ impl MemoryStore {
 
 impl Inner {
     fn opened(&self) -> Opened {
-        let Self { id, incarnation, run, clean, announced, .. } = *self;
-        Opened { id, incarnation, run, clean, announced }
+        let Self { id, incarnation, run, clean, power_lost, announced, .. } = *self;
+        Opened { id, incarnation, run, clean, power_lost, announced }
     }
 
     fn admit(&mut self, admission: Admission) -> Result<(), StoreError> {

@@ -83,7 +83,7 @@ impl Subject for MemorySubject {
         if clean {
             self.0.close().expect("a memory store that works can be closed");
         }
-        self.0.restart(Restart { clean, lost: 0 });
+        self.0.restart(Restart { clean, ..Restart::default() });
     }
 }
 

@@ -22,6 +22,9 @@ pub struct CoordinatorConfig {
     pub suspect_after: Duration,
     /// The same during a takeover, where stores may still be starting.
     pub takeover_patience: Duration,
+    /// The same while another one, that would remain, came up after a power cut and has not been
+    /// compared: if its disk lied, the silent one may be the only one that remembers.
+    pub power_patience: Duration,
     /// Rows whose version vectors stay in memory.
     pub cached_rows: usize,
     /// Rows repaired at once by catch-up.
@@ -38,6 +41,7 @@ impl CoordinatorConfig {
             lease: Duration::from_millis(1500),
             suspect_after: Duration::from_millis(500),
             takeover_patience: Duration::from_millis(1500),
+            power_patience: Duration::from_secs(30),
             cached_rows: 256 * 1024,
             catchup_window: 64,
         }

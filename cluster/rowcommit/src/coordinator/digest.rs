@@ -37,7 +37,7 @@ impl Coordinator {
     pub fn digest(&self, now: Time, hasher: &mut impl Hasher) {
         debug_assert!(self.actions.is_empty() && self.outbox.is_empty());
         (self.epoch, self.phase, self.released, self.waiting_ops.len()).hash(hasher);
-        let patience = self.config.takeover_patience.max(self.config.suspect_after);
+        let patience = self.longest_patience();
         self.idle_since.map(|since| age(now, since, patience)).hash(hasher);
         for (since, event) in &self.waiting_ops {
             match event {
@@ -91,8 +91,13 @@ impl Coordinator {
         self.suspects.digest(now, hasher);
     }
 
-    fn digest_link(&self, now: Time, link: &Link, hasher: &mut impl Hasher) {
+    fn longest_patience(&self) -> Duration {
         let patience = self.config.takeover_patience.max(self.config.suspect_after);
+        patience.max(self.config.power_patience)
+    }
+
+    fn digest_link(&self, now: Time, link: &Link, hasher: &mut impl Hasher) {
+        let patience = self.longest_patience();
         (link.session.is_some(), link.owed, link.told, link.forgiven).hash(hasher);
         link.waiting_since.map(|since| age(now, since, patience)).hash(hasher);
         link.heard_at.map(|at| age(now, at, patience / 2)).hash(hasher);
@@ -102,7 +107,7 @@ impl Coordinator {
     }
 
     fn digest_pending(&self, now: Time, pending: &Pending, hasher: &mut impl Hasher) {
-        let patience = self.config.takeover_patience.max(self.config.suspect_after);
+        let patience = self.longest_patience();
         let limit = (OVERDUE * patience).max(HELD_AGAIN).max(self.config.lease);
         (pending.store, pending.place, &pending.ask, pending.held, pending.sessions).hash(hasher);
         age(now, pending.sent_at, limit).hash(hasher);

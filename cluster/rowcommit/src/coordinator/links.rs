@@ -437,27 +437,39 @@ impl Coordinator {
 
     /// Takes silent stores out, where enough others remain; silent learners begin anew. Those that
     /// remain have to be there: if one of them had gone meanwhile, and its disk came back without what
-    /// it held, whoever was taken out before would be the one that is missed.
+    /// it held, whoever was taken out before would be the one that is missed. While that may have
+    /// happened before they came, the silent ones have longer to come too.
     fn suspect_silent(&mut self) {
-        let patience = self.patience();
-        let mut silent: Vec<StoreId> = self
-            .pending
-            .values()
-            .filter(|p| {
-                !p.ask.is_read() && !p.held && self.now.since(p.sent_at) > OVERDUE * patience
-            })
-            .map(|p| p.store)
-            .collect();
+        let silent = self.silent_for(self.patience());
+        for store in &silent {
+            self.catchup_silent(*store);
+        }
+        if !self.may_shrink(&silent) {
+            return;
+        }
+        if self.leaves_doubt(&silent) {
+            let long = self.silent_for(self.config.power_patience);
+            if !silent.iter().all(|store| long.contains(store)) {
+                return;
+            }
+        }
+        if self.would_remain(&silent) {
+            self.shrink(silent);
+        }
+    }
+
+    /// Stores that owe answers and were not heard of for so long, or owe one for longer still.
+    fn silent_for(&self, patience: Duration) -> Vec<StoreId> {
+        let overdue = |p: &&Pending| {
+            !p.ask.is_read() && !p.held && self.now.since(p.sent_at) > OVERDUE * patience
+        };
+        let mut silent: Vec<StoreId> =
+            self.pending.values().filter(overdue).map(|p| p.store).collect();
         let quiet = |store: &&StoreId| self.links.is_silent(**store, self.now, patience);
         silent.extend(self.links.links.keys().filter(quiet));
         silent.sort_unstable();
         silent.dedup();
-        for store in &silent {
-            self.catchup_silent(*store);
-        }
-        if self.may_shrink(&silent) && self.would_remain(&silent) {
-            self.shrink(silent);
-        }
+        silent
     }
 
     /// Whether all others in sync were heard of a moment ago. Those that were not are asked.

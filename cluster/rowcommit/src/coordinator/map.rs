@@ -130,8 +130,8 @@ impl Coordinator {
                 self.incarnations.insert(store, start);
             }
         }
-        for store in self.takeover.suspects() {
-            self.suspect(store);
+        for (store, power_lost) in self.takeover.suspects() {
+            self.suspect(store, power_lost);
         }
         self.plan_next_decision();
         self.note_incarnations();

@@ -402,8 +402,13 @@ impl Coordinator {
                 self.set_repair(id, RepairState::Failed);
                 let row = self.tasks.get(&id).map(|task| task.row);
                 let counts = row.is_some_and(|row| self.counts(row, seat));
-                if counts && self.may_shrink(&[seat.1]) && self.would_remain(&[seat.1]) {
-                    self.shrink(vec![seat.1]);
+                let leaves = vec![seat.1];
+                if counts
+                    && self.may_shrink(&leaves)
+                    && !self.leaves_doubt(&leaves)
+                    && self.would_remain(&leaves)
+                {
+                    self.shrink(leaves);
                 }
             }
         }

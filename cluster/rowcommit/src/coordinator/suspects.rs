@@ -8,6 +8,8 @@
 //!
 //! U1. While one of a group's slots is under suspicion no other store of it is taken out for having
 //!     restarted: it may be the one that remembers.
+//! U2. While one of a group's slots is a suspect of a power cut and not compared, another store of it
+//!     is taken out only after [`power_patience`](super::CoordinatorConfig::power_patience).
 
 use super::walk::{Page, rows_of};
 use super::{Coordinator, Phase, Purpose, Seat, evidence};
@@ -36,6 +38,8 @@ pub(super) struct Suspects {
     groups: BTreeMap<GroupNo, Vetting>,
     /// Stores that were compared and have not heard of it.
     to_tell: BTreeSet<StoreId>,
+    /// Those of a power cut.
+    power_lost: BTreeSet<StoreId>,
     rounds: u64,
 }
 
@@ -86,11 +90,18 @@ impl Suspects {
 
     /// Its part of [`Coordinator::digest`]; rounds are only compared with those of requests.
     pub(super) fn digest(&self, now: Time, hasher: &mut impl Hasher) {
-        (&self.stores, &self.to_tell, self.groups.len()).hash(hasher);
+        (&self.stores, &self.to_tell, &self.power_lost, self.groups.len()).hash(hasher);
         for (group, v) in &self.groups {
             (group, v.after, &v.pages, v.due, v.done).hash(hasher);
             (&v.repairing, &v.failed, v.retry_at.since(now), v.tried.min(6)).hash(hasher);
         }
+    }
+
+    /// Whether a power cut may have taken what the store acknowledged in the group, and comparing it
+    /// with others goes on.
+    fn lost_power(&self, store: StoreId, group: GroupNo) -> bool {
+        let suspect = self.stores.get(&store).is_some_and(|groups| groups.contains(&group));
+        suspect && self.power_lost.contains(&store) && self.is_vetting(group)
     }
 
     /// Stores under suspicion.
@@ -128,7 +139,7 @@ impl Suspects {
 
 impl Coordinator {
     /// Puts a store under suspicion in all groups in which it is in sync.
-    pub(super) fn suspect(&mut self, store: StoreId) {
+    pub(super) fn suspect(&mut self, store: StoreId, power_lost: bool) {
         let groups = self.groups_in_sync(store);
         for group in &groups {
             // From the first row on: what was compared before may be forgotten now.
@@ -136,6 +147,9 @@ impl Coordinator {
         }
         if !groups.is_empty() {
             self.suspects.stores.insert(store, groups);
+            if power_lost {
+                self.suspects.power_lost.insert(store);
+            }
         }
     }
 
@@ -158,6 +172,23 @@ impl Coordinator {
             *known = start;
         }
         *known == start || lives(Mutant::HearRestarted)
+    }
+
+    /// Whether a store that remains in sync beside one of these may have lost in a power cut what it
+    /// acknowledged.
+    pub(super) fn leaves_doubt(&self, without: &[StoreId]) -> bool {
+        let lost_power = |store: StoreId, group| match self.phase {
+            Phase::Active => self.suspects.lost_power(store, group),
+            _ => self.takeover.lost_power(store),
+        };
+        let groups = self.volume.iter().flat_map(|volume| &volume.groups);
+        let doubtful = (0u16..).map(GroupNo).zip(groups).any(|(no, group)| {
+            let stores = || group.insync.iter().filter_map(|slot| group.slots.get(slot.index()));
+            let mut remain = stores().filter(|store| !without.contains(store));
+            stores().any(|store| without.contains(store))
+                && remain.any(|store| lost_power(*store, no))
+        });
+        doubtful && !lives(Mutant::HastenOn)
     }
 
     fn groups_in_sync(&self, store: StoreId) -> BTreeSet<GroupNo> {
@@ -184,6 +215,7 @@ impl Coordinator {
         });
         let needed: BTreeSet<GroupNo> = stores.values().flatten().copied().collect();
         self.suspects.groups.retain(|group, _| needed.contains(group));
+        self.suspects.power_lost.retain(|store| stores.contains_key(store));
         self.suspects.stores = stores;
         vetted.into_iter().for_each(|store| self.tell_vetted(store));
     }

@@ -39,6 +39,7 @@ pub(super) struct Takeover {
 pub(super) struct Promised {
     incarnation: Incarnation,
     suspect: bool,
+    power_lost: bool,
     watermark: Ver,
     rows: Vec<(RowAddr, Slot)>,
 }
@@ -49,10 +50,16 @@ impl Takeover {
         self.promised.get(&store).map(|promised| promised.incarnation)
     }
 
-    /// Stores that may have forgotten what they acknowledged.
-    pub(super) fn suspects(&self) -> Vec<StoreId> {
+    /// Stores that may have forgotten what they acknowledged, with whether a power cut took it.
+    pub(super) fn suspects(&self) -> Vec<(StoreId, bool)> {
         let suspect = self.promised.iter().filter(|(_, promised)| promised.suspect);
-        suspect.map(|(store, _)| *store).collect()
+        suspect.map(|(store, promised)| (*store, promised.power_lost)).collect()
+    }
+
+    /// Whether a power cut may have taken what the store acknowledged. Of one that has not promised
+    /// nobody knows yet.
+    pub(super) fn lost_power(&self, store: StoreId) -> bool {
+        self.promised.get(&store).is_none_or(|promised| promised.power_lost)
     }
 }
 
@@ -68,8 +75,9 @@ impl Coordinator {
             return;
         }
         match answer {
-            Answer::Promised { incarnation, suspect, watermark, prepared } => {
-                let promised = Promised { incarnation, suspect, watermark, rows: prepared };
+            Answer::Promised { incarnation, suspect, power_lost, watermark, prepared } => {
+                let rows = prepared;
+                let promised = Promised { incarnation, suspect, power_lost, watermark, rows };
                 self.takeover.promised.insert(store, promised);
             }
             Answer::PromiseLater(micros) => {

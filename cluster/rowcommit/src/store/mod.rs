@@ -540,9 +540,11 @@ impl StoreCore {
         }
         side.unsettled = Some(BTreeSet::new());
         self.must_sync |= !lives(Mutant::PromiseUnsynced);
+        let suspect = !self.opened.clean && !side.vetted;
         Answer::Promised {
             incarnation: self.opened.incarnation,
-            suspect: !self.opened.clean && !side.vetted,
+            suspect,
+            power_lost: suspect && self.opened.power_lost,
             watermark: side.state.doubted.unwrap_or(side.state.watermark),
             prepared: side.prepared.keys().map(|at| (at.row, at.slot)).collect(),
         }

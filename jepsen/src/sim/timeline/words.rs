@@ -87,8 +87,12 @@ pub(super) fn answered(ask: &Ask, answer: &Answer, row: RowAddr, has_come: bool)
         return None;
     }
     let what = match (ask, answer) {
-        (_, Answer::Promised { incarnation, suspect, watermark, prepared }) => {
-            let suspect = if *suspect { ", suspect" } else { "" };
+        (_, Answer::Promised { incarnation, suspect, power_lost, watermark, prepared }) => {
+            let suspect = match (suspect, power_lost) {
+                (_, true) => ", suspect of a power cut",
+                (true, false) => ", suspect",
+                (false, false) => "",
+            };
             let slots = prepared.iter().filter(|(of, _)| *of == row).map(|(_, slot)| *slot);
             let slots = list(slots, " ");
             let undecided = if slots.is_empty() { "nothing" } else { &slots };

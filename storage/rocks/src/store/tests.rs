@@ -45,6 +45,50 @@ fn every_put_of_a_stored_version_is_behind_a_deletion() {
     assert_eq!(count(NUM_DELETES_ACTIVE_MEM_TABLE), Some(deletions));
 }
 
+/// A machine that was started anew may have lost what its disk had not written, and a crash later on
+/// does not bring it back; only a run that ended in order shows that all is there.
+#[test]
+fn a_power_cut_is_told_until_a_run_ends_in_order() {
+    let directory = tempfile::TempDir::new().expect("a temporary directory");
+    let expect = Expect { cluster: ClusterId::default() };
+    let open = || {
+        let store = RocksStore::open(directory.path(), &RocksOptions::default(), expect);
+        let store = store.expect("it opens");
+        let Opened { incarnation, clean, power_lost, .. } = store.opened();
+        let run = RunId(uuid::Uuid::from_u128(u128::from(incarnation.0)));
+        store.admit(Admission { run, incarnation, clean }).expect("admitted");
+        assert_eq!(store.opened().power_lost, power_lost, "it stays after the admission");
+        (store, clean, power_lost)
+    };
+    let reboot = || {
+        let (directory, label) =
+            Directory::open(directory.path(), expect, false).expect("a store directory");
+        let boot = uuid::Uuid::from_u128(u128::from(label.incarnation.0));
+        directory.write(&Label { boot, ..label }).expect("written");
+    };
+    let (store, clean, power_lost) = open();
+    assert_eq!((clean, power_lost), (true, false), "new");
+    drop(store);
+    let (store, clean, power_lost) = open();
+    assert_eq!((clean, power_lost), (false, false), "the process died");
+    drop(store);
+    reboot();
+    for _ in 0..2 {
+        let (store, clean, power_lost) = open();
+        assert_eq!((clean, power_lost), (false, true));
+        drop(store);
+    }
+    let (store, ..) = open();
+    store.close().expect("closed");
+    drop(store);
+    reboot();
+    let (store, clean, power_lost) = open();
+    assert_eq!((clean, power_lost), (true, false), "it had ended in order before");
+    drop(store);
+    let (_, clean, power_lost) = open();
+    assert_eq!((clean, power_lost), (false, false), "and since then only the process died");
+}
+
 /// Lets the sync of the manifest fail that is to name what a compaction has written, and calls
 /// `meanwhile` while it takes half a second for that. Then the store is opened again.
 fn with_a_failing_compaction(meanwhile: impl FnOnce(&RocksStore)) {

@@ -34,7 +34,7 @@ fn a_crash_loses_relaxed_batches_from_the_end_only() {
     }
     for lost in 0..=5 {
         let crashed = store.fork();
-        let opened = crashed.restart(Restart { clean: false, lost });
+        let opened = crashed.restart(Restart { lost, ..Restart::default() });
         assert_eq!((opened.incarnation, opened.clean), (Incarnation(2), false));
         let expected = &states[4usize.saturating_sub(lost)];
         assert_eq!(crashed.fingerprint(), expected.fingerprint());
@@ -44,7 +44,7 @@ fn a_crash_loses_relaxed_batches_from_the_end_only() {
     // A durable batch makes all earlier ones durable too.
     commit(&store, vec![put(at, ver(1, 9), 1, 64)]);
     let before = store.fingerprint();
-    store.restart(Restart { clean: false, lost: 9 });
+    store.restart(Restart { lost: 9, ..Restart::default() });
     assert_eq!(store.fingerprint(), before);
 }
 

@@ -407,7 +407,14 @@ pub(super) fn admissions(subject: &mut dyn Subject) {
         subject.store().admit(admission).expect("admission");
         let opened = subject.store().opened();
         let announced = Announced::default();
-        let expected = Opened { id: first.id, incarnation, clean, run: run(round), announced };
+        let expected = Opened {
+            id: first.id,
+            incarnation,
+            clean,
+            power_lost: false,
+            run: run(round),
+            announced,
+        };
         assert_eq!(opened, expected);
         subject.restart(round != 4);
         let opened = subject.store().opened();

@@ -3,13 +3,13 @@
 use super::*;
 
 impl Rig {
-    /// The store's process dies; its disk goes back to `to`, if that is given.
+    /// The store's process dies; or its power, and its disk goes back to `to`, if that is given.
     pub(super) fn crash_store(&mut self, no: u64, to: Option<&MemoryStore>) {
         let disk = Arc::clone(&self.parties[&store(no)].disk);
         if let Some(to) = to {
             disk.roll_back(to);
         }
-        self.restarted(no, Restart::default());
+        self.restarted(no, Restart { power_lost: to.is_some(), ..Restart::default() });
     }
 
     /// The store's process ends in order and starts again.
@@ -83,6 +83,77 @@ fn after_a_power_failure_no_single_store_is_believed() {
         assert!(rig.vetted());
         assert_eq!((rig.head(1).wid, rig.head(3).wid), (wid(3), wid(3)));
     }
+}
+
+/// All three crash, the third one forgets `to`, and the second one, which alone knows what was last
+/// written to it then, is away.
+fn crashed_with_one_away(to: impl Fn(&Rig, &MemoryStore) -> Option<MemoryStore>) -> Rig {
+    let (mut rig, [_, _, before]) = written_twice();
+    rig.write(4, 1, 4);
+    rig.settle();
+    let to = to(&rig, &before);
+    for no in 1..=3 {
+        rig.crash_store(no, to.as_ref().filter(|_| no == 3));
+    }
+    rig.link_up(1);
+    rig.link_up(3);
+    rig.link_down(2);
+    rig.deafen(2, true);
+    rig.elect_later();
+    rig
+}
+
+#[test]
+fn after_a_power_failure_who_is_late_is_waited_for() {
+    let mut rig = crashed_with_one_away(|_, before| Some(before.fork()));
+    rig.pass(29);
+    assert!(rig.map.volumes[&VOLUME].is_full(), "it may be the one who remembers");
+    assert_eq!(rig.coordinator.phase(), Phase::TakingOver);
+    rig.deafen(2, false);
+    rig.link_up(2);
+    rig.rest();
+    assert!(rig.map.volumes[&VOLUME].is_full() && rig.vetted());
+    rig.read(5, 1);
+    rig.settle();
+    let read = Action::ReadDone { op: 5, result: Ok(vec![bytes(4)]) };
+    assert!(rig.done.contains(&read), "{:?}", rig.done);
+    assert_eq!(rig.head(3).vec[1].wid, wid(4), "the one who had forgotten");
+}
+
+#[test]
+fn after_a_power_failure_nobody_is_waited_for_for_ever() {
+    let mut rig = crashed_with_one_away(|rig, _| Some(rig.disk(3)));
+    rig.pass(40);
+    assert_eq!(rig.map.volumes[&VOLUME].groups[0].insync.len(), 2);
+    assert_eq!(rig.coordinator.phase(), Phase::Active);
+}
+
+#[test]
+fn where_only_processes_died_nobody_waits_for_long() {
+    let mut rig = crashed_with_one_away(|_, _| None);
+    rig.pass(4);
+    assert_eq!(rig.map.volumes[&VOLUME].groups[0].insync.len(), 2);
+    assert_eq!(rig.coordinator.phase(), Phase::Active);
+}
+
+#[test]
+fn who_goes_while_a_suspect_of_a_power_failure_is_compared_is_waited_for() {
+    let (mut rig, [_, _, before]) = written_twice();
+    for no in 1..=3 {
+        rig.crash_store(no, (no == 3).then_some(&before));
+        rig.link_up(no);
+    }
+    rig.elect_later();
+    let activate = rig.settle();
+    // Before it can be asked for the rows it has.
+    rig.deafen(2, true);
+    rig.accept(activate);
+    rig.pass(20);
+    assert_eq!(rig.coordinator.phase(), Phase::Active);
+    assert!(rig.map.volumes[&VOLUME].is_full());
+    assert_eq!(rig.coordinator.stats().suspects, 3);
+    rig.pass(20);
+    assert_eq!(rig.map.volumes[&VOLUME].groups[0].insync.len(), 2);
 }
 
 #[test]
