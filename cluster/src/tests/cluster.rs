@@ -151,6 +151,8 @@ pub(super) struct Cluster {
     pub(super) coders: Vec<CoderHandle>,
     /// Links, sessions, proposals.
     pub(super) tasks: TaskTracker,
+    /// Cancelled when all processes are about to end.
+    pub(super) stopping: CancellationToken,
     /// Those who carry news of the map.
     news: Vec<tokio::task::JoinHandle<()>>,
 }
@@ -232,7 +234,7 @@ impl Cluster {
         let setup = Arc::new(setup);
         let stores = fresh_stores(setup.nodes());
         let machine = found(&setup, &stores, rng);
-        let tasks = TaskTracker::new();
+        let (tasks, stopping) = (TaskTracker::new(), CancellationToken::new());
         let mut nodes = Vec::new();
         for (id, store) in (1..).map(NodeId).zip(&stores) {
             let disk = Arc::new(MemoryStore::new(*store));
@@ -266,7 +268,7 @@ impl Cluster {
                 map: Arc::new(machine.clone()),
                 sessions,
                 tasks: tasks.clone(),
-                stopping: CancellationToken::new(),
+                stopping: stopping.clone(),
             };
             let actor = coder::start(args).await.expect("a coder starts");
             coders.push(CoderHandle::new(volume.no, actor));
@@ -300,7 +302,7 @@ impl Cluster {
                 }
             }));
         }
-        Self { setup, machine, nodes, coders, tasks, news }
+        Self { setup, machine, nodes, coders, tasks, stopping, news }
     }
 
     pub(super) fn stores(&self) -> Vec<StoreId> {

@@ -14,6 +14,7 @@ mod rng;
 mod schedules;
 mod seeds;
 mod snapshots;
+mod stopping;
 
 use smalti_storage::store::{Admission, Opened};
 
