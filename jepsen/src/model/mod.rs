@@ -115,6 +115,9 @@ impl stateright::Model for Model {
     }
 }
 
+#[cfg(test)]
+mod tests;
+
 /// Whether a coordinator in this phase has such a request under way.
 fn asks(state: &State, phase: Phase, wanted: fn(&Ask) -> bool) -> bool {
     let mut sides = state.coordinators.iter().zip(&state.sessions);

@@ -260,7 +260,7 @@ impl Model {
         side.committing = None;
         side.map = 0;
         let how =
-            Restart { clean: false, lost: if lost { usize::MAX } else { 0 }, power_lost: lost };
+            Restart { clean: false, lost: if lost { usize::MAX } else { 0 }, went_back: lost };
         side.disk.restart(how);
         Arc::make_mut(&mut state.clients).forget(at);
         for other in 0..state.stores.len() {
@@ -274,7 +274,9 @@ impl Model {
     /// applied, and what is newer comes again.
     fn restart(&self, state: &mut State, at: usize) -> Done {
         let mut map = state.map().as_ref().clone();
-        let disk = Arc::clone(&state.stores[at].disk);
+        // To be admitted is written down on the disk, which is shared with the state before until
+        // this one has its own.
+        let disk = Arc::clone(&Arc::make_mut(&mut state.stores[at]).disk);
         let incarnation = found::register(&mut map, at, &disk).map_err(broken)?;
         state.note_map(map).map_err(broken)?;
         let boot = if self.bounds.broken == Some(Broken::NoBootWait) { Time(0) } else { state.now };

@@ -111,10 +111,14 @@ pub(super) fn volume(map: &ClusterMap) -> &Volume {
     map.volumes.get(&VOLUME).expect("made before the first state and never deleted")
 }
 
-/// What a store makes of a map.
-pub(super) fn for_stores(map: &ClusterMap) -> (u32, Option<Coordinating>, SlotSet) {
+/// What the store of a node makes of a map: it takes nothing before one tells of its start.
+pub(super) fn for_store(
+    map: &ClusterMap,
+    at: usize,
+) -> (u32, Option<Coordinating>, SlotSet, Option<Incarnation>) {
     let volume = volume(map);
-    (volume.epoch.0, volume.coordinator, volume.groups[0].insync)
+    let start = map.stores.get(&store_id(at)).map(|entry| entry.incarnation);
+    (volume.epoch.0, volume.coordinator, volume.groups[0].insync, start)
 }
 
 impl Clone for StoreSide {

@@ -2,7 +2,7 @@
 
 use super::Model;
 use super::bounds::Broken;
-use super::state::{State, VOLUME, for_stores, volume};
+use super::state::{State, VOLUME, for_store, volume};
 use smalti_map::Applied;
 use smalti_rowcommit::coordinator::Phase;
 use smalti_rowcommit::store::read::ReadSide;
@@ -198,7 +198,8 @@ impl State {
     pub(super) fn skip_maps(&mut self) {
         for at in 0..self.stores.len() {
             let side = &self.stores[at];
-            let same = |map: usize| for_stores(&self.maps[map]) == for_stores(&self.maps[side.map]);
+            let known = for_store(&self.maps[side.map], at);
+            let same = |map: usize| for_store(&self.maps[map], at) == known;
             let next = (side.map + 1..self.maps.len()).take_while(|map| same(*map)).last();
             if let Some(map) = next.filter(|_| side.core.is_some()) {
                 Arc::make_mut(&mut self.stores[at]).map = map;

@@ -9,11 +9,10 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 impl StoreCore {
-    /// An independent copy that goes on over `store`, a copy of this one's disk. To be called with
-    /// no changes collected.
+    /// An independent copy that goes on over `store`, a copy of this one's disk. Of the changes
+    /// that are collected none may be of rows: what a map asks for waits for the next frame.
     #[must_use]
     pub fn fork(&self, store: Arc<dyn ShardStore>) -> Self {
-        debug_assert!(self.batch.changes.is_empty());
         Self {
             rows: Rows::new(Arc::clone(&store), self.config.cached_rows),
             store,
@@ -40,6 +39,7 @@ impl StoreCore {
         self.boot.after(lease_granted(self.config.lease_max)).since(now).hash(hasher);
         (self.registered, self.volumes.len(), self.space_low, self.must_sync, self.fence_due)
             .hash(hasher);
+        self.batch.hash(hasher);
         for (no, side) in &self.volumes {
             (no, side.epoch, side.coordinator, side.state, side.dirty).hash(hasher);
             (&side.prepared, &side.doubtful, &side.in_sync, side.sweep, side.vetted).hash(hasher);
