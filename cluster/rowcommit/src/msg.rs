@@ -305,7 +305,7 @@ pub enum Answer {
         /// lost what it acknowledged.
         suspect: bool,
         /// It is one, and its machine was started anew: what it lost it may have synced.
-        power_lost: bool,
+        went_back: bool,
         /// All versions at or below it are committed.
         watermark: Ver,
         /// Rows with an undecided version, or marked as [`UNREADABLE`].

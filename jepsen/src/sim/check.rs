@@ -65,11 +65,7 @@ impl World {
         {
             // Whichever epoch was meant, it is this one that is served from now on.
             let epoch = after.epoch;
-            for store in after
-                .groups
-                .iter()
-                .flat_map(|g| g.insync.iter().filter_map(|slot| g.slots.get(slot.index()).copied()))
-            {
+            for store in after.groups.iter().flat_map(Group::insync_stores) {
                 let at = self.node_of(store);
                 let lost = self.gone.contains_key(&store) || self.forgot.contains(&at);
                 if self.promised(at) < epoch.0 && !lost {

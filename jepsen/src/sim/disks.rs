@@ -93,16 +93,21 @@ impl World {
         self.trace(|| format!("the disk of n{at} forgets, {back} of {past}"));
     }
 
-    /// One process ends, or all of them; they come back soon, or whenever they do.
+    /// One process ends, or several; they come back soon, or late but for the last time within less
+    /// than they are waited for.
     fn stop_some(&mut self, at: At, until: u64, in_order: bool) {
         if self.rng.percent(40) {
-            // The power fails.
+            // The power fails, perhaps not everywhere.
             let soon = self.rng.percent(50);
-            for at in 0..self.nodes.len() {
-                self.stop(at, in_order);
-                let soon = soon.then(|| self.now + self.rng.range(5, 150) * MS);
-                let then = soon.unwrap_or_else(|| self.lasts());
-                self.queue.push(then, Ev::Start(at));
+            let first = if soon { self.now } else { self.lasts() };
+            let apart = if soon { 150 } else { 1500 };
+            let spared = self.rng.pick(&[0, 0, 40]).unwrap_or(0);
+            for other in 0..self.nodes.len() {
+                if other == at || !self.rng.percent(spared) {
+                    self.stop(other, in_order);
+                    let then = first + self.rng.range(5, apart) * MS;
+                    self.queue.push(then, Ev::Start(other));
+                }
             }
         } else {
             self.stop(at, in_order);

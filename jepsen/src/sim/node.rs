@@ -255,7 +255,7 @@ impl World {
         }
         let lost = if clean { 0 } else { lost };
         let before = self.promised(at);
-        self.nodes[at].disk.restart(Restart { clean: marked, lost, power_lost: lost > 0 });
+        self.nodes[at].disk.restart(Restart { clean: marked, lost, went_back: lost > 0 });
         self.nodes[at].next_run = self.fresh_run();
         if self.promised(at) < before && !self.forgot.contains(&at) {
             self.fail(format!("I3: the store of node {at} forgot its promise in a restart"));

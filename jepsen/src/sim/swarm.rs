@@ -228,8 +228,8 @@ impl Swarm {
             takeover_patience: rng.pick(&[200, 1500]).unwrap_or(1500) * MS,
             power_patience: 0,
         };
-        // The time must do where disks forget: longer than anybody is away.
-        let long = if amnesia { 10_000 * MS } else { u64::from(swarm.rows) * 1000 * MS };
+        // Where disks forget the last ones must come within it.
+        let long = if amnesia { 5000 * MS } else { u64::from(swarm.rows) * 1000 * MS };
         swarm.power_patience = long;
         if (amnesia && parity < 2) || wipe {
             swarm.link_timeout = swarm.link_timeout.min(400 * MS);

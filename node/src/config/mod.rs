@@ -96,7 +96,7 @@ pub struct Tunables {
     /// A store that has not answered for this long is taken out of the in-sync set.
     pub suspect_timeout_ms: u64,
     /// The same after a power cut, until those that are there have been compared: how much later
-    /// than others a machine may be up again.
+    /// than the last of them a machine may be up again.
     pub power_timeout_ms: u64,
     /// How long a coordinator may serve reads on one round of grants.
     pub lease_ms: u64,

@@ -96,10 +96,7 @@ impl Report {
     /// Of all groups, the fewest in-sync slots whose stores run on nodes that answer.
     fn fewest_live(&self, volume: &Volume) -> u8 {
         let live = |group: &smalti_map::Group| {
-            let live = group.insync.iter().filter(|slot| {
-                let store = group.slots.get(slot.index());
-                store.is_some_and(|store| self.running.contains(store))
-            });
+            let live = group.insync_stores().filter(|store| self.running.contains(store));
             u8::try_from(live.count()).unwrap_or(u8::MAX)
         };
         volume.groups.iter().map(live).min().unwrap_or(0)
@@ -108,8 +105,8 @@ impl Report {
     /// Whether all stores in sync run on nodes that answer.
     fn all_in_sync(&self, volume: &Volume) -> bool {
         volume.groups.iter().all(|group| {
-            let mut stores = group.insync.iter().filter_map(|slot| group.slots.get(slot.index()));
-            stores.all(|store| self.running.contains(store))
+            let mut stores = group.insync_stores();
+            stores.all(|store| self.running.contains(&store))
         })
     }
 

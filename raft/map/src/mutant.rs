@@ -237,8 +237,10 @@ mutants! {
     PutBackInSync = "put-back-in-sync",
     /// Where not all silent stores can be spared some of them are taken out.
     ShrinkInPart = "shrink-in-part",
-    /// Silent stores are taken out no later because those that remain came up after a power cut.
+    /// Silent stores are taken out no later because others are compared after a power cut.
     HastenOn = "hasten-on",
+    /// Silent stores are taken out no later because others promise after a power cut.
+    HastenTakeover = "hasten-takeover",
     /// Silent stores are taken out although those that remain were not heard of late.
     ShrinkUnheard = "shrink-unheard",
 }

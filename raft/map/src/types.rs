@@ -279,6 +279,11 @@ impl Group {
         self.slots.iter().chain(self.targets.values()).copied().chain(learners)
     }
 
+    /// The stores that are in sync, by slot.
+    pub fn insync_stores(&self) -> impl Iterator<Item = StoreId> {
+        self.insync.iter().filter_map(|slot| self.slots.get(slot.index()).copied())
+    }
+
     /// The slot of a store in this group's table.
     pub fn slot_of(&self, store: StoreId) -> Option<Slot> {
         let index = self.slots.iter().position(|member| *member == store)?;

@@ -37,6 +37,8 @@ pub(crate) struct Started {
     pub(crate) incarnation: Incarnation,
     /// Whether everything the last run left is there, as far as RocksDB can tell.
     pub(crate) whole: bool,
+    /// Whether something of it is missing. If neither, a start before this one was broken off.
+    pub(crate) lacks: bool,
 }
 
 impl Database {
@@ -69,7 +71,7 @@ impl Database {
             let db = DB::open_cf_descriptors(&settings, &path, options.families()?)?;
             Ok(Self { db, options: settings })
         };
-        let (database, mut whole) = match open(WalCheck::On) {
+        let (database, log_whole) = match open(WalCheck::On) {
             Ok(database) => (database, true),
             Err(error) if lost_wal(&error) => {
                 // Serving what is left is right for a suspect store: its peers compare.
@@ -86,12 +88,15 @@ impl Database {
             return Err(directory.refuse(format_args!("holds the data of another store ({other})")));
         }
         blobs::remove_unfinished(&database, &path, &blobs);
-        whole &= records_whole;
-        whole &= new || run.as_ref().is_some_and(|run| run.incarnation == label.incarnation);
+        // It begins a run before the label tells of it.
+        let begun = run.as_ref().map(|run| run.incarnation);
+        let lacks =
+            !log_whole || !records_whole || !new && begun.is_none_or(|no| no < label.incarnation);
+        let whole = !lacks && (new || begun == Some(label.incarnation));
         let last = run.map_or(label.incarnation, |run| run.incarnation.max(label.incarnation));
         let incarnation = Incarnation(last.0 + 1);
         database.begin(label.store, incarnation)?;
-        Ok(Started { database, incarnation, whole })
+        Ok(Started { database, incarnation, whole, lacks })
     }
 
     /// Notes which start of which store this is, durably.

@@ -73,7 +73,7 @@ pub(crate) struct Label {
     pub(crate) run: RunId,
     /// Names announced since.
     pub(crate) announced: Announced,
-    /// The start of the machine in which it last was whole; nil where that is not known.
+    /// The start of the machine since which nothing can have been lost; nil where something may.
     pub(crate) boot: Uuid,
     /// The files as the last run left them, if it ended cleanly.
     pub(crate) clean: Option<Ending>,

@@ -20,6 +20,7 @@ use smalti_storage::store::{
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 use tracing::{error, info};
+use uuid::Uuid;
 
 /// Pages from this many row slots on read ahead and stay out of the cache.
 const LONG_SCAN: usize = 64;
@@ -74,10 +75,10 @@ impl RocksStore {
             run: label.run,
             announced: label.announced,
             clean,
-            power_lost: !clean && (!started.whole || boot.is_nil() || label.boot != boot),
+            went_back: !clean && (started.lacks || boot.is_nil() || label.boot != boot),
         };
         // What a power cut took is not back because the process starts once more.
-        let boot = if clean { boot } else { label.boot };
+        let boot = if opened.went_back { Uuid::nil() } else { boot };
         let label = Label { incarnation: started.incarnation, boot, clean: None, ..label };
         directory.write(&label)?;
         let database = Arc::new(started.database);
@@ -250,7 +251,11 @@ impl ShardStore for RocksStore {
             return Err(admitted_before(admission, label.incarnation));
         }
         let announced = Announced::default();
-        let next = Label { incarnation, run, announced, ..label.clone() };
+        // The cluster may know more of a disk that seemed to be whole.
+        let Opened { clean: whole, went_back, .. } = self.opened();
+        let went_back = went_back || whole && !clean;
+        let boot = if went_back { Uuid::nil() } else { label.boot };
+        let next = Label { incarnation, run, announced, boot, ..label.clone() };
         let begun = if incarnation > label.incarnation {
             self.database.begin(label.store, incarnation)
         } else {
@@ -260,10 +265,8 @@ impl ShardStore for RocksStore {
             drop((label, serving));
             return Err(self.fail(why));
         }
-        let mut known = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
-        let power_lost = known.power_lost;
-        *known = Opened { id: next.store, incarnation, run, clean, power_lost, announced };
-        drop(known);
+        let opened = Opened { id: next.store, incarnation, run, clean, went_back, announced };
+        *self.opened.lock().unwrap_or_else(PoisonError::into_inner) = opened;
         info!(store = %next.store, %incarnation, %run, clean, "store admitted");
         *label = next;
         Ok(())

@@ -37,8 +37,8 @@ pub struct Restart {
     pub clean: bool,
     /// How many of the relaxed batches at the very end are lost; more than there are means all.
     pub lost: usize,
-    /// Whether it was the machine that ended and not only the process.
-    pub power_lost: bool,
+    /// Whether it was the machine that ended and not only the process: [`Opened::went_back`].
+    pub went_back: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -48,7 +48,7 @@ struct Inner {
     run: RunId,
     announced: Announced,
     clean: bool,
-    power_lost: bool,
+    went_back: bool,
     closed: bool,
     failed: Option<String>,
     capacity: u64,
@@ -103,7 +103,7 @@ impl MemoryStore {
                 run: RunId::default(),
                 announced: Announced::default(),
                 clean: true,
-                power_lost: false,
+                went_back: false,
                 closed: false,
                 failed: None,
                 capacity: u64::MAX,
@@ -133,13 +133,13 @@ impl MemoryStore {
     }
 
     /// Takes the content of an earlier [`Self::fork`] back: a disk that forgets what it
-    /// acknowledged since. Which run it is stays, and unless it ended in order it was the power.
+    /// acknowledged since. Which run it is stays.
     pub fn roll_back(&self, to: &Self) {
         let content = to.content();
         let mut inner = self.lock();
         inner.content = content;
         inner.undo.clear();
-        inner.power_lost = !inner.clean;
+        inner.went_back = !inner.clean;
     }
 
     /// Ends this run and begins the next one over the same content.
@@ -153,7 +153,7 @@ impl MemoryStore {
         inner.incarnation.0 += 1;
         inner.clean = how.clean;
         // A second crash brings nothing back.
-        inner.power_lost = !how.clean && (how.power_lost || inner.power_lost);
+        inner.went_back = !how.clean && (how.went_back || inner.went_back);
         inner.closed = false;
         inner.failed = None;
         inner.opened()
@@ -237,8 +237,8 @@ impl MemoryStore {
 
 impl Inner {
     fn opened(&self) -> Opened {
-        let Self { id, incarnation, run, clean, power_lost, announced, .. } = *self;
-        Opened { id, incarnation, run, clean, power_lost, announced }
+        let Self { id, incarnation, run, clean, went_back, announced, .. } = *self;
+        Opened { id, incarnation, run, clean, went_back, announced }
     }
 
     fn admit(&mut self, admission: Admission) -> Result<(), StoreError> {
@@ -247,6 +247,7 @@ impl Inner {
         if incarnation < self.incarnation {
             return Err(admitted_before(admission, self.incarnation));
         }
+        self.went_back |= self.clean && !clean;
         (self.run, self.incarnation, self.clean) = (run, incarnation, clean);
         self.announced = Announced::default();
         Ok(())

@@ -216,10 +216,11 @@ pub struct Opened {
     /// Whether the last run ended with [`ShardStore::close`]. A store that did not may have lost
     /// the tail of what it acknowledged if its disk lied.
     pub clean: bool,
-    /// It did not end so, and its machine was started anew since it last was whole, or may have been:
-    /// what a disk that lied had not written yet is gone. If only the process died, the system still
-    /// had all of it.
-    pub power_lost: bool,
+    /// It did not end so, and its disk may have gone back behind what it had synced: the machine was
+    /// started anew since the store last was known to be whole, so what a disk that lied had not
+    /// written yet is gone; or something is missing. If only the process died, the system still had all
+    /// of it.
+    pub went_back: bool,
     /// The last run that was admitted, of which this disk is what remained; then this one.
     pub run: RunId,
     /// Names that were announced since, the newest first: of starts that were broken off.

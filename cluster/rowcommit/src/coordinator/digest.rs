@@ -50,15 +50,26 @@ impl Coordinator {
                 _ => 2.hash(hasher),
             }
         }
+        now.since(self.last_tick).hash(hasher);
+        self.links.links.len().hash(hasher);
+        for (store, link) in &self.links.links {
+            (store, link.session.is_some(), link.forgiven).hash(hasher);
+            link.heard_at.map(|at| age(now, at, patience / 2)).hash(hasher);
+            // Both move on by as long as this side was asleep.
+            now.since(link.silent_from).hash(hasher);
+            link.went_back.map(|(start, at)| (start, now.since(at))).hash(hasher);
+        }
         if self.phase == Phase::Idle {
             // All else was forgotten when it resigned, or will be when it begins to take over.
             return;
         }
-        self.links.links.len().hash(hasher);
-        age(now, self.last_tick, self.config.suspect_after).hash(hasher);
-        for (store, link) in &self.links.links {
-            store.hash(hasher);
-            self.digest_link(now, link, hasher);
+        self.links.links.values().for_each(|link| self.digest_link(now, link, hasher));
+        self.leaving.len().hash(hasher);
+        for (who, (asked, at)) in &self.leaving {
+            (who, self.pending.range(..asked).count()).hash(hasher);
+            age(now, *at, patience / 2).hash(hasher);
+            let heard = self.links.links.values().map(|link| link.heard_of >= *asked);
+            heard.collect::<Vec<_>>().hash(hasher);
         }
         self.pending.len().hash(hasher);
         for pending in self.pending.values() {
@@ -98,9 +109,8 @@ impl Coordinator {
 
     fn digest_link(&self, now: Time, link: &Link, hasher: &mut impl Hasher) {
         let patience = self.longest_patience();
-        (link.session.is_some(), link.owed, link.told, link.forgiven).hash(hasher);
+        (link.owed, link.told).hash(hasher);
         link.waiting_since.map(|since| age(now, since, patience)).hash(hasher);
-        link.heard_at.map(|at| age(now, at, patience / 2)).hash(hasher);
         link.lease_until.since(now).hash(hasher);
         link.lease_asked.map(|asked| age(now, asked, self.config.lease / 4)).hash(hasher);
         age(now, link.told_at, IDLE_WATERMARK).hash(hasher);
@@ -216,7 +226,8 @@ impl Coordinator {
                 }
                 Stage::Repairing => 2.hash(hasher),
                 Stage::Listing(listing) => {
-                    (4, listing.after, &listing.pages, &listing.due, listing.paused).hash(hasher)
+                    (4, listing.after, &listing.pages, &listing.due).hash(hasher);
+                    (listing.paused, listing.told).hash(hasher);
                 }
                 Stage::Growing { proposed } => (3, proposed).hash(hasher),
             }

@@ -6,7 +6,7 @@ use crate::msg::{Ask, Frame, Request};
 use crate::time::Time;
 use smalti_map::mutant::{Mutant, lives};
 use smalti_map::{Command, Volume};
-use smalti_storage::ids::{GroupNo, Slot, SlotSet, StoreId, Ver};
+use smalti_storage::ids::{GroupNo, Incarnation, Slot, SlotSet, StoreId, Ver};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -37,6 +37,13 @@ pub(super) struct Link {
     pub(super) forgiven: bool,
     /// When an answer came last in this session.
     pub(super) heard_at: Option<Time>,
+    /// The last request to which an answer was believed.
+    pub(super) heard_of: u64,
+    /// When an answer was believed last, in whatever session and epoch; later by as long as this side has been asleep since.
+    pub(super) silent_from: Time,
+    /// The start of the store that promised with a disk that may have gone back, and when it first
+    /// did; likewise.
+    pub(super) went_back: Option<(Incarnation, Time)>,
     /// Requests without an answer.
     pub(super) owed: u64,
     pub(super) lease_until: Time,
@@ -91,10 +98,44 @@ impl Links {
         }
     }
 
-    /// Whether an answer came not longer than that ago.
-    fn heard_within(&self, store: StoreId, now: Time, time: Duration) -> bool {
-        let heard_at = self.links.get(&store).and_then(|link| link.heard_at);
-        heard_at.is_some_and(|at| now.since(at) <= time)
+    /// What it answered was not believed: that it is there says nothing of the one that is in sync.
+    pub(super) fn not_believed(&mut self, store: StoreId) {
+        if let Some(link) = self.links.get_mut(&store) {
+            link.heard_at = None;
+        }
+    }
+
+    /// An answer to a request that is believed.
+    pub(super) fn believed(&mut self, store: StoreId, request: u64, now: Time) {
+        if let Some(link) = self.links.get_mut(&store) {
+            link.silent_from = now;
+            link.heard_of = link.heard_of.max(request);
+        }
+    }
+
+    /// When the store was believed last; the beginning of time if never.
+    pub(super) fn silent_from(&self, store: StoreId) -> Time {
+        self.links.get(&store).map_or(Time(0), |link| link.silent_from)
+    }
+
+    /// A store has promised.
+    pub(super) fn note_start(&mut self, store: StoreId, start: Incarnation, back: bool, now: Time) {
+        let link = self.links.entry(store).or_default();
+        let since = link.went_back.filter(|(known, _)| *known == start);
+        link.went_back = back.then(|| since.unwrap_or((start, now)));
+    }
+
+    /// Since when it is known that the store's disk may have gone back, if it may.
+    pub(super) fn went_back_at(&self, store: StoreId) -> Option<Time> {
+        self.links.get(&store).and_then(|link| link.went_back).map(|(_, at)| at)
+    }
+
+    /// Whether the store has answered this request or a later one, and anything not longer ago than
+    /// that.
+    pub(super) fn answered(&self, store: StoreId, of: u64, now: Time, lately: Duration) -> bool {
+        self.links.get(&store).is_some_and(|link| {
+            link.heard_of >= of && link.heard_at.is_some_and(|at| now.since(at) <= lately)
+        })
     }
 
     fn owe(&mut self, store: StoreId, now: Time) {
@@ -130,15 +171,18 @@ impl Links {
 
     pub(super) fn forget_epoch(&mut self) {
         for link in self.links.values_mut() {
-            let Link { session, forgiven, heard_at, .. } = *link;
-            *link = Link { session, forgiven, heard_at, ..Link::default() };
+            let Link { session, forgiven, heard_at, heard_of, silent_from, went_back, .. } = *link;
+            let kept = Link { session, forgiven, heard_at, heard_of, ..Link::default() };
+            *link = Link { silent_from, went_back, ..kept };
         }
     }
 
     /// This side has been asleep: what it missed is nobody's silence.
-    fn forgive(&mut self, now: Time) {
-        for since in self.links.values_mut().filter_map(|link| link.waiting_since.as_mut()) {
-            *since = now;
+    fn forgive(&mut self, now: Time, asleep: Duration) {
+        for link in self.links.values_mut() {
+            link.waiting_since = link.waiting_since.map(|_| now);
+            link.silent_from = link.silent_from.after(asleep).min(now);
+            link.went_back = link.went_back.map(|(start, at)| (start, at.after(asleep).min(now)));
         }
     }
 }
@@ -348,8 +392,9 @@ impl Coordinator {
             self.idle_tick();
             return;
         }
-        if self.now.since(self.last_tick) > self.config.suspect_after / 2 {
-            self.links.forgive(self.now);
+        let asleep = self.now.since(self.last_tick);
+        if asleep > self.config.suspect_after / 2 {
+            self.links.forgive(self.now, asleep);
         }
         self.last_tick = self.now;
         let aged =
@@ -437,29 +482,10 @@ impl Coordinator {
 
     /// Takes silent stores out, where enough others remain; silent learners begin anew. Those that
     /// remain have to be there: if one of them had gone meanwhile, and its disk came back without what
-    /// it held, whoever was taken out before would be the one that is missed. While that may have
-    /// happened before they came, the silent ones have longer to come too.
+    /// it held, whoever was taken out before would be the one that is missed. Where that may have
+    /// happened before, it takes longer (U2, see [`super::suspects`]).
     fn suspect_silent(&mut self) {
-        let silent = self.silent_for(self.patience());
-        for store in &silent {
-            self.catchup_silent(*store);
-        }
-        if !self.may_shrink(&silent) {
-            return;
-        }
-        if self.leaves_doubt(&silent) {
-            let long = self.silent_for(self.config.power_patience);
-            if !silent.iter().all(|store| long.contains(store)) {
-                return;
-            }
-        }
-        if self.would_remain(&silent) {
-            self.shrink(silent);
-        }
-    }
-
-    /// Stores that owe answers and were not heard of for so long, or owe one for longer still.
-    fn silent_for(&self, patience: Duration) -> Vec<StoreId> {
+        let patience = self.patience();
         let overdue = |p: &&Pending| {
             !p.ask.is_read() && !p.held && self.now.since(p.sent_at) > OVERDUE * patience
         };
@@ -469,14 +495,30 @@ impl Coordinator {
         silent.extend(self.links.links.keys().filter(quiet));
         silent.sort_unstable();
         silent.dedup();
-        silent
+        for store in &silent {
+            self.catchup_silent(*store);
+        }
+        let held = self.held_back(&silent);
+        let leave: Vec<StoreId> =
+            silent.iter().copied().filter(|store| !held.contains(store)).collect();
+        if self.may_shrink(&leave) && self.would_remain(&silent) {
+            self.shrink(leave);
+        }
     }
 
-    /// Whether all others in sync were heard of a moment ago. Those that were not are asked.
+    /// Whether all others in sync have answered since it came to light that these are to go, and a
+    /// moment ago. Those that have not are asked.
     pub(super) fn would_remain(&mut self, without: &[StoreId]) -> bool {
-        let (now, lately) = (self.now, self.patience() / 2);
+        let (now, patience) = (self.now, self.patience());
+        // What was given up begins anew.
+        self.leaving.retain(|_, (_, wanted_at)| now.since(*wanted_at) <= patience / 2);
+        let next = (self.next_request, now);
+        let (asked, wanted_at) = self.leaving.entry(without.to_vec()).or_insert(next);
+        *wanted_at = now;
+        let asked = *asked;
         let remain = self.insync_stores.iter().filter(|store| !without.contains(store));
-        let unheard = remain.filter(|store| !self.links.heard_within(**store, now, lately));
+        let unheard =
+            remain.filter(|store| !self.links.answered(**store, asked, now, patience / 2));
         let unheard: Vec<StoreId> = unheard.copied().collect();
         for store in &unheard {
             let asked = |p: &Pending| p.store == *store && matches!(p.ask, Ask::Nop);

@@ -103,8 +103,7 @@ impl Coordinator {
     fn note_stores(&mut self) {
         let mut stores = Vec::new();
         for group in self.volume.iter().flat_map(|volume| &volume.groups) {
-            let members = group.insync.iter().filter_map(|slot| group.slots.get(slot.index()));
-            stores.extend(members.copied());
+            stores.extend(group.insync_stores());
         }
         stores.sort_unstable();
         stores.dedup();
@@ -130,8 +129,8 @@ impl Coordinator {
                 self.incarnations.insert(store, start);
             }
         }
-        for (store, power_lost) in self.takeover.suspects() {
-            self.suspect(store, power_lost);
+        for store in self.takeover.suspects() {
+            self.suspect(store);
         }
         self.plan_next_decision();
         self.note_incarnations();
@@ -207,6 +206,7 @@ impl Coordinator {
         self.suspects = Suspects::default();
         self.takeover = Takeover::default();
         self.incarnations.clear();
+        self.leaving.clear();
         self.links.forget_epoch();
         self.proposed.clear();
     }
@@ -224,6 +224,7 @@ impl Coordinator {
 
     /// The same coordinator goes on in a new epoch: the in-sync sets changed under it.
     fn adopt_epoch(&mut self) {
+        self.leaving.clear();
         self.catchup_retain();
         self.drop_lost(None);
         self.note_incarnations();

@@ -158,6 +158,9 @@ pub struct Coordinator {
     missed: BTreeSet<RowAddr>,
     /// The start of each in-sync store that this epoch began with.
     incarnations: BTreeMap<StoreId, Incarnation>,
+    /// Stores that are to be taken out together, in this epoch: the first request made since that came
+    /// to light, and when it was still wanted.
+    leaving: BTreeMap<Vec<StoreId>, (u64, Time)>,
     proposed: BTreeMap<&'static str, (Epoch, Time)>,
     stats: Stats,
 }
@@ -224,6 +227,7 @@ impl Coordinator {
             decide_again: None,
             missed: BTreeSet::new(),
             incarnations: BTreeMap::new(),
+            leaving: BTreeMap::new(),
             proposed: BTreeMap::new(),
             stats: Stats::default(),
         }
@@ -352,6 +356,12 @@ impl Coordinator {
             self.catchup_on_map();
         }
         let believed = self.believes(store, reply.incarnation);
+        if believed {
+            let request = reply.answers.iter().map(|(id, _)| *id).max().unwrap_or(0);
+            self.links.believed(store, request, self.now);
+        } else {
+            self.links.not_believed(store);
+        }
         for (id, answer) in reply.answers {
             if !believed || matches!(answer, Answer::Rejected(Reject::StaleEpoch { .. })) {
                 // One of us is behind. Kept, and sent again when our map moves or time passes.

@@ -379,10 +379,10 @@ impl Coordinator {
     }
 
     pub(super) fn on_repaired(&mut self, id: TaskId, answer: &Answer) {
-        let Some((seat, state)) = self.repairs.get(&id) else { return };
-        let (seat, tries) = match state {
-            RepairState::Installing(tries) => (*seat, *tries),
-            RepairState::Marking => (*seat, TRIES),
+        let Some((_, state)) = self.repairs.get(&id) else { return };
+        let tries = match state {
+            RepairState::Installing(tries) => *tries,
+            RepairState::Marking => TRIES,
             _ => return,
         };
         let marking = matches!(state, RepairState::Marking);
@@ -395,22 +395,7 @@ impl Coordinator {
             Answer::Rejected(Reject::Base { .. }) if tries < TRIES => {
                 self.set_repair(id, RepairState::Again(tries + 1));
             }
-            Answer::Rejected(Reject::Base { .. }) => self.set_repair(id, RepairState::Failed),
-            _ => {
-                // This store can not be repaired row by row; it is taken out where that leaves
-                // enough others, and catches up as a whole.
-                self.set_repair(id, RepairState::Failed);
-                let row = self.tasks.get(&id).map(|task| task.row);
-                let counts = row.is_some_and(|row| self.counts(row, seat));
-                let leaves = vec![seat.1];
-                if counts
-                    && self.may_shrink(&leaves)
-                    && !self.leaves_doubt(&leaves)
-                    && self.would_remain(&leaves)
-                {
-                    self.shrink(leaves);
-                }
-            }
+            _ => self.set_repair(id, RepairState::Failed),
         }
         self.runnable.push_back(id);
     }

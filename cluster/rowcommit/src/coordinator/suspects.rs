@@ -38,8 +38,6 @@ pub(super) struct Suspects {
     groups: BTreeMap<GroupNo, Vetting>,
     /// Stores that were compared and have not heard of it.
     to_tell: BTreeSet<StoreId>,
-    /// Those of a power cut.
-    power_lost: BTreeSet<StoreId>,
     rounds: u64,
 }
 
@@ -90,18 +88,17 @@ impl Suspects {
 
     /// Its part of [`Coordinator::digest`]; rounds are only compared with those of requests.
     pub(super) fn digest(&self, now: Time, hasher: &mut impl Hasher) {
-        (&self.stores, &self.to_tell, &self.power_lost, self.groups.len()).hash(hasher);
+        (&self.stores, &self.to_tell, self.groups.len()).hash(hasher);
         for (group, v) in &self.groups {
             (group, v.after, &v.pages, v.due, v.done).hash(hasher);
             (&v.repairing, &v.failed, v.retry_at.since(now), v.tried.min(6)).hash(hasher);
         }
     }
 
-    /// Whether a power cut may have taken what the store acknowledged in the group, and comparing it
-    /// with others goes on.
-    fn lost_power(&self, store: StoreId, group: GroupNo) -> bool {
+    /// Whether the store is being compared in the group.
+    fn is_compared(&self, store: StoreId, group: GroupNo) -> bool {
         let suspect = self.stores.get(&store).is_some_and(|groups| groups.contains(&group));
-        suspect && self.power_lost.contains(&store) && self.is_vetting(group)
+        suspect && self.is_vetting(group)
     }
 
     /// Stores under suspicion.
@@ -139,7 +136,7 @@ impl Suspects {
 
 impl Coordinator {
     /// Puts a store under suspicion in all groups in which it is in sync.
-    pub(super) fn suspect(&mut self, store: StoreId, power_lost: bool) {
+    pub(super) fn suspect(&mut self, store: StoreId) {
         let groups = self.groups_in_sync(store);
         for group in &groups {
             // From the first row on: what was compared before may be forgotten now.
@@ -147,9 +144,6 @@ impl Coordinator {
         }
         if !groups.is_empty() {
             self.suspects.stores.insert(store, groups);
-            if power_lost {
-                self.suspects.power_lost.insert(store);
-            }
         }
     }
 
@@ -158,7 +152,7 @@ impl Coordinator {
     /// session may be there before the map tells of it. It is heard again when it has been taken
     /// out, or has promised a new epoch.
     pub(super) fn believes(&mut self, store: StoreId, start: Incarnation) -> bool {
-        if self.phase == Phase::TakingOver {
+        if self.phase != Phase::Active {
             let same = self.takeover.incarnation(store).is_none_or(|promised| promised == start);
             self.takeover.again |= !same;
             return same;
@@ -174,21 +168,51 @@ impl Coordinator {
         *known == start || lives(Mutant::HearRestarted)
     }
 
-    /// Whether a store that remains in sync beside one of these may have lost in a power cut what it
-    /// acknowledged.
-    pub(super) fn leaves_doubt(&self, without: &[StoreId]) -> bool {
-        let lost_power = |store: StoreId, group| match self.phase {
-            Phase::Active => self.suspects.lost_power(store, group),
-            _ => self.takeover.lost_power(store),
-        };
+    /// U2: which of these silent stores are not to be taken out yet, and with them, of a group, all that
+    /// are silent: all go or none.
+    pub(super) fn held_back(&self, silent: &[StoreId]) -> BTreeSet<StoreId> {
+        let mut held = BTreeSet::new();
         let groups = self.volume.iter().flat_map(|volume| &volume.groups);
-        let doubtful = (0u16..).map(GroupNo).zip(groups).any(|(no, group)| {
-            let stores = || group.insync.iter().filter_map(|slot| group.slots.get(slot.index()));
-            let mut remain = stores().filter(|store| !without.contains(store));
-            stores().any(|store| without.contains(store))
-                && remain.any(|store| lost_power(*store, no))
-        });
-        doubtful && !lives(Mutant::HastenOn)
+        let groups = (0u16..).map(GroupNo).zip(groups);
+        loop {
+            let before = held.len();
+            for (no, group) in groups.clone() {
+                let (go, stay): (Vec<_>, Vec<_>) =
+                    group.insync_stores().partition(|store| silent.contains(store));
+                let in_doubt = || {
+                    let doubts = stay.iter().filter_map(|store| self.doubted_since(*store, no));
+                    doubts.max().is_some_and(|since| go.iter().any(|s| !self.is_overdue(*s, since)))
+                };
+                if go.iter().any(|store| held.contains(store)) || in_doubt() {
+                    held.extend(go);
+                }
+            }
+            if held.len() == before {
+                return held;
+            }
+        }
+    }
+
+    /// Since when this coordinator knows that the store's disk may have gone back behind what it
+    /// acknowledged in the group, if it may have. Of one that has not promised nobody knows yet.
+    fn doubted_since(&self, store: StoreId, group: GroupNo) -> Option<Time> {
+        let hasty = match self.phase {
+            Phase::Active => Mutant::HastenOn,
+            _ => Mutant::HastenTakeover,
+        };
+        match self.phase {
+            _ if lives(hasty) => None,
+            Phase::Active if !self.suspects.is_compared(store, group) => None,
+            Phase::Active => self.links.went_back_at(store),
+            _ if self.takeover.incarnation(store).is_none() => Some(self.now),
+            _ => self.links.went_back_at(store),
+        }
+    }
+
+    /// Whether a silent store could have been heard of for long enough since then.
+    fn is_overdue(&self, store: StoreId, since: Time) -> bool {
+        let since = self.links.silent_from(store).max(since);
+        self.now.since(since) > self.config.power_patience
     }
 
     fn groups_in_sync(&self, store: StoreId) -> BTreeSet<GroupNo> {
@@ -215,7 +239,6 @@ impl Coordinator {
         });
         let needed: BTreeSet<GroupNo> = stores.values().flatten().copied().collect();
         self.suspects.groups.retain(|group, _| needed.contains(group));
-        self.suspects.power_lost.retain(|store| stores.contains_key(store));
         self.suspects.stores = stores;
         vetted.into_iter().for_each(|store| self.tell_vetted(store));
     }

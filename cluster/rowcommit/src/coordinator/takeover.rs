@@ -39,7 +39,6 @@ pub(super) struct Takeover {
 pub(super) struct Promised {
     incarnation: Incarnation,
     suspect: bool,
-    power_lost: bool,
     watermark: Ver,
     rows: Vec<(RowAddr, Slot)>,
 }
@@ -50,16 +49,10 @@ impl Takeover {
         self.promised.get(&store).map(|promised| promised.incarnation)
     }
 
-    /// Stores that may have forgotten what they acknowledged, with whether a power cut took it.
-    pub(super) fn suspects(&self) -> Vec<(StoreId, bool)> {
+    /// Stores that may have forgotten what they acknowledged.
+    pub(super) fn suspects(&self) -> Vec<StoreId> {
         let suspect = self.promised.iter().filter(|(_, promised)| promised.suspect);
-        suspect.map(|(store, promised)| (*store, promised.power_lost)).collect()
-    }
-
-    /// Whether a power cut may have taken what the store acknowledged. Of one that has not promised
-    /// nobody knows yet.
-    pub(super) fn lost_power(&self, store: StoreId) -> bool {
-        self.promised.get(&store).is_none_or(|promised| promised.power_lost)
+        suspect.map(|(store, _)| *store).collect()
     }
 }
 
@@ -75,9 +68,9 @@ impl Coordinator {
             return;
         }
         match answer {
-            Answer::Promised { incarnation, suspect, power_lost, watermark, prepared } => {
-                let rows = prepared;
-                let promised = Promised { incarnation, suspect, power_lost, watermark, rows };
+            Answer::Promised { incarnation, suspect, went_back, watermark, prepared } => {
+                let promised = Promised { incarnation, suspect, watermark, rows: prepared };
+                self.links.note_start(store, incarnation, went_back, self.now);
                 self.takeover.promised.insert(store, promised);
             }
             Answer::PromiseLater(micros) => {

@@ -80,7 +80,7 @@ fn answers() -> Vec<Answer> {
         Answer::Promised {
             incarnation: Incarnation(3),
             suspect: true,
-            power_lost: true,
+            went_back: true,
             watermark: ver(7),
             prepared: vec![(row(), Slot(1))],
         },

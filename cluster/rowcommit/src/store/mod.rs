@@ -544,7 +544,7 @@ impl StoreCore {
         Answer::Promised {
             incarnation: self.opened.incarnation,
             suspect,
-            power_lost: suspect && self.opened.power_lost,
+            went_back: suspect && self.opened.went_back,
             watermark: side.state.doubted.unwrap_or(side.state.watermark),
             prepared: side.prepared.keys().map(|at| (at.row, at.slot)).collect(),
         }

@@ -87,8 +87,8 @@ pub(super) fn answered(ask: &Ask, answer: &Answer, row: RowAddr, has_come: bool)
         return None;
     }
     let what = match (ask, answer) {
-        (_, Answer::Promised { incarnation, suspect, power_lost, watermark, prepared }) => {
-            let suspect = match (suspect, power_lost) {
+        (_, Answer::Promised { incarnation, suspect, went_back, watermark, prepared }) => {
+            let suspect = match (suspect, went_back) {
                 (_, true) => ", suspect of a power cut",
                 (true, false) => ", suspect",
                 (false, false) => "",

@@ -54,11 +54,11 @@ fn a_power_cut_is_told_until_a_run_ends_in_order() {
     let open = || {
         let store = RocksStore::open(directory.path(), &RocksOptions::default(), expect);
         let store = store.expect("it opens");
-        let Opened { incarnation, clean, power_lost, .. } = store.opened();
+        let Opened { incarnation, clean, went_back, .. } = store.opened();
         let run = RunId(uuid::Uuid::from_u128(u128::from(incarnation.0)));
         store.admit(Admission { run, incarnation, clean }).expect("admitted");
-        assert_eq!(store.opened().power_lost, power_lost, "it stays after the admission");
-        (store, clean, power_lost)
+        assert_eq!(store.opened().went_back, went_back, "it stays after the admission");
+        (store, clean, went_back)
     };
     let reboot = || {
         let (directory, label) =
@@ -66,27 +66,39 @@ fn a_power_cut_is_told_until_a_run_ends_in_order() {
         let boot = uuid::Uuid::from_u128(u128::from(label.incarnation.0));
         directory.write(&Label { boot, ..label }).expect("written");
     };
-    let (store, clean, power_lost) = open();
-    assert_eq!((clean, power_lost), (true, false), "new");
+    let (store, clean, went_back) = open();
+    assert_eq!((clean, went_back), (true, false), "new");
     drop(store);
-    let (store, clean, power_lost) = open();
-    assert_eq!((clean, power_lost), (false, false), "the process died");
+    let (store, clean, went_back) = open();
+    assert_eq!((clean, went_back), (false, false), "the process died");
     drop(store);
     reboot();
     for _ in 0..2 {
-        let (store, clean, power_lost) = open();
-        assert_eq!((clean, power_lost), (false, true));
+        let (store, clean, went_back) = open();
+        assert_eq!((clean, went_back), (false, true));
         drop(store);
     }
     let (store, ..) = open();
     store.close().expect("closed");
     drop(store);
     reboot();
-    let (store, clean, power_lost) = open();
-    assert_eq!((clean, power_lost), (true, false), "it had ended in order before");
+    let (store, clean, went_back) = open();
+    assert_eq!((clean, went_back), (true, false), "it had ended in order before");
     drop(store);
-    let (_, clean, power_lost) = open();
-    assert_eq!((clean, power_lost), (false, false), "and since then only the process died");
+    let (store, clean, went_back) = open();
+    assert_eq!((clean, went_back), (false, false), "and since then only the process died");
+    store.close().expect("closed");
+    drop(store);
+    // The cluster knows of a later run than the one that ended in order.
+    let store = RocksStore::open(directory.path(), &RocksOptions::default(), expect);
+    let store = store.expect("it opens");
+    let Opened { incarnation, clean, .. } = store.opened();
+    let run = RunId(uuid::Uuid::from_u128(1000));
+    store.admit(Admission { run, incarnation, clean: false }).expect("admitted");
+    assert_eq!((clean, store.opened().went_back), (true, true));
+    drop(store);
+    let (_, clean, went_back) = open();
+    assert_eq!((clean, went_back), (false, true));
 }
 
 /// Lets the sync of the manifest fail that is to name what a compaction has written, and calls

@@ -404,6 +404,7 @@ pub(super) fn admissions(subject: &mut dyn Subject) {
         let (incarnation, clean) =
             (Incarnation(number + u64::from(round == 3) * 10), round % 2 == 0);
         let admission = Admission { run: run(round), incarnation, clean };
+        let was_clean = subject.store().opened().clean;
         subject.store().admit(admission).expect("admission");
         let opened = subject.store().opened();
         let announced = Announced::default();
@@ -411,7 +412,7 @@ pub(super) fn admissions(subject: &mut dyn Subject) {
             id: first.id,
             incarnation,
             clean,
-            power_lost: false,
+            went_back: was_clean && !clean,
             run: run(round),
             announced,
         };

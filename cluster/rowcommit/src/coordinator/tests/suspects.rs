@@ -9,7 +9,7 @@ impl Rig {
         if let Some(to) = to {
             disk.roll_back(to);
         }
-        self.restarted(no, Restart { power_lost: to.is_some(), ..Restart::default() });
+        self.restarted(no, Restart { went_back: to.is_some(), ..Restart::default() });
     }
 
     /// The store's process ends in order and starts again.
@@ -134,6 +134,57 @@ fn where_only_processes_died_nobody_waits_for_long() {
     rig.pass(4);
     assert_eq!(rig.map.volumes[&VOLUME].groups[0].insync.len(), 2);
     assert_eq!(rig.coordinator.phase(), Phase::Active);
+}
+
+#[test]
+fn they_are_waited_for_from_when_the_suspect_is_there() {
+    let mut rig = crashed_with_one_away(|_, before| Some(before.fork()));
+    rig.link_down(3);
+    rig.deafen(3, true);
+    // Neither can be spared.
+    rig.pass(60);
+    assert!(rig.map.volumes[&VOLUME].is_full());
+    rig.deafen(3, false);
+    rig.link_up(3);
+    rig.pass(29);
+    assert!(rig.map.volumes[&VOLUME].is_full());
+    rig.pass(2);
+    assert_eq!(rig.map.volumes[&VOLUME].groups[0].insync.len(), 2);
+}
+
+#[test]
+fn an_election_does_not_begin_the_waiting_anew() {
+    let mut rig = crashed_with_one_away(|_, before| Some(before.fork()));
+    for _ in 0..3 {
+        rig.pass(8);
+        assert!(rig.map.volumes[&VOLUME].is_full());
+        support::elect(&mut rig.map, 1);
+        rig.adopt();
+    }
+    rig.pass(10);
+    assert_eq!(rig.map.volumes[&VOLUME].groups[0].insync.len(), 2);
+    assert_eq!(rig.coordinator.phase(), Phase::Active);
+}
+
+#[test]
+fn who_is_not_believed_is_not_there_to_remain() {
+    let (mut rig, then) = written_twice();
+    let known = rig.map.clone();
+    rig.crash_store(3, Some(&then[2]));
+    let newer = std::mem::replace(&mut rig.map, known);
+    rig.link_up(3);
+    rig.link_down(2);
+    rig.deafen(2, true);
+    rig.write(4, 1, 4);
+    for _ in 0..20 {
+        rig.tick(100);
+        let commands = rig.settle();
+        assert!(commands.is_empty(), "{commands:?}");
+    }
+    rig.map = newer;
+    rig.adopt();
+    rig.pass(20);
+    assert!(rig.map.volumes[&VOLUME].is_full(), "nor when it is a suspect of a power cut");
 }
 
 #[test]
