@@ -31,6 +31,7 @@ const SLOW: &[Mutant] = &[
     Mutant::ThawLost,
     Mutant::PutBackInSync,
     Mutant::BelieveAnyRun,
+    Mutant::ShrinkUnheard,
 ];
 
 /// Mutants that did not die in a thousand seeds and more. They are blind spots of the simulator, or
@@ -38,7 +39,7 @@ const SLOW: &[Mutant] = &[
 /// they are hunted by name.
 const UNSEEN: &[Mutant] = &[
     Mutant::ShrinkInPart,
-    Mutant::ShrinkUnheard,
+    Mutant::DenyRepaired,
     Mutant::NoBootWait,
     Mutant::PromiseOverLease,
     Mutant::ConfirmBefore,

@@ -11,7 +11,7 @@ use thiserror::Error;
 /// The version this code writes and reads. Version 1 knew no read modes of volumes, version 3 no
 /// snapshots of them, version 4 no runs of stores; 2 is what marks a value with a checksum
 /// ([`crate::stored`]).
-pub(crate) const VERSION: u8 = 6;
+pub(crate) const VERSION: u8 = 7;
 
 #[derive(Debug, Error)]
 pub(crate) enum CodecError {

@@ -76,7 +76,7 @@ mod tests {
     use smalti_map::{Applied, Command};
     use smalti_storage::ids::{Epoch, VolumeNo};
 
-    /// The wire of version 4: members of one group may run different programs for a while.
+    /// The wire of version 7: members of one group may run different programs for a while.
     #[test]
     fn messages_keep_their_bytes() {
         let vote = Vote::new_committed(7, 2);
@@ -110,11 +110,11 @@ mod tests {
             Request::ReadIndex,
         ];
         let expected = [
-            "0600070201010601ac020000",
-            "0601070201010601ac02",
-            "0602070201010601ac02010601ac0201020102020102017305010601",
-            "0603020304070102",
-            "0604",
+            "0700070201010601ac020000",
+            "0701070201010601ac02",
+            "0702070201010601ac02010601ac0201020102020102017305010601",
+            "0703020304070102",
+            "0704",
         ];
         for (request, expected) in requests.iter().zip(expected) {
             let bytes = codec::encode(request).expect("encodes");
@@ -139,18 +139,18 @@ mod tests {
             Response::Stopped,
         ];
         let expected = [
-            "060000",
-            "060001010601ac02",
-            "060002",
-            "060003070201",
-            "060107020101010601ac02",
-            "0602070201",
-            "0603017300017308",
-            "060400",
-            "0605ac02",
-            "0606",
-            "0607026e6f",
-            "0608",
+            "070000",
+            "070001010601ac02",
+            "070002",
+            "070003070201",
+            "070107020101010601ac02",
+            "0702070201",
+            "0703017300017308",
+            "070400",
+            "0705ac02",
+            "0706",
+            "0707026e6f",
+            "0708",
         ];
         for (response, expected) in responses.iter().zip(expected) {
             let bytes = codec::encode(response).expect("encodes");

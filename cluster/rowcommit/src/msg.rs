@@ -304,7 +304,8 @@ pub enum Answer {
         /// The last run did not end in order, and nobody has compared its rows since: it may have
         /// lost what it acknowledged.
         suspect: bool,
-        /// It is one, and its machine was started anew: what it lost it may have synced.
+        /// It is one, and its disk may have gone back behind what it had synced: its machine was
+        /// started anew, or something is missing.
         went_back: bool,
         /// All versions at or below it are committed.
         watermark: Ver,

@@ -237,6 +237,8 @@ mutants! {
     PutBackInSync = "put-back-in-sync",
     /// Where not all silent stores can be spared some of them are taken out.
     ShrinkInPart = "shrink-in-part",
+    /// A suspect denies what it may have had by a repair.
+    DenyRepaired = "deny-repaired",
     /// Silent stores are taken out no later because others are compared after a power cut.
     HastenOn = "hasten-on",
     /// Silent stores are taken out no later because others promise after a power cut.

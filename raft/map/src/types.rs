@@ -173,6 +173,8 @@ pub struct Group {
     pub targets: BTreeMap<Slot, StoreId>,
     /// Stores that held a slot before and must keep their data until the group is clean.
     pub old_holders: BTreeSet<StoreId>,
+    /// The epoch that began when a slot's store came in sync, where that was not with the volume.
+    pub insync_since: BTreeMap<Slot, Epoch>,
 }
 
 /// A store on its way into a slot.

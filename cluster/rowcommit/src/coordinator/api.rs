@@ -22,8 +22,8 @@ pub struct CoordinatorConfig {
     pub suspect_after: Duration,
     /// The same during a takeover, where stores may still be starting.
     pub takeover_patience: Duration,
-    /// The same while another one, that would remain, came up after a power cut and has not been
-    /// compared: if its disk lied, the silent one may be the only one that remembers.
+    /// The same while another one, that would remain, came up with a disk that may have gone back, as
+    /// after a power cut, and is a suspect: the silent one may be the only one that remembers.
     pub power_patience: Duration,
     /// Rows whose version vectors stay in memory.
     pub cached_rows: usize,

@@ -9,7 +9,7 @@ mod stale;
 use super::evidence;
 use super::gather::same_vector;
 use smalti_map::mutant::{Mutant, lives};
-use smalti_storage::ids::{Slot, SlotSet, Ver, Wid};
+use smalti_storage::ids::{Epoch, Slot, SlotSet, Ver, Wid};
 use smalti_storage::store::{VecEntry, VersionMeta};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,6 +28,9 @@ pub(super) struct Facts {
     /// Its store may have forgotten what it acknowledged: what it lacks proves nothing, and what
     /// it holds for undecided may have been undone long ago.
     pub(super) suspect: bool,
+    /// The epoch that began when its store came in sync. What was issued before has come to it by
+    /// repairs, of which watermarks tell nothing.
+    pub(super) insync_since: Epoch,
     /// What it holds can not be told: it counts for nothing, also not as absence. It may have been so
     /// when the row was settled last, and be readable again.
     pub(super) unreadable: bool,

@@ -4,7 +4,8 @@
 //! way are the same by [`Coordinator::rank_of`], behave alike for ever. So that states merge which
 //! differ in nothing that matters:
 //!
-//! * times are told from now, and no further than the last threshold they are compared with;
+//! * times are told from now, and no further than the last threshold they are compared with, unless
+//!   they move on by as long as this side was asleep;
 //! * requests, tasks, rounds and admissions are numbered by their order among those alive: their
 //!   numbers grow for ever and are compared for equality and order only;
 //! * counters for people (`stats`, `missed`) are left out, and what the map tells by itself.

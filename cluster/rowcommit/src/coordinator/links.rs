@@ -39,7 +39,8 @@ pub(super) struct Link {
     pub(super) heard_at: Option<Time>,
     /// The last request to which an answer was believed.
     pub(super) heard_of: u64,
-    /// When an answer was believed last, in whatever session and epoch; later by as long as this side has been asleep since.
+    /// When the store last served a request, in whatever session and epoch; later by as long as this
+    /// side has been asleep since.
     pub(super) silent_from: Time,
     /// The start of the store that promised with a disk that may have gone back, and when it first
     /// did; likewise.
@@ -105,15 +106,16 @@ impl Links {
         }
     }
 
-    /// An answer to a request that is believed.
-    pub(super) fn believed(&mut self, store: StoreId, request: u64, now: Time) {
+    /// An answer that is believed to this request; `served`: and that is none to put us off, which a
+    /// store that starts again and again may give for ever.
+    pub(super) fn believed(&mut self, store: StoreId, request: u64, served: bool, now: Time) {
         if let Some(link) = self.links.get_mut(&store) {
-            link.silent_from = now;
+            link.silent_from = if served { now } else { link.silent_from };
             link.heard_of = link.heard_of.max(request);
         }
     }
 
-    /// When the store was believed last; the beginning of time if never.
+    /// When the store last served a request; the beginning of time if never.
     pub(super) fn silent_from(&self, store: StoreId) -> Time {
         self.links.get(&store).map_or(Time(0), |link| link.silent_from)
     }
@@ -395,6 +397,7 @@ impl Coordinator {
         let asleep = self.now.since(self.last_tick);
         if asleep > self.config.suspect_after / 2 {
             self.links.forgive(self.now, asleep);
+            self.leaving.values_mut().for_each(|(_, wanted_at)| *wanted_at = self.now);
         }
         self.last_tick = self.now;
         let aged =
@@ -480,17 +483,26 @@ impl Coordinator {
         self.give_up(&slow);
     }
 
+    /// What an answer should have come to long ago, from stores that may go on answering else.
+    fn overdue(&self) -> impl Iterator<Item = &Pending> {
+        let limit = OVERDUE * self.patience();
+        let overdue =
+            move |p: &&Pending| !p.ask.is_read() && !p.held && self.now.since(p.sent_at) > limit;
+        self.pending.values().filter(overdue)
+    }
+
+    /// When the oldest of that was asked.
+    pub(super) fn overdue_from(&self, store: StoreId) -> Option<Time> {
+        self.overdue().filter(|p| p.store == store).map(|p| p.sent_at).min()
+    }
+
     /// Takes silent stores out, where enough others remain; silent learners begin anew. Those that
     /// remain have to be there: if one of them had gone meanwhile, and its disk came back without what
     /// it held, whoever was taken out before would be the one that is missed. Where that may have
     /// happened before, it takes longer (U2, see [`super::suspects`]).
     fn suspect_silent(&mut self) {
         let patience = self.patience();
-        let overdue = |p: &&Pending| {
-            !p.ask.is_read() && !p.held && self.now.since(p.sent_at) > OVERDUE * patience
-        };
-        let mut silent: Vec<StoreId> =
-            self.pending.values().filter(overdue).map(|p| p.store).collect();
+        let mut silent: Vec<StoreId> = self.overdue().map(|p| p.store).collect();
         let quiet = |store: &&StoreId| self.links.is_silent(**store, self.now, patience);
         silent.extend(self.links.links.keys().filter(quiet));
         silent.sort_unstable();

@@ -358,7 +358,14 @@ impl Coordinator {
         let believed = self.believes(store, reply.incarnation);
         if believed {
             let request = reply.answers.iter().map(|(id, _)| *id).max().unwrap_or(0);
-            self.links.believed(store, request, self.now);
+            let served = |(_, answer): &(u64, Answer)| {
+                !matches!(
+                    answer,
+                    Answer::PromiseLater(_) | Answer::Rejected(Reject::StaleEpoch { .. })
+                )
+            };
+            let served = reply.answers.iter().any(served);
+            self.links.believed(store, request, served, self.now);
         } else {
             self.links.not_believed(store);
         }

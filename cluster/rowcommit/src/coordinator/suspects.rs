@@ -8,8 +8,8 @@
 //!
 //! U1. While one of a group's slots is under suspicion no other store of it is taken out for having
 //!     restarted: it may be the one that remembers.
-//! U2. While one of a group's slots is a suspect of a power cut and not compared, another store of it
-//!     is taken out only after [`power_patience`](super::CoordinatorConfig::power_patience).
+//! U2. While one of a group's slots is a suspect whose disk may have gone back, another store of it is
+//!     taken out only after [`power_patience`](super::CoordinatorConfig::power_patience).
 
 use super::walk::{Page, rows_of};
 use super::{Coordinator, Phase, Purpose, Seat, evidence};
@@ -29,6 +29,9 @@ const AHEAD: usize = 1024;
 /// Rows that could not be repaired are tried again after this long at first, and twice as long each
 /// time, up to 64 times, while none of them can be.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// When all have promised, nobody is waited for longer than this many times the usual.
+const LONGEST: u32 = 4;
 
 /// Who is under suspicion, and how far the comparisons are.
 #[derive(Clone, Debug, Default)]
@@ -95,10 +98,9 @@ impl Suspects {
         }
     }
 
-    /// Whether the store is being compared in the group.
-    fn is_compared(&self, store: StoreId, group: GroupNo) -> bool {
-        let suspect = self.stores.get(&store).is_some_and(|groups| groups.contains(&group));
-        suspect && self.is_vetting(group)
+    /// Whether the store is under suspicion in the group.
+    fn has(&self, store: StoreId, group: GroupNo) -> bool {
+        self.stores.get(&store).is_some_and(|groups| groups.contains(&group))
     }
 
     /// Stores under suspicion.
@@ -180,8 +182,10 @@ impl Coordinator {
                 let (go, stay): (Vec<_>, Vec<_>) =
                     group.insync_stores().partition(|store| silent.contains(store));
                 let in_doubt = || {
-                    let doubts = stay.iter().filter_map(|store| self.doubted_since(*store, no));
-                    doubts.max().is_some_and(|since| go.iter().any(|s| !self.is_overdue(*s, since)))
+                    let doubts = || stay.iter().filter_map(|store| self.doubted_since(*store, no));
+                    let (first, last) = (doubts().min(), doubts().max());
+                    let until = first.zip(last);
+                    until.is_some_and(|both| go.iter().any(|store| !self.is_overdue(*store, both)))
                 };
                 if go.iter().any(|store| held.contains(store)) || in_doubt() {
                     held.extend(go);
@@ -202,17 +206,22 @@ impl Coordinator {
         };
         match self.phase {
             _ if lives(hasty) => None,
-            Phase::Active if !self.suspects.is_compared(store, group) => None,
+            Phase::Active if !self.suspects.has(store, group) => None,
             Phase::Active => self.links.went_back_at(store),
             _ if self.takeover.incarnation(store).is_none() => Some(self.now),
             _ => self.links.went_back_at(store),
         }
     }
 
-    /// Whether a silent store could have been heard of for long enough since then.
-    fn is_overdue(&self, store: StoreId, since: Time) -> bool {
-        let since = self.links.silent_from(store).max(since);
-        self.now.since(since) > self.config.power_patience
+    /// Whether a silent store could have been heard of for long enough since the first and the last of
+    /// those that remain came to be in doubt.
+    fn is_overdue(&self, store: StoreId, (first, last): (Time, Time)) -> bool {
+        let patience = self.config.power_patience;
+        let silent_from = self.links.silent_from(store);
+        let silent_from = self.overdue_from(store).map_or(silent_from, |at| at.min(silent_from));
+        // Who has promised was there, and there is an end to what may be made of that.
+        self.now.since(silent_from.max(last)) > patience
+            || self.phase == Phase::Active && self.now.since(first) > LONGEST * patience
     }
 
     fn groups_in_sync(&self, store: StoreId) -> BTreeSet<GroupNo> {

@@ -145,6 +145,9 @@ impl Coordinator {
         let promised = store.and_then(|store| self.takeover.promised.get(&store));
         let watermark = promised.map_or(Ver::NONE, |promised| promised.watermark);
         let suspect = promised.is_some_and(|promised| promised.suspect);
+        let group = self.volume.as_ref().and_then(|volume| volume.group(row.group));
+        let since = group.and_then(|group| group.insync_since.get(&slot).copied());
+        let insync_since = since.unwrap_or_default();
         let facts = match answer {
             Answer::Versions { versions, prepared } => {
                 let (unreadable, frozen) = (prepared == Some(UNREADABLE), prepared == Some(FROZEN));
@@ -155,12 +158,13 @@ impl Coordinator {
                     prepared,
                     watermark,
                     suspect,
+                    insync_since,
                     unreadable,
                     frozen,
                     ..Facts::default()
                 }
             }
-            _ => Facts { watermark, suspect, unreadable: true, ..Facts::default() },
+            _ => Facts { watermark, suspect, insync_since, unreadable: true, ..Facts::default() },
         };
         self.takeover.facts.entry(row).or_default().insert(slot, facts);
         self.takeover.answers_due = self.takeover.answers_due.saturating_sub(1);

@@ -138,6 +138,7 @@ impl ClusterMap {
             let group = group_mut(volume, grow.group)?;
             group.learners.remove(&grow.slot);
             group.insync = group.insync.with(grow.slot);
+            group.insync_since.insert(grow.slot, next);
             group.replace(grow.slot, grow.store);
         }
         volume.epoch = next;

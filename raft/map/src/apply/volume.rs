@@ -30,6 +30,7 @@ impl ClusterMap {
             learners: BTreeMap::new(),
             targets: BTreeMap::new(),
             old_holders: BTreeSet::new(),
+            insync_since: BTreeMap::new(),
         };
         let volume = Volume {
             no,

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 /// What suspects hold undecided and another slot denies: it was told, while it was in sync and above
 /// suspicion, that everything up to there was decided, and it has neither this version nor anything
-/// built on it.
+/// built on it. A suspect denies only what was issued since it is in sync.
 pub(super) fn denied(facts: &BTreeMap<Slot, Facts>, n: u8) -> Vec<(Slot, Ver)> {
     if lives(Mutant::DenyNothing) {
         return Vec::new();
@@ -32,6 +32,11 @@ pub(super) fn denied(facts: &BTreeMap<Slot, Facts>, n: u8) -> Vec<(Slot, Ver)> {
 impl Facts {
     fn denies(&self, own: Slot, meta: &VersionMeta, data: SlotSet) -> bool {
         if self.unreadable || self.watermark < meta.ver {
+            return false;
+        }
+        // It may have had it by a repair that its disk has forgotten.
+        let repaired = self.suspect && meta.ver.epoch < self.insync_since;
+        if repaired && !lives(Mutant::DenyRepaired) {
             return false;
         }
         // Not one that was prepared since: what lies beneath it is what it was built on.

@@ -284,6 +284,14 @@ fn what_others_know_undone_is_not_completed() {
         assert_eq!(decision.aborts, vec![(Slot(2), ver(3))], "by slot {denier}");
         assert_eq!((decision.chosen, decision.lost), (None, false));
     }
+    // A suspect may have had it by a repair, if it came in sync since.
+    let repaired = |epoch| Facts { suspect: true, insync_since: Epoch(epoch), ..at_two(0) };
+    for (epoch, denied) in [(1, true), (2, false)] {
+        let mut slots = vec![repaired(epoch), facts(0, vec![]), back.clone()];
+        slots[1].unreadable = true;
+        let aborts = decide(&row(slots), 1).aborts;
+        assert_eq!(aborts == vec![(Slot(2), ver(3))], denied, "since {epoch}: {aborts:?}");
+    }
     // One that was told of less does not know.
     let slots = vec![facts(0, vec![held(2, all, &[])]), facts(0, vec![held(2, all, &[2])]), back];
     assert_eq!(decide(&row(slots), 1).chosen.map(|chosen| chosen.ver), Some(ver(3)));

@@ -10,6 +10,8 @@ pub(super) struct Party {
     pub(super) reader: ReadSide,
     /// Frames to it are lost.
     pub(super) deaf: bool,
+    /// Its disk hangs: it serves reads, and nothing else.
+    pub(super) hangs: bool,
 }
 
 /// The coordinator on node 1, and a store on every node.
@@ -68,7 +70,7 @@ impl Rig {
     pub(super) fn start_store(&mut self, no: u64, disk: Arc<MemoryStore>) {
         let core = StoreCore::new(Arc::clone(&disk) as _, StoreConfig::default(), Time(0));
         let reader = ReadSide::new(Arc::clone(&disk) as _, core.fence());
-        self.parties.insert(store(no), Party { disk, core, reader, deaf: false });
+        self.parties.insert(store(no), Party { disk, core, reader, deaf: false, hangs: false });
     }
 
     pub(super) fn link_up(&mut self, no: u64) {
@@ -130,6 +132,9 @@ impl Rig {
         }
         if frame.requests.iter().all(|r| r.ask.is_read()) {
             return Some(party.reader.handle(ME.node, &frame).expect("memory does not fail"));
+        }
+        if party.hangs {
+            return None;
         }
         let reply = party.core.handle(self.now, ME.node, frame).expect("memory does not fail");
         let (batch, _) = party.core.take_batch();

@@ -167,6 +167,42 @@ fn an_election_does_not_begin_the_waiting_anew() {
 }
 
 #[test]
+fn a_store_that_is_put_off_again_and_again_has_not_come() {
+    let mut rig = crashed_with_one_away(|_, before| Some(before.fork()));
+    for _ in 0..8 {
+        rig.link_up(2);
+        let session = rig.sessions;
+        let answers = vec![(0, Answer::PromiseLater(1_500_000))];
+        let reply = Reply { volume: VOLUME, session, incarnation: Incarnation(2), answers };
+        rig.feed(Event::Reply { store: store(2), reply });
+        rig.pass(1);
+        rig.link_down(2);
+        rig.pass(4);
+    }
+    assert_eq!(rig.map.volumes[&VOLUME].groups[0].insync.len(), 2);
+    assert_eq!(rig.coordinator.phase(), Phase::Active);
+}
+
+#[test]
+fn a_disk_that_hangs_after_a_power_cut_is_waited_for_no_longer_than_a_machine() {
+    let (mut rig, [_, _, before]) = written_twice();
+    let first = rig.disk(1);
+    for no in 1..=3 {
+        rig.crash_store(no, [Some(&first), None, Some(&before)][no as usize - 1]);
+        rig.link_up(no);
+    }
+    rig.elect_later();
+    let activate = rig.settle();
+    // It is not repaired, so the comparison does not end.
+    rig.parties.get_mut(&store(3)).expect("a known store").hangs = true;
+    rig.accept(activate);
+    rig.pass(28);
+    assert!(rig.map.volumes[&VOLUME].is_full());
+    rig.pass(8);
+    assert_eq!(rig.map.volumes[&VOLUME].groups[0].insync.len(), 2);
+}
+
+#[test]
 fn who_is_not_believed_is_not_there_to_remain() {
     let (mut rig, then) = written_twice();
     let known = rig.map.clone();
