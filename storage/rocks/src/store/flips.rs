@@ -9,7 +9,7 @@ use smalti_storage::store::Change;
 use smalti_storage::store::suite::{place, put, ver};
 use tempfile::TempDir;
 
-const EXPECT: Expect = Expect { cluster: ClusterId(uuid::Uuid::from_u128(7)) };
+const EXPECT: Expect = Expect { cluster: ClusterId(Uuid::from_u128(7)) };
 
 fn open(path: &Path) -> Result<RocksStore, StoreError> {
     RocksStore::open(path, &RocksOptions::default(), EXPECT)

@@ -55,7 +55,7 @@ fn a_power_cut_is_told_until_a_run_ends_in_order() {
         let store = RocksStore::open(directory.path(), &RocksOptions::default(), expect);
         let store = store.expect("it opens");
         let Opened { incarnation, clean, went_back, .. } = store.opened();
-        let run = RunId(uuid::Uuid::from_u128(u128::from(incarnation.0)));
+        let run = RunId(Uuid::from_u128(u128::from(incarnation.0)));
         store.admit(Admission { run, incarnation, clean }).expect("admitted");
         assert_eq!(store.opened().went_back, went_back, "it stays after the admission");
         (store, clean, went_back)
@@ -63,7 +63,7 @@ fn a_power_cut_is_told_until_a_run_ends_in_order() {
     let reboot = || {
         let (directory, label) =
             Directory::open(directory.path(), expect, false).expect("a store directory");
-        let boot = uuid::Uuid::from_u128(u128::from(label.incarnation.0));
+        let boot = Uuid::from_u128(u128::from(label.incarnation.0));
         directory.write(&Label { boot, ..label }).expect("written");
     };
     let (store, clean, went_back) = open();
@@ -93,7 +93,7 @@ fn a_power_cut_is_told_until_a_run_ends_in_order() {
     let store = RocksStore::open(directory.path(), &RocksOptions::default(), expect);
     let store = store.expect("it opens");
     let Opened { incarnation, clean, .. } = store.opened();
-    let run = RunId(uuid::Uuid::from_u128(1000));
+    let run = RunId(Uuid::from_u128(1000));
     store.admit(Admission { run, incarnation, clean: false }).expect("admitted");
     assert_eq!((clean, store.opened().went_back), (true, true));
     drop(store);
