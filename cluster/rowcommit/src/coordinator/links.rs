@@ -1,11 +1,10 @@
 //! Sessions with stores: what is outstanding, who is silent, who granted a lease.
 
-use super::{Action, Alarm, Coordinator, Pending, Phase, Place, Purpose, Seat};
+use super::{Action, Coordinator, Pending, Phase, Place, Purpose, Seat};
 use crate::invariant::invariant;
 use crate::msg::{Ask, Frame, Request};
 use crate::time::Time;
 use smalti_map::mutant::{Mutant, lives};
-use smalti_map::{Command, Volume};
 use smalti_storage::ids::{GroupNo, Incarnation, Slot, SlotSet, StoreId, Ver};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -462,7 +461,7 @@ impl Coordinator {
         }
     }
 
-    fn patience(&self) -> Duration {
+    pub(super) fn patience(&self) -> Duration {
         match self.phase {
             Phase::Active => self.config.suspect_after,
             _ => self.config.takeover_patience,
@@ -481,92 +480,6 @@ impl Coordinator {
         let slow: Vec<u64> =
             self.pending.iter().filter(|(_, p)| slow(p)).map(|(id, _)| *id).collect();
         self.give_up(&slow);
-    }
-
-    /// What an answer should have come to long ago, from stores that may go on answering else.
-    fn overdue(&self) -> impl Iterator<Item = &Pending> {
-        let limit = OVERDUE * self.patience();
-        let overdue =
-            move |p: &&Pending| !p.ask.is_read() && !p.held && self.now.since(p.sent_at) > limit;
-        self.pending.values().filter(overdue)
-    }
-
-    /// When the oldest of that was asked.
-    pub(super) fn overdue_from(&self, store: StoreId) -> Option<Time> {
-        self.overdue().filter(|p| p.store == store).map(|p| p.sent_at).min()
-    }
-
-    /// Takes silent stores out, where enough others remain; silent learners begin anew. Those that
-    /// remain have to be there: if one of them had gone meanwhile, and its disk came back without what
-    /// it held, whoever was taken out before would be the one that is missed. Where that may have
-    /// happened before, it takes longer (U2, see [`super::suspects`]).
-    fn suspect_silent(&mut self) {
-        let patience = self.patience();
-        let mut silent: Vec<StoreId> = self.overdue().map(|p| p.store).collect();
-        let quiet = |store: &&StoreId| self.links.is_silent(**store, self.now, patience);
-        silent.extend(self.links.links.keys().filter(quiet));
-        silent.sort_unstable();
-        silent.dedup();
-        for store in &silent {
-            self.catchup_silent(*store);
-        }
-        let held = self.held_back(&silent);
-        let leave: Vec<StoreId> =
-            silent.iter().copied().filter(|store| !held.contains(store)).collect();
-        if self.may_shrink(&leave) && self.would_remain(&silent) {
-            self.shrink(leave);
-        }
-    }
-
-    /// Whether all others in sync have answered since it came to light that these are to go, and a
-    /// moment ago. Those that have not are asked.
-    pub(super) fn would_remain(&mut self, without: &[StoreId]) -> bool {
-        let (now, patience) = (self.now, self.patience());
-        // What was given up begins anew.
-        self.leaving.retain(|_, (_, wanted_at)| now.since(*wanted_at) <= patience / 2);
-        let next = (self.next_request, now);
-        let (asked, wanted_at) = self.leaving.entry(without.to_vec()).or_insert(next);
-        *wanted_at = now;
-        let asked = *asked;
-        let remain = self.insync_stores.iter().filter(|store| !without.contains(store));
-        let unheard =
-            remain.filter(|store| !self.links.answered(**store, asked, now, patience / 2));
-        let unheard: Vec<StoreId> = unheard.copied().collect();
-        for store in &unheard {
-            let asked = |p: &Pending| p.store == *store && matches!(p.ask, Ask::Nop);
-            if !self.pending.values().any(asked) {
-                self.ask_store(*store, None, Ask::Nop, Purpose::Forget);
-            }
-        }
-        unheard.is_empty() || lives(Mutant::ShrinkUnheard)
-    }
-
-    /// Nobody is taken out who would be missed: see [`would_remain`](Self::would_remain).
-    pub(super) fn shrink(&mut self, stores: Vec<StoreId>) {
-        if stores.is_empty() || self.volume.is_none() {
-            return;
-        }
-        let (volume, epoch) = (self.config.volume, self.epoch);
-        if self.propose("shrink", Command::Shrink { volume, epoch, stores: stores.clone() }) {
-            let alarms = stores.into_iter().map(|store| Action::Alarm(Alarm::Silent { store }));
-            self.actions.extend(alarms);
-        }
-    }
-
-    /// Whether taking the stores out would change anything: of a group all go or none.
-    pub(super) fn may_shrink(&self, stores: &[StoreId]) -> bool {
-        let spared = |volume: &Volume| {
-            volume.groups.iter().any(|group| {
-                let out = stores.iter().filter_map(|store| group.slot_of(*store));
-                let out = out.collect::<SlotSet>().and(group.insync);
-                let all = if lives(Mutant::ShrinkInPart) { 1 } else { out.len() };
-                let fewest = u32::from(volume.min_insync) + all;
-                out != SlotSet::EMPTY && group.insync.len() >= fewest
-            })
-        };
-        let learns =
-            |store: &StoreId| self.catchup.is_growing(*store) || self.is_in_the_way(*store);
-        stores.iter().any(learns) || self.volume.as_ref().is_some_and(spared)
     }
 
     /// Whether enough stores of the group granted a lease that is valid now: k + 1 of n + k when

@@ -21,6 +21,7 @@ mod describe;
 mod digest;
 mod evidence;
 mod gather;
+mod leave;
 mod links;
 mod listing;
 mod map;

@@ -8,8 +8,6 @@
 //!
 //! U1. While one of a group's slots is under suspicion no other store of it is taken out for having
 //!     restarted: it may be the one that remembers.
-//! U2. While one of a group's slots is a suspect whose disk may have gone back, another store of it is
-//!     taken out only after [`power_patience`](super::CoordinatorConfig::power_patience).
 
 use super::walk::{Page, rows_of};
 use super::{Coordinator, Phase, Purpose, Seat, evidence};
@@ -29,9 +27,6 @@ const AHEAD: usize = 1024;
 /// Rows that could not be repaired are tried again after this long at first, and twice as long each
 /// time, up to 64 times, while none of them can be.
 const RETRY: Duration = Duration::from_secs(1);
-
-/// When all have promised, nobody is waited for longer than this many times the usual.
-const LONGEST: u32 = 4;
 
 /// Who is under suspicion, and how far the comparisons are.
 #[derive(Clone, Debug, Default)]
@@ -99,7 +94,7 @@ impl Suspects {
     }
 
     /// Whether the store is under suspicion in the group.
-    fn has(&self, store: StoreId, group: GroupNo) -> bool {
+    pub(super) fn has(&self, store: StoreId, group: GroupNo) -> bool {
         self.stores.get(&store).is_some_and(|groups| groups.contains(&group))
     }
 
@@ -168,60 +163,6 @@ impl Coordinator {
             *known = start;
         }
         *known == start || lives(Mutant::HearRestarted)
-    }
-
-    /// U2: which of these silent stores are not to be taken out yet, and with them, of a group, all that
-    /// are silent: all go or none.
-    pub(super) fn held_back(&self, silent: &[StoreId]) -> BTreeSet<StoreId> {
-        let mut held = BTreeSet::new();
-        let groups = self.volume.iter().flat_map(|volume| &volume.groups);
-        let groups = (0u16..).map(GroupNo).zip(groups);
-        loop {
-            let before = held.len();
-            for (no, group) in groups.clone() {
-                let (go, stay): (Vec<_>, Vec<_>) =
-                    group.insync_stores().partition(|store| silent.contains(store));
-                let in_doubt = || {
-                    let doubts = || stay.iter().filter_map(|store| self.doubted_since(*store, no));
-                    let (first, last) = (doubts().min(), doubts().max());
-                    let until = first.zip(last);
-                    until.is_some_and(|both| go.iter().any(|store| !self.is_overdue(*store, both)))
-                };
-                if go.iter().any(|store| held.contains(store)) || in_doubt() {
-                    held.extend(go);
-                }
-            }
-            if held.len() == before {
-                return held;
-            }
-        }
-    }
-
-    /// Since when this coordinator knows that the store's disk may have gone back behind what it
-    /// acknowledged in the group, if it may have. Of one that has not promised nobody knows yet.
-    fn doubted_since(&self, store: StoreId, group: GroupNo) -> Option<Time> {
-        let hasty = match self.phase {
-            Phase::Active => Mutant::HastenOn,
-            _ => Mutant::HastenTakeover,
-        };
-        match self.phase {
-            _ if lives(hasty) => None,
-            Phase::Active if !self.suspects.has(store, group) => None,
-            Phase::Active => self.links.went_back_at(store),
-            _ if self.takeover.incarnation(store).is_none() => Some(self.now),
-            _ => self.links.went_back_at(store),
-        }
-    }
-
-    /// Whether a silent store could have been heard of for long enough since the first and the last of
-    /// those that remain came to be in doubt.
-    fn is_overdue(&self, store: StoreId, (first, last): (Time, Time)) -> bool {
-        let patience = self.config.power_patience;
-        let silent_from = self.links.silent_from(store);
-        let silent_from = self.overdue_from(store).map_or(silent_from, |at| at.min(silent_from));
-        // Who has promised was there, and there is an end to what may be made of that.
-        self.now.since(silent_from.max(last)) > patience
-            || self.phase == Phase::Active && self.now.since(first) > LONGEST * patience
     }
 
     fn groups_in_sync(&self, store: StoreId) -> BTreeSet<GroupNo> {

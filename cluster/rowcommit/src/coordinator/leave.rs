@@ -1,0 +1,163 @@
+//! Taking silent stores out of sync.
+//!
+//! S1. Of a group all stores that are silent go, or none: to take out one would not help who waits for
+//!     the other, and if it came back first it would no longer count.
+//! S2. Nobody goes before all that would remain have answered a request made since it came to light
+//!     who is to go: one of them may have gone just then too, and be about to come back without what
+//!     it held.
+//! U2. While one of a group's slots is a suspect whose disk may have gone back, another store of it is
+//!     taken out only after [`power_patience`](super::CoordinatorConfig::power_patience).
+
+use super::links::OVERDUE;
+use super::{Action, Alarm, Coordinator, Pending, Phase, Purpose};
+use crate::msg::Ask;
+use crate::time::Time;
+use smalti_map::mutant::{Mutant, lives};
+use smalti_map::{Command, Volume};
+use smalti_storage::ids::{GroupNo, SlotSet, StoreId};
+use std::collections::BTreeSet;
+
+/// When all have promised, nobody is waited for longer than this many times the usual.
+const LONGEST: u32 = 4;
+
+impl Coordinator {
+    /// What an answer should have come to long ago, from stores that may go on answering else.
+    fn overdue(&self) -> impl Iterator<Item = &Pending> {
+        let limit = OVERDUE * self.patience();
+        let overdue =
+            move |p: &&Pending| !p.ask.is_read() && !p.held && self.now.since(p.sent_at) > limit;
+        self.pending.values().filter(overdue)
+    }
+
+    /// When the oldest of that was asked.
+    fn overdue_from(&self, store: StoreId) -> Option<Time> {
+        self.overdue().filter(|p| p.store == store).map(|p| p.sent_at).min()
+    }
+
+    /// Takes silent stores out, where enough others remain; silent learners begin anew. Those that
+    /// remain have to be there: if one of them had gone meanwhile, and its disk came back without what
+    /// it held, whoever was taken out before would be the one that is missed. Where that may have
+    /// happened before, it takes longer (U2).
+    pub(super) fn suspect_silent(&mut self) {
+        let patience = self.patience();
+        let mut silent: Vec<StoreId> = self.overdue().map(|p| p.store).collect();
+        let quiet = |store: &&StoreId| self.links.is_silent(**store, self.now, patience);
+        silent.extend(self.links.links.keys().filter(quiet));
+        silent.sort_unstable();
+        silent.dedup();
+        for store in &silent {
+            self.catchup_silent(*store);
+        }
+        let held = self.held_back(&silent);
+        let leave: Vec<StoreId> =
+            silent.iter().copied().filter(|store| !held.contains(store)).collect();
+        if self.may_shrink(&leave) && self.would_remain(&silent) {
+            self.shrink(leave);
+        }
+    }
+
+    /// Whether all others in sync have answered since it came to light that these are to go, and a
+    /// moment ago. Those that have not are asked.
+    pub(super) fn would_remain(&mut self, without: &[StoreId]) -> bool {
+        let (now, patience) = (self.now, self.patience());
+        // What was given up begins anew.
+        self.leaving.retain(|_, (_, wanted_at)| now.since(*wanted_at) <= patience / 2);
+        let next = (self.next_request, now);
+        let (asked, wanted_at) = self.leaving.entry(without.to_vec()).or_insert(next);
+        *wanted_at = now;
+        let asked = *asked;
+        let remain = self.insync_stores.iter().filter(|store| !without.contains(store));
+        let unheard =
+            remain.filter(|store| !self.links.answered(**store, asked, now, patience / 2));
+        let unheard: Vec<StoreId> = unheard.copied().collect();
+        for store in &unheard {
+            let asked = |p: &Pending| p.store == *store && matches!(p.ask, Ask::Nop);
+            if !self.pending.values().any(asked) {
+                self.ask_store(*store, None, Ask::Nop, Purpose::Forget);
+            }
+        }
+        unheard.is_empty() || lives(Mutant::ShrinkUnheard)
+    }
+
+    /// Nobody is taken out who would be missed: see [`would_remain`](Self::would_remain).
+    pub(super) fn shrink(&mut self, stores: Vec<StoreId>) {
+        if stores.is_empty() || self.volume.is_none() {
+            return;
+        }
+        let (volume, epoch) = (self.config.volume, self.epoch);
+        if self.propose("shrink", Command::Shrink { volume, epoch, stores: stores.clone() }) {
+            let alarms = stores.into_iter().map(|store| Action::Alarm(Alarm::Silent { store }));
+            self.actions.extend(alarms);
+        }
+    }
+
+    /// Whether taking the stores out would change anything: of a group all go or none.
+    pub(super) fn may_shrink(&self, stores: &[StoreId]) -> bool {
+        let spared = |volume: &Volume| {
+            volume.groups.iter().any(|group| {
+                let out = stores.iter().filter_map(|store| group.slot_of(*store));
+                let out = out.collect::<SlotSet>().and(group.insync);
+                let all = if lives(Mutant::ShrinkInPart) { 1 } else { out.len() };
+                let fewest = u32::from(volume.min_insync) + all;
+                out != SlotSet::EMPTY && group.insync.len() >= fewest
+            })
+        };
+        let learns =
+            |store: &StoreId| self.catchup.is_growing(*store) || self.is_in_the_way(*store);
+        stores.iter().any(learns) || self.volume.as_ref().is_some_and(spared)
+    }
+
+    /// U2: which of these silent stores are not to be taken out yet, and with them, of a group, all that
+    /// are silent: all go or none.
+    fn held_back(&self, silent: &[StoreId]) -> BTreeSet<StoreId> {
+        let mut held = BTreeSet::new();
+        let groups = self.volume.iter().flat_map(|volume| &volume.groups);
+        let groups = (0u16..).map(GroupNo).zip(groups);
+        loop {
+            let before = held.len();
+            for (no, group) in groups.clone() {
+                let (go, stay): (Vec<_>, Vec<_>) =
+                    group.insync_stores().partition(|store| silent.contains(store));
+                let in_doubt = || {
+                    let doubts = || stay.iter().filter_map(|store| self.doubted_since(*store, no));
+                    let (first, last) = (doubts().min(), doubts().max());
+                    let until = first.zip(last);
+                    until.is_some_and(|both| go.iter().any(|store| !self.is_overdue(*store, both)))
+                };
+                if go.iter().any(|store| held.contains(store)) || in_doubt() {
+                    held.extend(go);
+                }
+            }
+            if held.len() == before {
+                return held;
+            }
+        }
+    }
+
+    /// Since when this coordinator knows that the store's disk may have gone back behind what it
+    /// acknowledged in the group, if it may have. Of one that has not promised nobody knows yet.
+    fn doubted_since(&self, store: StoreId, group: GroupNo) -> Option<Time> {
+        let hasty = match self.phase {
+            Phase::Active => Mutant::HastenOn,
+            _ => Mutant::HastenTakeover,
+        };
+        match self.phase {
+            _ if lives(hasty) => None,
+            Phase::Active if !self.suspects.has(store, group) => None,
+            Phase::Active => self.links.went_back_at(store),
+            _ if self.takeover.incarnation(store).is_none() => Some(self.now),
+            _ => self.links.went_back_at(store),
+        }
+    }
+
+    /// Whether a silent store could have been heard of for long enough since the first and the last of
+    /// those that remain came to be in doubt.
+    fn is_overdue(&self, store: StoreId, (first, last): (Time, Time)) -> bool {
+        let patience = self.config.power_patience;
+        let silent_from = self.links.silent_from(store);
+        let silent_from = self.overdue_from(store).map_or(silent_from, |at| at.min(silent_from));
+        // Who has promised was there, and there is an end to what may be made of that.
+        self.now.since(silent_from.max(last)) > patience
+            || self.phase == Phase::Active && self.now.since(first) > LONGEST * patience
+    }
+}
