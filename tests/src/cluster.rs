@@ -156,6 +156,30 @@ impl Cluster {
         Ok(())
     }
 
+    /// The config file of a node.
+    ///
+    /// # Errors
+    /// When its command line names none.
+    pub fn config(&self, node: usize) -> Result<PathBuf> {
+        let argv = &self.nodes[node].argv;
+        let at = argv.iter().position(|word| word == "--config").context("argv has --config")?;
+        Ok(argv.get(at + 1).context("--config has a value")?.into())
+    }
+
+    /// The `data_dir` of a node's config file, which is relative to the file.
+    ///
+    /// # Errors
+    /// When there is no such file, line or folder.
+    pub fn data_dir(&self, node: usize) -> Result<PathBuf> {
+        let config = self.config(node)?;
+        let text = std::fs::read_to_string(&config)?;
+        let line = text.lines().find(|line| line.starts_with("data_dir"));
+        let value = line.and_then(|line| line.split('"').nth(1)).context("config has data_dir")?;
+        let path = config.parent().context("config is in a folder")?.join(value);
+        ensure!(path.is_dir(), "{} is no folder", path.display());
+        Ok(path)
+    }
+
     /// The cluster's folder.
     #[must_use]
     pub fn dir(&self) -> PathBuf {

@@ -1,7 +1,7 @@
 //! Disks in the wrong machine: a node refuses a store that belongs to another cluster or to
 //! another node, and nothing in it is harmed.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -23,8 +23,8 @@ fn swapped_stores_are_refused() -> Result<()> {
     theirs.down()?;
 
     let cases = [
-        ("of another cluster", data_dir(&ours, 0)?, data_dir(&theirs, 0)?),
-        ("of another node", data_dir(&ours, 0)?, data_dir(&ours, 1)?),
+        ("of another cluster", ours.data_dir(0)?, theirs.data_dir(0)?),
+        ("of another node", ours.data_dir(0)?, ours.data_dir(1)?),
     ];
     for (what, right, wrong) in cases {
         swap(&right, &wrong)?;
@@ -59,19 +59,6 @@ fn loaded(cluster: &Cluster) -> Result<smalti_tests::load::Loaded> {
     let load = Load::start(LoadConfig::new(cluster.targets(), 0, seed()));
     load.progress(100, LIMIT)?;
     load.finish()
-}
-
-/// The `data_dir` of a node's config file, which is relative to the file.
-fn data_dir(cluster: &Cluster, node: usize) -> Result<PathBuf> {
-    let argv = &cluster.nodes()[node].argv;
-    let at = argv.iter().position(|w| w == "--config").context("argv has --config")?;
-    let config = Path::new(argv.get(at + 1).context("--config has a value")?);
-    let text = std::fs::read_to_string(config)?;
-    let line = text.lines().find(|l| l.starts_with("data_dir")).context("config has data_dir")?;
-    let value = line.split('"').nth(1).context("data_dir is a string")?;
-    let path = config.parent().context("config is in a folder")?.join(value);
-    ensure!(path.is_dir(), "{} is no folder", path.display());
-    Ok(path)
 }
 
 fn swap(a: &Path, b: &Path) -> Result<()> {
