@@ -32,6 +32,8 @@ const SLOW: &[Mutant] = &[
     Mutant::PutBackInSync,
     Mutant::BelieveAnyRun,
     Mutant::ShrinkUnheard,
+    Mutant::HastenOn,
+    Mutant::HastenTakeover,
 ];
 
 /// Mutants that did not die in a thousand seeds and more. They are blind spots of the simulator, or

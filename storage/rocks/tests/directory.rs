@@ -151,10 +151,10 @@ fn a_store_of_another_cluster_is_refused() {
 fn a_newer_format_and_a_damaged_label_are_refused() {
     let directory = closed();
     let label = directory.path().join("STORE");
-    edit(&label, |text| text.replace("format 6", "format 7"));
-    assert!(refused_line(directory.path()).contains("newer format 7"));
+    edit(&label, |text| text.replace("format 7", "format 8"));
+    assert!(refused_line(directory.path()).contains("newer format 8"));
     edit(&label, |text| {
-        text.replace("format 7", "format 6").replace("incarnation 1", "incarnation 9")
+        text.replace("format 8", "format 7").replace("incarnation 1", "incarnation 9")
     });
     assert!(refused_line(directory.path()).contains("damaged label"));
     truncate(&label, 20);
