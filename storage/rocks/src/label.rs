@@ -369,7 +369,7 @@ fn check(text: &str) -> String {
     format!("{sum:016x}")
 }
 
-fn sync_directory(path: &Path) -> Result<(), StoreError> {
+pub(crate) fn sync_directory(path: &Path) -> Result<(), StoreError> {
     File::open(path).and_then(|file| file.sync_all()).map_err(|error| failed(path, &error))
 }
 

@@ -80,6 +80,8 @@ impl RocksStore {
         // What a power cut took is not back because the process starts once more.
         let boot = if opened.went_back { Uuid::nil() } else { boot };
         let label = Label { incarnation: started.incarnation, boot, clean: None, ..label };
+        // The name of the database's folder is there before a label that counts on it.
+        label::sync_directory(directory.path())?;
         directory.write(&label)?;
         let database = Arc::new(started.database);
         let reclaim =
