@@ -32,8 +32,6 @@ const SLOW: &[Mutant] = &[
     Mutant::PutBackInSync,
     Mutant::BelieveAnyRun,
     Mutant::ShrinkUnheard,
-    Mutant::HastenOn,
-    Mutant::HastenTakeover,
 ];
 
 /// Mutants that did not die in a thousand seeds and more. They are blind spots of the simulator, or
@@ -42,6 +40,7 @@ const SLOW: &[Mutant] = &[
 const UNSEEN: &[Mutant] = &[
     Mutant::ShrinkInPart,
     Mutant::DenyRepaired,
+    Mutant::HastenOn,
     Mutant::NoBootWait,
     Mutant::PromiseOverLease,
     Mutant::ConfirmBefore,

@@ -239,10 +239,8 @@ mutants! {
     ShrinkInPart = "shrink-in-part",
     /// A suspect denies what it may have had by a repair.
     DenyRepaired = "deny-repaired",
-    /// Silent stores are taken out no later because others are compared after a power cut.
+    /// Silent stores are taken out no later because those that remain may have gone back.
     HastenOn = "hasten-on",
-    /// Silent stores are taken out no later because others promise after a power cut.
-    HastenTakeover = "hasten-takeover",
     /// Silent stores are taken out although those that remain were not heard of late.
     ShrinkUnheard = "shrink-unheard",
 }

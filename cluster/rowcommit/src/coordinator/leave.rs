@@ -137,12 +137,8 @@ impl Coordinator {
     /// Since when this coordinator knows that the store's disk may have gone back behind what it
     /// acknowledged in the group, if it may have. Of one that has not promised nobody knows yet.
     fn doubted_since(&self, store: StoreId, group: GroupNo) -> Option<Time> {
-        let hasty = match self.phase {
-            Phase::Active => Mutant::HastenOn,
-            _ => Mutant::HastenTakeover,
-        };
         match self.phase {
-            _ if lives(hasty) => None,
+            _ if lives(Mutant::HastenOn) => None,
             Phase::Active if !self.suspects.has(store, group) => None,
             Phase::Active => self.links.went_back_at(store),
             _ if self.takeover.incarnation(store).is_none() => Some(self.now),
