@@ -32,6 +32,7 @@ const SLOW: &[Mutant] = &[
     Mutant::PutBackInSync,
     Mutant::BelieveAnyRun,
     Mutant::ShrinkUnheard,
+    Mutant::HastenOn,
 ];
 
 /// Mutants that did not die in a thousand seeds and more. They are blind spots of the simulator, or
@@ -40,7 +41,6 @@ const SLOW: &[Mutant] = &[
 const UNSEEN: &[Mutant] = &[
     Mutant::ShrinkInPart,
     Mutant::DenyRepaired,
-    Mutant::HastenOn,
     Mutant::NoBootWait,
     Mutant::PromiseOverLease,
     Mutant::ConfirmBefore,

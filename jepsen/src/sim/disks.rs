@@ -100,7 +100,7 @@ impl World {
             // The power fails, perhaps not everywhere.
             let soon = self.rng.percent(50);
             let first = if soon { self.now } else { self.lasts() };
-            let apart = if soon { 150 } else { 1500 };
+            let apart = if soon { 150 } else { 3500 };
             let spared = self.rng.pick(&[0, 0, 40]).unwrap_or(0);
             for other in 0..self.nodes.len() {
                 if other == at || !self.rng.percent(spared) {
