@@ -297,6 +297,7 @@ impl Member {
                 () = stop.cancelled() => return,
                 changed = map.changed() => if changed.is_err() { return },
                 _ = every.tick() => {
+                    self.run_own_seats(&self.map()).await;
                     self.govern().await;
                     continue;
                 }
@@ -315,13 +316,7 @@ impl Member {
         }
         // Likewise.
         let _ = self.inner.custodian.cast(crate::custodian::CustodianMsg::Map(Arc::clone(map)));
-        let Some(incarnation) = self.incarnation() else { return };
-        let me = Coordinator { node: self.node(), incarnation };
-        for (no, volume) in &map.volumes {
-            if volume.coordinator == Some(me) && self.coder(*no).is_none() {
-                self.start_coder(me, *no).await;
-            }
-        }
+        let Some(me) = self.run_own_seats(map).await else { return };
         let mut gone = Vec::new();
         for coder in self.coders() {
             // Told even when the seat is lost: that is how it learns to fail what is in flight.
@@ -334,6 +329,19 @@ impl Member {
         for no in gone {
             self.drop_coder(no);
         }
+    }
+
+    /// Starts the coders of this node's seats that do not run. Looked at again and again and not only
+    /// with a new map: the node may be elected before it knows that it has joined, and a coder may
+    /// fail to start. None: the node has not joined.
+    async fn run_own_seats(&self, map: &MapView) -> Option<Coordinator> {
+        let me = Coordinator { node: self.node(), incarnation: self.incarnation()? };
+        for (no, volume) in &map.volumes {
+            if volume.coordinator == Some(me) && self.coder(*no).is_none() {
+                self.start_coder(me, *no).await;
+            }
+        }
+        Some(me)
     }
 
     async fn start_coder(&self, me: Coordinator, volume: VolumeNo) {
