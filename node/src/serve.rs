@@ -127,7 +127,16 @@ pub async fn run_with(
         .mode(0o700)
         .create(data_dir)
         .with_context(|| format!("make {}", data_dir.display()))?;
-    let _pid_file = PidFile::acquire(data_dir)?;
+    let pid_file = PidFile::acquire(data_dir)?;
+    run_locked(config, &mut signals, start).await?;
+    pid_file.leave()
+}
+
+async fn run_locked(
+    config: NodeConfig,
+    signals: &mut StopSignals,
+    start: impl FnOnce(NodeRuntime) -> BoxFuture<'static, anyhow::Result<Started>>,
+) -> anyhow::Result<()> {
     if let Some(dir) = &config.local_cluster {
         ClusterFile::note_pid(dir, config.node, std::process::id())?;
     }

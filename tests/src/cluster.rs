@@ -285,10 +285,14 @@ impl Cluster {
     /// Stops a node in order and waits until it is gone.
     ///
     /// # Errors
-    /// When it does not run, or does not end.
+    /// When it does not run, or does not end, or in another way.
     pub fn stop(&mut self, node: usize) -> Result<()> {
         self.signal(node, Signal::TERM)?;
-        self.wait_gone(node)
+        self.wait_gone(node)?;
+        let mark = self.data_dir(node)?.join("node.pid");
+        let left = std::fs::read_to_string(&mark)?;
+        ensure!(left.is_empty(), "node {node} did not end in order: it left {}", mark.display());
+        Ok(())
     }
 
     /// Kills several nodes at the same moment.
@@ -300,7 +304,11 @@ impl Cluster {
         nodes.iter().try_for_each(|node| self.wait_gone(*node))
     }
 
-    fn wait_gone(&mut self, node: usize) -> Result<()> {
+    /// Waits until a node that was sent SIGKILL or SIGTERM is gone.
+    ///
+    /// # Errors
+    /// When it is not in time.
+    pub fn wait_gone(&mut self, node: usize) -> Result<()> {
         until("a killed node is gone", COMMAND_LIMIT, || {
             // Only a child of this test is ours to reap; a zombie counts as gone either way.
             if let Some(child) = &mut self.restarted[node] {

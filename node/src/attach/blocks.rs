@@ -3,7 +3,7 @@
 use super::AttachError;
 use super::local::{LocalGateways, Place};
 use bytes::Bytes;
-use futures::{Stream, stream};
+use futures::{Stream, StreamExt, stream};
 use smalti_cluster::Member;
 use smalti_cluster::fabric::service;
 use smalti_gateway::{
@@ -13,6 +13,7 @@ use smalti_net::{FrameReceiver, FrameSender, Session, SessionHandler};
 use smalti_storage::ids::{NodeId, VolumeNo};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
@@ -79,6 +80,7 @@ pub(super) async fn open_session(
 pub struct BlockSessions {
     local: LocalGateways,
     server: Arc<ForwardServer>,
+    stop: CancellationToken,
     tasks: TaskTracker,
 }
 
@@ -89,10 +91,11 @@ impl std::fmt::Debug for BlockSessions {
 }
 
 impl BlockSessions {
-    /// Serves from the gateways here.
-    pub fn new(local: LocalGateways, tasks: TaskTracker) -> Self {
+    /// Serves from the gateways here, until `stop`: then what was begun is answered, and no more
+    /// is taken, for the seat can only be given up when nobody works with it.
+    pub fn new(local: LocalGateways, stop: CancellationToken, tasks: TaskTracker) -> Self {
         let server = Arc::new(ForwardServer::new(ForwardLimits::default()));
-        Self { local, server, tasks }
+        Self { local, server, stop, tasks }
     }
 }
 
@@ -103,8 +106,11 @@ impl SessionHandler for BlockSessions {
             return;
         };
         let (local, server) = (self.local.clone(), Arc::clone(&self.server));
+        let stop = self.stop.clone();
         self.tasks.spawn(async move {
-            let gateway = match local.place(volume).await {
+            let place = stop.run_until_cancelled(local.place(volume));
+            let Some(place) = place.await else { return };
+            let gateway = match place {
                 Ok(Place::Here(gateway)) => gateway,
                 Ok(Place::There(node)) => {
                     tracing::debug!(%from, %volume, %node, "block session for another node");
@@ -119,7 +125,8 @@ impl SessionHandler for BlockSessions {
             let device = gateway.device();
             // Only the device keeps the gateway, and so the seat, in use from here on.
             drop(gateway);
-            let ended = server.serve(client, device, frames(rx), Arc::new(Sender(tx))).await;
+            let requests = frames(rx).take_until(stop.cancelled());
+            let ended = server.serve(client, device, requests, Arc::new(Sender(tx))).await;
             tracing::debug!(%from, %volume, ?ended, "block session ended");
         });
     }

@@ -36,7 +36,7 @@ pub async fn start(node: NodeRuntime) -> anyhow::Result<Started> {
         }
     });
     let local = LocalGateways::new(member.clone());
-    let sessions = BlockSessions::new(local.clone(), node.tasks.clone());
+    let sessions = BlockSessions::new(local.clone(), node.stop.clone(), node.tasks.clone());
     member.fabric().endpoint().accept_sessions(service::BLOCKS, Arc::new(sessions));
     let attachments = Attachments::new(member.clone(), local);
     let exports = Arc::new(VolumeExports::new(member.clone(), attachments.clone()));

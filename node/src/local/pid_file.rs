@@ -16,7 +16,7 @@ const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// The lock on a node's data folder. Given up when dropped or when the process ends.
 #[derive(Debug)]
-pub struct PidFile(#[expect(dead_code, reason = "holds the lock")] File);
+pub struct PidFile(File);
 
 impl PidFile {
     /// Takes the lock and puts this process's id in the file. Blocks for up to five seconds.
@@ -49,6 +49,19 @@ impl PidFile {
         };
         write(&mut file).with_context(|| format!("write {}", path.display()))?;
         Ok(Self(file))
+    }
+
+    /// Gives the lock up, and leaves the file empty for a sign that the node has ended in order.
+    ///
+    /// # Errors
+    /// The file can not be written.
+    pub fn leave(self) -> anyhow::Result<()> {
+        self.0.set_len(0).context("empty the node's pid file")
+    }
+
+    /// Whether the last process of the node ended in order, if none runs.
+    pub fn was_left(data_dir: &Path) -> bool {
+        fs::metadata(path(data_dir)).is_ok_and(|file| file.len() == 0)
     }
 
     /// The process that runs the node with that data folder, if one does. A process that has only
@@ -130,7 +143,13 @@ mod tests {
         assert_eq!(PidFile::holder(dir.path()).unwrap(), Some(std::process::id()));
         drop(held);
         assert_eq!(PidFile::holder(dir.path()).unwrap(), None);
-        drop(PidFile::acquire(dir.path()).unwrap());
+        assert!(!PidFile::was_left(dir.path()));
+        PidFile::acquire(dir.path()).unwrap().leave().unwrap();
+        assert_eq!(PidFile::holder(dir.path()).unwrap(), None);
+        assert!(PidFile::was_left(dir.path()));
+        let held = PidFile::acquire(dir.path()).unwrap();
+        assert!(!PidFile::was_left(dir.path()));
+        drop(held);
     }
 
     #[test]

@@ -38,6 +38,15 @@ pub(super) fn running(layout: &Layout) -> anyhow::Result<Vec<Running>> {
     Ok(found)
 }
 
+/// Whether the cluster has been stopped: no node runs, and one at least has ended in order.
+///
+/// # Errors
+/// As [`running`].
+pub(super) fn is_stopped(layout: &Layout) -> anyhow::Result<bool> {
+    let left = || layout.nodes().any(|node| PidFile::was_left(&node.config.data_dir));
+    Ok(running(layout)?.is_empty() && left())
+}
+
 fn look(node: &LayoutNode) -> anyhow::Result<Option<Running>> {
     let Some(pid) = holder(node)? else { return Ok(None) };
     let raw = i32::try_from(pid).ok().and_then(Pid::from_raw).context("no such process id")?;

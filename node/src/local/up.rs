@@ -22,6 +22,9 @@ use tokio::sync::watch;
 const BEGIN_LOOKS: usize = 1000;
 const BEGIN_PAUSE: Duration = Duration::from_millis(20);
 
+/// Between two looks whether nodes that others started have ended too.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
 /// What `smalti up` is asked.
 #[derive(Clone, Debug)]
 pub struct UpOptions {
@@ -232,19 +235,16 @@ async fn foreground(
     mut signals: StopSignals,
 ) -> anyhow::Result<()> {
     say("Ctrl-C stops the nodes");
-    let nodes = layout.nodes().len();
-    let mut in_order = layout.nodes().len() - processes.running();
     loop {
+        // Others may have started nodes again, and stopped them all, as by `smalti down`.
+        let all_ended = processes.running() == 0;
+        if all_ended && stop::is_stopped(layout)? {
+            return Ok(());
+        }
         tokio::select! {
             _ = signals.next() => break,
-            ended = processes.ended() => {
-                say(&processes.describe(&ended));
-                in_order += usize::from(ended.status.is_some_and(|status| status.success()));
-                // Nodes end in order when asked to, as by `smalti down`: nothing is left to do.
-                if in_order == nodes && stop::running(layout)?.is_empty() {
-                    return Ok(());
-                }
-            }
+            ended = processes.ended() => say(&processes.describe(&ended)),
+            () = tokio::time::sleep(LOOK_EVERY), if all_ended => {}
         }
     }
     say("stopping");

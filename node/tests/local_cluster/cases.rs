@@ -28,6 +28,10 @@ pub(crate) const ALL: &[Case] = &[
     ("a_degraded_cluster_is_left_running", a_degraded_cluster_is_left_running),
     ("foreground_stops_its_nodes_in_order", foreground_stops_its_nodes_in_order),
     ("foreground_ends_when_taken_down", foreground_ends_when_taken_down),
+    (
+        "foreground_ends_when_nodes_that_others_started_are_taken_down",
+        foreground_ends_when_nodes_that_others_started_are_taken_down,
+    ),
     ("a_frozen_node_is_stopped_too", a_frozen_node_is_stopped_too),
     ("a_stranger_is_never_signalled", a_stranger_is_never_signalled),
 ];
@@ -332,6 +336,32 @@ fn foreground_ends_when_taken_down() {
     let mut text = String::new();
     child.stdout.take().unwrap().read_to_string(&mut text).unwrap();
     assert!(child.wait().unwrap().success(), "{text}");
+}
+
+fn foreground_ends_when_nodes_that_others_started_are_taken_down() {
+    let home = Home::new();
+    let mut child = foreground(&home);
+    until("cluster.json appears", || ClusterFile::path(&home.dir()).exists());
+    let mut text = String::new();
+    let mut lines = BufReader::new(child.stdout.take().unwrap());
+    let mut restarted = Vec::new();
+    for node in home.file().nodes {
+        signal(node.pid, Signal::KILL);
+        while !text.contains(&format!("node {} ended", node.name)) {
+            assert!(lines.read_line(&mut text).unwrap() > 0, "{text}");
+        }
+        let mut again = Command::new(&node.argv[0]);
+        again.args(&node.argv[1..]).stdout(Stdio::null()).stderr(Stdio::null());
+        restarted.push(again.spawn().unwrap());
+        until("the node answers", || status(ApiAddress::Tcp(node.api.to_string())).is_some());
+    }
+    assert!(child.try_wait().unwrap().is_none(), "nodes run");
+    down(&home.dir()).unwrap();
+    lines.read_to_string(&mut text).unwrap();
+    assert!(child.wait().unwrap().success(), "{text}");
+    for mut node in restarted {
+        assert!(node.wait().unwrap().success());
+    }
 }
 
 fn a_frozen_node_is_stopped_too() {

@@ -1,0 +1,53 @@
+//! A node that is asked to stop gives the seats it has back, whoever works through them.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use smalti_tests::nbd::Client;
+use smalti_tests::pattern::{BLOCK, seed};
+use smalti_tests::process::until;
+use smalti_tests::report::say;
+use smalti_tests::{Cluster, Load, LoadConfig, Spec};
+
+const LIMIT: Duration = Duration::from_secs(120);
+
+#[test]
+fn a_coordinator_stops_in_order_under_clients_of_other_nodes() -> Result<()> {
+    let test = "a_coordinator_stops_in_order_under_clients_of_other_nodes";
+    let seed = seed();
+    say(test, &format!("seed {seed}"));
+    let mut cluster = Cluster::up(Spec::three(test, "64M"))?;
+    let mut holder = Some(Client::connect(&cluster.target(0), LIMIT)?);
+    for node in [0, 1] {
+        let idle_at = (node + 1) % 3;
+        until("the held node coordinates", LIMIT, || {
+            Ok((cluster.coordinator()? == node).then_some(()))
+        })?;
+        let mut idle = Client::connect(&cluster.target(idle_at), LIMIT)?;
+        let block = vec![0x5a; BLOCK];
+        idle.write(0, &block, 0).context("through another node")?;
+        let mut config = LoadConfig::new(cluster.targets(), idle_at, seed);
+        config.base = 1 + node as u64 * config.threads * config.blocks;
+        let load = Load::start(config);
+        load.progress(50, LIMIT)?;
+        ensure!(cluster.coordinator()? == node, "the coordinator has moved");
+
+        cluster.stop(node)?;
+        load.progress(50, LIMIT).context("after the coordinator has stopped")?;
+        let mut read = vec![0; BLOCK];
+        idle.read(0, &mut read).context("through a connection that lives on")?;
+        ensure!(read == block, "another block");
+        // Taken anew while nobody else has it, the seat is at the next node to stop.
+        holder = Some(Client::connect(&cluster.target(idle_at), LIMIT)?);
+        cluster.start(node)?;
+        cluster.wait_ok()?;
+        let reconnects = load.reconnects();
+        let mut loaded = load.finish()?;
+        ensure!(loaded.server_errors == 0, "{} errors", loaded.server_errors);
+        ensure!(reconnects == 0, "clients of a node that went on were cut off");
+        let blocks = loaded.verify(&cluster.target(node))?;
+        say(test, &format!("node {node} stopped in order, {blocks} blocks right"));
+    }
+    drop(holder);
+    cluster.finish()
+}
