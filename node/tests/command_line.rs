@@ -132,7 +132,9 @@ async fn volumes_from_creation_to_deletion() {
 
         let other = "00000000-0000-0000-0000-000000000001";
         fails_in_one_line(&["volume", "delete", "v", "--id", other, "--api", api]);
-        assert_eq!(succeeds(&["volume", "delete", "v"], api), "");
+        let text = fails_in_one_line(&["volume", "delete", "v", "--api", api]);
+        assert!(text.contains("--yes"), "{text}");
+        assert_eq!(succeeds(&["volume", "delete", "v", "--yes"], api), "");
         let text = fails_in_one_line(&["volume", "show", "v", "--api", api]);
         assert_eq!(text, "smalti: show volume: there is no volume v\n");
         fails_in_one_line(&["volume", "delete", "v", "--api", api]);

@@ -211,7 +211,7 @@ pub struct VolumeDeleteArgs {
     /// Delete only if the volume still has this identity
     #[arg(long, value_name = "UUID")]
     pub id: Option<uuid::Uuid>,
-    /// Do not ask, as on a terminal
+    /// Do not ask for the name first; needed where there is no terminal to ask on
     #[arg(long)]
     pub yes: bool,
     /// Which cluster.

@@ -60,7 +60,11 @@ async fn delete(args: VolumeDeleteArgs) -> anyhow::Result<()> {
     if let Some(wanted) = args.id {
         ensure!(wanted == id.0, "delete volume: {} now has the identity {id}", args.name);
     }
-    if !args.yes && std::io::stdin().is_terminal() && std::io::stderr().is_terminal() {
+    if !args.yes {
+        ensure!(
+            std::io::stdin().is_terminal() && std::io::stderr().is_terminal(),
+            "delete volume: there is no terminal to ask for its name on; `--yes` deletes it unasked"
+        );
         let question = format!(
             "Delete {} of {} with all its data? Type its name to confirm:",
             args.name,
