@@ -13,7 +13,7 @@ NODES ?= 3
 SIZE ?= 2G
 # For `make mutants`: `--only NAME`, `--seeds MAX`, `--list`.
 MUTANTS ?=
-# For `make test` and `make bench`: names of black-box tests, words in names of jobs.
+# For `make test`, `make bench`, `make failover`: names of black-box tests, words in names of jobs and cases.
 ONLY ?=
 # For `make sim`; SIM: `--beyond`, `--keep-going`.
 SEEDS ?= 2000
@@ -25,12 +25,12 @@ CUTS ?= 1000
 smalti := $(CARGO_TARGET_DIR)/release/smalti
 
 .DEFAULT_GOAL := help
-.PHONY: help deps rocksdb build demo test model mutants powercut sim verify lint up down bench fmt fix
+.PHONY: help deps rocksdb build demo test model mutants powercut sim verify lint up down bench failover fmt fix
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile | expand -t 16
 
-deps: ## install the Debian packages and the Rust toolchain that are missing
+deps: ## install the Debian packages that are missing; say so if Rust is
 	@tests/scripts/deps
 
 rocksdb: deps ## compile the C++ of RocksDB, once
@@ -71,8 +71,11 @@ down: ## stop the cluster of `make up`, if it was left behind
 bench: build ## figures of a local 2+1 cluster: SECS, RUNS, SIZE, ONLY
 	@$(CARGO_TARGET_DIR)/release/smalti-bench $(ONLY)
 
+failover: build ## how long clients wait when nodes die or freeze: KILLS, ONLY
+	@$(CARGO_TARGET_DIR)/release/smalti-failover $(ONLY)
+
 sim: deps ## simulated clusters under faults: SEEDS, FROM, SIM=--beyond for more than they can bear
-	cargo build --release --locked --quiet -p smalti-jepsen --bin sim
+	cargo build --release --locked -p smalti-jepsen --bin sim
 	@$(CARGO_TARGET_DIR)/release/sim --seeds $(SEEDS) --from $(FROM) $(SIM)
 
 fmt: ## format all code

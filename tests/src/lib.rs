@@ -21,6 +21,7 @@ pub mod nbd;
 pub mod pattern;
 pub mod process;
 pub mod report;
+pub mod settings;
 pub mod status;
 
 pub use cluster::{Cluster, Spec};

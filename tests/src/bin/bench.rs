@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use smalti_tests::fio::{self, Figures};
+use smalti_tests::settings::number;
 use smalti_tests::{Cluster, Spec};
 
 /// One row of the table.
@@ -72,13 +73,6 @@ struct Settings {
     secs: u64,
     runs: usize,
     size: String,
-}
-
-fn number(name: &str, default: u64) -> Result<u64> {
-    match std::env::var(name) {
-        Ok(text) => text.parse().with_context(|| format!("{name}={text} is no number")),
-        Err(_) => Ok(default),
-    }
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
