@@ -134,7 +134,7 @@ fn failure(mutant: Option<Mutant>, seed: u64) -> Option<String> {
 /// The check that a failure comes from, by how it begins.
 fn check_of(why: &str) -> &str {
     let invariant = why.split(':').next().filter(|word| {
-        word.strip_prefix('I')
+        word.strip_prefix(['I', 'N'])
             .is_some_and(|no| !no.is_empty() && no.bytes().all(|b| b.is_ascii_digit()))
     });
     let known = [
@@ -148,6 +148,7 @@ fn check_of(why: &str) -> &str {
         ("no end", "healing"),
         ("an operation failed", "errors"),
         ("the map is broken", "map"),
+        ("a snapshot ended", "snapshots"),
         ("node ", "alarms"),
         ("panic", "panic"),
     ];

@@ -72,7 +72,7 @@ impl World {
         if self.nothing_is_forgotten() {
             self.forgot.clear();
         }
-        if self.rng.percent(30) && self.put_back(at, until) {
+        if self.rng.percent(50) && self.put_back(until) {
             return;
         }
         let past = self.nodes[at].past.len();
@@ -116,31 +116,40 @@ impl World {
     }
 
     /// Whoever runs the cluster puts a disk back as it was when a run before had ended in order: a
-    /// backup, or an image of the machine. Where there is no such copy yet, one is made. False: there
-    /// is none of an earlier run than this one.
-    fn put_back(&mut self, at: At, until: u64) -> bool {
+    /// backup, or an image of the machine. Where there are no such copies yet, they are made. False:
+    /// there is none of an earlier run than its store's present one.
+    fn put_back(&mut self, until: u64) -> bool {
+        for node in &mut self.nodes {
+            let vetted = node.process.as_ref().is_some_and(|process| process.core.is_vetted());
+            if node.copy.is_none() && vetted {
+                // As the disk would be had the run just ended: to end it would be one fault more.
+                let copy = node.disk.fork();
+                copy.restart(Restart { clean: true, ..Restart::default() });
+                node.copy = Some(copy);
+            }
+        }
+        let is_earlier = |at: &At| {
+            let node = &self.nodes[*at];
+            node.copy.as_ref().is_some_and(|copy| copy.opened().run != node.disk.opened().run)
+        };
+        let earlier: Vec<At> = (0..self.nodes.len()).filter(is_earlier).collect();
+        let Some(at) = self.rng.pick(&earlier) else { return false };
         if !self.may_lose_a_disk(at) {
             return true;
         }
-        let node = &mut self.nodes[at];
-        if node.copy.is_none() && node.process().core.is_vetted() {
-            // As the disk would be had the run just ended: to end it would be one fault more.
-            let copy = node.disk.fork();
-            copy.restart(Restart { clean: true, ..Restart::default() });
-            node.copy = Some(copy);
-        }
-        let earlier = |copy: &mut MemoryStore| copy.opened().run != node.disk.opened().run;
-        let Some(copy) = node.copy.take_if(earlier) else { return false };
+        let Some(copy) = self.nodes[at].copy.take() else { return false };
         self.count(Fault::Amnesia, true);
         self.forgot.insert(at);
         let in_order = self.rng.percent(50);
         if self.rng.percent(50) {
             self.stop_some(at, until, in_order);
         } else {
-            // Everybody is away, and comes back whenever he does.
+            // Everybody is away, and comes back whenever he does, if need be after he was waited for:
+            // that this disk is of another run is known.
+            let longest = if self.rng.percent(50) { 2 * self.swarm.power_patience } else { 0 };
             for at in 0..self.nodes.len() {
                 self.stop(at, in_order);
-                let until = self.lasts();
+                let until = self.lasts() + self.rng.below(longest.max(1));
                 self.queue.push(until, Ev::Start(at));
             }
         }
