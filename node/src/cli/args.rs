@@ -14,7 +14,7 @@ use std::time::Duration;
 
 /// An encrypted, erasure-coded block store
 #[derive(Debug, Parser)]
-#[command(name = "smalti", version, about, max_term_width = 100)]
+#[command(name = "smalti", version, max_term_width = 100)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]

@@ -204,7 +204,7 @@ impl Report {
                 "it runs without store {store}, which holds slots: it is starting, or its disk was \
                  replaced or emptied"
             );
-            let remedy = "put the store back, or see the page on operations";
+            let remedy = "put the store back, or see docs/operations.md";
             add(Health::Degraded, subject, problem, remedy);
         }
         for volume in self.map.volumes.values() {
@@ -217,7 +217,7 @@ impl Report {
                         (None, _) => "it has no coordinator".to_owned(),
                         (Some(_), _) if self.fewest_live(volume) < volume.min_insync => format!(
                             "{} of {} slots of a group are in sync on nodes that answer, {} are \
-                             needed: writes wait, and reads may",
+                             needed: writes wait, and some reads may too",
                             self.fewest_live(volume),
                             volume.slots(),
                             volume.min_insync
@@ -244,7 +244,7 @@ impl Report {
                             "{lost} rows are lost or rotten in more slots than it has parity for: \
                              their blocks give errors"
                         );
-                        let remedy = "bring back what is out; else see the page on operations";
+                        let remedy = "bring back what is out; else see docs/operations.md";
                         add(Health::Degraded, subject.clone(), problem, remedy);
                     }
                     let suspects = self.suspects(volume);
