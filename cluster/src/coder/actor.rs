@@ -132,6 +132,8 @@ impl Propose for RaftGroup {
 pub(crate) struct CoderArgs<T> {
     /// Settings of the core.
     pub(crate) config: CoordinatorConfig,
+    /// Stores whose nodes have been silent before it began, and for how long.
+    pub(crate) unheard: Vec<(StoreId, Duration)>,
     /// Reaches other nodes.
     pub(crate) transport: T,
     /// The stores of this node.
@@ -183,8 +185,13 @@ impl<T: Transport> Actor for Coder<T> {
         _myself: ActorRef<Self::Msg>,
         args: CoderArgs<T>,
     ) -> Result<State<T>, ActorProcessingErr> {
+        let mut core = Coordinator::new(args.config.clone());
+        let now = clock::now();
+        for (store, silent) in &args.unheard {
+            core.handle(now, Event::Unheard { store: *store, since: now.before(*silent) });
+        }
         Ok(State {
-            core: Coordinator::new(args.config.clone()),
+            core,
             args,
             map: None,
             links: BTreeMap::new(),

@@ -21,7 +21,7 @@ pub(crate) use actor::{CoderArgs, start};
 pub use actor::{CoderMsg, CoderStatus};
 
 use bytes::Bytes;
-use ractor::ActorRef;
+use ractor::{ActorRef, ActorStatus};
 use smalti_rowcommit::coordinator::{BlockWrite, OpError};
 use smalti_storage::ids::{RowAddr, Slot, VolumeNo};
 use tokio::sync::oneshot;
@@ -102,6 +102,11 @@ impl CoderHandle {
         let (reply, answer) = oneshot::channel();
         self.actor.cast(CoderMsg::Status { reply }).ok()?;
         answer.await.ok()
+    }
+
+    /// Whether it can not answer any more.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.actor.get_status() >= ActorStatus::Stopping
     }
 
     pub(crate) fn actor(&self) -> &ActorRef<CoderMsg> {

@@ -74,7 +74,7 @@ impl Member {
 
     /// The coder of a volume that this node coordinates.
     pub fn coder(&self, volume: VolumeNo) -> Option<CoderHandle> {
-        self.lock_coders().get(&volume).cloned()
+        self.lock_coders().get(&volume).filter(|coder| !coder.has_ended()).cloned()
     }
 
     /// All coders here.
@@ -87,9 +87,15 @@ impl Member {
     }
 
     fn add_coder(&self, coder: CoderHandle) {
+        let mut coders = self.lock_coders();
+        // Seen under the lock: whoever stops takes away what is here afterwards.
+        if self.inner.stop.is_cancelled() {
+            coder.actor().stop(None);
+            return;
+        }
         // What it has to know first; later maps follow from the watch.
         let _ = coder.actor().cast(crate::coder::CoderMsg::Map(self.map()));
-        self.lock_coders().insert(coder.volume(), coder);
+        coders.insert(coder.volume(), coder);
     }
 
     fn drop_coder(&self, volume: VolumeNo) {

@@ -12,11 +12,12 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use smalti_map::view::MapView;
-use smalti_map::{Command, Coordinator, Volume};
+use smalti_map::{Command, Coordinator, Group, Volume};
 use smalti_net::Service;
 use smalti_rowcommit::CoordinatorConfig;
 use smalti_rowcommit::coordinator::Phase;
-use smalti_storage::ids::{Epoch, Incarnation, NodeId, VolumeNo};
+use smalti_storage::ids::{Epoch, Incarnation, NodeId, StoreId, VolumeNo};
+use std::collections::BTreeSet;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -294,6 +295,7 @@ impl Member {
         let stop = self.inner.stop.clone();
         loop {
             tokio::select! {
+                biased;
                 () = stop.cancelled() => return,
                 changed = map.changed() => if changed.is_err() { return },
                 _ = every.tick() => {
@@ -338,19 +340,33 @@ impl Member {
         let me = Coordinator { node: self.node(), incarnation: self.incarnation()? };
         for (no, volume) in &map.volumes {
             if volume.coordinator == Some(me) && self.coder(*no).is_none() {
-                self.start_coder(me, *no).await;
+                self.start_coder(me, map, *no).await;
             }
         }
         Some(me)
     }
 
-    async fn start_coder(&self, me: Coordinator, volume: VolumeNo) {
+    /// Stores of a volume whose nodes have fallen silent, and for how long. Of one that has not been
+    /// heard of since this process began nothing is known: both may have been started together.
+    fn unheard(&self, map: &MapView, volume: VolumeNo) -> Vec<(StoreId, Duration)> {
+        let groups = map.volumes.get(&volume).into_iter().flat_map(|volume| &volume.groups);
+        let stores: BTreeSet<StoreId> = groups.flat_map(Group::members).collect();
+        let silent = stores.into_iter().filter_map(|store| {
+            let node = map.node_of(store).filter(|node| self.beats().ever_heard(*node))?;
+            let silent = self.beats().silent_for(node);
+            (silent > self.inner.suspect_after).then_some((store, silent))
+        });
+        silent.collect()
+    }
+
+    async fn start_coder(&self, me: Coordinator, map: &MapView, volume: VolumeNo) {
         let mut config = CoordinatorConfig::new(me, volume);
         config.lease = self.inner.lease;
         config.suspect_after = self.inner.suspect_after;
         config.power_patience = self.inner.power_patience;
         let args = CoderArgs {
             config,
+            unheard: self.unheard(map, volume),
             transport: self.fabric().clone(),
             local: Arc::clone(&self.inner.stores),
             map: Arc::new(self.raft().clone()),

@@ -263,6 +263,7 @@ impl Cluster {
             config.suspect_after = setup.suspect_after;
             let args = CoderArgs {
                 config,
+                unheard: Vec::new(),
                 transport: transport(me.node),
                 local: Arc::new(vec![local.handle.clone()]),
                 map: Arc::new(machine.clone()),

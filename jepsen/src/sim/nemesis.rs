@@ -122,6 +122,9 @@ impl World {
         let count = self.cuts.entry((from, to)).or_default();
         *count = if begins { *count + 1 } else { count.saturating_sub(1) };
         if begins {
+            if *count == 1 {
+                self.cut_since.insert((from, to), self.now);
+            }
             self.time_out(|a, b| (a, b) == (from, to) || (b, a) == (from, to));
         }
     }

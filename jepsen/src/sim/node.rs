@@ -6,7 +6,7 @@ use super::link::SessionId;
 use super::swarm::{Fault, MS};
 use super::world::{World, node_id};
 use smalti_map::{Applied, ClusterMap, Command, Coordinator as Coordinating, StoreStart};
-use smalti_rowcommit::coordinator::Coordinator;
+use smalti_rowcommit::coordinator::{Coordinator, Phase};
 use smalti_rowcommit::msg::{Frame, Reply};
 use smalti_rowcommit::store::StoreConfig;
 use smalti_rowcommit::store::read::ReadSide;
@@ -40,6 +40,7 @@ enum Job {
 #[derive(Debug)]
 pub(crate) struct Process {
     pub(crate) incarnation: Incarnation,
+    began: u64,
     pub(crate) map: Arc<ClusterMap>,
     pub(crate) core: StoreCore,
     pub(crate) reader: ReadSide,
@@ -60,6 +61,8 @@ pub(crate) struct Node {
     pub(crate) life: u64,
     pub(crate) up: bool,
     pub(crate) paused: bool,
+    /// Since when it answers nobody, or answers again.
+    pub(crate) changed: u64,
     /// What came while it was stopped.
     pub(crate) stash: VecDeque<Ev>,
     pub(crate) store: StoreId,
@@ -179,9 +182,11 @@ impl World {
         let node = &mut self.nodes[at];
         node.life += 1;
         node.up = true;
+        node.changed = self.now;
         node.links.clear();
         node.process = Some(Process {
             incarnation,
+            began: self.now,
             map: Arc::default(),
             core,
             reader,
@@ -232,6 +237,7 @@ impl World {
         let kept = clean || self.rng.percent(50);
         let node = &mut self.nodes[at];
         let life = node.life();
+        node.changed = if node.paused { node.changed } else { self.now };
         node.up = false;
         node.paused = false;
         node.stash.clear();
@@ -277,6 +283,7 @@ impl World {
         if self.nodes[at].up && !self.nodes[at].paused {
             self.trace(|| format!("n{at} is stopped"));
             self.nodes[at].paused = true;
+            self.nodes[at].changed = self.now;
             self.time_out(|_, to| to == at);
         }
     }
@@ -287,6 +294,7 @@ impl World {
         }
         self.trace(|| format!("n{at} goes on"));
         self.nodes[at].paused = false;
+        self.nodes[at].changed = self.now;
         let mut stash: Vec<Ev> = self.nodes[at].stash.drain(..).collect();
         if self.rng.percent(50) {
             // Timers and messages race when a process wakes up. Messages of one session stay in
@@ -389,6 +397,34 @@ impl World {
         let later = self.now + self.rng.below(500);
         self.queue.push(later, Ev::MapAtCore { to, map });
         self.write(to.at);
+    }
+
+    /// A node that is newly named coordinator tells its core for how long it has not heard of others.
+    pub(crate) fn map_at_core(&mut self, at: At, map: Arc<ClusterMap>) {
+        let process = self.nodes[at].process();
+        let me = Coordinating { node: node_id(at), incarnation: process.incarnation };
+        let seat = |map: &ClusterMap| map.volumes.get(&self.volume).and_then(|v| v.coordinator);
+        let began = process.began;
+        if seat(&map) == Some(me) && process.coordinator.phase() == Phase::Idle {
+            let others: Vec<_> = (0..self.nodes.len()).filter(|other| *other != at).collect();
+            for other in others {
+                let Some(since) = self.unheard_since(at, other).filter(|since| *since > began)
+                else {
+                    continue;
+                };
+                let (store, since) = (self.nodes[other].store, self.nodes[at].clock(since));
+                self.coordinate(at, Event::Unheard { store, since });
+            }
+        }
+        self.coordinate(at, Event::Map(map));
+    }
+
+    /// Since when a node can not have heard of another one.
+    fn unheard_since(&self, at: At, other: At) -> Option<u64> {
+        let node = &self.nodes[other];
+        let silent = (!node.up || node.paused).then_some(node.changed);
+        let cut = |a, b| self.cut_since.get(&(a, b)).copied().filter(|_| self.is_cut(a, b));
+        [silent, cut(at, other), cut(other, at)].into_iter().flatten().min()
     }
 
     pub(crate) fn queue_frame(&mut self, at: At, session: SessionId, frame: Frame) {

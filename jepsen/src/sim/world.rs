@@ -45,6 +45,8 @@ pub(crate) struct World {
     pub(crate) sessions: Vec<Session>,
     /// Faults that hold messages, by direction.
     pub(crate) cuts: BTreeMap<(At, At), u32>,
+    /// When the oldest of those began.
+    pub(crate) cut_since: BTreeMap<(At, At), u64>,
     /// The network is so many times slower than usual.
     pub(crate) slow: u64,
     pub(crate) volume: VolumeNo,
@@ -163,6 +165,7 @@ impl World {
                 life: 0,
                 up: false,
                 paused: false,
+                changed: 0,
                 stash: VecDeque::new(),
                 store: store_id(at),
                 disk: Arc::new(MemoryStore::new(store_id(at))),
@@ -189,6 +192,7 @@ impl World {
             nodes,
             sessions: Vec::new(),
             cuts: BTreeMap::new(),
+            cut_since: BTreeMap::new(),
             slow: 1,
             volume: VolumeNo(1),
             map: Arc::default(),
@@ -443,9 +447,7 @@ impl World {
             Ev::Read { to, session, frame } => self.read(to, session, &frame),
             Ev::Committed(life) => self.committed(life),
             Ev::Map { to, map } => self.map_arrives(to, map),
-            Ev::MapAtCore { to, map } => {
-                self.coordinate(to.at, smalti_rowcommit::Event::Map(map));
-            }
+            Ev::MapAtCore { to, map } => self.map_at_core(to.at, map),
             Ev::Tick(life) => self.tick(life),
             Ev::Flush(life) => self.flush(life),
             Ev::Propose { from, command, again } => self.proposed(from, command, again),

@@ -1,6 +1,7 @@
 //! What goes into a coordinator and what comes out of it.
 
 use crate::msg::{Frame, Reply};
+use crate::time::Time;
 use bytes::Bytes;
 use smalti_map::{ClusterMap, Command, Coordinator as Coordinating, Rejection};
 use smalti_storage::ids::{RowAddr, Slot, StoreId, VolumeNo, Wid};
@@ -77,6 +78,14 @@ pub enum Event {
     LinkDown {
         /// The store.
         store: StoreId,
+    },
+    /// The process has not heard of the node of a store for longer than this coordinator has asked it
+    /// anything: in a takeover nobody waits for it anew.
+    Unheard {
+        /// The store.
+        store: StoreId,
+        /// Since when.
+        since: Time,
     },
     /// A store answered.
     Reply {

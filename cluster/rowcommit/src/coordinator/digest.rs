@@ -51,7 +51,7 @@ impl Coordinator {
                 _ => 2.hash(hasher),
             }
         }
-        now.since(self.last_tick).hash(hasher);
+        self.last_tick.map(|last| now.since(last)).hash(hasher);
         self.links.links.len().hash(hasher);
         for (store, link) in &self.links.links {
             (store, link.session.is_some(), link.forgiven).hash(hasher);
@@ -111,7 +111,9 @@ impl Coordinator {
     fn digest_link(&self, now: Time, link: &Link, hasher: &mut impl Hasher) {
         let patience = self.longest_patience();
         (link.owed, link.told).hash(hasher);
-        link.waiting_since.map(|since| age(now, since, patience)).hash(hasher);
+        for since in [link.waiting_since, link.unheard_since] {
+            since.map(|since| age(now, since, patience)).hash(hasher);
+        }
         link.lease_until.since(now).hash(hasher);
         link.lease_asked.map(|asked| age(now, asked, self.config.lease / 4)).hash(hasher);
         age(now, link.told_at, IDLE_WATERMARK).hash(hasher);

@@ -31,6 +31,9 @@ pub(super) struct Link {
     pub(super) session: Option<u64>,
     /// Since when answers are owed without any having come.
     pub(super) waiting_since: Option<Time>,
+    /// Since when this process has not heard of its node, as it knew before there was a session. None
+    /// once an answer has come.
+    pub(super) unheard_since: Option<Time>,
     /// Its last session was counted as if an answer had come, and none has come since. Whoever takes
     /// sessions only to drop them is silent.
     pub(super) forgiven: bool,
@@ -90,6 +93,7 @@ impl Links {
         match self.links.get_mut(&store) {
             Some(link) if link.session == Some(session) => {
                 link.waiting_since = (link.owed > 0).then_some(now);
+                link.unheard_since = None;
                 link.forgiven = false;
                 link.heard_at = Some(now);
                 true
@@ -142,7 +146,7 @@ impl Links {
     fn owe(&mut self, store: StoreId, now: Time) {
         let link = self.links.entry(store).or_default();
         link.owed += 1;
-        link.waiting_since.get_or_insert(now);
+        link.waiting_since.get_or_insert(link.unheard_since.unwrap_or(now));
     }
 
     fn paid(&mut self, store: StoreId) {
@@ -172,9 +176,10 @@ impl Links {
 
     pub(super) fn forget_epoch(&mut self) {
         for link in self.links.values_mut() {
-            let Link { session, forgiven, heard_at, heard_of, silent_from, went_back, .. } = *link;
+            let Link { session, forgiven, heard_at, heard_of, .. } = *link;
+            let Link { unheard_since, silent_from, went_back, .. } = *link;
             let kept = Link { session, forgiven, heard_at, heard_of, ..Link::default() };
-            *link = Link { silent_from, went_back, ..kept };
+            *link = Link { unheard_since, silent_from, went_back, ..kept };
         }
     }
 
@@ -182,6 +187,7 @@ impl Links {
     fn forgive(&mut self, now: Time, asleep: Duration) {
         for link in self.links.values_mut() {
             link.waiting_since = link.waiting_since.map(|_| now);
+            link.unheard_since = None;
             link.silent_from = link.silent_from.after(asleep).min(now);
             link.went_back = link.went_back.map(|(start, at)| (start, at.after(asleep).min(now)));
         }
@@ -189,6 +195,16 @@ impl Links {
 }
 
 impl Coordinator {
+    /// Whoever is silent has been so for longer than this coordinator has asked.
+    pub(super) fn on_unheard(&mut self, store: StoreId, since: Time) {
+        let since = since.min(self.now);
+        let link = self.links.links.entry(store).or_default();
+        if link.heard_at.is_none() {
+            link.unheard_since = Some(since);
+            link.waiting_since = link.waiting_since.map(|waiting| waiting.min(since));
+        }
+    }
+
     pub(super) fn on_link_up(&mut self, store: StoreId, session: u64) {
         let now = self.now;
         let link = self.links.links.entry(store).or_default();
@@ -196,7 +212,8 @@ impl Coordinator {
         link.lease_asked = None;
         // A start of the store may have forgotten what it need not remember.
         link.told = Ver::NONE;
-        let since = link.waiting_since.filter(|_| link.forgiven).unwrap_or(now);
+        let goes_on = link.forgiven || link.unheard_since.is_some();
+        let since = link.waiting_since.filter(|_| goes_on).unwrap_or(now);
         link.waiting_since = (link.owed > 0).then_some(since);
         link.forgiven = true;
         link.heard_at = None;
@@ -389,16 +406,16 @@ impl Coordinator {
     }
 
     pub(super) fn on_tick(&mut self) {
+        let asleep = self.last_tick.map_or(Duration::ZERO, |last| self.now.since(last));
+        self.last_tick = Some(self.now);
         if self.phase == Phase::Idle {
             self.idle_tick();
             return;
         }
-        let asleep = self.now.since(self.last_tick);
         if asleep > self.config.suspect_after / 2 {
             self.links.forgive(self.now, asleep);
             self.leaving.values_mut().for_each(|(_, wanted_at)| *wanted_at = self.now);
         }
-        self.last_tick = self.now;
         let aged =
             |id: &u64| self.pending.get(id).is_some_and(|p| self.now.since(p.sent_at) > HELD_AGAIN);
         if self.held.iter().any(aged) {

@@ -106,7 +106,7 @@ struct Pending {
 pub struct Coordinator {
     config: CoordinatorConfig,
     now: Time,
-    last_tick: Time,
+    last_tick: Option<Time>,
     map: Arc<ClusterMap>,
     volume: Option<Volume>,
     /// Stores in sync in some group of the volume.
@@ -190,7 +190,7 @@ impl Coordinator {
             zeroes: vec![0; config.record_len].into(),
             config,
             now: Time::default(),
-            last_tick: Time::default(),
+            last_tick: None,
             map: Arc::default(),
             volume: None,
             insync_stores: Vec::new(),
@@ -299,6 +299,7 @@ impl Coordinator {
             Event::Map(map) => self.on_map(map),
             Event::LinkUp { store, session } => self.on_link_up(store, session),
             Event::LinkDown { store } => self.on_link_down(store),
+            Event::Unheard { store, since } => self.on_unheard(store, since),
             Event::Reply { store, reply } => self.on_reply(store, reply),
             Event::Write { .. } | Event::Read { .. } | Event::Snapshot { .. }
                 if self.phase != Phase::Active =>

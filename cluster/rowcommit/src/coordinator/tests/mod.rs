@@ -200,6 +200,52 @@ fn waking_up_late_makes_nobody_suspect() {
 }
 
 /// Takes store 3 out, writes without it, and brings it back up to the proposal of its growth.
+/// A takeover with store 3 away; how long until it is proposed to be taken out.
+fn taken_out_after(unheard_millis: Option<u64>, answers_once: bool) -> u64 {
+    let mut rig = Rig::active(2, 1);
+    rig.link_down(3);
+    rig.deafen(3, true);
+    rig.elect_later();
+    rig.feed(Event::Tick);
+    if let Some(millis) = unheard_millis {
+        let since = Time(rig.now.0 - millis * 1000);
+        rig.feed(Event::Unheard { store: store(3), since });
+    }
+    rig.link_up(3);
+    if answers_once {
+        rig.deafen(3, false);
+        rig.settle();
+        rig.link_down(3);
+        rig.deafen(3, true);
+        support::elect(&mut rig.map, 1);
+        rig.adopt();
+    }
+    let began = rig.now;
+    loop {
+        rig.tick(20);
+        let waited = rig.now.since(began);
+        let shrinks =
+            |c: &Command| matches!(c, Command::Shrink { stores, .. } if *stores == [store(3)]);
+        if rig.settle().iter().any(shrinks) {
+            return u64::try_from(waited.as_millis()).expect("a short time");
+        }
+        assert!(waited < Duration::from_secs(10), "it is never taken out");
+    }
+}
+
+#[test]
+fn a_takeover_does_not_wait_anew_for_who_has_been_silent_for_long() {
+    let usual = taken_out_after(None, false);
+    assert!((1500..1700).contains(&usual), "{usual}");
+    let shorter = taken_out_after(Some(1000), false);
+    assert!((500..700).contains(&shorter), "{shorter}");
+    let at_once = taken_out_after(Some(3000), false);
+    assert!(at_once < 100, "{at_once}");
+    // What was known before it answered is of the past.
+    let answered = taken_out_after(Some(3000), true);
+    assert!((1500..1700).contains(&answered), "{answered}");
+}
+
 fn about_to_grow() -> (Rig, Vec<Command>) {
     let mut rig = Rig::active(2, 1);
     rig.write(1, 0, 1);
