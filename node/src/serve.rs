@@ -32,6 +32,9 @@ use tokio_util::task::TaskTracker;
 const PORTS_TIMEOUT: Duration = Duration::from_secs(2);
 const PORTS_PAUSE: Duration = Duration::from_millis(20);
 
+/// At the end, requests that were begun have this long before the node stops serving them.
+const TASKS_PATIENCE: Duration = Duration::from_secs(3);
+
 /// Runs the node of a config file until SIGTERM or SIGINT.
 ///
 /// # Errors
@@ -206,8 +209,14 @@ async fn finish(
     node.stop.cancel();
     node.tasks.close();
     let ended = tokio::time::timeout(limit, async {
+        // What waits for stores that are gone as well does not end by itself: the shutdown fails it, for
+        // others to serve.
+        if tokio::time::timeout(TASKS_PATIENCE, node.tasks.wait()).await.is_err() {
+            tracing::info!("requests are still waiting: they are for other nodes to serve");
+        }
+        shutdown.await?;
         node.tasks.wait().await;
-        shutdown.await
+        anyhow::Ok(())
     });
     match ended.await {
         Ok(Ok(())) if node.poison.token.is_cancelled() => Err(reason(node)),

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
 use smalti_tests::nbd::Client;
 use smalti_tests::pattern::{BLOCK, seed};
 use smalti_tests::process::until;
@@ -49,5 +50,34 @@ fn a_coordinator_stops_in_order_under_clients_of_other_nodes() -> Result<()> {
         say(test, &format!("node {node} stopped in order, {blocks} blocks right"));
     }
     drop(holder);
+    cluster.finish()
+}
+
+#[test]
+fn a_coordinator_stops_in_order_though_its_writes_wait_for_a_store_that_is_gone() -> Result<()> {
+    let test = "a_coordinator_stops_in_order_though_its_writes_wait_for_a_store_that_is_gone";
+    let seed = seed();
+    say(test, &format!("seed {seed}"));
+    let mut cluster = Cluster::up(Spec::three(test, "64M"))?;
+    let holder = Client::connect(&cluster.target(0), LIMIT)?;
+    until("the held node coordinates", LIMIT, || {
+        Ok((cluster.coordinator()? == 0).then_some(()))
+    })?;
+    let load = Load::start(LoadConfig::new(cluster.targets(), 1, seed));
+    load.progress(50, LIMIT)?;
+    ensure!(cluster.coordinator()? == 0, "the coordinator has moved");
+
+    cluster.signal(2, Signal::KILL)?;
+    cluster.stop(0)?;
+    drop(holder);
+    cluster.wait_gone(2)?;
+    cluster.start(2)?;
+    load.progress(50, LIMIT).context("two of three nodes are up")?;
+    cluster.start(0)?;
+    cluster.wait_ok()?;
+    let mut loaded = load.finish()?;
+    ensure!(loaded.server_errors == 0, "{} errors", loaded.server_errors);
+    let blocks = loaded.verify(&cluster.target(0))?;
+    say(test, &format!("{blocks} blocks right"));
     cluster.finish()
 }

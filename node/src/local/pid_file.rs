@@ -42,10 +42,12 @@ impl PidFile {
             }
             std::thread::sleep(LOCK_PAUSE);
         }
+        // Never empty on the way: that would say that this process has ended in order.
         let write = |file: &mut File| -> std::io::Result<()> {
-            file.set_len(0)?;
+            let line = format!("{}\n", std::process::id());
             file.rewind()?;
-            writeln!(file, "{}", std::process::id())
+            file.write_all(line.as_bytes())?;
+            file.set_len(line.len() as u64)
         };
         write(&mut file).with_context(|| format!("write {}", path.display()))?;
         Ok(Self(file))

@@ -38,13 +38,41 @@ pub(super) fn running(layout: &Layout) -> anyhow::Result<Vec<Running>> {
     Ok(found)
 }
 
-/// Whether the cluster has been stopped: no node runs, and one at least has ended in order.
+/// Left in the cluster's folder by `smalti down`, until it is started again.
+const DOWN_MARK: &str = ".down";
+
+/// Tells a `smalti up` in the foreground, whoever's nodes they are, that they are to stay down.
+pub(super) fn mark_down(layout: &Layout) {
+    let path = layout.dir().join(DOWN_MARK);
+    if let Err(error) = std::fs::File::create(&path) {
+        // Stopping the nodes is what counts.
+        tracing::warn!(%error, path = %path.display(), "can not leave a mark");
+    }
+}
+
+/// The nodes are to run from now on.
+///
+/// # Errors
+/// The mark can not be removed.
+pub(super) fn unmark_down(layout: &Layout) -> anyhow::Result<()> {
+    let path = layout.dir().join(DOWN_MARK);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether the cluster has been stopped: no node runs, and `smalti down` was asked for or all have
+/// ended in order.
 ///
 /// # Errors
 /// As [`running`].
 pub(super) fn is_stopped(layout: &Layout) -> anyhow::Result<bool> {
-    let left = || layout.nodes().any(|node| PidFile::was_left(&node.config.data_dir));
-    Ok(running(layout)?.is_empty() && left())
+    let down = || layout.dir().join(DOWN_MARK).exists();
+    let left = || layout.nodes().all(|node| PidFile::was_left(&node.config.data_dir));
+    Ok((down() || left()) && running(layout)?.is_empty())
 }
 
 fn look(node: &LayoutNode) -> anyhow::Result<Option<Running>> {

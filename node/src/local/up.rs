@@ -68,6 +68,7 @@ pub async fn up(options: UpOptions) -> anyhow::Result<()> {
     ensure_stopped(&layout)?;
     // Whoever waits for the file waits for a cluster that is up, not for an earlier one.
     ClusterFile::remove(layout.dir())?;
+    stop::unmark_down(&layout)?;
     let (mut processes, started) = Processes::start(&layout, &options.program, options.detach);
     let result = match started {
         Ok(()) => {
@@ -235,11 +236,18 @@ async fn foreground(
     mut signals: StopSignals,
 ) -> anyhow::Result<()> {
     say("Ctrl-C stops the nodes");
+    let mut told = String::new();
     loop {
         // Others may have started nodes again, and stopped them all, as by `smalti down`.
         let all_ended = processes.running() == 0;
-        if all_ended && stop::is_stopped(layout)? {
-            return Ok(());
+        match all_ended.then(|| stop::is_stopped(layout)) {
+            Some(Ok(true)) => return Ok(()),
+            // What keeps them from being looked at may pass.
+            Some(Err(error)) if told != format!("{error:#}") => {
+                told = format!("{error:#}");
+                say(&told);
+            }
+            _ => {}
         }
         tokio::select! {
             _ = signals.next() => break,

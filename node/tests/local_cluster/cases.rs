@@ -15,6 +15,9 @@ use tempfile::TempDir;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
+/// `up` looks this often whether nodes that others started have ended, and then some.
+const LOOKED: Duration = Duration::from_millis(1500);
+
 pub(crate) type Case = (&'static str, fn());
 
 pub(crate) const ALL: &[Case] = &[
@@ -355,13 +358,19 @@ fn foreground_ends_when_nodes_that_others_started_are_taken_down() {
         restarted.push(again.spawn().unwrap());
         until("the node answers", || status(ApiAddress::Tcp(node.api.to_string())).is_some());
     }
-    assert!(child.try_wait().unwrap().is_none(), "nodes run");
+    // One ended in order, and all others are killed: that is no `down`.
+    let nodes = home.file().nodes;
+    signal(nodes[0].pid, Signal::TERM);
+    assert!(restarted.remove(0).wait().unwrap().success());
+    for (node, process) in nodes[1..].iter().zip(&mut restarted) {
+        signal(node.pid, Signal::KILL);
+        process.wait().unwrap();
+    }
+    std::thread::sleep(LOOKED);
+    assert!(child.try_wait().unwrap().is_none(), "they may be started again");
     down(&home.dir()).unwrap();
     lines.read_to_string(&mut text).unwrap();
     assert!(child.wait().unwrap().success(), "{text}");
-    for mut node in restarted {
-        assert!(node.wait().unwrap().success());
-    }
 }
 
 fn a_frozen_node_is_stopped_too() {
