@@ -256,6 +256,12 @@ pub struct Stats {
     /// Rows of which something is lost or rotten in more slots than the code can bear, as far as it was
     /// met.
     pub rows_lost: u64,
+    /// Rows that slots lack yet, those included that no comparison has come to: an estimate.
+    pub rows_left: u64,
+    /// Slots that catch up, moved ones included.
+    pub learners: u64,
+    /// Stores in sync that have not answered in their present session.
+    pub unheard: u64,
     /// Slots, over all groups, that are not in sync.
     pub slots_out: u64,
     /// In-sync stores that may have forgotten something and were not compared yet.

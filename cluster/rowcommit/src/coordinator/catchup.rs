@@ -41,6 +41,8 @@ pub(super) struct Learning {
     pub(super) stage: Stage,
     pub(super) behind: BTreeSet<RowAddr>,
     pub(super) repairing: usize,
+    /// Rows that were repaired.
+    pub(super) repaired: u64,
     /// Rows whose repair failed, and when they are tried again.
     pub(super) failed: BTreeSet<RowAddr>,
     pub(super) retry_at: Time,
@@ -220,6 +222,7 @@ impl Catchup {
             && life == Some(learning.life)
         {
             learning.repairing = learning.repairing.saturating_sub(1);
+            learning.repaired += u64::from(good);
             if !good {
                 learning.failed.insert(row);
                 learning.retry_at = now.after(RETRY);
@@ -229,6 +232,16 @@ impl Catchup {
 }
 
 impl Learning {
+    /// Rows that it lacks yet, if those that were not compared are as those that were. `part`: what part
+    /// of all stripes lies before one.
+    fn rows_left(&self, part: impl Fn(RowAddr) -> f64) -> u64 {
+        let known = (self.behind.len() + self.failed.len() + self.repairing) as u64;
+        let Stage::Walking(Walk { after: Some(after), .. }) = &self.stage else { return known };
+        let done = part(*after).clamp(0.01, 1.0);
+        let ahead = (self.repaired + known) as f64 * (1.0 - done) / done;
+        known + ahead as u64
+    }
+
     /// No row is known to be behind.
     fn is_level(&self) -> bool {
         self.behind.is_empty() && self.failed.is_empty() && self.repairing == 0
@@ -240,6 +253,18 @@ impl Learning {
 }
 
 impl Coordinator {
+    /// Rows that learners lack yet, about.
+    pub(super) fn rows_left(&self) -> u64 {
+        let Some(volume) = &self.volume else { return 0 };
+        let rows = volume.size.div_ceil(smalti_storage::record::BLOCK_LEN as u64);
+        let rows = rows.div_ceil(u64::from(volume.data));
+        let in_stripe =
+            (u64::from(volume.shard_size) / smalti_storage::record::BLOCK_LEN as u64).max(1);
+        let stripes = rows.div_ceil(in_stripe).max(1);
+        let part = |row: RowAddr| row.stripe as f64 / stripes as f64;
+        self.catchup.learners.values().map(|learning| learning.rows_left(part)).sum()
+    }
+
     /// The map or a link changed: adopts learners, and asks to admit slots that are out of sync
     /// and reachable.
     pub(super) fn catchup_on_map(&mut self) {
@@ -354,6 +379,7 @@ impl Coordinator {
             stage: Stage::Barrier { after: self.last_issued, opened: false },
             behind: BTreeSet::new(),
             repairing: 0,
+            repaired: 0,
             failed: BTreeSet::new(),
             retry_at: Time::default(),
             marked: BTreeSet::new(),

@@ -74,6 +74,12 @@ impl Links {
         self.links.get(&store).is_some_and(|link| link.session.is_some() && !link.forgiven)
     }
 
+    /// Whether anything was, so lately.
+    pub(super) fn heard_within(&self, store: StoreId, now: Time, lately: Duration) -> bool {
+        let heard = self.links.get(&store).and_then(|link| link.heard_at);
+        heard.is_some_and(|at| now.since(at) <= lately)
+    }
+
     /// Whether nothing was, and nothing was asked either.
     pub(super) fn is_uncalled(&self, store: StoreId) -> bool {
         let silent = |link: &Link| link.session.is_some() && link.forgiven && link.owed == 0;
@@ -207,14 +213,17 @@ impl Coordinator {
 
     pub(super) fn on_link_up(&mut self, store: StoreId, session: u64) {
         let now = self.now;
+        let is_insync = self.insync_stores.binary_search(&store).is_ok();
         let link = self.links.links.entry(store).or_default();
+        // Else one of whom nothing is wanted could take sessions for ever and drop them.
+        let is_called = link.owed == 0 && is_insync && self.phase == Phase::Active;
         link.session = Some(session);
         link.lease_asked = None;
         // A start of the store may have forgotten what it need not remember.
         link.told = Ver::NONE;
         let goes_on = link.forgiven || link.unheard_since.is_some();
         let since = link.waiting_since.filter(|_| goes_on).unwrap_or(now);
-        link.waiting_since = (link.owed > 0).then_some(since);
+        link.waiting_since = (link.owed > 0 || is_called).then_some(since);
         link.forgiven = true;
         link.heard_at = None;
         self.outbox.remove(&store);
@@ -229,6 +238,9 @@ impl Coordinator {
             if let Some(pending) = self.pending.get_mut(&id) {
                 pending.sent_at = overdue_since.unwrap_or(pending.sent_at);
             }
+        }
+        if is_called {
+            self.ask_store(store, None, Ask::Nop, Purpose::Forget);
         }
         if self.phase == Phase::Active {
             self.confirm_again();

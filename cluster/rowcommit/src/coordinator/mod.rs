@@ -256,11 +256,26 @@ impl Coordinator {
         Stats {
             rows_behind: self.catchup.rows_behind().max(missed as u64),
             rows_lost: self.rows_lost(),
+            rows_left: self.rows_left().max(missed as u64),
+            learners: self.catchup.learners.len() as u64,
+            unheard: self.unheard(),
             slots_out,
             suspects: self.suspects.len() as u64,
             in_flight: self.inflight.len() as u64,
             ..self.stats
         }
+    }
+
+    /// Stores in sync that may be gone. Where reads are confirmed one by one nobody is asked anything
+    /// while there are none: there only the session counts.
+    fn unheard(&self) -> u64 {
+        let stores = self.insync_stores.iter();
+        let gone = stores.filter(|store| match self.confirms_reads() {
+            true => !self.links.is_up(**store),
+            // Leases are asked for more often than that.
+            false => !self.links.heard_within(**store, self.now, self.config.suspect_after),
+        });
+        gone.count() as u64
     }
 
     /// Rows that the takeover could not decide, and those of which a slot can not be repaired.

@@ -200,6 +200,30 @@ fn waking_up_late_makes_nobody_suspect() {
 }
 
 /// Takes store 3 out, writes without it, and brings it back up to the proposal of its growth.
+#[test]
+fn a_store_that_drops_every_session_is_silent_though_nothing_is_wanted_of_it() {
+    let mut rig = Rig::active(2, 1);
+    rig.deafen(3, true);
+    for _ in 0..8 {
+        rig.link_down(3);
+        rig.tick(50);
+        rig.settle();
+        rig.link_up(3);
+        rig.settle();
+    }
+    let mut proposals = Vec::new();
+    for _ in 0..10 {
+        rig.link_down(3);
+        rig.tick(50);
+        proposals.extend(rig.settle());
+        rig.link_up(3);
+        proposals.extend(rig.settle());
+    }
+    let shrinks =
+        |c: &Command| matches!(c, Command::Shrink { stores, .. } if *stores == [store(3)]);
+    assert!(proposals.iter().any(shrinks), "{proposals:?}");
+}
+
 /// A takeover with store 3 away; how long until it is proposed to be taken out.
 fn taken_out_after(unheard_millis: Option<u64>, answers_once: bool) -> u64 {
     let mut rig = Rig::active(2, 1);
