@@ -30,6 +30,8 @@ pub(crate) mod key {
     pub(crate) const VOTE: &[u8] = b"vote";
     pub(crate) const COMMITTED: &[u8] = b"committed";
     pub(crate) const PURGED: &[u8] = b"purged";
+    /// Which store it is, and whether the group knows it.
+    pub(crate) const IDENTITY: &[u8] = b"identity";
     /// There since the store has a witness.
     pub(crate) const WITNESS: &[u8] = b"witness";
     pub(crate) const SNAPSHOT_META: &[u8] = b"snapshot-meta";
@@ -74,16 +76,6 @@ pub(crate) struct Db {
 }
 
 impl Db {
-    /// Refuses a folder without a store in it.
-    pub(crate) fn must_be_there(dir: &Path) -> Result<(), DbError> {
-        // What names RocksDB's manifest.
-        match dir.join("CURRENT").try_exists() {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(DbError::Forgotten(format!("{} is empty", dir.display()))),
-            Err(source) => Err(DbError::Folder { folder: dir.display().to_string(), source }),
-        }
-    }
-
     /// Opens the store of `node`, or makes it.
     pub(crate) fn open(dir: &Path, node: u64) -> Result<Self, DbError> {
         make_folder(dir)

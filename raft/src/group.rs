@@ -2,6 +2,7 @@
 
 mod config;
 mod errors;
+mod members;
 mod metrics;
 mod serve;
 #[cfg(test)]
@@ -9,12 +10,14 @@ mod tests;
 
 pub use config::RaftGroupConfig;
 pub use errors::{InitializeError, ProposeError, StartError};
+pub use members::MemberError;
 pub use metrics::{GroupMetrics, Role};
 
 use crate::codec;
-use crate::db::Db;
+use crate::db::{Db, DbError};
 use crate::log_store::LogStore;
 use crate::network::Network;
+use crate::recruit::Recruit;
 use crate::rpc::{Request, Response};
 use crate::state_machine::{Published, StateMachine};
 use crate::transport::RaftTransport;
@@ -22,7 +25,7 @@ use crate::types::{MAX_COMMAND_BYTES, Proposal, ProposalId, Raft};
 use openraft::EmptyNode;
 use smalti_map::view::MapView;
 use smalti_map::{Applied, Command};
-use smalti_storage::ids::NodeId;
+use smalti_storage::ids::{NodeId, RaftStoreId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -58,6 +61,7 @@ struct Inner {
     map: watch::Receiver<MapView>,
     next_index: watch::Receiver<u64>,
     metrics: watch::Receiver<GroupMetrics>,
+    recruit: Arc<Recruit>,
     session: u64,
     proposals: AtomicU64,
     /// Ends with the store.
@@ -80,15 +84,14 @@ impl RaftGroup {
         let options = Arc::new(config.openraft()?);
         let node = config.node;
         let dir = config.dir;
-        let has_run = config.has_run;
+        let trusted = config.trusted;
         let opened = tokio::task::spawn_blocking(move || {
-            if has_run {
-                Db::must_be_there(&dir)?;
-            }
-            Db::open(&dir, node.0)
+            let db = Db::open(&dir, node.0)?;
+            let recruit = Recruit::load(&db, trusted)?;
+            Ok::<_, DbError>((db, recruit))
         });
-        let opened = opened.await;
-        let db = Arc::new(opened.map_err(StartError::store)?.map_err(StartError::store)?);
+        let (db, recruit) = opened.await.map_err(StartError::store)?.map_err(StartError::store)?;
+        let (db, recruit) = (Arc::new(db), Arc::new(recruit));
         let open = db.open_until();
         #[cfg(test)]
         let weak = Arc::downgrade(&db);
@@ -98,11 +101,22 @@ impl RaftGroup {
         let next_index = published.next_index.subscribe();
         let machine = StateMachine::load(Arc::clone(&db), published).await;
         let machine = machine.map_err(StartError::store)?;
-        let network = Network { transport };
-        let log = LogStore::new(db);
+        let network = Network { transport, recruit: Arc::clone(&recruit) };
+        let log = LogStore::new(Arc::clone(&db));
         let raft = Raft::new(node.0, options, network.clone(), log, machine).await;
         let raft = raft.map_err(StartError::store)?;
         let metrics = metrics::translate(node, raft.metrics());
+        if !recruit.is_admitted() {
+            let elections = raft.clone();
+            let elect = move |may| elections.runtime_config().elect(may);
+            tokio::spawn(admit(
+                db,
+                Arc::clone(&recruit),
+                (node, map.clone()),
+                metrics.clone(),
+                elect,
+            ));
+        }
         let inner = Inner {
             node,
             raft,
@@ -110,6 +124,7 @@ impl RaftGroup {
             map,
             next_index,
             metrics,
+            recruit,
             session: rand::random(),
             proposals: AtomicU64::new(0),
             open,
@@ -122,6 +137,17 @@ impl RaftGroup {
     /// This member.
     pub fn node(&self) -> NodeId {
         self.inner.node
+    }
+
+    /// The identity of this member's store. While the map names another one, it does not vote: see
+    /// [`crate::RaftGroup::is_recruit`].
+    pub fn store(&self) -> RaftStoreId {
+        self.inner.recruit.id()
+    }
+
+    /// Whether this member's store is not the one that the group knows it by.
+    pub fn is_recruit(&self) -> bool {
+        !self.inner.recruit.is_admitted()
     }
 
     /// Founds the group with these voters. To be called once in the life of a group, on one of
@@ -332,5 +358,36 @@ impl RaftGroup {
 impl std::fmt::Debug for RaftGroup {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("RaftGroup").field("node", &self.inner.node).finish_non_exhaustive()
+    }
+}
+
+/// Follows the map until it names this store. Until then the member does not campaign once it has
+/// entries: whoever lacks nothing of a group need not fear to have forgotten anything.
+async fn admit(
+    db: Arc<Db>,
+    recruit: Arc<Recruit>,
+    (node, mut map): (NodeId, watch::Receiver<MapView>),
+    mut metrics: watch::Receiver<GroupMetrics>,
+    elect: impl Fn(bool),
+) {
+    loop {
+        let now = map.borrow_and_update().clone();
+        match recruit.look(&db, node, &now).await {
+            Ok(true) => return elect(true),
+            Ok(false) => {}
+            // The next write of the member meets it too, and ends the process.
+            Err(error) => {
+                tracing::error!(%error, "can not note that the store is known to the group");
+                return;
+            }
+        }
+        elect(metrics.borrow_and_update().log_len <= 1);
+        let changed = tokio::select! {
+            changed = map.changed() => changed,
+            changed = metrics.changed() => changed,
+        };
+        if changed.is_err() {
+            return;
+        }
     }
 }

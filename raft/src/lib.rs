@@ -19,6 +19,7 @@ mod db;
 mod group;
 mod log_store;
 mod network;
+mod recruit;
 mod rpc;
 mod state_machine;
 mod stored;
@@ -32,7 +33,8 @@ mod fault_tests;
 mod storage_tests;
 
 pub use group::{
-    GroupMetrics, InitializeError, ProposeError, RaftGroup, RaftGroupConfig, Role, StartError,
+    GroupMetrics, InitializeError, MemberError, ProposeError, RaftGroup, RaftGroupConfig, Role,
+    StartError,
 };
 pub use rpc::MAX_REQUEST_BYTES;
 pub use state_machine::REMEMBERED_ANSWERS;

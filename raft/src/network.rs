@@ -1,6 +1,7 @@
 //! openraft's network on top of [`RaftTransport`].
 
 use crate::codec;
+use crate::recruit::Recruit;
 use crate::rpc::{Request, Response};
 use crate::transport::RaftTransport;
 use crate::types::MapRaft;
@@ -24,6 +25,7 @@ const UNREACHABLE_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Clone)]
 pub(crate) struct Network {
     pub(crate) transport: Arc<dyn RaftTransport>,
+    pub(crate) recruit: Arc<Recruit>,
 }
 
 impl Network {
@@ -117,6 +119,10 @@ impl RaftNetwork<MapRaft> for Peer {
         rpc: VoteRequest<u64>,
         option: RPCOption,
     ) -> Result<VoteResponse<u64>, RpcError> {
+        if !self.network.recruit.may_vote(rpc.last_log_id.map(|id| id.index)) {
+            let text = "this member's store is not the one the group knows: it is no candidate";
+            return Err(RPCError::Unreachable(Unreachable::new(&AnyError::error(text))));
+        }
         match self.call(Request::Vote(rpc), option).await? {
             Response::Vote(response) => Ok(response),
             other => Err(unexpected(&other)),

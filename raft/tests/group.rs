@@ -285,10 +285,10 @@ async fn nonsense_is_answered_and_harms_nothing() {
     ] {
         let answer = member.handle(NodeId(1), Bytes::from(bytes)).await;
         // Version 7, the refusal, a text.
-        assert_eq!(answer[..2], [7, 7], "{answer:?}");
+        assert_eq!(answer[..2], [8, 7], "{answer:?}");
     }
     let large = Bytes::from(vec![7; smalti_raft::MAX_REQUEST_BYTES + 1]);
-    assert_eq!(member.handle(NodeId(1), large).await[..2], [7, 7]);
+    assert_eq!(member.handle(NodeId(1), large).await[..2], [8, 7]);
     accepted(member, numbered(1)).await;
 }
 
@@ -302,7 +302,7 @@ async fn a_member_speaks_only_for_itself() {
     // A vote for term 100 of candidate 3 without a log, in version 7, sent by 2.
     let vote = Bytes::from(vec![7, 1, 100, 3, 0, 0]);
     let answer = cluster.member(1).handle(NodeId(2), vote.clone()).await;
-    assert_eq!(answer[..2], [7, 7], "{answer:?}");
+    assert_eq!(answer[..2], [8, 7], "{answer:?}");
     assert!(String::from_utf8_lossy(&answer).contains("speaks for another"));
     assert_eq!(cluster.member(1).metrics().term, term);
     // The same bytes from 3 are a vote request, or the check above refused something else.
@@ -327,4 +327,91 @@ async fn too_large_commands_and_stopped_members_are_told() {
     assert!(matches!(read, Err(ProposeError::Stopped(_))), "{read:?}");
     assert!(!member.stopped_because().await.is_empty());
     assert_eq!(member.metrics().role, Role::Stopped);
+}
+
+async fn know_stores(cluster: &Cluster) {
+    for (node, member) in &cluster.members {
+        let command = Command::RegisterRaftStore { node: *node, store: member.store() };
+        accepted(member, command).await;
+    }
+    eventually("all are known", || {
+        cluster.members.values().all(|member| !member.is_recruit()).then_some(())
+    })
+    .await;
+}
+
+/// What the leader does for a member that came back with a new store.
+async fn admit_anew(cluster: &Cluster, node: NodeId) {
+    let leader = cluster.leader().await;
+    let leader = &cluster.members[&leader];
+    let store = cluster.members[&node].store();
+    accepted(leader, Command::RegisterRaftStore { node, store }).await;
+    let all: BTreeSet<NodeId> = cluster.nodes().into_iter().collect();
+    let others = all.iter().copied().filter(|other| *other != node).collect();
+    leader.set_voters(&others).await.unwrap();
+    assert!(cluster.members[&node].is_recruit());
+    accepted(leader, Command::AdmitRecruit { node, store }).await;
+    leader.set_voters(&all).await.unwrap();
+    eventually("it is known again", || (!cluster.members[&node].is_recruit()).then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_whose_store_is_lost_does_not_vote_until_it_is_admitted_anew() {
+    let mut cluster = Cluster::found_wary(3).await;
+    accepted(cluster.member(1), init(3)).await;
+    know_stores(&cluster).await;
+    // Its entry is on the leader and on the one that loses its store, and nowhere else.
+    let leader = cluster.leader().await;
+    let others: Vec<NodeId> = cluster.nodes().into_iter().filter(|node| *node != leader).collect();
+    let (late, lost) = (others[0], others[1]);
+    cluster.network.cut(late);
+    accepted(&cluster.members[&leader], numbered(1)).await;
+    cluster.kill(lost).await;
+    cluster.wipe(lost);
+    cluster.kill(leader).await;
+    cluster.network.mend(late);
+    cluster.start(lost).await;
+    assert!(cluster.members[&lost].is_recruit());
+    // The two are a majority, and must not decide: they would not know of the entry.
+    let waited = cluster.members[&late].propose_within(numbered(2), Duration::from_secs(4)).await;
+    assert!(matches!(waited, Err(ProposeError::Timeout { .. })), "{waited:?}");
+
+    cluster.start(leader).await;
+    accepted(&cluster.members[&late], numbered(3)).await;
+    admit_anew(&cluster, lost).await;
+    cluster.converge().await;
+    // A second start changes nothing, and it votes again.
+    cluster.kill(lost).await;
+    cluster.start(lost).await;
+    assert!(!cluster.members[&lost].is_recruit());
+    let leader = cluster.leader().await;
+    if leader != lost {
+        cluster.kill(leader).await;
+        accepted(&cluster.members[&lost], numbered(4)).await;
+        cluster.start(leader).await;
+    }
+    cluster.converge().await;
+    let map = cluster.members[&lost].map();
+    for no in [1, 3] {
+        assert!(map.stores.contains_key(&numbered_store(no)), "{no} was answered");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_come_and_go() {
+    let mut cluster = Cluster::found_wary(3).await;
+    accepted(cluster.member(1), init(3)).await;
+    know_stores(&cluster).await;
+    cluster.start(NodeId(4)).await;
+    let leader = cluster.leader_of(&[1, 2, 3]).await;
+    let group = cluster.members[&leader].clone();
+    let four = BTreeSet::from([NodeId(4)]);
+    group.add_learners(&four).await.unwrap();
+    cluster.metrics_of(NodeId(4), "it learns", |metrics| metrics.applied >= 2).await;
+    assert_eq!(group.metrics().learners, four);
+    let follower = cluster.members.values().find(|member| member.node() != leader).unwrap();
+    let refused = follower.set_voters(&four).await;
+    assert!(matches!(refused, Err(smalti_raft::MemberError::NotLeader)), "{refused:?}");
+    group.remove_learners(&four).await.unwrap();
+    eventually("it is no member", || group.metrics().learners.is_empty().then_some(())).await;
 }

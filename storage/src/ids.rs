@@ -79,6 +79,10 @@ identity!(
     RunId
 );
 identity!(
+    /// The store of a member of the metadata group: its votes and its log.
+    RaftStoreId
+);
+identity!(
     /// A volume.
     VolumeId
 );

@@ -25,6 +25,11 @@ impl ClusterMap {
         ensure(self.stores.len() <= limits::STORES, || "too many stores".into())?;
         ensure(self.volumes.len() <= limits::VOLUMES, || "too many volumes".into())?;
         check_custody(&self.custody, &self.nodes)?;
+        for node in self.nodes.values() {
+            check_name(&node.name)?;
+            check_weight(node.weight)?;
+            check_domain(&node.domain)?;
+        }
         for (id, store) in &self.stores {
             ensure(self.nodes.contains_key(&store.node), || {
                 format!("store {id} is on no known node")
@@ -210,6 +215,15 @@ pub(crate) fn check_name(name: &str) -> Broken {
             && !name.starts_with(['.', '-']),
         || format!("{name:?} is not a name: 1 to 64 of a-z A-Z 0-9 . _ -, not first . or -"),
     )
+}
+
+pub(crate) fn check_weight(weight: u32) -> Broken {
+    ensure(weight <= limits::WEIGHT, || format!("weight {weight} is more than {}", limits::WEIGHT))
+}
+
+/// A failure domain: a name, or none.
+pub(crate) fn check_domain(domain: &str) -> Broken {
+    if domain.is_empty() { Ok(()) } else { check_name(domain) }
 }
 
 pub(crate) fn check_custody(custody: &Custody, nodes: &BTreeMap<NodeId, Node>) -> Broken {

@@ -3,7 +3,8 @@
 use crate::types::{Custody, KeyEpoch, NodeAddresses, ReadMode};
 use serde::{Deserialize, Serialize};
 use smalti_storage::ids::{
-    ClusterId, Epoch, GroupNo, Incarnation, NodeId, RunId, Slot, StoreId, VolumeId, VolumeNo,
+    ClusterId, Epoch, GroupNo, Incarnation, NodeId, RaftStoreId, RunId, Slot, StoreId, VolumeId,
+    VolumeNo,
 };
 use smalti_storage::store::Announced;
 use thiserror::Error;
@@ -122,6 +123,50 @@ pub enum Command {
         /// Its number.
         snap: u32,
     },
+    /// A member of the metadata group started with this store of votes and log.
+    RegisterRaftStore {
+        /// The member.
+        node: NodeId,
+        /// Its store.
+        store: RaftStoreId,
+    },
+    /// A member's new store counts from now on. By the leader, once the member is no voter.
+    AdmitRecruit {
+        /// The member.
+        node: NodeId,
+        /// The store it has registered.
+        store: RaftStoreId,
+    },
+    /// What the operator wants of a node.
+    SetNode {
+        /// Which node.
+        node: NodeId,
+        /// What.
+        setting: NodeSetting,
+    },
+    /// Removes a node that has no slots, no seat and no shares.
+    RemoveNode {
+        /// Which node.
+        node: NodeId,
+    },
+    /// Forgets a store that no group needs.
+    ForgetStore {
+        /// Which store.
+        store: StoreId,
+    },
+    /// No slot begins to move, or they may again.
+    PauseMoves(bool),
+}
+
+/// What can be set of a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NodeSetting {
+    /// Its share of the slots, relative to the others: 0 to 10,000.
+    Weight(u32),
+    /// Its failure domain: a name, or empty for one of its own.
+    Domain(String),
+    /// Whether its slots are to move away.
+    Draining(bool),
 }
 
 /// A slot and the store that is to hold it.

@@ -14,11 +14,15 @@ mod check;
 mod command;
 pub mod mutant;
 pub mod placement;
+pub mod plan;
 mod types;
 pub mod view;
+pub mod voters;
 
 pub use apply::limits;
-pub use command::{Applied, Command, GrowSlot, MoveSlot, NewVolume, Rejection, StoreStart};
+pub use command::{
+    Applied, Command, GrowSlot, MoveSlot, NewVolume, NodeSetting, Rejection, StoreStart,
+};
 pub use types::{
     ClusterMap, Coordinator, Custody, Group, KeyEpoch, Learner, Node, NodeAddresses, ReadMode,
     ShareHolder, Snapshot, Store, Volume,

@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 use smalti_storage::ids::{
-    ClusterId, Epoch, GroupNo, Incarnation, KeyEpochNo, NodeId, RunId, Slot, SlotSet, StoreId,
-    VolumeId, VolumeNo,
+    ClusterId, Epoch, GroupNo, Incarnation, KeyEpochNo, NodeId, RaftStoreId, RunId, Slot, SlotSet,
+    StoreId, VolumeId, VolumeNo,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -29,6 +29,8 @@ pub struct ClusterMap {
     pub custody: Custody,
     /// Key epochs whose volume was deleted: custodians destroy their shares of them.
     pub retired_keys: BTreeSet<(VolumeId, KeyEpochNo)>,
+    /// No slot begins to move, for as long as the operator wants.
+    pub moves_paused: bool,
 }
 
 /// Where a node can be reached.
@@ -51,6 +53,36 @@ pub struct Node {
     pub addresses: NodeAddresses,
     /// Which start of its process is the current one; 0 until it registered first.
     pub incarnation: Incarnation,
+    /// Its share of the slots, relative to the others. 0: takes none.
+    pub weight: u32,
+    /// Its failure domain; empty for one of its own. Slots of a group are spread over domains as far as
+    /// there are enough.
+    pub domain: String,
+    /// Its slots are to move away.
+    pub draining: bool,
+    /// The Raft store with which it votes; none until it registered first.
+    pub raft_store: Option<RaftStoreId>,
+    /// Another one that it came with: it has forgotten what it voted for, and is to be admitted anew.
+    pub recruit: Option<RaftStoreId>,
+}
+
+impl Node {
+    /// A new member that has not started yet.
+    pub fn new(name: String, addresses: NodeAddresses) -> Self {
+        Self {
+            name,
+            addresses,
+            incarnation: Incarnation(0),
+            weight: Self::WEIGHT,
+            domain: String::new(),
+            draining: false,
+            raft_store: None,
+            recruit: None,
+        }
+    }
+
+    /// The weight of a node of which nothing else was said.
+    pub const WEIGHT: u32 = 100;
 }
 
 /// A shard store.

@@ -3,10 +3,13 @@
 mod support;
 
 use proptest::prelude::*;
-use smalti_map::{Applied, ClusterMap, Command, GrowSlot, MoveSlot, Snapshot, StoreStart, Volume};
-use smalti_storage::ids::{Epoch, GroupNo, Incarnation, NodeId, Slot, VolumeNo};
+use smalti_map::{
+    Applied, ClusterMap, Command, GrowSlot, MoveSlot, NodeSetting, Snapshot, StoreStart, Volume,
+};
+use smalti_storage::ids::{Epoch, GroupNo, Incarnation, NodeId, RaftStoreId, Slot, VolumeNo};
 use std::collections::BTreeMap;
 use support::*;
+use uuid::Uuid;
 
 /// Numbers a little outside of what exists, so that refusals are common but not the rule.
 #[derive(Clone, Debug)]
@@ -71,6 +74,22 @@ enum Step {
         volume: u32,
         back: u32,
     },
+    /// A start with a Raft store, known or new.
+    Raft {
+        no: u64,
+        id: u128,
+    },
+    Admit {
+        no: u64,
+        id: u128,
+    },
+    /// A weight, a failure domain or a drain.
+    Set {
+        no: u64,
+        what: u32,
+    },
+    Remove(u64),
+    ForgetStore(u64),
 }
 
 fn lag() -> impl Strategy<Value = u32> {
@@ -107,6 +126,11 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (volume(), lag(), 0..9u8)
             .prop_map(|(volume, lag, name)| Step::AddSnapshot { volume, lag, name }),
         2 => (volume(), 0..5u32).prop_map(|(volume, back)| Step::DropSnapshot { volume, back }),
+        4 => (0..7u64, 0..3u128).prop_map(|(no, id)| Step::Raft { no, id }),
+        2 => (0..7u64, 0..3u128).prop_map(|(no, id)| Step::Admit { no, id }),
+        2 => (0..7u64, 0..20_000u32).prop_map(|(no, what)| Step::Set { no, what }),
+        1 => (1..8u64).prop_map(Step::Remove),
+        1 => (1..8u64).prop_map(Step::ForgetStore),
     ]
 }
 
@@ -179,6 +203,24 @@ fn command(map: &ClusterMap, step: &Step) -> Command {
             let snap = (newest + 1).saturating_sub(back);
             Command::DropSnapshot { volume: VolumeNo(volume), snap }
         }
+        Step::Raft { no, id } => {
+            Command::RegisterRaftStore { node: NodeId(no), store: RaftStoreId(Uuid::from_u128(id)) }
+        }
+        Step::Admit { no, id } => {
+            let recruit = map.nodes.get(&NodeId(no)).and_then(|node| node.recruit);
+            let store = recruit.filter(|_| id > 0).unwrap_or(RaftStoreId(Uuid::from_u128(id)));
+            Command::AdmitRecruit { node: NodeId(no), store }
+        }
+        Step::Set { no, what } => Command::SetNode {
+            node: NodeId(no),
+            setting: match what % 3 {
+                0 => NodeSetting::Weight(what),
+                1 => NodeSetting::Domain(["a", "b", "", "-"][what as usize / 3 % 4].into()),
+                _ => NodeSetting::Draining(what.is_multiple_of(2)),
+            },
+        },
+        Step::Remove(no) => Command::RemoveNode { node: NodeId(no) },
+        Step::ForgetStore(no) => Command::ForgetStore { store: store(no) },
         Step::Slots { volume, lag, grow, pick, behind } => {
             let mut slots = Vec::new();
             for (group, entry) in map.volumes.get(&VolumeNo(volume)).iter().flat_map(|v| {
@@ -315,7 +357,7 @@ fn random_commands_reach_every_kind_of_change() {
     let config = ProptestConfig { rng_seed: RngSeed::Fixed(7), ..ProptestConfig::default() };
     let mut runner = TestRunner::new(config);
     let mut accepted = BTreeMap::<&str, (usize, usize)>::new();
-    for _ in 0..100 {
+    for _ in 0..300 {
         let steps = prop::collection::vec(step(), 150).new_tree(&mut runner).expect("steps");
         let mut map = active();
         for step in steps.current() {
@@ -335,6 +377,12 @@ fn random_commands_reach_every_kind_of_change() {
                 Command::ForgetHolders { .. } => "forget",
                 Command::AddSnapshot { .. } => "snapshot",
                 Command::DropSnapshot { .. } => "drop",
+                Command::RegisterRaftStore { .. } => "raft",
+                Command::AdmitRecruit { .. } => "admit",
+                Command::SetNode { .. } => "set",
+                Command::RemoveNode { .. } => "remove",
+                Command::ForgetStore { .. } => "forget store",
+                Command::PauseMoves(_) => "pause",
             };
             let count = accepted.entry(kind).or_default();
             match map.apply(&command) {
@@ -344,8 +392,23 @@ fn random_commands_reach_every_kind_of_change() {
         }
     }
     for kind in [
-        "node", "store", "create", "delete", "shrink", "elect", "activate", "learn", "grow",
-        "move", "forget", "snapshot", "drop",
+        "node",
+        "store",
+        "create",
+        "delete",
+        "shrink",
+        "elect",
+        "activate",
+        "learn",
+        "grow",
+        "move",
+        "forget",
+        "snapshot",
+        "drop",
+        "raft",
+        "admit",
+        "set",
+        "forget store",
     ] {
         let (yes, no) = accepted[kind];
         assert!(yes >= 50 && no >= 50, "{kind}: {yes} accepted, {no} refused");

@@ -35,15 +35,15 @@ pub struct RaftGroupConfig {
     pub position: u8,
     /// A snapshot is taken, and the log before it dropped, every so many commands.
     pub snapshot_every: u64,
-    /// The member has run before: an empty directory is one that was lost, and a member that forgot
-    /// what it voted for may not vote again.
-    pub has_run: bool,
+    /// It may vote though the map does not name its store. Only for groups in which no store is ever
+    /// lost, as in tests: a member that forgot what it voted for can make the group lose data.
+    pub trusted: bool,
 }
 
 impl RaftGroupConfig {
     /// The usual settings.
     pub fn new(node: NodeId, dir: impl Into<PathBuf>, position: u8) -> Self {
-        Self { node, dir: dir.into(), position, snapshot_every: 1000, has_run: false }
+        Self { node, dir: dir.into(), position, snapshot_every: 1000, trusted: false }
     }
 
     pub(super) fn openraft(&self) -> Result<Config, StartError> {

@@ -2,7 +2,7 @@
 
 use openraft::{EmptyNode, LogIdOptionExt, RaftMetrics, ServerState};
 use smalti_storage::ids::NodeId;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use tokio::sync::watch;
 
 /// What a member does in its group.
@@ -41,6 +41,10 @@ pub struct GroupMetrics {
     pub purged: u64,
     /// The voters; empty before the group was founded.
     pub voters: BTreeSet<NodeId>,
+    /// Members that get every entry and do not vote.
+    pub learners: BTreeSet<NodeId>,
+    /// On the leader: how many entries each other member has for certain.
+    pub matched: BTreeMap<NodeId, u64>,
     /// Why the member has stopped, if it has.
     pub stopped: Option<String>,
 }
@@ -62,6 +66,13 @@ fn group_metrics(node: NodeId, raft: &RaftMetrics<u64, EmptyNode>) -> GroupMetri
         snapshot: raft.snapshot.next_index(),
         purged: raft.purged.next_index(),
         voters: raft.membership_config.voter_ids().map(NodeId).collect(),
+        learners: raft.membership_config.membership().learner_ids().map(NodeId).collect(),
+        matched: raft
+            .replication
+            .iter()
+            .flatten()
+            .map(|(node, log)| (NodeId(*node), log.next_index()))
+            .collect(),
         stopped: raft.running_state.as_ref().err().map(ToString::to_string),
     }
 }

@@ -43,6 +43,13 @@ impl RaftGroup {
                 Ok(response) => Response::Append(response),
                 Err(error) => infallible(&error),
             },
+            Request::Vote(request)
+                if !self.inner.recruit.may_vote(request.last_log_id.map(|id| id.index)) =>
+            {
+                Response::Refused(
+                    "its store is not the one the group knows: it does not vote".into(),
+                )
+            }
             Request::Vote(request) => match raft.vote(request).await {
                 Ok(response) => Response::Vote(response),
                 Err(error) => infallible(&error),

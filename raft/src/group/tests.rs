@@ -30,7 +30,8 @@ fn command() -> Command {
 #[tokio::test]
 async fn a_failed_write_stops_the_member_for_good() {
     let dir = tempfile::tempdir().unwrap();
-    let config = RaftGroupConfig::new(NodeId(1), dir.path(), 0);
+    let config =
+        RaftGroupConfig { trusted: true, ..RaftGroupConfig::new(NodeId(1), dir.path(), 0) };
     let group = RaftGroup::start(config.clone(), Arc::new(Nobody)).await.unwrap();
     group.initialize(&[NodeId(1)]).await.unwrap();
     group.propose(command()).await.unwrap();
@@ -58,7 +59,8 @@ async fn a_failed_write_stops_the_member_for_good() {
 #[tokio::test]
 async fn a_member_that_is_dropped_lets_go_of_its_store() {
     let dir = tempfile::tempdir().unwrap();
-    let config = RaftGroupConfig::new(NodeId(1), dir.path(), 0);
+    let config =
+        RaftGroupConfig { trusted: true, ..RaftGroupConfig::new(NodeId(1), dir.path(), 0) };
     let group = RaftGroup::start(config, Arc::new(Nobody)).await.unwrap();
     group.initialize(&[NodeId(1)]).await.unwrap();
     let mut open = group.inner.open.clone();

@@ -108,17 +108,29 @@ pub(crate) struct Cluster {
     dir: TempDir,
     snapshot_every: u64,
     size: u64,
+    /// Members vote whatever store they have.
+    trusted: bool,
 }
 
 impl Cluster {
     /// Starts `size` members and founds the group.
     pub(crate) async fn found(size: u64, snapshot_every: u64) -> Self {
+        Self::founded(size, snapshot_every, true).await
+    }
+
+    /// Of members that vote only with the store that the map names.
+    pub(crate) async fn found_wary(size: u64) -> Self {
+        Self::founded(size, 20, false).await
+    }
+
+    async fn founded(size: u64, snapshot_every: u64, trusted: bool) -> Self {
         let mut cluster = Self {
             network: Network::default(),
             members: BTreeMap::new(),
             dir: tempfile::tempdir().unwrap(),
             snapshot_every,
             size,
+            trusted,
         };
         let nodes = cluster.nodes();
         for node in &nodes {
@@ -140,6 +152,7 @@ impl Cluster {
         let dir = self.dir.path().join(node.to_string());
         let mut config = RaftGroupConfig::new(node, dir, node.0 as u8 - 1);
         config.snapshot_every = self.snapshot_every;
+        config.trusted = self.trusted;
         let end = End { from: node, network: self.network.clone() };
         let group = RaftGroup::start(config, Arc::new(end)).await.unwrap();
         self.network.0.lock().unwrap().members.insert(node, group.clone());
@@ -154,6 +167,21 @@ impl Cluster {
         self.network.0.lock().unwrap().members.remove(&node);
         let group = self.members.remove(&node).unwrap();
         group.shutdown().await.unwrap();
+    }
+
+    /// Loses all that a member that does not run has on its disk.
+    pub(crate) fn wipe(&self, node: NodeId) {
+        std::fs::remove_dir_all(self.dir.path().join(node.to_string())).unwrap();
+    }
+
+    /// The leader that these members agree on.
+    pub(crate) async fn leader_of(&self, nodes: &[u64]) -> NodeId {
+        eventually("a leader they agree on", || {
+            let leaders: BTreeSet<_> =
+                nodes.iter().map(|node| self.member(*node).metrics().leader).collect();
+            if leaders.len() == 1 { leaders.into_iter().next()? } else { None }
+        })
+        .await
     }
 
     /// The leader that all running members name, when they all do.

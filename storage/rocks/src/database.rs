@@ -3,8 +3,11 @@
 use crate::blobs;
 use crate::label::{Directory, Label};
 use crate::options::{DATA, META, PREP, RocksOptions, STATE, WalCheck};
+use crate::reclaim::BLOBS_SIZE;
 use crate::value;
-use rocksdb::properties::BACKGROUND_ERRORS;
+use rocksdb::properties::{
+    BACKGROUND_ERRORS, SIZE_ALL_MEM_TABLES as BUFFERS_SIZE, TOTAL_SST_FILES_SIZE as TABLES_SIZE,
+};
 use rocksdb::statistics::Ticker;
 use rocksdb::{ColumnFamily, DB, ErrorKind, Options, WriteOptions};
 use serde::{Deserialize, Serialize};
@@ -123,6 +126,22 @@ impl Database {
                 Err(StoreError::Io(format!("{count} errors in the background, see db/LOG")))
             }
         }
+    }
+
+    /// Bytes of its tables, blobs and buffers, about.
+    pub(crate) fn used(&self) -> Result<u64, StoreError> {
+        let figure = |family, name| {
+            let bytes = self.db.property_int_value_cf(family, name);
+            bytes.map(|bytes| bytes.unwrap_or(0)).map_err(|error| failed(&error))
+        };
+        let blobs = self.db.property_int_value_cf(self.data(), BLOBS_SIZE);
+        let mut used = blobs.map_err(|error| failed(&error))?.unwrap_or(0);
+        for family in [self.meta(), self.data()] {
+            for name in [TABLES_SIZE, BUFFERS_SIZE] {
+                used = used.saturating_add(figure(family, name)?);
+            }
+        }
+        Ok(used)
     }
 
     /// Changes an option while the database is open.

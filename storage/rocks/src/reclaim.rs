@@ -30,7 +30,7 @@ const WAITING_MAX: usize = 64;
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// A collection that has not brought the garbage below half by then waits for the next look.
 const ROUNDS_MAX: usize = 8;
-const ALL: &str = "rocksdb.live-blob-file-size";
+pub(crate) const BLOBS_SIZE: &str = "rocksdb.live-blob-file-size";
 const GARBAGE: &str = "rocksdb.live-blob-file-garbage-size";
 /// Which part of the blob files, oldest first, a compaction rewrites.
 const CUTOFF: &str = "blob_garbage_collection_age_cutoff";
@@ -115,7 +115,7 @@ impl Collector {
     /// Has the older blob files rewritten without their dead records, as long as that pays.
     fn collect(&self, garbage_min: u64, stopped: &impl Fn() -> bool) {
         for _ in 0..ROUNDS_MAX {
-            let (sizes, free) = match (self.sizes(), space::below(&self.directory, 0)) {
+            let (sizes, free) = match (self.sizes(), space::below(&self.directory, 0, 0)) {
                 (Ok(sizes), Ok(space)) => (sizes, space.free),
                 (Err(error), _) => {
                     warn!(%error, "can not tell how much of the store is garbage");
@@ -157,7 +157,7 @@ impl Collector {
     fn sizes(&self) -> Result<Sizes, rocksdb::Error> {
         let data = self.database.data();
         let figure = |name| self.database.db.property_int_value_cf(data, name);
-        Ok(Sizes { all: figure(ALL)?.unwrap_or(0), garbage: figure(GARBAGE)?.unwrap_or(0) })
+        Ok(Sizes { all: figure(BLOBS_SIZE)?.unwrap_or(0), garbage: figure(GARBAGE)?.unwrap_or(0) })
     }
 }
 

@@ -489,7 +489,7 @@ impl ShardStore for RocksStore {
     }
 
     fn space(&self) -> Result<Space, StoreError> {
-        space::below(self.directory.path(), self.buffers)
+        space::below(self.directory.path(), self.database.used()?, self.buffers)
     }
 
     fn close(&self) -> Result<(), StoreError> {

@@ -528,7 +528,7 @@ impl ShardStore for MemoryStore {
     fn space(&self) -> Result<Space, StoreError> {
         let inner = self.lock();
         let free = inner.capacity.saturating_sub(inner.content.used);
-        Ok(Space { total: inner.capacity, free, buffers: 0 })
+        Ok(Space { total: inner.capacity, free, used: inner.content.used, buffers: 0 })
     }
 
     fn close(&self) -> Result<(), StoreError> {

@@ -264,6 +264,8 @@ pub struct Space {
     pub total: u64,
     /// Free for us.
     pub free: u64,
+    /// What the store itself takes up, about.
+    pub used: u64,
     /// What the store may hold in memory of what it has acknowledged, at most: it is written once
     /// more, from a log into its place, and needs room there.
     pub buffers: u64,

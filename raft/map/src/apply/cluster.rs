@@ -30,11 +30,7 @@ impl ClusterMap {
             if members.values().any(|member| member.name == *name) {
                 return Err(invalid(format!("two nodes are named {name}")));
             }
-            let node = Node {
-                name: name.clone(),
-                addresses: addresses.clone(),
-                incarnation: Incarnation(0),
-            };
+            let node = Node::new(name.clone(), addresses.clone());
             if members.insert(*id, node).is_some() {
                 return Err(invalid(format!("two nodes have the number {id}")));
             }

@@ -6,6 +6,7 @@
 mod cluster;
 mod membership;
 mod moves;
+mod nodes;
 mod snapshots;
 mod volume;
 
@@ -19,6 +20,8 @@ use smalti_storage::ids::{Epoch, VolumeNo};
 pub mod limits {
     /// Members of the cluster.
     pub const NODES: usize = 255;
+    /// Weight of a node.
+    pub const WEIGHT: u32 = 10_000;
     /// Shard stores.
     pub const STORES: usize = 4096;
     /// Volumes.
@@ -75,6 +78,12 @@ impl ClusterMap {
                 self.add_snapshot(*volume, *epoch, name, *created)
             }
             Command::DropSnapshot { volume, snap } => self.drop_snapshot(*volume, *snap),
+            Command::RegisterRaftStore { node, store } => self.register_raft_store(*node, *store),
+            Command::AdmitRecruit { node, store } => self.admit_recruit(*node, *store),
+            Command::SetNode { node, setting } => self.set_node(*node, setting),
+            Command::RemoveNode { node } => self.remove_node(*node),
+            Command::ForgetStore { store } => self.forget_store(*store),
+            Command::PauseMoves(paused) => Ok(self.pause_moves(*paused)),
         };
         result.unwrap_or_else(Applied::Rejected)
     }
