@@ -1,6 +1,7 @@
 //! The actor around the coordinator's core.
 
 use super::link::{LinkArgs, LinkHandle};
+use super::rate::Rate;
 use crate::clock;
 use crate::shard_store::LocalStores;
 use crate::transport::Transport;
@@ -28,6 +29,9 @@ const TICK: Duration = Duration::from_millis(20);
 
 /// Ticks between two lines about the core's state in the debug log.
 const DESCRIBE_TICKS: u64 = 100;
+
+/// Ticks between two looks at how many rows were repaired.
+const RATE_TICKS: u64 = 25;
 
 /// How long a proposal may take before the core, which asks again by itself, is on its own.
 const PROPOSAL_PATIENCE: Duration = Duration::from_secs(2);
@@ -113,6 +117,8 @@ pub struct CoderStatus {
     pub epoch: Epoch,
     /// Counters.
     pub stats: Stats,
+    /// Rows a second brought up to date on some slot of late.
+    pub rows_per_second: u64,
 }
 
 /// Where proposals go.
@@ -161,6 +167,7 @@ struct State<T> {
     snapshots: HashMap<u64, oneshot::Sender<Result<u32, OpError>>>,
     flushing: bool,
     ticks: u64,
+    repaired: Rate,
 }
 
 /// Starts the coder of a volume.
@@ -201,6 +208,7 @@ impl<T: Transport> Actor for Coder<T> {
             snapshots: HashMap::new(),
             flushing: false,
             ticks: 0,
+            repaired: Rate::default(),
         })
     }
 
@@ -243,6 +251,9 @@ impl<T: Transport> Actor for Coder<T> {
             CoderMsg::Tick => {
                 state.core.handle(now, Event::Tick);
                 state.ticks += 1;
+                if state.ticks.is_multiple_of(RATE_TICKS) {
+                    state.repaired.note(now, state.core.stats().rows_repaired);
+                }
                 if state.ticks.is_multiple_of(DESCRIBE_TICKS) {
                     let volume = state.args.config.volume;
                     tracing::debug!(%volume, state = state.core.describe(), "coordinating");
@@ -261,6 +272,7 @@ impl<T: Transport> Actor for Coder<T> {
                     phase: state.core.phase(),
                     epoch: state.core.epoch(),
                     stats: state.core.stats(),
+                    rows_per_second: state.repaired.rate(),
                 });
                 return Ok(());
             }

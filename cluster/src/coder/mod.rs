@@ -7,6 +7,7 @@
 mod actor;
 pub(crate) mod link;
 mod queue;
+mod rate;
 #[cfg(test)]
 mod tests;
 

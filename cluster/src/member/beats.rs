@@ -2,12 +2,15 @@
 //! which stores it runs.
 
 use crate::fabric::{Fabric, service};
-use crate::shard_store::{LocalStores, StoreHandle};
+use crate::shard_store::{LocalStores, StoreHandle, StoreSpace};
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+use smalti_map::plan::Sight;
 use smalti_map::view::MapView;
+use smalti_map::{ClusterMap, Store};
 use smalti_net::Service;
-use smalti_storage::ids::{NodeId, StoreId};
+use smalti_storage::ids::{Incarnation, NodeId, StoreId};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -18,14 +21,25 @@ use tokio_util::task::TaskTracker;
 /// Between two calls to a node.
 const EVERY: Duration = Duration::from_millis(100);
 
-/// Before the stores in an answer. A node of before there were any answers with nothing.
-const VERSION: u8 = 1;
+/// Before an answer. A node of before there were any answers with nothing; version 1 had no space,
+/// version 2 no start.
+const VERSION: u8 = 3;
+
+/// What a node answers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Answer {
+    /// Under which start it has joined the cluster; none before it has.
+    start: Option<Incarnation>,
+    /// The stores that may serve.
+    stores: Vec<(StoreId, StoreSpace)>,
+}
 
 /// What other nodes answered, and when.
 #[derive(Debug)]
 pub struct Beats {
     me: NodeId,
     own: LocalStores,
+    start: watch::Receiver<Option<Incarnation>>,
     since: Instant,
     heard: Mutex<BTreeMap<NodeId, Heard>>,
 }
@@ -33,7 +47,16 @@ pub struct Beats {
 #[derive(Debug)]
 struct Heard {
     at: Instant,
-    stores: Vec<StoreId>,
+    start: Option<Incarnation>,
+    stores: Vec<(StoreId, StoreSpace)>,
+    /// Since when it has told of just these stores.
+    since: Instant,
+}
+
+impl Heard {
+    fn ids(stores: &[(StoreId, StoreSpace)]) -> impl Iterator<Item = StoreId> {
+        stores.iter().map(|(store, _)| *store)
+    }
 }
 
 impl Beats {
@@ -42,10 +65,11 @@ impl Beats {
         fabric: Fabric,
         mut map: watch::Receiver<MapView>,
         suspect_after: Duration,
-        own: LocalStores,
+        (own, start): (LocalStores, watch::Receiver<Option<Incarnation>>),
         tasks: &TaskTracker,
     ) -> Arc<Self> {
-        let beats = Arc::new(Self { me, own, since: Instant::now(), heard: Mutex::default() });
+        let beats =
+            Arc::new(Self { me, own, start, since: Instant::now(), heard: Mutex::default() });
         let shared = Arc::clone(&beats);
         let spawner = tasks.clone();
         tasks.spawn(async move {
@@ -82,8 +106,12 @@ impl Beats {
         loop {
             every.tick().await;
             if let Ok(answer) = fabric.call(node, service::BEAT, Bytes::new(), timeout).await {
-                let heard = Heard { at: Instant::now(), stores: decode(&answer) };
-                self.heard.lock().unwrap_or_else(PoisonError::into_inner).insert(node, heard);
+                let (now, Answer { start, stores }) = (Instant::now(), decode(&answer));
+                let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+                let before = heard.get(&node);
+                let same = before.filter(|b| Heard::ids(&b.stores).eq(Heard::ids(&stores)));
+                let since = same.map_or(now, |before| before.since);
+                heard.insert(node, Heard { at: now, start, stores, since });
             }
         }
     }
@@ -98,13 +126,45 @@ impl Beats {
         heard.get(&node).map_or(self.since, |heard| heard.at).elapsed()
     }
 
+    /// Under which start a node has joined the cluster, by what it answered last.
+    pub fn start_of(&self, node: NodeId) -> Option<Incarnation> {
+        if node == self.me {
+            return *self.start.borrow();
+        }
+        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.get(&node).and_then(|heard| heard.start)
+    }
+
     /// The stores that a node runs and that may serve, by what it answered last.
-    pub fn stores_of(&self, node: NodeId) -> Vec<StoreId> {
+    pub fn stores_of(&self, node: NodeId) -> Vec<(StoreId, StoreSpace)> {
         if node == self.me {
             return serving(&self.own);
         }
         let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
         heard.get(&node).map(|heard| heard.stores.clone()).unwrap_or_default()
+    }
+
+    /// What is seen of every store of the map, for plans. A node that has been silent for less than
+    /// `patience` counts as there.
+    pub fn sights(&self, map: &ClusterMap, patience: Duration) -> BTreeMap<StoreId, Sight> {
+        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let sight = |(id, store): (&StoreId, &Store)| {
+            let (silent, since, stores) = match heard.get(&store.node) {
+                _ if store.node == self.me => (Duration::ZERO, self.since, serving(&self.own)),
+                Some(heard) => (heard.at.elapsed(), heard.since, heard.stores.clone()),
+                None => (self.since.elapsed(), self.since, Vec::new()),
+            };
+            let space = stores.iter().find(|(found, _)| found == id).map(|(_, space)| *space);
+            let away = match space {
+                _ if silent >= patience => Some(silent),
+                Some(_) => None,
+                None => Some(since.elapsed()),
+            };
+            let room = space.map(|space| space.room);
+            let used = space.map_or(0, |space| space.used);
+            (*id, Sight { away, room, used })
+        };
+        map.stores.iter().map(sight).collect()
     }
 
     /// Whether the node has answered at all since this one started.
@@ -114,18 +174,19 @@ impl Beats {
     }
 }
 
-fn serving(stores: &LocalStores) -> Vec<StoreId> {
-    stores.iter().filter(|store| store.may_serve()).map(StoreHandle::id).collect()
+fn serving(stores: &LocalStores) -> Vec<(StoreId, StoreSpace)> {
+    let serving = stores.iter().filter(|store| store.may_serve());
+    serving.map(|store: &StoreHandle| (store.id(), store.space())).collect()
 }
 
-fn encode(stores: &[StoreId]) -> Bytes {
-    postcard::to_extend(stores, vec![VERSION]).expect("a vector grows").into()
+fn encode(answer: &Answer) -> Bytes {
+    postcard::to_extend(answer, vec![VERSION]).expect("a vector grows").into()
 }
 
-fn decode(answer: &[u8]) -> Vec<StoreId> {
+fn decode(answer: &[u8]) -> Answer {
     match answer.split_first() {
-        Some((&VERSION, stores)) => postcard::from_bytes(stores).unwrap_or_default(),
-        _ => Vec::new(),
+        Some((&VERSION, answer)) => postcard::from_bytes(answer).unwrap_or_default(),
+        _ => Answer::default(),
     }
 }
 
@@ -133,11 +194,13 @@ fn decode(answer: &[u8]) -> Vec<StoreId> {
 #[derive(Debug)]
 pub(super) struct BeatService {
     pub(super) stores: LocalStores,
+    pub(super) start: watch::Receiver<Option<Incarnation>>,
 }
 
 impl Service for BeatService {
     fn call(&self, _from: NodeId, _request: Bytes) -> BoxFuture<'_, Bytes> {
-        Box::pin(std::future::ready(encode(&serving(&self.stores))))
+        let answer = Answer { start: *self.start.borrow(), stores: serving(&self.stores) };
+        Box::pin(std::future::ready(encode(&answer)))
     }
 }
 
@@ -147,11 +210,17 @@ mod tests {
 
     #[test]
     fn answers_tell_the_stores() {
-        let stores = [StoreId::default(), StoreId(uuid::Uuid::from_u128(7))];
+        let space = StoreSpace { total: 9, free: 8, room: 7, ..StoreSpace::default() };
+        let stores = [
+            (StoreId::default(), StoreSpace::default()),
+            (StoreId(uuid::Uuid::from_u128(7)), space),
+        ];
         for some in 0..=stores.len() {
-            assert_eq!(decode(&encode(&stores[..some])), stores[..some]);
+            let start = (some > 0).then_some(Incarnation(some as u64));
+            let answer = Answer { start, stores: stores[..some].to_vec() };
+            assert_eq!(decode(&encode(&answer)), answer);
         }
-        assert_eq!(decode(&[]), []);
-        assert_eq!(decode(&[VERSION + 1, 0]), []);
+        assert_eq!(decode(&[]), Answer::default());
+        assert_eq!(decode(&[VERSION + 1, 0]), Answer::default());
     }
 }

@@ -10,6 +10,7 @@ use crate::fabric::{AddressBook, Fabric, service};
 use crate::shard_store::{self, ShardStoreArgs, ShardStoreMsg, StoreSessions};
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use smalti_map::voters;
 use smalti_map::{Applied, Command, Custody, NodeAddresses, Rejection, StoreStart};
 use smalti_net::{Endpoint, NetConfig, NodeCredentials, Service};
 use smalti_raft::{RaftGroup, RaftGroupConfig};
@@ -57,6 +58,8 @@ pub struct MemberConfig {
     pub suspect_after: Duration,
     /// How long it may while another one came up after a power cut and has not been compared.
     pub power_patience: Duration,
+    /// For how long a store may be away before its slots are rebuilt elsewhere.
+    pub down_out: Duration,
     /// Cancelled when the process is to end, before the member is shut down.
     pub stopping: CancellationToken,
 }
@@ -116,8 +119,7 @@ impl Member {
         )
         .map_err(|error| StartError::Endpoint(error.to_string()))?;
         let fabric = Fabric::new(endpoint.clone(), Arc::clone(&book));
-        let has_run = store.opened().run != RunId::default();
-        let raft = start_raft(&config, &fabric, has_run).await?;
+        let raft = start_raft(&config, &fabric).await?;
         let tasks = TaskTracker::new();
         let (fatal_tx, fatal) = mpsc::channel(1);
         let (ended_tx, ended) = oneshot::channel();
@@ -140,18 +142,20 @@ impl Member {
         let custodian = custodian::start(args).await.map_err(actor_failed)?;
         let custody = CustodyService { actor: custodian.clone() };
         let custodians = CustodyClient::new(config.node, fabric.clone(), custody.clone());
+        let incarnation = watch::Sender::new(None);
+        let start = incarnation.subscribe();
         let beats = Beats::start(
             config.node,
             fabric.clone(),
             raft.watch(),
             config.suspect_after,
-            Arc::clone(&stores),
+            (Arc::clone(&stores), incarnation.subscribe()),
             &tasks,
         );
         let inner = Arc::new(Inner {
             node: config.node,
             cluster: config.cluster,
-            incarnation: watch::channel(None).0,
+            incarnation,
             raft: raft.clone(),
             fabric,
             book,
@@ -171,10 +175,11 @@ impl Member {
             lease: config.lease,
             suspect_after: config.suspect_after,
             power_patience: config.power_patience,
+            down_out: config.down_out,
             seat_suspect_after: config.suspect_after * 2,
         });
         endpoint.serve(service::RAFT, Arc::new(RaftService { group: raft }));
-        endpoint.serve(service::BEAT, Arc::new(BeatService { stores: Arc::clone(&stores) }));
+        endpoint.serve(service::BEAT, Arc::new(BeatService { stores: Arc::clone(&stores), start }));
         endpoint.serve(service::CUSTODY, Arc::new(custody));
         let seats = SeatService { member: Arc::downgrade(&inner) };
         endpoint.serve(service::SEATS, Arc::new(seats));
@@ -183,6 +188,7 @@ impl Member {
         let member = Self { inner };
         tasks.spawn(member.clone().join(config, store, fatal_tx));
         tasks.spawn(member.clone().keep_seats());
+        tasks.spawn(member.clone().keep_places());
         Ok(member)
     }
 
@@ -234,6 +240,8 @@ impl Member {
     ) -> Option<(Incarnation, Admission)> {
         let (node, store) = (config.node, opened.id);
         loop {
+            let raft_store = self.raft().store();
+            self.until_applied(Command::RegisterRaftStore { node, store: raft_store }).await?;
             let addresses = config.addresses.clone();
             let command = Command::RegisterNode { node, addresses };
             let Applied::Registered(of) = self.until_applied(command).await? else { return None };
@@ -256,7 +264,8 @@ impl Member {
         if self.map().cluster == config.cluster {
             return;
         }
-        let voters: Vec<NodeId> = founding.nodes.iter().map(|(id, ..)| *id).collect();
+        let nodes = founding.nodes.iter().map(|(id, ..)| *id);
+        let voters: Vec<NodeId> = nodes.take(voters::wanted(founding.nodes.len())).collect();
         if let Err(error) = self.raft().initialize(&voters).await {
             tracing::debug!(%error, "raft group is there already");
         }
@@ -310,18 +319,14 @@ async fn open_store(config: &MemberConfig) -> Result<Arc<dyn ShardStore>, StartE
     }
 }
 
-async fn start_raft(
-    config: &MemberConfig,
-    fabric: &Fabric,
-    has_run: bool,
-) -> Result<RaftGroup, StartError> {
+async fn start_raft(config: &MemberConfig, fabric: &Fabric) -> Result<RaftGroup, StartError> {
     let mut order: Vec<NodeId> = config.peers.iter().map(|(id, _)| *id).collect();
     order.push(config.node);
     order.sort_unstable();
     let place = order.iter().position(|id| *id == config.node).unwrap_or(0);
     let place = u8::try_from(place).map_err(|error| StartError::Raft(error.to_string()))?;
     let folder = config.data_dir.join("raft");
-    let settings = RaftGroupConfig { has_run, ..RaftGroupConfig::new(config.node, folder, place) };
+    let settings = RaftGroupConfig::new(config.node, folder, place);
     let started = RaftGroup::start(settings, Arc::new(fabric.clone())).await;
     started.map_err(|error| StartError::Raft(with_causes(&error)))
 }

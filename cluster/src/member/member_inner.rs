@@ -40,6 +40,8 @@ pub(crate) struct Inner {
     pub(super) suspect_after: Duration,
     /// How long it may while another one came up after a power cut.
     pub(super) power_patience: Duration,
+    /// For how long a store may be away before its slots are rebuilt elsewhere.
+    pub(super) down_out: Duration,
     /// A coordinator costs more to replace than a store: it is given twice the time.
     pub(super) seat_suspect_after: Duration,
 }

@@ -3,6 +3,7 @@
 mod beats;
 mod join;
 mod member_inner;
+mod places;
 mod seats;
 
 pub use beats::Beats;

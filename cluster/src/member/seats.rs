@@ -78,7 +78,7 @@ enum Answer {
 }
 
 /// How a volume stands, as its coordinator knows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeProgress {
     /// The coordinator serves.
     pub active: bool,
@@ -88,10 +88,18 @@ pub struct VolumeProgress {
     pub rows_lost: u64,
     /// Stores that may have forgotten something in a crash, and were not compared yet.
     pub suspects: u64,
+    /// Stores in sync that do not answer just now.
+    pub unheard: u64,
+    /// Slots that catch up.
+    pub learners: u64,
+    /// Rows that they lack yet, about.
+    pub rows_left: u64,
+    /// Rows a second that they get.
+    pub rows_per_second: u64,
 }
 
-/// Version 1 did not tell of lost rows, version 2 not of suspects.
-const VERSION: u8 = 3;
+/// Version 1 did not tell of lost rows, version 2 not of suspects, version 3 not how far it is.
+const VERSION: u8 = 4;
 
 fn encode(message: &impl Serialize) -> Bytes {
     postcard::to_extend(message, vec![VERSION])
@@ -219,6 +227,10 @@ impl Member {
                     rows_behind: status.stats.rows_behind,
                     rows_lost: status.stats.rows_lost,
                     suspects: status.stats.suspects,
+                    unheard: status.stats.unheard,
+                    learners: status.stats.learners,
+                    rows_left: status.stats.rows_left,
+                    rows_per_second: status.rows_per_second,
                 })
             }
             Ask::Claim { volume, epoch, to, incarnation } => {
@@ -387,21 +399,24 @@ impl Member {
             return;
         }
         let map = self.map();
+        let alive = |node: &NodeId| {
+            self.beats().ever_heard(*node)
+                && self.beats().silent_for(*node) < self.inner.seat_suspect_after
+        };
         for volume in map.volumes.values() {
-            if !self.is_vacant(&map, volume) {
-                continue;
-            }
-            let alive = |node: &NodeId| {
-                self.beats().ever_heard(*node)
-                    && self.beats().silent_for(*node) < self.inner.seat_suspect_after
-            };
             let before = volume.coordinator.map(|seat| seat.node);
-            let candidates: Vec<NodeId> = map
+            let up = map
                 .nodes
                 .iter()
-                .filter(|(id, node)| node.incarnation > Incarnation(0) && alive(id))
-                .map(|(id, _)| *id)
-                .collect();
+                .filter(|(id, node)| node.incarnation > Incarnation(0) && alive(id));
+            // A node that is to be emptied gets no seat while another one can have it.
+            let (leaving, staying): (Vec<_>, Vec<_>) = up.partition(|(_, node)| node.draining);
+            let candidates = if staying.is_empty() { leaving } else { staying };
+            let candidates: Vec<NodeId> = candidates.into_iter().map(|(id, _)| *id).collect();
+            if !self.is_vacant(&map, volume) {
+                self.move_seat(&map, volume, &candidates).await;
+                continue;
+            }
             // The same node where it is back already, else spread by volume.
             let spread = candidates.get(volume.no.0 as usize % candidates.len().max(1));
             let chosen = before.filter(|node| candidates.contains(node)).or(spread.copied());
@@ -411,5 +426,22 @@ impl Member {
             };
             self.elect(volume.no, volume.epoch, node, incarnation).await;
         }
+    }
+    /// Asks a node that is to be emptied for a seat that nobody uses there.
+    async fn move_seat(&self, map: &MapView, volume: &Volume, candidates: &[NodeId]) {
+        let Some(seat) = volume.coordinator.filter(|seat| !candidates.contains(&seat.node)) else {
+            return;
+        };
+        let draining = map.nodes.get(&seat.node).is_some_and(|node| node.draining);
+        let to = candidates.get(volume.no.0 as usize % candidates.len().max(1));
+        let to = to.and_then(|to| Some((*to, map.nodes.get(to)?.incarnation)));
+        let Some((to, incarnation)) = to.filter(|_| draining) else { return };
+        let ask = Ask::Handover { volume: volume.no, to, incarnation };
+        let answer = if seat.node == self.node() {
+            Ok(self.answer_seat(ask).await)
+        } else {
+            self.ask_seat(seat.node, &ask).await
+        };
+        tracing::debug!(volume = %volume.no, ?answer, "a seat is to leave its node");
     }
 }

@@ -1,7 +1,7 @@
 //! The actor around the writer.
 
 use super::writer::{Waiting, Writer};
-use super::{Job, QUEUE_BYTES, QUEUE_FRAMES, StoreHandle};
+use super::{Job, QUEUE_BYTES, QUEUE_FRAMES, StoreHandle, StoreSpace};
 use ractor::{Actor, ActorProcessingErr, ActorRef, SpawnErr};
 use smalti_map::view::MapView;
 use smalti_rowcommit::store::StoreConfig;
@@ -68,7 +68,8 @@ pub async fn start(
     let reader = ReadSide::new(Arc::clone(&args.store), Arc::clone(&fence));
     let id = args.store.opened().id;
     let (admitted, watched) = watch::channel(false);
-    let waiting = Waiting { admitted, adopted: Arc::clone(&adopted) };
+    let (seen, space) = watch::channel(StoreSpace::default());
+    let waiting = Waiting { admitted, adopted: Arc::clone(&adopted), space: seen };
     let writer = Writer::new(args.store, args.config, fence, queue, waiting);
     let (fatal, ended) = (args.fatal.clone(), args.ended);
     let large_reads = Arc::new(Semaphore::new(LARGE_READS));
@@ -76,6 +77,7 @@ pub async fn start(
     let handle = StoreHandle {
         id,
         admitted: watched,
+        space,
         jobs: jobs.clone(),
         job_bytes,
         reader,

@@ -16,6 +16,7 @@ pub(crate) use replies::ReplyReceiver;
 pub(crate) use session::LocalSender;
 pub(crate) use session::hello;
 pub use session::{LocalStores, StoreSessions};
+pub use space::{Fullness, StoreSpace};
 
 use replies::ReplySender;
 use smalti_map::view::MapView;
@@ -54,6 +55,8 @@ pub struct StoreHandle {
     id: StoreId,
     /// Whether the store may serve.
     admitted: watch::Receiver<bool>,
+    /// What was last seen of its disk.
+    space: watch::Receiver<StoreSpace>,
     jobs: mpsc::Sender<Job>,
     /// Room for records in that queue, over all sessions.
     job_bytes: Arc<Semaphore>,
@@ -75,6 +78,11 @@ impl StoreHandle {
     /// Whether the store may serve.
     pub(crate) fn may_serve(&self) -> bool {
         *self.admitted.borrow()
+    }
+
+    /// What was last seen of its disk.
+    pub(crate) fn space(&self) -> StoreSpace {
+        *self.space.borrow()
     }
 
     /// Waits until the store may serve. `false`: it has ended before.

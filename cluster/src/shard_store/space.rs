@@ -1,5 +1,6 @@
 //! When a disk is too full for new data.
 
+use serde::{Deserialize, Serialize};
 use smalti_storage::store::Space;
 
 /// New data is refused when less than this part of the disk is free: aborts, commits, repairs and
@@ -16,6 +17,9 @@ const RESERVED_BUFFERS: u64 = 4;
 /// A full disk has room again once this much more than the reserve is free, as a part of it:
 /// otherwise every buffer that is written out would change it back and forth.
 const ROOM_AGAIN_PART: u64 = 8;
+
+/// With less than so many times the reserve free, a disk is nearly full: nothing moves there.
+const NEARLY_FULL: u64 = 3;
 
 /// Record bytes that may be taken between two looks at the disk.
 const LOOK_EVERY: u64 = 8 << 20;
@@ -38,6 +42,11 @@ impl SpaceWatch {
         self.taken >= LOOK_EVERY
     }
 
+    /// Whether new data is refused.
+    pub(super) fn is_low(&self) -> bool {
+        self.low
+    }
+
     /// Takes what was seen; returns whether new data is refused now if that has changed.
     pub(super) fn saw(&mut self, space: Space) -> Option<bool> {
         self.taken = 0;
@@ -47,6 +56,48 @@ impl SpaceWatch {
         let changed = low != self.low;
         self.low = low;
         changed.then_some(low)
+    }
+}
+
+/// How full a store's disk is.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+pub enum Fullness {
+    /// There is room.
+    #[default]
+    Ok,
+    /// Nothing is moved there any more.
+    NearFull,
+    /// New data is refused.
+    Full,
+}
+
+/// The space of a store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreSpace {
+    /// Bytes of the disk.
+    pub total: u64,
+    /// Free bytes of it.
+    pub free: u64,
+    /// Bytes that the store takes up.
+    pub used: u64,
+    /// Bytes that it can take before its disk is nearly full.
+    pub room: u64,
+    /// How full the disk is.
+    pub fullness: Fullness,
+}
+
+impl StoreSpace {
+    pub(super) fn of(space: Space, low: bool) -> Self {
+        let Space { total, free, used, .. } = space;
+        let room = free.saturating_sub(NEARLY_FULL * reserve(space));
+        let fullness = match (low, room) {
+            (true, _) => Fullness::Full,
+            (false, 0) => Fullness::NearFull,
+            (false, _) => Fullness::Ok,
+        };
+        Self { total, free, used, room, fullness }
     }
 }
 
@@ -63,7 +114,7 @@ mod tests {
 
     #[test]
     fn the_reserve_is_a_part_of_the_disk_between_the_buffers_and_a_limit() {
-        let of = |total| reserve(Space { total, free: 0, buffers: 100 * MIB });
+        let of = |total| reserve(Space { total, buffers: 100 * MIB, ..Space::default() });
         assert_eq!(of(GIB), 400 * MIB);
         assert_eq!(of(40 * GIB), 2 * GIB);
         assert_eq!(of(1000 * GIB), 4 * GIB);
@@ -72,7 +123,7 @@ mod tests {
     #[test]
     fn a_full_disk_has_room_again_only_well_above_the_reserve() {
         let mut watch = SpaceWatch::default();
-        let mut see = |free| watch.saw(Space { total: 40 * GIB, free, buffers: 0 });
+        let mut see = |free| watch.saw(Space { total: 40 * GIB, free, ..Space::default() });
         assert_eq!(see(2 * GIB), None);
         assert_eq!(see(2 * GIB - 1), Some(true));
         assert_eq!(see(2 * GIB), None);
@@ -82,13 +133,22 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_is_nearly_full_before_it_is_full() {
+        let of =
+            |free, low| StoreSpace::of(Space { total: 40 * GIB, free, ..Space::default() }, low);
+        assert_eq!((of(7 * GIB, false).room, of(7 * GIB, false).fullness), (GIB, Fullness::Ok));
+        assert_eq!((of(6 * GIB, false).room, of(6 * GIB, false).fullness), (0, Fullness::NearFull));
+        assert_eq!(of(GIB, true).fullness, Fullness::Full);
+    }
+
+    #[test]
     fn a_look_is_due_after_so_many_bytes() {
         let mut watch = SpaceWatch::default();
         watch.took(LOOK_EVERY - 1);
         assert!(!watch.is_due());
         watch.took(1);
         assert!(watch.is_due());
-        watch.saw(Space { total: GIB, free: GIB, buffers: 0 });
+        watch.saw(Space { total: GIB, free: GIB, ..Space::default() });
         assert!(!watch.is_due());
     }
 }

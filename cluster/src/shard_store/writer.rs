@@ -2,7 +2,7 @@
 
 use super::Job;
 use super::replies::ReplySender;
-use super::space::SpaceWatch;
+use super::space::{SpaceWatch, StoreSpace};
 use crate::clock;
 use smalti_rowcommit::msg::Reply;
 use smalti_rowcommit::store::StoreConfig;
@@ -35,6 +35,8 @@ pub(super) struct Waiting {
     pub(super) admitted: watch::Sender<bool>,
     /// For a map that is durable.
     pub(super) adopted: Arc<Notify>,
+    /// For what is seen of the disk.
+    pub(super) space: watch::Sender<StoreSpace>,
 }
 
 impl Writer {
@@ -76,6 +78,8 @@ impl Writer {
         if let Some(map) = known {
             core.set_map(&map)?;
         }
+        // Whoever is told that it serves is told what room there is.
+        self.look_at_space(&mut core)?;
         // Their frames come behind this job.
         self.waiting.admitted.send_replace(true);
         Ok(Some(core))
@@ -179,6 +183,7 @@ impl Writer {
             }
             core.set_space_low(low);
         }
+        self.waiting.space.send_replace(StoreSpace::of(space, self.space.is_low()));
         Ok(())
     }
 }

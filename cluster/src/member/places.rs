@@ -1,0 +1,145 @@
+//! Who votes and what lies where: what the Raft leader sees to.
+//!
+//! Both follow from the map and from who answers, by pure functions ([`smalti_map::voters`],
+//! [`smalti_map::plan`]); here they are asked again and again, and what they say is proposed. So nothing
+//! has to be handed over to the next leader.
+
+use super::Member;
+use smalti_map::plan::{Plan, Policy, plan};
+use smalti_map::view::MapView;
+use smalti_map::{Applied, Command, voters};
+use smalti_raft::{GroupMetrics, MemberError, ProposeError};
+use smalti_storage::ids::{NodeId, RaftStoreId};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+use tokio::time::MissedTickBehavior;
+
+/// How often it looks.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// How long a proposal may take. The next look makes it again.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// A learner that lacks more entries than this does not become a voter yet.
+const LAG_MAX: u64 = 100;
+
+impl Member {
+    /// The plan for what lies where, as this node sees it. The leader carries its own out.
+    pub fn plan(&self, map: &MapView) -> Plan {
+        let down_out = self.inner.down_out;
+        let defaults = Policy::default();
+        let policy = Policy { down_out, urgent: defaults.urgent.min(down_out), ..defaults };
+        plan(map, &self.beats().sights(map, self.inner.seat_suspect_after), &policy)
+    }
+
+    /// Who should vote, as this node sees it.
+    pub fn wanted_voters(&self, map: &MapView, voters: &BTreeSet<NodeId>) -> BTreeSet<NodeId> {
+        let silent = map.nodes.keys().map(|node| (*node, self.beats().silent_for(*node)));
+        let silent: BTreeMap<NodeId, Duration> = silent.collect();
+        voters::choose(map, voters, &silent, self.inner.down_out)
+    }
+
+    pub(super) async fn keep_places(self) {
+        let stop = self.inner.stop.clone();
+        let mut every = tokio::time::interval(LOOK_EVERY);
+        every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                _ = every.tick() => {}
+            }
+            let metrics = self.raft().metrics();
+            let map = self.map();
+            // Of a cluster that is not founded there is nothing to see to.
+            if metrics.leader != Some(self.node()) || !map.nodes.contains_key(&self.node()) {
+                continue;
+            }
+            if let Err(error) = self.keep_members(&map, &metrics).await {
+                tracing::debug!(%error, "the voters are not as they should be yet");
+            }
+            if let Err(error) = self.propose_moves(&map).await {
+                tracing::debug!(%error, "a change of places got no answer");
+            }
+        }
+    }
+
+    /// One step nearer to the right voters.
+    async fn keep_members(&self, map: &MapView, now: &GroupMetrics) -> Result<(), MemberError> {
+        let raft = self.raft();
+        let members: BTreeSet<NodeId> = now.voters.union(&now.learners).copied().collect();
+        let missing: BTreeSet<NodeId> =
+            map.nodes.keys().filter(|node| !members.contains(node)).copied().collect();
+        if !missing.is_empty() {
+            return raft.add_learners(&missing).await;
+        }
+        let mut recruits = map.nodes.iter().filter_map(|(id, node)| Some((*id, node.recruit?)));
+        if let Some((node, store)) = recruits.next() {
+            return self.admit(node, store, &now.voters).await;
+        }
+        let wanted = self.wanted_voters(map, &now.voters);
+        if wanted != now.voters {
+            let lag = |node: &NodeId| {
+                let has = now.matched.get(node).copied().unwrap_or(0);
+                *node != self.node() && has + LAG_MAX < now.log_len
+            };
+            // A voter that lacks half the log can not help a majority.
+            if wanted.difference(&now.voters).any(lag) {
+                return Ok(());
+            }
+            tracing::info!(from = ?now.voters, to = ?wanted, "the voters change");
+            return raft.set_voters(&wanted).await;
+        }
+        let gone: BTreeSet<NodeId> =
+            now.learners.iter().filter(|node| !map.nodes.contains_key(node)).copied().collect();
+        if !gone.is_empty() {
+            return raft.remove_learners(&gone).await;
+        }
+        Ok(())
+    }
+
+    /// A member came with a new store. First it ceases to vote, then it is known by that one; what it
+    /// becomes then, the next looks see to.
+    async fn admit(
+        &self,
+        node: NodeId,
+        store: RaftStoreId,
+        voters: &BTreeSet<NodeId>,
+    ) -> Result<(), MemberError> {
+        if voters.contains(&node) {
+            let others: BTreeSet<NodeId> =
+                voters.iter().filter(|voter| **voter != node).copied().collect();
+            if others.is_empty() {
+                return Ok(());
+            }
+            tracing::warn!(%node, "a voter came back without what it had voted for");
+            return self.raft().set_voters(&others).await;
+        }
+        let command = Command::AdmitRecruit { node, store };
+        match self.raft().propose_within(command, PATIENCE).await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(MemberError::Refused(error.to_string())),
+        }
+    }
+
+    async fn propose_moves(&self, map: &MapView) -> Result<(), ProposeError> {
+        let Plan { moves, forget, .. } = self.plan(map);
+        for (volume, moves) in moves {
+            tracing::info!(%volume, ?moves, "slots begin to move, or stay after all");
+            self.ask_for(Command::Move { volume, moves }).await?;
+        }
+        for store in forget {
+            tracing::info!(%store, "another store has taken its place: it is forgotten");
+            self.ask_for(Command::ForgetStore { store }).await?;
+        }
+        Ok(())
+    }
+
+    async fn ask_for(&self, command: Command) -> Result<(), ProposeError> {
+        // The map may have moved on; the next plan is made from what it says then.
+        if let Applied::Rejected(why) = self.raft().propose_within(command, PATIENCE).await? {
+            tracing::debug!(%why, "a change of places was refused");
+        }
+        Ok(())
+    }
+}
