@@ -14,6 +14,7 @@ mod listen;
 mod metrics;
 mod openapi;
 mod patient;
+mod places;
 mod routes;
 
 pub use error::ErrorBody;

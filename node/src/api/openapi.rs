@@ -1,6 +1,6 @@
 //! The OpenAPI document, gathered from the routes.
 
-use super::{contents, routes};
+use super::{contents, places, routes};
 use utoipa::OpenApi;
 
 #[derive(OpenApi)]
@@ -16,10 +16,13 @@ use utoipa::OpenApi;
         routes::create_volume,
         routes::volume,
         routes::delete_volume,
-        routes::move_slots,
         contents::volume_data,
         contents::volume_image,
         routes::nodes,
+        places::change_node,
+        places::remove_node,
+        places::pause_moves,
+        places::what_if,
         routes::keys,
         routes::metrics_text,
     )

@@ -2,11 +2,12 @@
 
 use super::contents::{volume_data, volume_image};
 use super::error::{ApiError, ErrorBody};
+use super::places::{change_node, pause_moves, remove_node, what_if};
 use super::{metrics, openapi};
 use crate::cluster_file::ClusterFile;
 use crate::control::{
-    Answer, Control, ControlError, CreateVolume, ErrorKind, KeyReport, MoveReport, MoveSlots,
-    NodeFacts, StatusReport, VolumeDetail, VolumeFacts, WhyReport,
+    Answer, Control, ControlError, CreateVolume, ErrorKind, KeyReport, NodeFacts, StatusReport,
+    VolumeDetail, VolumeFacts, WhyReport,
 };
 use crate::size::VolumeSize;
 use crate::volume_spec;
@@ -43,7 +44,7 @@ const CHANGE_TIMEOUT: Duration = Duration::from_secs(60);
 /// What the routes work with.
 #[derive(Clone)]
 pub struct ApiState {
-    control: Arc<dyn Control>,
+    pub(super) control: Arc<dyn Control>,
     local_cluster: Option<PathBuf>,
     changes: TaskTracker,
     pieces: Arc<Semaphore>,
@@ -80,14 +81,14 @@ impl ApiState {
         self.control.as_ref()
     }
 
-    async fn read<'a, T>(&self, answer: Answer<'a, T>) -> Result<Json<T>, ApiError> {
+    pub(super) async fn read<'a, T>(&self, answer: Answer<'a, T>) -> Result<Json<T>, ApiError> {
         let late = |_| ControlError::new(ErrorKind::Timeout, "the node did not answer in time");
         Ok(Json(tokio::time::timeout(READ_TIMEOUT, answer).await.map_err(late)??))
     }
 
     /// Runs a change to its end even if the client goes away: half a change is what nobody could
     /// reason about.
-    async fn change<T: Send + 'static>(
+    pub(super) async fn change<T: Send + 'static>(
         &self,
         change: impl Future<Output = Result<T, ControlError>> + Send + 'static,
     ) -> Result<T, ApiError> {
@@ -121,10 +122,12 @@ pub fn router(state: ApiState) -> Router {
         .route("/v1/why", get(why))
         .route("/v1/volumes", get(volumes).post(create_volume))
         .route("/v1/volumes/{name}", get(volume).delete(delete_volume))
-        .route("/v1/volumes/{name}/moves", post(move_slots))
         .route("/v1/volumes/{name}/data", get(volume_data))
         .route("/v1/volumes/{name}/image", get(volume_image))
         .route("/v1/nodes", get(nodes))
+        .route("/v1/nodes/{name}", post(change_node).delete(remove_node))
+        .route("/v1/moves", post(pause_moves))
+        .route("/v1/what-if", get(what_if))
         .route("/v1/keys", get(keys))
         .route("/metrics", get(metrics_text))
         .route("/openapi.json", get(async || Json(openapi::document())))
@@ -276,26 +279,6 @@ pub(super) async fn delete_volume(
         })
         .await?;
     Ok(StatusCode::NO_CONTENT)
-}
-
-/// Has the slots of a volume that one node holds move to another one. They stay in sync meanwhile.
-#[utoipa::path(post, path = "/v1/volumes/{name}/moves", request_body = MoveSlots,
-    params(("name" = String, Path, description = "Name of the volume")),
-    responses(
-        (status = 202, body = MoveReport, description = "They begin to move"),
-        (status = "default", body = ErrorBody),
-    ))]
-pub(super) async fn move_slots(
-    State(state): State<ApiState>,
-    name: Result<Path<String>, PathRejection>,
-    request: Result<Json<MoveSlots>, JsonRejection>,
-) -> Result<(StatusCode, Json<MoveReport>), ApiError> {
-    let name = volume_name(name)?;
-    let Json(request) =
-        request.map_err(|error| ApiError::http(error.status(), error.body_text()))?;
-    let control = state.clone();
-    let change = async move { control.control.move_slots(name, request).await };
-    Ok((StatusCode::ACCEPTED, Json(state.change(change).await?)))
 }
 
 /// Every node.

@@ -40,11 +40,23 @@ pub enum Command {
         #[command(subcommand)]
         command: VolumeCommand,
     },
-    /// Look at nodes
+    /// List, empty and remove nodes, and set what they are to hold
     Node {
         /// What to do.
         #[command(subcommand)]
         command: NodeCommand,
+    },
+    /// Hold back or let go on what moves between stores: rebuilds, drains, balance
+    Moves {
+        /// What to do.
+        #[command(subcommand)]
+        command: MovesCommand,
+    },
+    /// Tell what would be if something happened
+    WhatIf {
+        /// What.
+        #[command(subcommand)]
+        command: WhatIfCommand,
     },
     /// Look at keys and their custody
     Key {
@@ -137,8 +149,6 @@ pub enum VolumeCommand {
     Show(VolumeShowArgs),
     /// Delete a volume and its keys, for good
     Delete(VolumeDeleteArgs),
-    /// Move the slots that one node holds to another one, alive or not, while the volume is in use
-    Move(VolumeMoveArgs),
     /// Write the contents of a volume to a file
     Export(VolumeExportArgs),
 }
@@ -169,23 +179,6 @@ pub struct VolumeCreateArgs {
     /// Mean size of a shard, a power of two from 64K to 64M [default: 1M]
     #[arg(long, value_name = "SIZE", value_parser = shard_size)]
     pub shard_size: Option<u32>,
-    /// Where and how.
-    #[command(flatten)]
-    pub show: ShowArgs,
-}
-
-/// `smalti volume move`.
-#[derive(Debug, Args)]
-pub struct VolumeMoveArgs {
-    /// Its name
-    #[arg(value_parser = volume_name)]
-    pub name: String,
-    /// The node that holds them, dead or alive
-    #[arg(long, value_name = "NODE")]
-    pub from: String,
-    /// The node that is to hold them
-    #[arg(long, value_name = "NODE")]
-    pub to: String,
     /// Where and how.
     #[command(flatten)]
     pub show: ShowArgs,
@@ -240,6 +233,78 @@ pub struct VolumeExportArgs {
 pub enum NodeCommand {
     /// List the nodes
     List(ShowArgs),
+    /// Set what share of the slots a node gets, and its failure domain
+    Set(NodeSetArgs),
+    /// Have all that a node holds move to others, while clients go on
+    Drain(NodeDrainArgs),
+    /// Remove a node that was drained and stopped, or that is gone for good
+    Remove(NodeArgs),
+}
+
+/// A command about one node.
+#[derive(Debug, Args)]
+pub struct NodeArgs {
+    /// Its name
+    pub name: String,
+    /// Which cluster.
+    #[command(flatten)]
+    pub target: TargetArgs,
+}
+
+/// `smalti node set`.
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("setting").required(true).multiple(true))]
+pub struct NodeSetArgs {
+    /// Its share of the slots relative to the other nodes, 0 to 10000; 100 unless set, 0 empties it
+    #[arg(long, value_name = "N", group = "setting")]
+    pub weight: Option<u32>,
+    /// Its failure domain, as a rack; '' for one of its own
+    #[arg(long, value_name = "NAME", group = "setting")]
+    pub domain: Option<String>,
+    /// Which node, and which cluster.
+    #[command(flatten)]
+    pub node: NodeArgs,
+}
+
+/// `smalti node drain`.
+#[derive(Debug, Args)]
+pub struct NodeDrainArgs {
+    /// Let the node hold slots again
+    #[arg(long)]
+    pub undo: bool,
+    /// Return when it is agreed, not when the node is empty
+    #[arg(long)]
+    pub no_wait: bool,
+    /// Which node, and which cluster.
+    #[command(flatten)]
+    pub node: NodeArgs,
+}
+
+/// `smalti moves`.
+#[derive(Debug, Subcommand)]
+pub enum MovesCommand {
+    /// Let no slot begin to move; what moves already goes on
+    Pause(ShowArgs),
+    /// Let them again
+    Resume(ShowArgs),
+}
+
+/// `smalti what-if`.
+#[derive(Debug, Subcommand)]
+pub enum WhatIfCommand {
+    /// Nodes were stopped, or died
+    Stop(WhatIfStopArgs),
+}
+
+/// `smalti what-if stop`.
+#[derive(Debug, Args)]
+pub struct WhatIfStopArgs {
+    /// Their names
+    #[arg(required = true, value_name = "NODE")]
+    pub names: Vec<String>,
+    /// Where and how.
+    #[command(flatten)]
+    pub show: ShowArgs,
 }
 
 /// `smalti key`.
@@ -339,6 +404,13 @@ mod tests {
             "volume export v v.img --dir d",
             "volume export v - --force --dir d",
             "node list --dir d",
+            "node set n1 --weight 200 --domain rack1 --dir d",
+            "node drain n1 --dir d",
+            "node drain n1 --undo --dir d",
+            "node remove n1 --dir d",
+            "moves pause --dir d",
+            "moves resume --dir d --json",
+            "what-if stop n1 n2 --dir d",
             "key status --dir d",
         ] {
             assert!(parse(words).is_ok(), "{words}");
@@ -362,6 +434,8 @@ mod tests {
             ("volume create v --dir d", ErrorKind::MissingRequiredArgument),
             ("volume create v --size 1G --shard-size 1K --dir d", ErrorKind::ValueValidation),
             ("volume delete v --id 5 --dir d", ErrorKind::ValueValidation),
+            ("node set n1 --dir d", ErrorKind::MissingRequiredArgument),
+            ("what-if stop --dir d", ErrorKind::MissingRequiredArgument),
             ("frobnicate", ErrorKind::InvalidSubcommand),
         ];
         for (words, kind) in cases {

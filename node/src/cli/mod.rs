@@ -2,6 +2,7 @@
 
 mod args;
 mod export;
+mod node;
 mod output;
 mod show;
 mod table;
@@ -13,10 +14,10 @@ pub use output::{error_line, print};
 pub use table::Table;
 pub use target::Target;
 
-use crate::control::{KeyReport, NodeFacts, StatusReport, WhyReport};
+use crate::control::{KeyReport, StatusReport, WhyReport};
 use crate::{local, serve};
 use anyhow::Context;
-use args::{KeyCommand, NodeCommand};
+use args::KeyCommand;
 
 /// Does what the command line asks. Done is `Ok`.
 ///
@@ -38,11 +39,9 @@ pub async fn run(cli: Cli) -> anyhow::Result<()> {
             output::facts(args.json, &report, show::why)
         }
         Command::Volume { command } => volume::run(command).await,
-        Command::Node { command: NodeCommand::List(args) } => {
-            let nodes: Vec<NodeFacts> =
-                args.target.resolve()?.read("/v1/nodes").await.context("list nodes")?;
-            output::facts(args.json, &nodes, |nodes| show::nodes(nodes))
-        }
+        Command::Node { command } => node::run(command).await,
+        Command::Moves { command } => node::moves(command).await,
+        Command::WhatIf { command } => node::what_if(command).await,
         Command::Key { command: KeyCommand::Status(args) } => {
             let report: KeyReport =
                 args.target.resolve()?.read("/v1/keys").await.context("get key status")?;

@@ -2,7 +2,8 @@
 
 use super::table::Table;
 use crate::control::{
-    KeyReport, MoveReport, NodeFacts, SlotState, StatusReport, VolumeDetail, VolumeFacts, WhyReport,
+    DiskState, KeyReport, MovesStatus, NodeFacts, SlotState, StatusReport, VolumeDetail,
+    VolumeFacts, VolumeStatus, WhatIfReport, WhyReport,
 };
 use crate::size::human;
 
@@ -40,17 +41,38 @@ pub(super) fn status(report: &StatusReport) -> String {
     let leader = report.raft.leader.as_deref().unwrap_or("none");
     let custody = report.custody;
     let mut text = format!(
-        "health    {}\nleader    {leader}, term {}\ncustody   {} of {} custodians answer, {} needed\n\n{}",
+        "health    {}\nleader    {leader}, term {}\ncustody   {} of {} custodians answer, {} needed\nmoves     {}\n\n{}",
         report.health,
         report.raft.term,
         custody.reachable,
         custody.total,
         custody.needed,
+        moves(&report.moves),
         nodes.text(),
     );
     text.push('\n');
     text.push_str(&if report.volumes.is_empty() { "no volumes\n".into() } else { volumes.text() });
+    for volume in report.volumes.iter().filter(|volume| volume.slots_catching_up > 0) {
+        text.push_str(&catching_up(volume));
+    }
     text
+}
+
+/// One line about a volume some of whose slots are being brought up to date.
+fn catching_up(volume: &VolumeStatus) -> String {
+    let left = match volume.seconds_left {
+        Some(seconds) => format!(", {seconds} s left"),
+        None => String::new(),
+    };
+    format!(
+        "{}: {} slots catch up, about {} rows ({}) to go, {} rows/s ({}/s){left}\n",
+        volume.name,
+        volume.slots_catching_up,
+        volume.rows_left,
+        human(volume.bytes_left),
+        volume.rows_per_second,
+        human(volume.rows_per_second * (volume.bytes_left / volume.rows_left.max(1))),
+    )
 }
 
 pub(super) fn why(report: &WhyReport) -> String {
@@ -113,17 +135,6 @@ pub(super) fn created(detail: &VolumeDetail) -> String {
     facts(&detail.volume)
 }
 
-pub(super) fn moves(volume: &str, report: &MoveReport) -> String {
-    let MoveReport { moving, staying } = report;
-    let rest = match staying {
-        0 => String::new(),
-        stay => format!(
-            "; {stay} do not: that node has another slot of their group, or they move elsewhere"
-        ),
-    };
-    format!("{moving} slots of {volume} begin to move{rest}\n")
-}
-
 pub(super) fn volume(detail: &VolumeDetail) -> String {
     let mut table = Table::new(["GROUP>", "SLOTS"]);
     for group in &detail.groups {
@@ -145,26 +156,87 @@ pub(super) fn nodes(nodes: &[NodeFacts]) -> String {
         "ID>",
         "STATE",
         "START>",
+        "VOTES",
+        "CUSTODIAN",
+        "WEIGHT>",
+        "DOMAIN",
+        "SLOTS>",
+        "FREE>",
+        "DISK",
         "QUIC",
         "API",
         "NBD",
-        "STORES>",
-        "CUSTODIAN",
     ]);
+    let yes = |yes| if yes { "yes" } else { "no" }.to_owned();
     for node in nodes {
+        let disk = node.stores.iter().find_map(|store| store.disk);
         table.row([
             node.name.clone(),
             node.id.0.to_string(),
             node.state.to_string(),
             node.incarnation.0.to_string(),
+            yes(node.voter),
+            yes(node.custodian),
+            node.weight.to_string(),
+            if node.domain.is_empty() { "-".into() } else { node.domain.clone() },
+            node.slots.to_string(),
+            disk.map_or_else(|| "-".into(), |disk| human(disk.free)),
+            disk.map_or("-", |disk| match disk.state {
+                DiskState::Ok => "ok",
+                DiskState::NearFull => "nearly full",
+                DiskState::Full => "full",
+            })
+            .into(),
             node.quic.to_string(),
             node.api.to_string(),
             node.nbd.to_string(),
-            node.stores.len().to_string(),
-            if node.custodian { "yes" } else { "no" }.into(),
         ]);
     }
     table.text()
+}
+
+/// One line about what moves; nothing where nothing does.
+pub(super) fn moves(moves: &MovesStatus) -> String {
+    let MovesStatus { paused, moving, waiting, stuck } = *moves;
+    let mut parts = Vec::new();
+    for (slots, what) in [(moving, "move"), (waiting, "wait"), (stuck, "can not")] {
+        if slots > 0 {
+            parts.push(format!("{slots} {what}"));
+        }
+    }
+    if parts.is_empty() {
+        parts.push("none".into());
+    }
+    format!("{}{}", parts.join(", "), if paused { " (paused)" } else { "" })
+}
+
+pub(super) fn what_if(report: &WhatIfReport) -> String {
+    let stop = report.stop.join(", ");
+    let mut text = match report.safe {
+        true => format!("without {stop} everything goes on\n"),
+        false => format!("without {stop} not everything goes on\n"),
+    };
+    if !report.quorum {
+        text.push_str("too few voters would be left: nothing could be changed or taken over\n");
+    }
+    if !report.custody {
+        text.push_str("too few custodians would be left: no volume could be attached anew\n");
+    }
+    let mut table = Table::new(["VOLUME", "READS", "WRITES", "COULD LOSE THEN>", "CLIENTS"]);
+    for volume in &report.volumes {
+        let goes = |goes| if goes { "go on" } else { "wait" }.to_owned();
+        let pause = if volume.takeover { "pause for a moment" } else { "notice little" };
+        table.row([
+            volume.name.clone(),
+            goes(volume.reads),
+            goes(volume.writes),
+            format!("{} slots", volume.spare),
+            pause.into(),
+        ]);
+    }
+    text.push('\n');
+    text.push_str(&if report.volumes.is_empty() { "no volumes\n".into() } else { table.text() });
+    text
 }
 
 pub(super) fn keys(report: &KeyReport) -> String {

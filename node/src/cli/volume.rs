@@ -1,8 +1,8 @@
 //! `smalti volume ...`.
 
-use super::args::{VolumeCommand, VolumeCreateArgs, VolumeDeleteArgs, VolumeMoveArgs};
+use super::args::{VolumeCommand, VolumeCreateArgs, VolumeDeleteArgs};
 use super::{output, show, target};
-use crate::control::{CreateVolume, MoveReport, MoveSlots, VolumeDetail, VolumeFacts};
+use crate::control::{CreateVolume, VolumeDetail, VolumeFacts};
 use anyhow::{Context, bail, ensure};
 use std::io::IsTerminal;
 
@@ -21,7 +21,6 @@ pub(super) async fn run(command: VolumeCommand) -> anyhow::Result<()> {
             output::facts(args.show.json, &detail, show::volume)
         }
         VolumeCommand::Delete(args) => delete(args).await,
-        VolumeCommand::Move(args) => move_slots(args).await,
         VolumeCommand::Export(args) => super::export::run(args).await,
     }
 }
@@ -40,14 +39,6 @@ async fn create(args: VolumeCreateArgs) -> anyhow::Result<()> {
     let detail: VolumeDetail =
         target.post("/v1/volumes", &request).await.context("create volume")?;
     output::facts(args.show.json, &detail, show::created)
-}
-
-async fn move_slots(args: VolumeMoveArgs) -> anyhow::Result<()> {
-    let path = format!("/v1/volumes/{}/moves", args.name);
-    let request = MoveSlots { from: args.from, to: args.to };
-    let target = args.show.target.resolve()?;
-    let report: MoveReport = target.post(&path, &request).await.context("move slots")?;
-    output::facts(args.show.json, &report, |report| show::moves(&args.name, report))
 }
 
 /// Deletes the volume that was looked at: if the name passes to another one in between, nothing

@@ -98,6 +98,9 @@ pub struct Tunables {
     /// The same after a power cut, until those that are there have been compared: how much later
     /// than the last of them a machine may be up again.
     pub power_timeout_ms: u64,
+    /// A store that is away for this long does not come back: its slots are rebuilt elsewhere. Where
+    /// nothing is left to spare that begins after 5 seconds.
+    pub down_out_ms: u64,
     /// How long a coordinator may serve reads on one round of grants.
     pub lease_ms: u64,
     /// A clean shutdown that takes longer than this is given up.
@@ -127,6 +130,7 @@ impl Default for Tunables {
         Self {
             suspect_timeout_ms: 500,
             power_timeout_ms: 30_000,
+            down_out_ms: 600_000,
             lease_ms: 1500,
             shutdown_timeout_ms: 10_000,
         }
@@ -142,6 +146,11 @@ impl Tunables {
     /// [`Self::power_timeout_ms`] as a duration.
     pub const fn power_timeout(&self) -> Duration {
         Duration::from_millis(self.power_timeout_ms)
+    }
+
+    /// [`Self::down_out_ms`] as a duration.
+    pub const fn down_out(&self) -> Duration {
+        Duration::from_millis(self.down_out_ms)
     }
 
     /// [`Self::lease_ms`] as a duration.

@@ -1,5 +1,6 @@
 //! Facts about a cluster, as they stand in the API and in `--json`.
 
+use super::places::{DiskFacts, MovesStatus};
 use serde::{Deserialize, Serialize};
 use smalti_map::ReadMode;
 use smalti_storage::ids::{
@@ -49,6 +50,8 @@ pub struct StatusReport {
     pub raft: RaftStatus,
     /// Custodians of the master secret.
     pub custody: CustodyStatus,
+    /// Slots that move between stores.
+    pub moves: MovesStatus,
     /// The cluster.
     #[schema(value_type = String)]
     pub cluster: ClusterId,
@@ -88,6 +91,17 @@ pub struct VolumeStatus {
     pub rows_lost: u64,
     /// Stores that may have forgotten something in a crash and are being compared with the others.
     pub suspects: u64,
+    /// Slots that are being brought up to date, rebuilt or moved.
+    pub slots_catching_up: u64,
+    /// Rows that they lack yet, about: where a store is compared as a whole, the rows that were not come
+    /// to are estimated from the others.
+    pub rows_left: u64,
+    /// The same in bytes.
+    pub bytes_left: u64,
+    /// Rows a second that they got of late.
+    pub rows_per_second: u64,
+    /// When that will be over at this rate; null when nothing is left or nothing moves.
+    pub seconds_left: Option<u64>,
     /// Data slots.
     pub data: u8,
     /// Parity slots.
@@ -260,26 +274,6 @@ pub struct CreateVolume {
     pub read_mode: Option<ReadMode>,
 }
 
-/// Slots of a volume are to move from one node to another.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct MoveSlots {
-    /// The name of the node that holds them, alive or not.
-    pub from: String,
-    /// The name of the node that is to hold them.
-    pub to: String,
-}
-
-/// What becomes of the slots of a node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct MoveReport {
-    /// So many begin to move, or do so already.
-    pub moving: u32,
-    /// So many stay, or go on moving elsewhere: the other node has, or is to have, a slot of their
-    /// group, and two on one node would be lost together; or they are moving to a third node.
-    pub staying: u32,
-}
-
 /// A node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NodeFacts {
@@ -304,6 +298,14 @@ pub struct NodeFacts {
     pub nbd: SocketAddr,
     /// Whether it holds a share of the master secret.
     pub custodian: bool,
+    /// Whether it votes in the metadata group.
+    pub voter: bool,
+    /// Its share of the slots, relative to the other nodes.
+    pub weight: u32,
+    /// Its failure domain; empty for one of its own.
+    pub domain: String,
+    /// Slots of all volumes that it has, or keeps until their groups are whole elsewhere.
+    pub slots: u32,
     /// Its shard stores.
     pub stores: Vec<StoreFacts>,
 }
@@ -319,6 +321,8 @@ pub struct StoreFacts {
     pub incarnation: Incarnation,
     /// Whether its run before that ended in order.
     pub clean: bool,
+    /// Its disk, if it runs.
+    pub disk: Option<DiskFacts>,
 }
 
 /// `smalti key status --json`.

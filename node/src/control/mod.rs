@@ -3,14 +3,17 @@
 
 mod error;
 mod facts;
+mod places;
 mod slot;
 
 pub use error::{ControlError, ErrorKind};
 pub use facts::{
     CreateVolume, CustodyStatus, GroupFacts, Health, HolderFacts, KeyEpochFacts, KeyReport,
-    MoveReport, MoveSlots, NodeFacts, NodeState, NodeStatus, RaftStatus, Reason, SlotFacts,
-    SlotState, StatusReport, StoreFacts, VolumeDetail, VolumeFacts, VolumeKeys, VolumeStatus,
-    WhyReport,
+    NodeFacts, NodeState, NodeStatus, RaftStatus, Reason, SlotFacts, SlotState, StatusReport,
+    StoreFacts, VolumeDetail, VolumeFacts, VolumeKeys, VolumeStatus, WhyReport,
+};
+pub use places::{
+    ChangeNode, DiskFacts, DiskState, MovesStatus, PauseMoves, WhatIfReport, WhatIfVolume,
 };
 pub use slot::ControlSlot;
 
@@ -66,11 +69,22 @@ pub trait Control: Send + Sync + 'static {
     /// passed to another volume.
     fn delete_volume(&self, name: String, id: VolumeId) -> Answer<'_, ()>;
 
-    /// Has slots of a volume move from one node to another, as far as that leaves no two slots of a
-    /// group on one node. Returns when that is agreed, not when it is done.
+    /// Changes what the cluster wants of a node. Returns when that is agreed, not when slots have
+    /// moved.
     ///
-    /// `NotFound` when there is no such volume or node, `Invalid` when nothing can move.
-    fn move_slots(&self, name: String, request: MoveSlots) -> Answer<'_, MoveReport>;
+    /// `NotFound` when there is no such node, `Invalid` when it can not be so.
+    fn change_node(&self, name: String, change: ChangeNode) -> Answer<'_, NodeFacts>;
+
+    /// Removes a node that has been emptied and stopped.
+    ///
+    /// `NotFound` when there is no such node, `Invalid` when something depends on it yet.
+    fn remove_node(&self, name: String) -> Answer<'_, ()>;
+
+    /// Lets no slot begin to move, or lets them again.
+    fn pause_moves(&self, wish: PauseMoves) -> Answer<'_, MovesStatus>;
+
+    /// What would be if these nodes were stopped.
+    fn what_if(&self, stop: Vec<String>) -> Answer<'_, WhatIfReport>;
 
     /// Bytes of a volume. `Invalid` when the range does not lie within it.
     fn read_volume(&self, name: String, offset: u64, size: u64) -> Answer<'_, Bytes>;

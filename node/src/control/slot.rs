@@ -1,8 +1,9 @@
 //! A node whose API answers before the node itself is ready.
 
 use super::{
-    Answer, Control, ControlError, CreateVolume, ErrorKind, Export, KeyReport, MoveReport,
-    MoveSlots, NodeFacts, StatusReport, VolumeDetail, VolumeFacts, WhyReport,
+    Answer, ChangeNode, Control, ControlError, CreateVolume, ErrorKind, Export, KeyReport,
+    MovesStatus, NodeFacts, PauseMoves, StatusReport, VolumeDetail, VolumeFacts, WhatIfReport,
+    WhyReport,
 };
 use bytes::Bytes;
 use futures::future::{FutureExt, ready};
@@ -71,8 +72,20 @@ impl Control for ControlSlot {
         self.ask(|control| control.delete_volume(name, id))
     }
 
-    fn move_slots(&self, name: String, request: MoveSlots) -> Answer<'_, MoveReport> {
-        self.ask(|control| control.move_slots(name, request))
+    fn change_node(&self, name: String, change: ChangeNode) -> Answer<'_, NodeFacts> {
+        self.ask(|control| control.change_node(name, change))
+    }
+
+    fn remove_node(&self, name: String) -> Answer<'_, ()> {
+        self.ask(|control| control.remove_node(name))
+    }
+
+    fn pause_moves(&self, wish: PauseMoves) -> Answer<'_, MovesStatus> {
+        self.ask(move |control| control.pause_moves(wish))
+    }
+
+    fn what_if(&self, stop: Vec<String>) -> Answer<'_, WhatIfReport> {
+        self.ask(|control| control.what_if(stop))
     }
 
     fn read_volume(&self, name: String, offset: u64, size: u64) -> Answer<'_, Bytes> {

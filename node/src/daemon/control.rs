@@ -3,8 +3,9 @@
 use super::report::Report;
 use crate::attach::{Attachments, MemberCluster};
 use crate::control::{
-    Answer, Control, ControlError, CreateVolume, ErrorKind, Export, KeyReport, MoveReport,
-    MoveSlots, NodeFacts, Output, StatusReport, VolumeDetail, VolumeFacts, WhyReport,
+    Answer, ChangeNode, Control, ControlError, CreateVolume, ErrorKind, Export, KeyReport,
+    MovesStatus, NodeFacts, Output, PauseMoves, StatusReport, VolumeDetail, VolumeFacts,
+    WhatIfReport, WhyReport,
 };
 use crate::volume_spec::{self, Geometry as Spec};
 use bytes::Bytes;
@@ -196,8 +197,20 @@ impl Control for MemberControl {
         Box::pin(self.delete(name, id))
     }
 
-    fn move_slots(&self, name: String, request: MoveSlots) -> Answer<'_, MoveReport> {
-        Box::pin(self.begin_moves(name, request))
+    fn change_node(&self, name: String, change: ChangeNode) -> Answer<'_, NodeFacts> {
+        Box::pin(self.set_node(name, change))
+    }
+
+    fn remove_node(&self, name: String) -> Answer<'_, ()> {
+        Box::pin(self.take_node_out(name))
+    }
+
+    fn pause_moves(&self, wish: PauseMoves) -> Answer<'_, MovesStatus> {
+        Box::pin(self.set_paused(wish))
+    }
+
+    fn what_if(&self, stop: Vec<String>) -> Answer<'_, WhatIfReport> {
+        Box::pin(self.what_if_stopped(stop))
     }
 
     fn read_volume(&self, name: String, offset: u64, size: u64) -> Answer<'_, Bytes> {

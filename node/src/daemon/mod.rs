@@ -1,7 +1,8 @@
 //! The running node: a member of the cluster, its gateways, its NBD service, its control.
 
 mod control;
-mod moves;
+mod places;
+mod reasons;
 mod report;
 mod start;
 

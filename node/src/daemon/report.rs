@@ -1,34 +1,44 @@
 //! One look at the cluster, and the facts that follow from it.
 
 use crate::control::{
-    ControlError, CustodyStatus, ErrorKind, GroupFacts, Health, HolderFacts, KeyEpochFacts,
-    KeyReport, NodeFacts, NodeState, NodeStatus, RaftStatus, Reason, SlotFacts, SlotState,
-    StatusReport, StoreFacts, VolumeDetail, VolumeFacts, VolumeKeys, VolumeStatus, WhyReport,
+    ControlError, CustodyStatus, DiskFacts, DiskState, ErrorKind, GroupFacts, Health, HolderFacts,
+    KeyEpochFacts, KeyReport, MovesStatus, NodeFacts, NodeState, NodeStatus, RaftStatus, SlotFacts,
+    SlotState, StatusReport, StoreFacts, VolumeDetail, VolumeFacts, VolumeKeys, VolumeStatus,
+    WhyReport,
 };
 use futures::future::join_all;
 use smalti_cluster::Member;
 use smalti_cluster::member::VolumeProgress;
+use smalti_cluster::shard_store::{Fullness, StoreSpace};
 use smalti_map::Volume;
+use smalti_map::plan::Plan;
 use smalti_map::view::MapView;
 use smalti_raft::GroupMetrics;
 use smalti_storage::ids::{ClusterId, GroupNo, Incarnation, NodeId, Slot, StoreId, VolumeNo};
+use smalti_storage::record::RECORD_LEN;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// A node that has not answered for so long is called down.
-const DOWN_AFTER: Duration = Duration::from_millis(1000);
+pub(super) const DOWN_AFTER: Duration = Duration::from_millis(1000);
 
 /// What was seen.
 pub(super) struct Report {
-    map: MapView,
-    me: NodeId,
+    pub(super) map: MapView,
+    pub(super) me: NodeId,
     /// Whether what this node knows is newer than its own start. Until then its map may be of any
     /// age, and says nothing about how things are.
-    caught_up: bool,
-    raft: GroupMetrics,
-    up: BTreeSet<NodeId>,
+    pub(super) caught_up: bool,
+    pub(super) raft: GroupMetrics,
+    pub(super) up: BTreeSet<NodeId>,
     /// Stores that run on nodes that answer.
-    running: BTreeSet<StoreId>,
+    pub(super) running: BTreeSet<StoreId>,
+    /// Their disks.
+    pub(super) disks: BTreeMap<StoreId, StoreSpace>,
+    /// What is to lie elsewhere.
+    pub(super) plan: Plan,
+    /// Who should vote.
+    pub(super) wanted_voters: BTreeSet<NodeId>,
     progress: BTreeMap<VolumeNo, VolumeProgress>,
 }
 
@@ -52,6 +62,8 @@ impl Report {
             .nodes
             .iter()
             .filter(|(id, node)| node.incarnation > Incarnation(0) && up(id))
+            // One that has only just started has not joined yet, or another process answers.
+            .filter(|(id, node)| beats.start_of(**id) == Some(node.incarnation))
             .map(|(id, _)| *id)
             .collect();
         let asked =
@@ -61,31 +73,81 @@ impl Report {
             .into_iter()
             .filter_map(|(no, progress)| Some((no, progress?)))
             .collect();
-        let running = up.iter().flat_map(|node| beats.stores_of(*node)).collect();
+        let disks: BTreeMap<StoreId, StoreSpace> =
+            up.iter().flat_map(|node| beats.stores_of(*node)).collect();
+        let running = disks.keys().copied().collect();
         let raft = member.raft().metrics();
-        Ok(Self { me: member.node(), caught_up, raft, up, running, progress, map })
+        let plan = member.plan(&map);
+        let wanted_voters = member.wanted_voters(&map, &raft.voters);
+        Ok(Self {
+            wanted_voters,
+            me: member.node(),
+            caught_up,
+            raft,
+            up,
+            running,
+            disks,
+            plan,
+            progress,
+            map,
+        })
     }
 
-    fn node_name(&self, node: NodeId) -> String {
+    pub(super) fn node_name(&self, node: NodeId) -> String {
         self.map.nodes.get(&node).map_or_else(|| node.to_string(), |node| node.name.clone())
     }
 
     fn node_state(&self, node: NodeId) -> NodeState {
-        if self.up.contains(&node) { NodeState::Up } else { NodeState::Down }
+        let draining = self.map.nodes.get(&node).is_some_and(|node| node.draining);
+        match self.up.contains(&node) {
+            true if draining => NodeState::Draining,
+            true => NodeState::Up,
+            false => NodeState::Down,
+        }
     }
 
-    fn groups_full(volume: &Volume) -> usize {
+    /// Slots that move between stores.
+    pub(super) fn moves_status(&self) -> MovesStatus {
+        let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        MovesStatus {
+            paused: self.map.moves_paused,
+            moving: count(self.plan.moving),
+            waiting: count(self.plan.waiting),
+            stuck: count(self.plan.stuck.len()),
+        }
+    }
+
+    fn disk(&self, store: StoreId) -> Option<DiskFacts> {
+        let StoreSpace { total, free, used, fullness, .. } = *self.disks.get(&store)?;
+        let state = match fullness {
+            Fullness::Ok => DiskState::Ok,
+            Fullness::NearFull => DiskState::NearFull,
+            Fullness::Full => DiskState::Full,
+        };
+        Some(DiskFacts { total, free, used, state })
+    }
+
+    /// Slots of all volumes that stores of the node have or keep.
+    fn slots_on(&self, node: NodeId) -> u32 {
+        let stores: Vec<StoreId> = self.map.stores_of(node).collect();
+        let groups = self.map.volumes.values().flat_map(|volume| &volume.groups);
+        let kept = groups.filter(|group| stores.iter().any(|store| group.keeps(*store)));
+        u32::try_from(kept.count()).unwrap_or(u32::MAX)
+    }
+
+    pub(super) fn groups_full(volume: &Volume) -> usize {
         let all = volume.all_slots();
         volume.groups.iter().filter(|group| group.insync == all).count()
     }
 
-    fn volume_health(&self, volume: &Volume) -> Health {
+    pub(super) fn volume_health(&self, volume: &Volume) -> Health {
         let served = volume.activated && self.progress.get(&volume.no).is_some_and(|p| p.active);
         if !self.caught_up || !served || self.fewest_live(volume) < volume.min_insync {
             Health::Stalled
         } else if self.behind(volume) == Some(0)
             && self.lost(volume) == 0
             && self.suspects(volume) == 0
+            && self.unheard(volume) == 0
         {
             Health::Ok
         } else {
@@ -94,7 +156,7 @@ impl Report {
     }
 
     /// Of all groups, the fewest in-sync slots whose stores run on nodes that answer.
-    fn fewest_live(&self, volume: &Volume) -> u8 {
+    pub(super) fn fewest_live(&self, volume: &Volume) -> u8 {
         let live = |group: &smalti_map::Group| {
             let live = group.insync_stores().filter(|store| self.running.contains(store));
             u8::try_from(live.count()).unwrap_or(u8::MAX)
@@ -103,7 +165,7 @@ impl Report {
     }
 
     /// Whether all stores in sync run on nodes that answer.
-    fn all_in_sync(&self, volume: &Volume) -> bool {
+    pub(super) fn all_in_sync(&self, volume: &Volume) -> bool {
         volume.groups.iter().all(|group| {
             let mut stores = group.insync_stores();
             stores.all(|store| self.running.contains(&store))
@@ -111,7 +173,7 @@ impl Report {
     }
 
     /// Stores with slots that do not run although their nodes answer.
-    fn missing(&self) -> BTreeMap<StoreId, NodeId> {
+    pub(super) fn missing(&self) -> BTreeMap<StoreId, NodeId> {
         let groups = self.map.volumes.values().flat_map(|volume| &volume.groups);
         let stores = groups.flat_map(|group| &group.slots);
         let silent = stores.filter(|store| !self.running.contains(store));
@@ -119,36 +181,57 @@ impl Report {
         on_nodes.filter(|(_, node)| self.up.contains(node)).collect()
     }
 
-    /// Whether more than half of the nodes answer: fewer can not agree on anything.
-    fn has_majority(&self) -> bool {
-        self.up.len() * 2 > self.map.nodes.len()
+    /// Voters of the metadata group that answer, and how many there are.
+    pub(super) fn voters(&self) -> (usize, usize) {
+        let voters = &self.raft.voters;
+        (voters.intersection(&self.up).count(), voters.len())
     }
 
-    fn leader(&self) -> Option<NodeId> {
+    /// Whether more than half of the voters answer: fewer can not agree on anything.
+    pub(super) fn has_majority(&self) -> bool {
+        let (up, all) = self.voters();
+        up * 2 > all
+    }
+
+    pub(super) fn leader(&self) -> Option<NodeId> {
         // One that is left alone believes for a while that it leads.
         self.raft.leader.filter(|_| self.has_majority())
     }
 
     /// `None`: nobody knows. A new coordinator has not seen what was written before its time.
-    fn behind(&self, volume: &Volume) -> Option<u64> {
+    pub(super) fn behind(&self, volume: &Volume) -> Option<u64> {
         let behind = self.progress.get(&volume.no)?.rows_behind;
         let whole = Self::groups_full(volume) == volume.groups.len();
         (behind > 0 || whole).then_some(behind)
     }
 
-    fn lost(&self, volume: &Volume) -> u64 {
+    pub(super) fn lost(&self, volume: &Volume) -> u64 {
         self.progress.get(&volume.no).map_or(0, |progress| progress.rows_lost)
     }
 
-    fn suspects(&self, volume: &Volume) -> u64 {
+    pub(super) fn suspects(&self, volume: &Volume) -> u64 {
         self.progress.get(&volume.no).map_or(0, |progress| progress.suspects)
+    }
+
+    fn progress_of(&self, volume: &Volume) -> VolumeProgress {
+        self.progress.get(&volume.no).copied().unwrap_or_default()
+    }
+
+    fn seconds_left(&self, volume: &Volume) -> Option<u64> {
+        let VolumeProgress { rows_left, rows_per_second, .. } = self.progress_of(volume);
+        rows_left.checked_div(rows_per_second).filter(|_| rows_left > 0)
+    }
+
+    /// Stores in sync that do not answer their coordinator just now.
+    pub(super) fn unheard(&self, volume: &Volume) -> u64 {
+        self.progress.get(&volume.no).map_or(0, |progress| progress.unheard)
     }
 
     fn coordinator(&self, volume: &Volume) -> Option<String> {
         volume.coordinator.map(|seat| self.node_name(seat.node))
     }
 
-    fn custody_status(&self) -> CustodyStatus {
+    pub(super) fn custody_status(&self) -> CustodyStatus {
         let holders = &self.map.custody.holders;
         let reachable = holders.iter().filter(|holder| self.up.contains(&holder.node)).count();
         CustodyStatus {
@@ -156,121 +239,6 @@ impl Report {
             reachable: u8::try_from(reachable).unwrap_or(u8::MAX),
             total: u8::try_from(holders.len()).unwrap_or(u8::MAX),
         }
-    }
-
-    fn reasons(&self) -> Vec<Reason> {
-        let mut reasons = Vec::new();
-        let mut add = |health, subject: String, problem: String, remedy: &str| {
-            let remedy = (!remedy.is_empty()).then(|| remedy.to_owned());
-            reasons.push(Reason { health, subject, problem, remedy });
-        };
-        if self.leader().is_none() {
-            let (up, all) = (self.up.len(), self.map.nodes.len());
-            let problem = if self.has_majority() {
-                "no leader: an election is under way".to_owned()
-            } else {
-                format!("no leader: {up} of {all} nodes answer, {} are needed", all / 2 + 1)
-            };
-            add(Health::Stalled, "raft".into(), problem, "start the nodes that are down");
-        }
-        if !self.caught_up {
-            let problem = "this node has not caught up with the cluster since it started";
-            let remedy = "it does as soon as more than half of the nodes are up";
-            let subject = format!("node {}", self.node_name(self.me));
-            add(Health::Stalled, subject, problem.into(), remedy);
-        }
-        let custody = self.custody_status();
-        if custody.reachable < custody.needed {
-            let problem = format!(
-                "{} of {} custodians answer, {} are needed: no volume can be attached anew",
-                custody.reachable, custody.total, custody.needed
-            );
-            add(Health::Degraded, "custody".into(), problem, "start the custodians that are down");
-        }
-        for (id, node) in &self.map.nodes {
-            if !self.up.contains(id) {
-                let (subject, problem) = (format!("node {}", node.name), "it does not answer");
-                add(
-                    Health::Degraded,
-                    subject,
-                    problem.into(),
-                    "start it again; it catches up by itself",
-                );
-            }
-        }
-        for (store, node) in self.missing() {
-            let subject = format!("node {}", self.node_name(node));
-            let problem = format!(
-                "it runs without store {store}, which holds slots: it is starting, or its disk was \
-                 replaced or emptied"
-            );
-            let remedy = "put the store back, or see docs/operations.md";
-            add(Health::Degraded, subject, problem, remedy);
-        }
-        for volume in self.map.volumes.values() {
-            let subject = format!("volume {}", volume.name);
-            match self.volume_health(volume) {
-                Health::Ok => {}
-                Health::Stalled => {
-                    let problem = match (&volume.coordinator, volume.activated) {
-                        _ if !self.caught_up => "how it is, is not known here yet".to_owned(),
-                        (None, _) => "it has no coordinator".to_owned(),
-                        (Some(_), _) if self.fewest_live(volume) < volume.min_insync => format!(
-                            "{} of {} slots of a group are in sync on nodes that answer, {} are \
-                             needed: writes wait, and some reads may too",
-                            self.fewest_live(volume),
-                            volume.slots(),
-                            volume.min_insync
-                        ),
-                        (Some(_), false) if self.all_in_sync(volume) => {
-                            "its coordinator is taking over".to_owned()
-                        }
-                        (Some(_), false) => {
-                            "its coordinator is taking over and waits for stores in \
-                             sync that do not answer: for a moment, or after a power cut, when one \
-                             of them may be the only one that remembers, for as long as \
-                             power_timeout_ms says"
-                                .to_owned()
-                        }
-                        (Some(_), true) => "its coordinator does not answer".to_owned(),
-                    };
-                    let remedy = "it goes on by itself once enough nodes are up";
-                    add(Health::Stalled, subject, problem, remedy);
-                }
-                _ => {
-                    let lost = self.lost(volume);
-                    if lost > 0 {
-                        let problem = format!(
-                            "{lost} rows are lost or rotten in more slots than it has parity for: \
-                             their blocks give errors"
-                        );
-                        let remedy = "bring back what is out; else see docs/operations.md";
-                        add(Health::Degraded, subject.clone(), problem, remedy);
-                    }
-                    let suspects = self.suspects(volume);
-                    if suspects > 0 {
-                        let problem = format!(
-                            "{suspects} stores may have forgotten something in a crash, and are \
-                             compared with the others"
-                        );
-                        let remedy = "it ends by itself; until then keep the other nodes up";
-                        add(Health::Degraded, subject.clone(), problem, remedy);
-                    }
-                    let out = volume.groups.len() - Self::groups_full(volume);
-                    let behind = match self.behind(volume) {
-                        Some(0) if out == 0 => continue,
-                        None => "how many rows are behind shows when it is back".to_owned(),
-                        Some(rows) => format!("{rows} rows are behind"),
-                    };
-                    let groups = volume.groups.len();
-                    let problem = format!("{out} of {groups} groups miss a slot, {behind}");
-                    let remedy = "stores that are up catch up by themselves";
-                    add(Health::Degraded, subject, problem, remedy);
-                }
-            }
-        }
-        reasons.sort_by_key(|reason| std::cmp::Reverse(reason.health));
-        reasons
     }
 
     pub(super) fn health(&self) -> Health {
@@ -288,6 +256,11 @@ impl Report {
             .volumes
             .values()
             .map(|volume| VolumeStatus {
+                slots_catching_up: self.progress_of(volume).learners,
+                rows_left: self.progress_of(volume).rows_left,
+                bytes_left: self.progress_of(volume).rows_left * RECORD_LEN as u64,
+                rows_per_second: self.progress_of(volume).rows_per_second,
+                seconds_left: self.seconds_left(volume),
                 name: volume.name.clone(),
                 health: self.volume_health(volume),
                 epoch: volume.epoch,
@@ -313,6 +286,7 @@ impl Report {
                 term: self.raft.term,
             },
             custody: self.custody_status(),
+            moves: self.moves_status(),
             cluster: self.map.cluster,
             map_version: self.map.version,
             answered_by: self.node_name(self.me),
@@ -388,6 +362,10 @@ impl Report {
                 api: node.addresses.api,
                 nbd: node.addresses.nbd,
                 custodian: custodian(*id),
+                voter: self.raft.voters.contains(id),
+                weight: node.weight,
+                domain: node.domain.clone(),
+                slots: self.slots_on(*id),
                 stores: self
                     .map
                     .stores
@@ -397,6 +375,7 @@ impl Report {
                         id: *store,
                         incarnation: entry.incarnation,
                         clean: entry.clean,
+                        disk: self.disk(*store),
                     })
                     .collect(),
             })

@@ -90,6 +90,7 @@ fn member_config(config: &NodeConfig, stopping: CancellationToken) -> anyhow::Re
         lease: config.tunables.lease(),
         suspect_after: config.tunables.suspect_timeout(),
         power_patience: config.tunables.power_timeout(),
+        down_out: config.tunables.down_out(),
         stopping,
     })
 }

@@ -8,10 +8,10 @@ use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::ready;
 use smalti_node::control::{
-    Answer, Control, ControlError, CreateVolume, CustodyStatus, ErrorKind, Export, GroupFacts,
-    Health, HolderFacts, KeyEpochFacts, KeyReport, MoveReport, MoveSlots, NodeFacts, NodeState,
-    NodeStatus, Output, RaftStatus, Reason, SlotFacts, SlotState, StatusReport, StoreFacts,
-    VolumeDetail, VolumeFacts, VolumeKeys, VolumeStatus, WhyReport,
+    Answer, ChangeNode, Control, ControlError, CreateVolume, CustodyStatus, ErrorKind, Export,
+    GroupFacts, Health, HolderFacts, KeyEpochFacts, KeyReport, MovesStatus, NodeFacts, NodeState,
+    NodeStatus, Output, PauseMoves, RaftStatus, Reason, SlotFacts, SlotState, StatusReport,
+    StoreFacts, VolumeDetail, VolumeFacts, VolumeKeys, VolumeStatus, WhatIfReport, WhyReport,
 };
 use smalti_node::volume_spec::Geometry;
 use smalti_storage::ids::{
@@ -120,6 +120,11 @@ impl Control for FakeControl {
             rows_behind: Some(0),
             rows_lost: 0,
             suspects: 0,
+            slots_catching_up: 0,
+            rows_left: 0,
+            bytes_left: 0,
+            rows_per_second: 0,
+            seconds_left: None,
             data: volume.data,
             parity: volume.parity,
             id: volume.id,
@@ -136,6 +141,7 @@ impl Control for FakeControl {
             volumes: self.load().into_iter().map(volume).collect(),
             raft: RaftStatus { leader: Some("n1".into()), term: 3 },
             custody: self.custody(),
+            moves: MovesStatus::default(),
             cluster: self.cluster,
             map_version: 9,
             answered_by: "n1".into(),
@@ -172,13 +178,32 @@ impl Control for FakeControl {
         ready(self.delete(&name, id)).boxed()
     }
 
-    fn move_slots(&self, name: String, request: MoveSlots) -> Answer<'_, MoveReport> {
-        let answer = match self.load().into_iter().find(|volume| volume.name == name) {
-            None => Err(ControlError::no_volume(&name)),
-            Some(_) if request.from == request.to => Err(ControlError::invalid("both ends")),
-            Some(_) => Ok(MoveReport { moving: 3, staying: 1 }),
-        };
-        ready(answer).boxed()
+    fn change_node(&self, name: String, change: ChangeNode) -> Answer<'_, NodeFacts> {
+        async move {
+            let mut nodes = self.nodes().await?;
+            let lost = || ControlError::new(ErrorKind::NotFound, "there is no such node");
+            let at = nodes.iter().position(|node| node.name == name).ok_or_else(lost)?;
+            let mut node = nodes.swap_remove(at);
+            node.weight = change.weight.unwrap_or(node.weight);
+            node.domain = change.domain.unwrap_or(node.domain);
+            node.slots = if change.draining == Some(true) { 0 } else { node.slots };
+            Ok(node)
+        }
+        .boxed()
+    }
+
+    fn remove_node(&self, name: String) -> Answer<'_, ()> {
+        ready(Err(ControlError::invalid(format!("{name} runs")))).boxed()
+    }
+
+    fn pause_moves(&self, wish: PauseMoves) -> Answer<'_, MovesStatus> {
+        ready(Ok(MovesStatus { paused: wish.paused, ..MovesStatus::default() })).boxed()
+    }
+
+    fn what_if(&self, stop: Vec<String>) -> Answer<'_, WhatIfReport> {
+        let safe = stop.len() < 2;
+        let report = WhatIfReport { stop, safe, quorum: safe, custody: safe, volumes: Vec::new() };
+        ready(Ok(report)).boxed()
     }
 
     fn read_volume(&self, name: String, offset: u64, size: u64) -> Answer<'_, Bytes> {
@@ -222,10 +247,15 @@ impl Control for FakeControl {
             api: ([127, 0, 0, 1], 2).into(),
             nbd: ([127, 0, 0, 1], 3).into(),
             custodian: id.0 <= 3,
+            voter: true,
+            weight: 100,
+            domain: String::new(),
+            slots: 7,
             stores: vec![StoreFacts {
                 id: StoreId(Uuid::from_u128(id.0.into())),
                 incarnation: Incarnation(1),
                 clean: true,
+                disk: None,
             }],
         };
         ready(Ok(self.names().map(node).collect())).boxed()

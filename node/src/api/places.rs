@@ -1,0 +1,90 @@
+//! Routes about nodes and what lies on them.
+
+use super::error::{ApiError, ErrorBody};
+use super::routes::ApiState;
+use crate::control::{ChangeNode, MovesStatus, NodeFacts, PauseMoves, WhatIfReport};
+use axum::Json;
+use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use serde::Deserialize;
+
+fn node_name(name: Result<Path<String>, PathRejection>) -> Result<String, ApiError> {
+    let Path(name) = name.map_err(|error| ApiError::http(error.status(), error.body_text()))?;
+    Ok(name)
+}
+
+/// Changes weight, failure domain or drain of a node.
+#[utoipa::path(post, path = "/v1/nodes/{name}", request_body = ChangeNode,
+    params(("name" = String, Path, description = "Name of the node")),
+    responses(
+        (status = 200, body = NodeFacts, description = "Agreed; slots move as it asks"),
+        (status = "default", body = ErrorBody),
+    ))]
+pub(super) async fn change_node(
+    State(state): State<ApiState>,
+    name: Result<Path<String>, PathRejection>,
+    request: Result<Json<ChangeNode>, JsonRejection>,
+) -> Result<Json<NodeFacts>, ApiError> {
+    let name = node_name(name)?;
+    let Json(request) =
+        request.map_err(|error| ApiError::http(error.status(), error.body_text()))?;
+    let control = state.clone();
+    Ok(Json(state.change(async move { control.control.change_node(name, request).await }).await?))
+}
+
+/// Removes a node that has been emptied and stopped.
+#[utoipa::path(delete, path = "/v1/nodes/{name}",
+    params(("name" = String, Path, description = "Name of the node")),
+    responses(
+        (status = 204, description = "Removed"),
+        (status = "default", body = ErrorBody),
+    ))]
+pub(super) async fn remove_node(
+    State(state): State<ApiState>,
+    name: Result<Path<String>, PathRejection>,
+) -> Result<StatusCode, ApiError> {
+    let name = node_name(name)?;
+    let control = state.clone();
+    state.change(async move { control.control.remove_node(name).await }).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Lets no slot begin to move, or lets them again.
+#[utoipa::path(post, path = "/v1/moves", request_body = PauseMoves, responses(
+    (status = 200, body = MovesStatus),
+    (status = "default", body = ErrorBody),
+))]
+pub(super) async fn pause_moves(
+    State(state): State<ApiState>,
+    request: Result<Json<PauseMoves>, JsonRejection>,
+) -> Result<Json<MovesStatus>, ApiError> {
+    let Json(request) =
+        request.map_err(|error| ApiError::http(error.status(), error.body_text()))?;
+    let control = state.clone();
+    Ok(Json(state.change(async move { control.control.pause_moves(request).await }).await?))
+}
+
+/// Which nodes are thought of.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WhatIfQuery {
+    stop: String,
+}
+
+/// What would be if nodes were stopped.
+#[utoipa::path(get, path = "/v1/what-if",
+    params(("stop" = String, Query, description = "Names of nodes, with commas between them")),
+    responses(
+        (status = 200, body = WhatIfReport),
+        (status = "default", body = ErrorBody),
+    ))]
+pub(super) async fn what_if(
+    state: State<ApiState>,
+    query: Result<Query<WhatIfQuery>, QueryRejection>,
+) -> Result<Json<WhatIfReport>, ApiError> {
+    let Query(WhatIfQuery { stop }) =
+        query.map_err(|error| ApiError::http(error.status(), error.body_text()))?;
+    let stop = stop.split(',').map(str::to_owned).collect();
+    state.read(state.control().what_if(stop)).await
+}

@@ -1,0 +1,117 @@
+//! `smalti node ...`, `smalti moves ...` and `smalti what-if ...`.
+
+use super::args::{MovesCommand, NodeCommand, NodeDrainArgs, NodeSetArgs, ShowArgs, WhatIfCommand};
+use super::{output, show};
+use crate::control::{ChangeNode, MovesStatus, NodeFacts, PauseMoves, WhatIfReport};
+use anyhow::{Context, bail};
+use std::io::IsTerminal;
+use std::time::Duration;
+
+/// Between two looks whether a node is empty.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// Another node may need so many looks to vote in its stead.
+const VOTE_LOOKS: u32 = 40;
+
+pub(super) async fn run(command: NodeCommand) -> anyhow::Result<()> {
+    match command {
+        NodeCommand::List(args) => {
+            let nodes: Vec<NodeFacts> =
+                args.target.resolve()?.read("/v1/nodes").await.context("list nodes")?;
+            output::facts(args.json, &nodes, |nodes| show::nodes(nodes))
+        }
+        NodeCommand::Set(args) => set(args).await,
+        NodeCommand::Drain(args) => drain(args).await,
+        NodeCommand::Remove(args) => {
+            let path = format!("/v1/nodes/{}", args.name);
+            args.target.resolve()?.delete(&path).await.context("remove node")?;
+            output::print(&format!("{} is no member any more\n", args.name))
+        }
+    }
+}
+
+async fn set(args: NodeSetArgs) -> anyhow::Result<()> {
+    let change = ChangeNode { weight: args.weight, domain: args.domain, draining: None };
+    let path = format!("/v1/nodes/{}", args.node.name);
+    let target = args.node.target.resolve()?;
+    let node: NodeFacts = target.post(&path, &change).await.context("set node")?;
+    output::print(&format!("{} is set; slots move as it asks\n", node.name))
+}
+
+/// Has a node emptied, and waits until it is.
+async fn drain(args: NodeDrainArgs) -> anyhow::Result<()> {
+    let name = args.node.name;
+    let change = ChangeNode { draining: Some(!args.undo), ..ChangeNode::default() };
+    let target = args.node.target.resolve()?;
+    let path = format!("/v1/nodes/{name}");
+    let _: NodeFacts = target.post(&path, &change).await.context("drain node")?;
+    if args.undo {
+        return output::print(&format!("{name} may hold slots again\n"));
+    }
+    if args.no_wait {
+        return output::print(&format!("what {name} holds begins to move\n"));
+    }
+    let shows = std::io::stderr().is_terminal();
+    let bar = indicatif::ProgressBar::with_draw_target(
+        None,
+        match shows {
+            true => indicatif::ProgressDrawTarget::stderr(),
+            false => indicatif::ProgressDrawTarget::hidden(),
+        },
+    );
+    bar.set_message(format!("slots of {name}"));
+    let (mut most, mut looks) = (0, 0);
+    loop {
+        let nodes: Vec<NodeFacts> = target.read("/v1/nodes").await.context("drain node")?;
+        let Some(node) = nodes.into_iter().find(|node| node.name == name) else {
+            bail!("drain node: {name} was removed");
+        };
+        let status: crate::control::StatusReport =
+            target.read("/v1/status").await.context("drain node")?;
+        most = node.slots.max(most);
+        bar.set_length(most.into());
+        bar.set_position((most - node.slots).into());
+        if node.slots == 0 {
+            looks += 1;
+            if !node.voter || looks == VOTE_LOOKS {
+                bar.finish_and_clear();
+                let votes = match node.voter {
+                    true => ", but votes, for no other node can instead",
+                    false => " and can be stopped",
+                };
+                let shares = match node.custodian {
+                    true => "; it holds key shares yet: see `smalti what-if stop` first",
+                    false => "",
+                };
+                return output::print(&format!("{name} is empty{votes}{shares}\n"));
+            }
+        }
+        if status.moves.moving + status.moves.waiting == 0 && status.moves.stuck > 0 {
+            bar.finish_and_clear();
+            bail!(
+                "drain node: {} slots stay, for no other node can take them: see `smalti why`",
+                status.moves.stuck
+            );
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+pub(super) async fn moves(command: MovesCommand) -> anyhow::Result<()> {
+    let (paused, args): (bool, ShowArgs) = match command {
+        MovesCommand::Pause(args) => (true, args),
+        MovesCommand::Resume(args) => (false, args),
+    };
+    let target = args.target.resolve()?;
+    let moves: MovesStatus =
+        target.post("/v1/moves", &PauseMoves { paused }).await.context("change moves")?;
+    output::facts(args.json, &moves, |moves| format!("moves     {}\n", show::moves(moves)))
+}
+
+pub(super) async fn what_if(command: WhatIfCommand) -> anyhow::Result<()> {
+    let WhatIfCommand::Stop(args) = command;
+    let path = format!("/v1/what-if?stop={}", args.names.join(","));
+    let report: WhatIfReport =
+        args.show.target.resolve()?.read(&path).await.context("look ahead")?;
+    output::facts(args.show.json, &report, show::what_if)
+}

@@ -1,0 +1,113 @@
+//! What the operator wants of nodes, and what would be without them.
+
+use super::control::{MemberControl, rejected, unavailable};
+use super::report::Report;
+use crate::control::{
+    ChangeNode, ControlError, ErrorKind, MovesStatus, NodeFacts, PauseMoves, WhatIfReport,
+    WhatIfVolume,
+};
+use smalti_map::view::MapView;
+use smalti_map::{Applied, Command, NodeSetting};
+use smalti_storage::ids::NodeId;
+use std::collections::BTreeSet;
+
+impl MemberControl {
+    pub(super) async fn set_node(
+        &self,
+        name: String,
+        change: ChangeNode,
+    ) -> Result<NodeFacts, ControlError> {
+        let map = self.current_map().await?;
+        let node = node_named(&map, &name)?;
+        let settings = [
+            change.weight.map(NodeSetting::Weight),
+            change.domain.map(NodeSetting::Domain),
+            change.draining.map(NodeSetting::Draining),
+        ];
+        for setting in settings.into_iter().flatten() {
+            self.propose(Command::SetNode { node, setting }).await?;
+        }
+        let nodes = Report::take(self.member()).await?.nodes();
+        let lost = || ControlError::new(ErrorKind::NotFound, format!("{name} was removed"));
+        nodes.into_iter().find(|facts| facts.id == node).ok_or_else(lost)
+    }
+
+    pub(super) async fn take_node_out(&self, name: String) -> Result<(), ControlError> {
+        let map = self.current_map().await?;
+        let node = node_named(&map, &name)?;
+        if self.member().beats().silent_for(node) < super::report::DOWN_AFTER {
+            let text = format!("{name} runs: stop it first, it could only be in the others' way");
+            return Err(ControlError::invalid(text));
+        }
+        self.propose(Command::RemoveNode { node }).await
+    }
+
+    pub(super) async fn set_paused(&self, wish: PauseMoves) -> Result<MovesStatus, ControlError> {
+        self.propose(Command::PauseMoves(wish.paused)).await?;
+        Ok(Report::take(self.member()).await?.moves_status())
+    }
+
+    pub(super) async fn what_if_stopped(
+        &self,
+        names: Vec<String>,
+    ) -> Result<WhatIfReport, ControlError> {
+        let map = self.member().map();
+        let nodes: Result<BTreeSet<NodeId>, ControlError> =
+            names.iter().map(|name| node_named(&map, name)).collect();
+        Ok(Report::take(self.member()).await?.without(&nodes?, names))
+    }
+
+    async fn current_map(&self) -> Result<MapView, ControlError> {
+        self.member().raft().linearizable().await.map_err(|error| unavailable(&error))
+    }
+
+    async fn propose(&self, command: Command) -> Result<(), ControlError> {
+        let applied = self.member().raft().propose(command).await;
+        match applied.map_err(|error| unavailable(&error))? {
+            Applied::Rejected(why) => Err(rejected(&why)),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn node_named(map: &MapView, name: &str) -> Result<NodeId, ControlError> {
+    let found = map.nodes.iter().find(|(_, node)| node.name == name).map(|(id, _)| *id);
+    found.ok_or_else(|| ControlError::new(ErrorKind::NotFound, format!("there is no node {name}")))
+}
+
+impl Report {
+    /// What would be if these nodes were stopped.
+    fn without(&self, nodes: &BTreeSet<NodeId>, names: Vec<String>) -> WhatIfReport {
+        let left = |node: &NodeId| self.up.contains(node) && !nodes.contains(node);
+        let voters = &self.raft.voters;
+        let quorum = voters.iter().filter(|voter| left(voter)).count() * 2 > voters.len();
+        let holders = &self.map.custody.holders;
+        let shares = holders.iter().filter(|holder| left(&holder.node)).count();
+        let custody = shares >= usize::from(self.map.custody.threshold);
+        let mut volumes: Vec<WhatIfVolume> = self
+            .map
+            .volumes
+            .values()
+            .map(|volume| {
+                let live = |store: &_| {
+                    self.running.contains(store)
+                        && self.map.node_of(*store).is_some_and(|n| left(&n))
+                };
+                let groups = volume.groups.iter();
+                let live = groups.map(|group| group.insync_stores().filter(live).count()).min();
+                let live = live.and_then(|live| u8::try_from(live).ok()).unwrap_or(0);
+                let seat = volume.coordinator.map(|seat| seat.node);
+                WhatIfVolume {
+                    name: volume.name.clone(),
+                    reads: quorum && live >= volume.data,
+                    writes: quorum && live >= volume.min_insync,
+                    spare: u32::from(live.saturating_sub(volume.data)),
+                    takeover: seat.is_some_and(|node| nodes.contains(&node)),
+                }
+            })
+            .collect();
+        volumes.sort_by(|a, b| a.name.cmp(&b.name));
+        let safe = quorum && custody && volumes.iter().all(|volume| volume.writes);
+        WhatIfReport { stop: names, safe, quorum, custody, volumes }
+    }
+}

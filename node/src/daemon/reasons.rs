@@ -1,0 +1,215 @@
+//! Why the health is not `ok`: what is the matter, and what to do about it, one sentence each.
+
+use super::report::Report;
+use crate::control::{Health, Reason};
+use smalti_cluster::shard_store::Fullness;
+use smalti_map::plan::{Cause, Stuck};
+use std::collections::BTreeMap;
+
+impl Report {
+    pub(super) fn reasons(&self) -> Vec<Reason> {
+        let mut reasons = Vec::new();
+        let mut add = |health, subject: String, problem: String, remedy: &str| {
+            let remedy = (!remedy.is_empty()).then(|| remedy.to_owned());
+            reasons.push(Reason { health, subject, problem, remedy });
+        };
+        if self.leader().is_none() {
+            let (up, all) = self.voters();
+            let problem = if self.has_majority() {
+                "no leader: an election is under way".to_owned()
+            } else {
+                format!("no leader: {up} of {all} voters answer, {} are needed", all / 2 + 1)
+            };
+            add(Health::Stalled, "raft".into(), problem, "start the nodes that are down");
+        }
+        if !self.caught_up {
+            let problem = "this node has not caught up with the cluster since it started";
+            let remedy = "it does as soon as more than half of the nodes are up";
+            let subject = format!("node {}", self.node_name(self.me));
+            add(Health::Stalled, subject, problem.into(), remedy);
+        }
+        let custody = self.custody_status();
+        if custody.reachable < custody.needed {
+            let problem = format!(
+                "{} of {} custodians answer, {} are needed: no volume can be attached anew",
+                custody.reachable, custody.total, custody.needed
+            );
+            add(Health::Degraded, "custody".into(), problem, "start the custodians that are down");
+        }
+        for (id, node) in &self.map.nodes {
+            if !self.up.contains(id) {
+                let (subject, problem) = (format!("node {}", node.name), "it does not answer");
+                add(
+                    Health::Degraded,
+                    subject,
+                    problem.into(),
+                    "start it again; it catches up by itself",
+                );
+            }
+        }
+        for (id, node) in &self.map.nodes {
+            if node.recruit.is_some() && self.up.contains(id) {
+                let problem = "it came back without its metadata log: it does not vote until the \
+                    others have admitted it anew";
+                let subject = format!("node {}", node.name);
+                add(Health::Degraded, subject, problem.into(), "it ends by itself");
+            }
+        }
+        if self.wanted_voters != self.raft.voters {
+            let (problem, remedy) = (
+                "other nodes are to vote than do: until then fewer failures may be borne"
+                    .to_owned(),
+                "it ends by itself; until then keep the nodes up",
+            );
+            add(Health::Degraded, "raft".into(), problem, remedy);
+        }
+        for (store, node) in self.missing() {
+            let subject = format!("node {}", self.node_name(node));
+            let problem = format!(
+                "it runs without store {store}, which holds slots: it is starting, or its disk was \
+                 replaced or emptied"
+            );
+            let remedy = "what the store held is rebuilt on the one that runs; put it back if it is not lost";
+            add(Health::Degraded, subject, problem, remedy);
+        }
+        for volume in self.map.volumes.values() {
+            let subject = format!("volume {}", volume.name);
+            match self.volume_health(volume) {
+                Health::Ok => {}
+                Health::Stalled => {
+                    let problem = match (&volume.coordinator, volume.activated) {
+                        _ if !self.caught_up => "how it is, is not known here yet".to_owned(),
+                        (None, _) => "it has no coordinator".to_owned(),
+                        (Some(_), _) if self.fewest_live(volume) < volume.min_insync => format!(
+                            "{} of {} slots of a group are in sync on nodes that answer, {} are \
+                             needed: writes wait, and some reads may too",
+                            self.fewest_live(volume),
+                            volume.slots(),
+                            volume.min_insync
+                        ),
+                        (Some(_), false) if self.all_in_sync(volume) => {
+                            "its coordinator is taking over".to_owned()
+                        }
+                        (Some(_), false) => {
+                            "its coordinator is taking over and waits for stores in \
+                             sync that do not answer: for a moment, or after a power cut, when one \
+                             of them may be the only one that remembers, for as long as \
+                             power_timeout_ms says"
+                                .to_owned()
+                        }
+                        (Some(_), true) => "its coordinator does not answer".to_owned(),
+                    };
+                    let remedy = "it goes on by itself once enough nodes are up";
+                    add(Health::Stalled, subject, problem, remedy);
+                }
+                _ => {
+                    let lost = self.lost(volume);
+                    if lost > 0 {
+                        let problem = format!(
+                            "{lost} rows are lost or rotten in more slots than it has parity for: \
+                             their blocks give errors"
+                        );
+                        let remedy = "bring back what is out; else see docs/operations.md";
+                        add(Health::Degraded, subject.clone(), problem, remedy);
+                    }
+                    let suspects = self.suspects(volume);
+                    if suspects > 0 {
+                        let problem = format!(
+                            "{suspects} stores may have forgotten something in a crash, and are \
+                             compared with the others"
+                        );
+                        let remedy = "it ends by itself; until then keep the other nodes up";
+                        add(Health::Degraded, subject.clone(), problem, remedy);
+                    }
+                    let unheard = self.unheard(volume);
+                    if unheard > 0 {
+                        let problem = format!(
+                            "{unheard} stores in sync do not answer its coordinator: they are \
+                             starting, or are taken out of sync in a moment"
+                        );
+                        let remedy = "it ends by itself; until then keep the other nodes up";
+                        add(Health::Degraded, subject.clone(), problem, remedy);
+                    }
+                    let out = volume.groups.len() - Self::groups_full(volume);
+                    let behind = match self.behind(volume) {
+                        Some(0) if out == 0 => continue,
+                        None => "how many rows are behind shows when it is back".to_owned(),
+                        Some(rows) => format!("{rows} rows are behind"),
+                    };
+                    let groups = volume.groups.len();
+                    let problem = format!("{out} of {groups} groups miss a slot, {behind}");
+                    let remedy = "stores that are up catch up by themselves";
+                    add(Health::Degraded, subject, problem, remedy);
+                }
+            }
+        }
+        self.moves_reasons(&mut add);
+        self.disk_reasons(&mut add);
+        reasons.sort_by_key(|reason| std::cmp::Reverse(reason.health));
+        reasons
+    }
+
+    /// Slots that move, or should and can not.
+    fn moves_reasons(&self, add: &mut impl FnMut(Health, String, String, &str)) {
+        let moving = self.plan.moving + self.plan.waiting;
+        if moving > 0 {
+            let (problem, remedy) = match self.map.moves_paused {
+                true => ("wait to move to other stores", "`smalti moves resume` lets them"),
+                false => (
+                    "move to other stores",
+                    "it ends by itself; `smalti status` tells how far it is",
+                ),
+            };
+            let problem = format!("{moving} slots {problem}");
+            add(Health::Degraded, "moves".into(), problem, remedy);
+        }
+        let mut stuck: BTreeMap<(Cause, bool), usize> = BTreeMap::new();
+        for Stuck { cause, full, .. } in &self.plan.stuck {
+            *stuck.entry((*cause, *full)).or_default() += 1;
+        }
+        for ((cause, full), slots) in stuck {
+            let what = match cause {
+                Cause::Lost => "have lost their store",
+                Cause::Drain => "are to leave their node",
+                Cause::Balance => "are not spread as they should be",
+            };
+            let (why, remedy) = match full {
+                true => ("no other store has room", "free space, or add a disk or a node"),
+                false => (
+                    "every other node has a slot of their groups, or is down or draining",
+                    "start the nodes that are down, or add one; a store that comes back takes its \
+                     slots up again",
+                ),
+            };
+            let problem = format!("{slots} slots {what}, and {why}");
+            add(Health::Degraded, "moves".into(), problem, remedy);
+        }
+    }
+
+    fn disk_reasons(&self, add: &mut impl FnMut(Health, String, String, &str)) {
+        for (store, space) in &self.disks {
+            let Some(node) = self.map.node_of(*store) else { continue };
+            let subject = format!("node {}", self.node_name(node));
+            let mib = space.free >> 20;
+            let remedy =
+                "delete or trim what is not needed, or add nodes: room comes back by itself";
+            match space.fullness {
+                Fullness::Ok => {}
+                Fullness::NearFull => {
+                    let problem = format!(
+                        "its disk is nearly full, {mib} MiB are free: nothing is \
+                        moved there any more"
+                    );
+                    add(Health::Degraded, subject, problem, remedy);
+                }
+                Fullness::Full => {
+                    let problem = format!(
+                        "its disk is full, {mib} MiB are free: new data is refused \
+                        with ENOSPC, all else goes on"
+                    );
+                    add(Health::Stalled, subject, problem, remedy);
+                }
+            }
+        }
+    }
+}
