@@ -60,9 +60,7 @@ fn a_coordinator_stops_in_order_though_its_writes_wait_for_a_store_that_is_gone(
     say(test, &format!("seed {seed}"));
     let mut cluster = Cluster::up(Spec::three(test, "64M"))?;
     let holder = Client::connect(&cluster.target(0), LIMIT)?;
-    until("the held node coordinates", LIMIT, || {
-        Ok((cluster.coordinator()? == 0).then_some(()))
-    })?;
+    until("the held node coordinates", LIMIT, || Ok((cluster.coordinator()? == 0).then_some(())))?;
     let load = Load::start(LoadConfig::new(cluster.targets(), 1, seed));
     load.progress(50, LIMIT)?;
     ensure!(cluster.coordinator()? == 0, "the coordinator has moved");

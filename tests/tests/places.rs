@@ -1,0 +1,187 @@
+//! What lies where follows who is there: slots of a dead node are rebuilt on others, a new share is
+//! taken and a drained node emptied, while clients go on.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
+use serde_json::Value;
+use smalti_tests::cluster::smalti;
+use smalti_tests::pattern::seed;
+use smalti_tests::process::until;
+use smalti_tests::report::say;
+use smalti_tests::{Cluster, Load, LoadConfig, Spec};
+
+const LIMIT: Duration = Duration::from_secs(120);
+
+fn command(cluster: &Cluster, words: &[&str]) -> Result<String> {
+    let dir = cluster.dir();
+    let dir = dir.to_str().context("a path in UTF-8")?;
+    let words: Vec<&str> = words.iter().copied().chain(["--dir", dir]).collect();
+    smalti(&words, LIMIT)?.ok()
+}
+
+fn facts(cluster: &Cluster, words: &[&str]) -> Result<Value> {
+    let words: Vec<&str> = words.iter().copied().chain(["--json"]).collect();
+    Ok(serde_json::from_str(&command(cluster, &words)?)?)
+}
+
+/// Slots by node, as `node list` counts them.
+fn slots(cluster: &Cluster) -> Result<Vec<u64>> {
+    let nodes = facts(cluster, &["node", "list"])?;
+    let nodes = nodes.as_array().context("nodes")?;
+    nodes.iter().map(|node| node["slots"].as_u64().context("slots")).collect()
+}
+
+/// Nothing moves, and nothing is left to move.
+fn at_rest(cluster: &Cluster) -> Result<Option<()>> {
+    let status = facts(cluster, &["status"])?;
+    let moves = &status["moves"];
+    let none = ["moving", "waiting", "stuck"].iter().all(|key| moves[*key] == 0);
+    Ok((none && status["health"] == "ok").then_some(()))
+}
+
+#[test]
+fn slots_of_a_dead_node_are_rebuilt_by_themselves() -> Result<()> {
+    let test = "slots_of_a_dead_node_are_rebuilt_by_themselves";
+    let seed = seed();
+    say(test, &format!("seed {seed}"));
+    let geometry = Some((2, 1));
+    let mut cluster = Cluster::up(Spec { nodes: 5, geometry, ..Spec::three(test, "128M") })?;
+    let mut load = Load::start(LoadConfig::new(cluster.targets(), 0, seed));
+    load.progress(200, LIMIT)?;
+    load.prefer(0);
+    let had = slots(&cluster)?;
+
+    cluster.kill(4)?;
+    let killed = Instant::now();
+    load.progress(50, LIMIT).context("a node is dead")?;
+    let rebuilt = || Ok((slots(&cluster)?[4] == 0).then_some(()));
+    until("its slots are elsewhere", LIMIT, rebuilt)?;
+    load.progress(100, LIMIT).context("its slots have moved")?;
+    say(
+        test,
+        &format!(
+            "{} slots rebuilt {:?} after the kill: {}",
+            had[4],
+            killed.elapsed(),
+            load.window().brief()
+        ),
+    );
+
+    // What the dead node had is not needed: another one may die now.
+    load.prefer(1);
+    cluster.kill(2)?;
+    load.progress(100, LIMIT).context("another node is dead")?;
+    let errors = load.server_errors();
+    let mut loaded = load.finish()?;
+    ensure!(errors == 0, "{errors} requests were answered with an error");
+    for node in [0, 1, 3] {
+        loaded.verify(&cluster.target(node)).with_context(|| format!("through node {node}"))?;
+    }
+    // Back with what they had, they delete that, and take their share again.
+    cluster.start(2)?;
+    cluster.start(4)?;
+    until("all have their share", LIMIT, || at_rest(&cluster))?;
+    let has = slots(&cluster)?;
+    say(test, &format!("slots before {had:?}, after {has:?}"));
+    ensure!(has.iter().all(|slots| slots.abs_diff(has[0]) <= 2), "{has:?}");
+    loaded.verify(&cluster.target(4)).context("through the one that was dead")?;
+    cluster.finish()
+}
+
+#[test]
+fn nodes_take_their_share_and_give_it_back_while_clients_go_on() -> Result<()> {
+    let test = "nodes_take_their_share_and_give_it_back_while_clients_go_on";
+    let seed = seed();
+    say(test, &format!("seed {seed}"));
+    let geometry = Some((2, 1));
+    let mut cluster = Cluster::up(Spec { nodes: 6, geometry, ..Spec::three(test, "128M") })?;
+    let mut load = Load::start(LoadConfig::new(cluster.targets(), 0, seed));
+    load.progress(50, LIMIT)?;
+    load.prefer(0);
+
+    for (words, reason) in [
+        (&["node", "drain", "n9"][..], "no node n9"),
+        (&["node", "set", "n1", "--weight", "10001"][..], "10001"),
+        (&["node", "set", "n1", "--domain", "-"][..], "is not a name"),
+        (&["node", "remove", "n6"][..], "n6 runs"),
+        (&["what-if", "stop", "n9"][..], "no node n9"),
+    ] {
+        let error = command(&cluster, words).err().context("it makes no sense")?;
+        ensure!(format!("{error:#}").contains(reason), "{error:#}");
+    }
+    // As if there were three nodes.
+    for node in ["n4", "n5", "n6"] {
+        command(&cluster, &["node", "set", node, "--weight", "0"])?;
+    }
+    until("three have all", LIMIT, || at_rest(&cluster))?;
+    let three = slots(&cluster)?;
+    ensure!(three[3..].iter().all(|slots| *slots == 0), "{three:?}");
+    let report = facts(&cluster, &["what-if", "stop", "n1"])?;
+    ensure!(report["safe"] == true && report["volumes"][0]["spare"] == 0, "{report}");
+    let report = facts(&cluster, &["what-if", "stop", "n1", "n2"])?;
+    ensure!(report["safe"] == false && report["volumes"][0]["writes"] == false, "{report}");
+
+    // Three more get their share; one of them is killed meanwhile, and one of the old ones.
+    load.window();
+    for node in ["n4", "n5", "n6"] {
+        command(&cluster, &["node", "set", node, "--weight", "100"])?;
+    }
+    until("slots move", LIMIT, || Ok(slots(&cluster)?[3..].iter().any(|s| *s > 0).then_some(())))?;
+    for node in [4, 1] {
+        cluster.kill(node)?;
+        load.progress(20, LIMIT).context("a node is dead")?;
+        cluster.start(node)?;
+    }
+    until("six share", LIMIT, || at_rest(&cluster))?;
+    load.progress(50, LIMIT)?;
+    let six = slots(&cluster)?;
+    say(test, &format!("three have {three:?}, six have {six:?}: {}", load.window().brief()));
+    ensure!(six.iter().all(|slots| slots.abs_diff(six[0]) <= 2), "{six:?}");
+
+    // Paused, nothing begins; then three leave.
+    command(&cluster, &["moves", "pause"])?;
+    command(&cluster, &["node", "drain", "n6", "--no-wait"])?;
+    until("what is to move waits", LIMIT, || {
+        let moves = &facts(&cluster, &["status"])?["moves"];
+        Ok((moves["paused"] == true && moves["waiting"] == six[5]).then_some(()))
+    })?;
+    ensure!(slots(&cluster)? == six, "something moved");
+    command(&cluster, &["moves", "resume"])?;
+    for (index, node) in [(5, "n6"), (4, "n5"), (3, "n4")] {
+        let said = command(&cluster, &["node", "drain", node])?;
+        ensure!(said.contains("can be stopped"), "{said}");
+        let report = facts(&cluster, &["what-if", "stop", node])?;
+        ensure!(report["safe"] == true, "{report}");
+        cluster.stop(index)?;
+        load.progress(20, LIMIT).context("an empty node is stopped")?;
+        say(test, said.trim());
+    }
+    let removed = command(&cluster, &["node", "remove", "n6"])?;
+    say(test, removed.trim());
+    let status = facts(&cluster, &["status"])?;
+    ensure!(status["nodes"].as_array().map(Vec::len) == Some(5), "{status}");
+    // Two of five custodians are stopped with them, and three are needed: it is said before.
+    until("n1 is known to be needed", LIMIT, || {
+        let report = facts(&cluster, &["what-if", "stop", "n1"])?;
+        let volume = &report["volumes"][0];
+        Ok((report["custody"] == false && volume["writes"] == true).then_some(()))
+    })?;
+    cluster.start(3)?;
+    cluster.start(4)?;
+    until("nothing moves back", LIMIT, || at_rest(&cluster))?;
+    let three = slots(&cluster)?;
+    ensure!(three[3..].iter().all(|slots| *slots == 0), "{three:?}");
+    load.prefer(1);
+    cluster.signal(0, Signal::KILL)?;
+    load.progress(50, LIMIT).context("one of three is dead")?;
+    cluster.wait_gone(0)?;
+    cluster.start(0)?;
+    load.progress(50, LIMIT)?;
+    let errors = load.server_errors();
+    let mut loaded = load.finish()?;
+    ensure!(errors == 0, "{errors} requests were answered with an error");
+    loaded.verify(&cluster.target(2))?;
+    cluster.finish()
+}
