@@ -25,7 +25,7 @@ CUTS ?= 1000
 smalti := $(CARGO_TARGET_DIR)/release/smalti
 
 .DEFAULT_GOAL := help
-.PHONY: help deps rocksdb build demo test model mutants powercut sim verify lint up down bench failover fmt fix
+.PHONY: help deps rocksdb build demo test model mutants powercut sim verify lint up down bench healing failover fmt fix
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile | expand -t 16
@@ -70,6 +70,10 @@ down: ## stop the cluster of `make up`, if it was left behind
 
 bench: build ## figures of a local 2+1 cluster: SECS, RUNS, SIZE, ONLY
 	@$(CARGO_TARGET_DIR)/release/smalti-bench $(ONLY)
+	@if [ -z "$(ONLY)" ]; then $(CARGO_TARGET_DIR)/release/smalti-healing; fi
+
+healing: build ## rebuild and resync: how fast, and what clients notice: SECS, SIZE
+	@$(CARGO_TARGET_DIR)/release/smalti-healing
 
 failover: build ## how long clients wait when nodes die or freeze: KILLS, ONLY
 	@$(CARGO_TARGET_DIR)/release/smalti-failover $(ONLY)

@@ -87,6 +87,8 @@ pub struct VolumeStatus {
     pub rows_behind: Option<u64>,
     /// Rows of which something can not be read.
     pub rows_lost: u64,
+    /// Rows that slots got since the present coordinator began.
+    pub rows_repaired: u64,
     /// Data shards.
     pub data: u32,
     /// Parity shards.

@@ -96,6 +96,8 @@ pub struct VolumeProgress {
     pub rows_left: u64,
     /// Rows a second that they get.
     pub rows_per_second: u64,
+    /// Rows that slots have got since the coordinator began.
+    pub rows_repaired: u64,
 }
 
 /// Version 1 did not tell of lost rows, version 2 not of suspects, version 3 not how far it is.
@@ -231,6 +233,7 @@ impl Member {
                     learners: status.stats.learners,
                     rows_left: status.stats.rows_left,
                     rows_per_second: status.rows_per_second,
+                    rows_repaired: status.stats.rows_repaired,
                 })
             }
             Ask::Claim { volume, epoch, to, incarnation } => {

@@ -100,6 +100,8 @@ pub struct VolumeStatus {
     pub bytes_left: u64,
     /// Rows a second that they got of late.
     pub rows_per_second: u64,
+    /// Rows that slots got since the present coordinator began.
+    pub rows_repaired: u64,
     /// When that will be over at this rate; null when nothing is left or nothing moves.
     pub seconds_left: Option<u64>,
     /// Data slots.

@@ -260,6 +260,7 @@ impl Report {
                 rows_left: self.progress_of(volume).rows_left,
                 bytes_left: self.progress_of(volume).rows_left * RECORD_LEN as u64,
                 rows_per_second: self.progress_of(volume).rows_per_second,
+                rows_repaired: self.progress_of(volume).rows_repaired,
                 seconds_left: self.seconds_left(volume),
                 name: volume.name.clone(),
                 health: self.volume_health(volume),

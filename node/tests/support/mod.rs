@@ -124,6 +124,7 @@ impl Control for FakeControl {
             rows_left: 0,
             bytes_left: 0,
             rows_per_second: 0,
+            rows_repaired: 0,
             seconds_left: None,
             data: volume.data,
             parity: volume.parity,
