@@ -27,8 +27,8 @@ use smalti_map::view::MapView;
 use smalti_map::{Applied, Command};
 use smalti_storage::ids::{NodeId, RaftStoreId};
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
@@ -62,6 +62,8 @@ struct Inner {
     next_index: watch::Receiver<u64>,
     metrics: watch::Receiver<GroupMetrics>,
     recruit: Arc<Recruit>,
+    /// Who would lead this member, were it no recruit.
+    leads: watch::Sender<Option<NodeId>>,
     session: u64,
     proposals: AtomicU64,
     /// Ends with the store.
@@ -101,11 +103,19 @@ impl RaftGroup {
         let next_index = published.next_index.subscribe();
         let machine = StateMachine::load(Arc::clone(&db), published).await;
         let machine = machine.map_err(StartError::store)?;
-        let network = Network { transport, recruit: Arc::clone(&recruit) };
+        let seen = Arc::new(OnceLock::new());
+        let network = Network {
+            transport,
+            recruit: Arc::clone(&recruit),
+            map: map.clone(),
+            metrics: Arc::clone(&seen),
+        };
         let log = LogStore::new(Arc::clone(&db));
         let raft = Raft::new(node.0, options, network.clone(), log, machine).await;
         let raft = raft.map_err(StartError::store)?;
         let metrics = metrics::translate(node, raft.metrics());
+        // Nobody else sets it.
+        let _ = seen.set(metrics.clone());
         if !recruit.is_admitted() {
             let elections = raft.clone();
             let elect = move |may| elections.runtime_config().elect(may);
@@ -125,6 +135,7 @@ impl RaftGroup {
             next_index,
             metrics,
             recruit,
+            leads: watch::Sender::new(None),
             session: rand::random(),
             proposals: AtomicU64::new(0),
             open,
@@ -299,16 +310,30 @@ impl RaftGroup {
         let mut last = "there is no leader".to_owned();
         loop {
             let mut metrics = self.inner.metrics.clone();
-            let known = metrics.wait_for(|m| m.leader.is_some() || m.stopped.is_some());
+            let mut leads = self.inner.leads.subscribe();
+            let known = async {
+                let known = metrics.wait_for(|m| m.leader.is_some() || m.stopped.is_some());
+                tokio::select! {
+                    biased;
+                    known = known => match known {
+                        Ok(metrics) if metrics.stopped.is_none() => Some(metrics.leader),
+                        _ => None,
+                    },
+                    // A recruit that follows nobody asks whoever would lead it.
+                    Ok(leads) = leads.wait_for(Option::is_some) => Some(*leads),
+                }
+            };
             let leader = match timeout_at(deadline, known).await {
-                Ok(Ok(metrics)) if metrics.stopped.is_none() => metrics.leader,
-                Ok(Ok(_) | Err(_)) => return Err(self.stopped()),
+                Ok(Some(leader)) => leader,
+                Ok(None) => return Err(self.stopped()),
                 Err(_elapsed) => return Err(ProposeError::Timeout { last }),
             };
             let Some(leader) = leader else { continue };
+            let follows = self.inner.metrics.borrow().leader == Some(leader);
             let limit = deadline.min(Instant::now() + ATTEMPT);
             // A dead leader does not answer that it is dead: a new one ends the wait for it.
-            let other = metrics.wait_for(|m| m.leader != Some(leader));
+            let other = metrics
+                .wait_for(|m| m.leader.is_some() != follows || follows && m.leader != Some(leader));
             let outcome = tokio::select! {
                 outcome = self.attempt(leader, request, limit) => outcome,
                 _ = other => Err(format!("{leader} does not lead any more")),
@@ -320,6 +345,9 @@ impl RaftGroup {
                 Ok(Response::Refused(reason)) => return Err(ProposeError::Unexpected(reason)),
                 Ok(response) => return Ok(response),
                 Err(reason) => last = reason,
+            }
+            if !follows {
+                self.inner.leads.send_replace(None);
             }
             let next = Instant::now() + PAUSE;
             if next >= deadline {

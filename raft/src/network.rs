@@ -1,8 +1,9 @@
 //! openraft's network on top of [`RaftTransport`].
 
 use crate::codec;
+use crate::group::GroupMetrics;
 use crate::recruit::Recruit;
-use crate::rpc::{Request, Response};
+use crate::rpc::{Known, Request, Response};
 use crate::transport::RaftTransport;
 use crate::types::MapRaft;
 use bytes::Bytes;
@@ -13,9 +14,11 @@ use openraft::raft::{
     VoteRequest, VoteResponse,
 };
 use openraft::{AnyError, EmptyNode, RaftNetwork, RaftNetworkFactory};
+use smalti_map::view::MapView;
 use smalti_storage::ids::NodeId;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// How long replication to an unreachable member pauses. Shorter than any election timeout, so
 /// that a member that comes back hears of its leader before it campaigns.
@@ -26,6 +29,9 @@ const UNREACHABLE_PAUSE: Duration = Duration::from_millis(100);
 pub(crate) struct Network {
     pub(crate) transport: Arc<dyn RaftTransport>,
     pub(crate) recruit: Arc<Recruit>,
+    pub(crate) map: watch::Receiver<MapView>,
+    /// Set as soon as the group runs.
+    pub(crate) metrics: Arc<OnceLock<watch::Receiver<GroupMetrics>>>,
 }
 
 impl Network {
@@ -59,6 +65,14 @@ pub(crate) struct Peer {
 type RpcError<E = RaftError<u64>> = RPCError<u64, EmptyNode, E>;
 
 impl Peer {
+    fn known(&self) -> Known {
+        let node = NodeId(self.target);
+        let named = self.network.map.borrow().nodes.get(&node).and_then(|node| node.raft_store);
+        let metrics = self.network.metrics.get().map(|metrics| metrics.borrow());
+        let votes = metrics.is_none_or(|metrics| metrics.voters.contains(&node));
+        Known { store: named, votes }
+    }
+
     async fn call<E: std::error::Error>(
         &self,
         request: Request,
@@ -92,7 +106,7 @@ impl RaftNetwork<MapRaft> for Peer {
         rpc: AppendEntriesRequest<MapRaft>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<u64>, RpcError> {
-        match self.call(Request::Append(rpc), option).await? {
+        match self.call(Request::Append(self.known(), rpc), option).await? {
             Response::Append(response) => Ok(response),
             other => Err(unexpected(&other)),
         }
@@ -103,7 +117,7 @@ impl RaftNetwork<MapRaft> for Peer {
         rpc: InstallSnapshotRequest<MapRaft>,
         option: RPCOption,
     ) -> Result<InstallSnapshotResponse<u64>, RpcError<RaftError<u64, InstallSnapshotError>>> {
-        match self.call(Request::Snapshot(rpc), option).await? {
+        match self.call(Request::Snapshot(self.known(), rpc), option).await? {
             Response::Snapshot(response) => Ok(response),
             Response::SnapshotMismatch(mismatch) => {
                 let error = InstallSnapshotError::SnapshotMismatch(mismatch);

@@ -2,14 +2,17 @@
 //! nobody here remembers.
 //!
 //! R1. Every store has an identity, drawn when it is made. The map names the one of each member.
-//! R2. A member whose store is not the one that the map names is a *recruit*: it takes entries and
-//!     snapshots, grants no vote and asks for none. Before a group is founded there is nothing to
-//!     forget: then it votes.
+//! R2. A member whose store is not the one that the map names is a *recruit*: it grants no vote and
+//!     asks for none. Before a group is founded there is nothing to forget: then it votes.
+//!     It takes entries and snapshots only from a leader for whom it does not vote, or who knows of no
+//!     store or of this one: what a leader of the past were acknowledged by one that has forgotten
+//!     the present one would count.
 //! R3. The leader takes a recruit out of the voters, then has the map name its new store, and only
 //!     then makes it a voter again. What it forgot is of a configuration that is over: a candidate
 //!     that counts its old vote lacks an entry that a majority has.
 
 use crate::db::{Batch, Db, DbError, blocking, key};
+use crate::rpc::Known;
 use serde::{Deserialize, Serialize};
 use smalti_map::view::MapView;
 use smalti_storage::ids::{NodeId, RaftStoreId};
@@ -57,6 +60,11 @@ impl Recruit {
     pub(crate) fn may_vote(&self, last_index: Option<u64>) -> bool {
         // The entry with number 0 founds the group.
         self.is_admitted() || last_index.is_none_or(|index| index == 0)
+    }
+
+    /// Whether it may take what a leader sends who knows so much of this member.
+    pub(crate) fn may_follow(&self, known: Known) -> bool {
+        self.is_admitted() || !known.votes || known.store.is_none_or(|store| store == self.id)
     }
 
     /// Looks whether the map names this store; durable before it counts.

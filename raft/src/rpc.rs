@@ -9,6 +9,7 @@ use openraft::raft::{
 };
 use serde::{Deserialize, Serialize};
 use smalti_map::Applied;
+use smalti_storage::ids::RaftStoreId;
 
 /// Bytes of the largest request or answer: the entries of an append request may go over their
 /// bound of 1 MiB by one entry.
@@ -21,11 +22,20 @@ pub(crate) const SNAPSHOT_CHUNK_BYTES: u64 = 1 << 20;
 /// place the peer names, so there has to be an end.
 pub(crate) const SNAPSHOT_BYTES_MAX: u64 = 1 << 30;
 
+/// What a leader knows of the member it sends entries to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Known {
+    /// The store that the leader's map names.
+    pub(crate) store: Option<RaftStoreId>,
+    /// It votes in the leader's configuration, so what it takes counts.
+    pub(crate) votes: bool,
+}
+
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Request {
-    Append(AppendEntriesRequest<MapRaft>),
+    Append(Known, AppendEntriesRequest<MapRaft>),
     Vote(VoteRequest<u64>),
-    Snapshot(InstallSnapshotRequest<MapRaft>),
+    Snapshot(Known, InstallSnapshotRequest<MapRaft>),
     Propose(Proposal),
     /// Asks a leader to confirm that it still is one, and for the index a read has to wait for.
     ReadIndex,
@@ -52,9 +62,9 @@ impl Request {
     /// The node that must have sent this, where the request says so.
     pub(crate) fn sender(&self) -> Option<u64> {
         match self {
-            Self::Append(request) => Some(request.vote.leader_id.node_id),
+            Self::Append(_, request) => Some(request.vote.leader_id.node_id),
             Self::Vote(request) => Some(request.vote.leader_id.node_id),
-            Self::Snapshot(request) => Some(request.vote.leader_id.node_id),
+            Self::Snapshot(_, request) => Some(request.vote.leader_id.node_id),
             Self::Propose(proposal) => Some(proposal.id.node),
             Self::ReadIndex => None,
         }
@@ -76,7 +86,7 @@ mod tests {
     use smalti_map::{Applied, Command};
     use smalti_storage::ids::{Epoch, VolumeNo};
 
-    /// The wire of version 7: members of one group may run different programs for a while.
+    /// The wire of version 8: members of one group may run different programs for a while.
     #[test]
     fn messages_keep_their_bytes() {
         let vote = Vote::new_committed(7, 2);
@@ -92,27 +102,27 @@ mod tests {
         let id = ProposalId { node: 2, session: 3, seq: 4 };
         let command = Command::Activate { volume: VolumeNo(1), epoch: Epoch(2) };
         let requests = [
-            Request::Append(AppendEntriesRequest {
-                vote,
-                prev_log_id: Some(log_id),
-                entries: vec![],
-                leader_commit: None,
-            }),
+            Request::Append(
+                Known { store: None, votes: true },
+                AppendEntriesRequest {
+                    vote,
+                    prev_log_id: Some(log_id),
+                    entries: vec![],
+                    leader_commit: None,
+                },
+            ),
             Request::Vote(VoteRequest { vote, last_log_id: Some(log_id) }),
-            Request::Snapshot(InstallSnapshotRequest {
-                vote,
-                meta,
-                offset: 5,
-                data: vec![6],
-                done: true,
-            }),
+            Request::Snapshot(
+                Known { store: Some(RaftStoreId::default()), votes: false },
+                InstallSnapshotRequest { vote, meta, offset: 5, data: vec![6], done: true },
+            ),
             Request::Propose(Proposal { id, command }),
             Request::ReadIndex,
         ];
         let expected = [
-            "0800070201010601ac020000",
+            "08000001070201010601ac020000",
             "0801070201010601ac02",
-            "0802070201010601ac02010601ac0201020102020102017305010601",
+            "080201100000000000000000000000000000000000070201010601ac02010601ac0201020102020102017305010601",
             "0803020304070102",
             "0804",
         ];

@@ -284,7 +284,7 @@ async fn nonsense_is_answered_and_harms_nothing() {
         vec![0xff; 9],
     ] {
         let answer = member.handle(NodeId(1), Bytes::from(bytes)).await;
-        // Version 7, the refusal, a text.
+        // Version 8, the refusal, a text.
         assert_eq!(answer[..2], [8, 7], "{answer:?}");
     }
     let large = Bytes::from(vec![7; smalti_raft::MAX_REQUEST_BYTES + 1]);
@@ -299,15 +299,15 @@ async fn a_member_speaks_only_for_itself() {
     cluster.converge().await;
     let leader = cluster.leader().await;
     let term = cluster.members[&leader].metrics().term;
-    // A vote for term 100 of candidate 3 without a log, in version 7, sent by 2.
-    let vote = Bytes::from(vec![7, 1, 100, 3, 0, 0]);
+    // A vote for term 100 of candidate 3 without a log, in version 8, sent by 2.
+    let vote = Bytes::from(vec![8, 1, 100, 3, 0, 0]);
     let answer = cluster.member(1).handle(NodeId(2), vote.clone()).await;
     assert_eq!(answer[..2], [8, 7], "{answer:?}");
     assert!(String::from_utf8_lossy(&answer).contains("speaks for another"));
     assert_eq!(cluster.member(1).metrics().term, term);
     // The same bytes from 3 are a vote request, or the check above refused something else.
     let answer = cluster.member(1).handle(NodeId(3), vote).await;
-    assert_eq!(answer[..2], [7, 1], "{answer:?}");
+    assert_eq!(answer[..2], [8, 1], "{answer:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -342,10 +342,14 @@ async fn know_stores(cluster: &Cluster) {
 
 /// What the leader does for a member that came back with a new store.
 async fn admit_anew(cluster: &Cluster, node: NodeId) {
-    let leader = cluster.leader().await;
+    // It follows nobody yet.
+    let others: Vec<u64> =
+        cluster.members.keys().filter(|other| **other != node).map(|other| other.0).collect();
+    let leader = cluster.leader_of(&others).await;
     let leader = &cluster.members[&leader];
     let store = cluster.members[&node].store();
-    accepted(leader, Command::RegisterRaftStore { node, store }).await;
+    // It says so itself, though it follows nobody.
+    accepted(&cluster.members[&node], Command::RegisterRaftStore { node, store }).await;
     let all: BTreeSet<NodeId> = cluster.nodes().into_iter().collect();
     let others = all.iter().copied().filter(|other| *other != node).collect();
     leader.set_voters(&others).await.unwrap();
@@ -395,6 +399,37 @@ async fn a_member_whose_store_is_lost_does_not_vote_until_it_is_admitted_anew() 
     for no in [1, 3] {
         assert!(map.stores.contains_key(&numbered_store(no)), "{no} was answered");
     }
+}
+
+/// A leader of the past, back with the only member that would know of its successor, had it not
+/// forgotten: what both have is no majority.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_whose_store_is_lost_does_not_follow_a_leader_of_the_past() {
+    let mut cluster = Cluster::found_wary(3).await;
+    accepted(cluster.member(1), init(3)).await;
+    know_stores(&cluster).await;
+    let past = cluster.leader().await;
+    cluster.kill(past).await;
+    let present = cluster.leader().await;
+    accepted(&cluster.members[&present], numbered(1)).await;
+    cluster.kill(present).await;
+    let lost = *cluster.members.keys().next().unwrap();
+    cluster.kill(lost).await;
+    cluster.wipe(lost);
+    cluster.start(past).await;
+    cluster.start(lost).await;
+    for member in [past, lost] {
+        let patience = Duration::from_secs(3);
+        let waited = cluster.members[&member].propose_within(numbered(2), patience).await;
+        assert!(waited.is_err(), "{waited:?}");
+        let read = cluster.members[&member].linearizable_within(patience).await;
+        assert!(read.is_err(), "an old map was confirmed");
+    }
+    cluster.start(present).await;
+    accepted(&cluster.members[&past], numbered(3)).await;
+    admit_anew(&cluster, lost).await;
+    cluster.converge().await;
+    assert!(cluster.members[&past].map().stores.contains_key(&numbered_store(1)));
 }
 
 #[tokio::test(flavor = "multi_thread")]

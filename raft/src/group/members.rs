@@ -61,12 +61,15 @@ impl RaftGroup {
         &self,
         change: ChangeMembers<u64, EmptyNode>,
     ) -> Result<(), MemberError> {
-        let changed = self.inner.raft.change_membership(change, true);
+        // It has two steps, and the second one is made by whoever waits for the first.
+        let raft = self.inner.raft.clone();
+        let changed = tokio::spawn(async move { raft.change_membership(change, true).await });
         match timeout(PATIENCE, changed).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_)))) => {
+            Ok(Ok(Ok(_))) => Ok(()),
+            Ok(Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))))) => {
                 Err(MemberError::NotLeader)
             }
+            Ok(Ok(Err(error))) => Err(MemberError::Refused(error.to_string())),
             Ok(Err(error)) => Err(MemberError::Refused(error.to_string())),
             Err(_elapsed) => Err(MemberError::Timeout),
         }

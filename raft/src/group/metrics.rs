@@ -41,6 +41,8 @@ pub struct GroupMetrics {
     pub purged: u64,
     /// The voters; empty before the group was founded.
     pub voters: BTreeSet<NodeId>,
+    /// The voters are changing: until that is over a majority of those before is needed as well.
+    pub joint: bool,
     /// Members that get every entry and do not vote.
     pub learners: BTreeSet<NodeId>,
     /// On the leader: how many entries each other member has for certain.
@@ -66,6 +68,7 @@ fn group_metrics(node: NodeId, raft: &RaftMetrics<u64, EmptyNode>) -> GroupMetri
         snapshot: raft.snapshot.next_index(),
         purged: raft.purged.next_index(),
         voters: raft.membership_config.voter_ids().map(NodeId).collect(),
+        joint: raft.membership_config.membership().get_joint_config().len() > 1,
         learners: raft.membership_config.membership().learner_ids().map(NodeId).collect(),
         matched: raft
             .replication

@@ -39,7 +39,14 @@ impl RaftGroup {
         }
         let raft = &self.inner.raft;
         match request {
-            Request::Append(request) => match raft.append_entries(request).await {
+            Request::Append(known, _) | Request::Snapshot(known, _)
+                if !self.inner.recruit.may_follow(known) =>
+            {
+                self.inner.leads.send_replace(Some(from));
+                let text = "its store is not the one the group knows, and it votes there: it does not follow";
+                Response::Refused(text.into())
+            }
+            Request::Append(_, request) => match raft.append_entries(request).await {
                 Ok(response) => Response::Append(response),
                 Err(error) => infallible(&error),
             },
@@ -54,7 +61,7 @@ impl RaftGroup {
                 Ok(response) => Response::Vote(response),
                 Err(error) => infallible(&error),
             },
-            Request::Snapshot(request) => {
+            Request::Snapshot(_, request) => {
                 let end = request.offset.checked_add(request.data.len() as u64);
                 if end.is_none_or(|end| end > SNAPSHOT_BYTES_MAX) {
                     return Response::Refused("the snapshot is too large".into());
