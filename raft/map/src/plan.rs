@@ -102,7 +102,7 @@ pub fn plan(map: &ClusterMap, sights: &BTreeMap<StoreId, Sight>, policy: &Policy
         planner.settle_wishes(volume);
     }
     let mut leaving = planner.leaving();
-    leaving.sort_by_key(|leaving| (leaving.cause, leaving.spare, leaving.place));
+    leaving.sort_by_key(|leaving| (leaving.cause, leaving.spare < 0, leaving.spare, leaving.place));
     let calm = leaving.is_empty();
     for leaving in leaving {
         planner.find_place(leaving);
@@ -254,10 +254,12 @@ impl<'a> Planner<'a> {
         leaving
     }
 
-    /// Slots of the volume that move or are about to.
+    /// Slots of the volume that move or are about to; without those that can not get on, for too little
+    /// of their group is there.
     fn moving_of(&self, volume: &Volume) -> usize {
         let wished = self.plan.moves.get(&volume.no).map_or(0, Vec::len);
-        volume.groups.iter().map(|group| group.targets.len()).sum::<usize>() + wished
+        let groups = volume.groups.iter().filter(|group| self.spare(volume, group) >= 0);
+        groups.map(|group| group.targets.len()).sum::<usize>() + wished
     }
 
     fn find_place(&mut self, leaving: Leaving) {
@@ -265,10 +267,12 @@ impl<'a> Planner<'a> {
         let Some(volume) = self.map.volumes.get(&no) else { return };
         let Some(group) = volume.group(group_no) else { return };
         let Some(holder) = group.slots.get(slot.index()).copied() else { return };
+        // Nothing could be rebuilt from what is left of its group.
+        let hopeless = leaving.spare < 0;
         let choice = self.choose(volume, group, (group_no, slot));
         let (paused, busy) = (self.map.moves_paused, self.moving_of(volume) >= self.policy.at_once);
         match choice {
-            Ok(_) if paused || busy => self.plan.waiting += 1,
+            Ok(_) if paused || busy || hopeless => self.plan.waiting += 1,
             Ok(store) => {
                 self.wish(no, MoveSlot { group: group_no, slot, store });
                 self.change_load(no, holder, store);

@@ -29,7 +29,8 @@ pub fn choose(
     let silent_for = |node: &NodeId| silent.get(node).copied().unwrap_or(Duration::MAX);
     let up = |node: &NodeId| silent_for(node) < Duration::from_secs(1);
     let staying = map.nodes.values().filter(|node| !node.draining).count();
-    let size = wanted(staying.max(1));
+    // Draining nodes vote on where too few others can: of two voters none may fail.
+    let size = wanted(staying.max(map.nodes.len().min(3)));
     // Best first: who votes already, and is not lost; then who is there; then the rest of the voters.
     let rank = |id: &NodeId, node: &Node| {
         let (votes, recruit) = (voters.contains(id), node.recruit.is_some());
@@ -52,7 +53,7 @@ pub fn choose(
     let eligible = |rank: u8, id: &NodeId| rank < 2 || voters.contains(id);
     for apart in [true, false] {
         for (rank, id, node) in &ranked {
-            let fresh = !domains.contains(&domain(id, node));
+            let fresh = *rank < 2 && !domains.contains(&domain(id, node));
             if chosen.len() < size
                 && eligible(*rank, id)
                 && (fresh || !apart)
@@ -110,6 +111,30 @@ mod tests {
         // Nobody can take its place: it may still come back.
         assert_eq!(chosen(&map(3), &[1, 2, 3], &[(2, 9999)]), ids(&[1, 2, 3]));
         assert_eq!(chosen(&map(4), &[1, 2, 3], &[(2, 9999), (4, 2)]), ids(&[1, 2, 3]));
+    }
+
+    #[test]
+    fn three_vote_as_long_as_there_are_three() {
+        let mut leaving = map(3);
+        leaving.nodes.get_mut(&NodeId(3)).expect("there").draining = true;
+        assert_eq!(chosen(&leaving, &[1, 2, 3], &[]), ids(&[1, 2, 3]));
+        let mut leaving = map(5);
+        for no in [1, 2, 3] {
+            leaving.nodes.get_mut(&NodeId(no)).expect("there").draining = true;
+        }
+        let chosen = chosen(&leaving, &[1, 2, 3, 4, 5], &[]);
+        assert_eq!(chosen.len(), 3);
+        assert!(chosen.is_superset(&ids(&[4, 5])), "{chosen:?}");
+    }
+
+    #[test]
+    fn a_voter_alone_in_its_domain_is_replaced_too() {
+        let mut map = map(4);
+        for (no, domain) in [(1, "a"), (2, "a"), (3, "b"), (4, "c")] {
+            map.nodes.get_mut(&NodeId(no)).expect("there").domain = domain.into();
+        }
+        assert_eq!(chosen(&map, &[1, 3, 4], &[]), ids(&[1, 3, 4]));
+        assert_eq!(chosen(&map, &[1, 3, 4], &[(4, 600)]), ids(&[1, 2, 3]));
     }
 
     #[test]

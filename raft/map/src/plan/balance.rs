@@ -12,10 +12,12 @@ const ENOUGH: f64 = 1.0 + 1e-6;
 impl Planner<'_> {
     /// Nothing is lost, moving, or left to clean up, and every store that counts is there.
     pub(super) fn is_at_rest(&self) -> bool {
-        let here = |store: StoreId| self.is_unwanted(store) || self.away(store).is_none();
+        let groups = || self.map.volumes.values().flat_map(|volume| &volume.groups);
+        let needed = |store: &StoreId| groups().any(|group| group.keeps(*store));
+        let here = |store: &StoreId| self.is_unwanted(*store) || self.away(*store).is_none();
         self.plan.moves.is_empty()
             && self.map.volumes.values().all(is_settled)
-            && self.map.stores.keys().all(|store| here(*store))
+            && self.map.stores.keys().all(|store| here(store) || !needed(store))
     }
 
     pub(super) fn balance(&mut self) {
@@ -46,14 +48,16 @@ impl Planner<'_> {
     fn spread(&mut self, volume: &Volume) -> usize {
         let mut begun = 0;
         for (no, group) in (0u16..).map(GroupNo).zip(&volume.groups) {
-            let mut seen = BTreeSet::new();
-            let doubled = volume.all_slots().iter().find(|slot| {
-                destination(group, *slot).is_some_and(|store| !seen.insert(self.domain(store)))
-            });
+            let domain = |slot: Slot| destination(group, slot).map(|store| self.domain(store));
+            let others = |but: Slot| -> BTreeSet<Option<String>> {
+                volume.all_slots().iter().filter(|slot| *slot != but).map(domain).collect()
+            };
+            let doubled =
+                volume.all_slots().iter().find(|slot| others(*slot).contains(&domain(*slot)));
             let Some(slot) = doubled.filter(|_| begun < self.policy.at_once) else { continue };
             let Some(from) = destination(group, slot) else { continue };
             let Ok(store) = self.choose(volume, group, (no, slot)) else { continue };
-            if !seen.contains(&self.domain(store)) {
+            if !others(slot).contains(&Some(self.domain(store))) {
                 self.begin(volume, from, MoveSlot { group: no, slot, store });
                 begun += 1;
             }
@@ -121,7 +125,7 @@ impl Planner<'_> {
     /// How many slots of the volume each store should have: by weight, and no node more than one of a
     /// group.
     fn shares(&self, volume: &Volume) -> BTreeMap<StoreId, f64> {
-        let usable = |store: &StoreId| !self.is_unwanted(*store);
+        let usable = |store: &StoreId| !self.is_unwanted(*store) && self.away(*store).is_none();
         let mut open: Vec<StoreId> = self.map.stores.keys().copied().filter(usable).collect();
         let mut stores_of: BTreeMap<NodeId, f64> = BTreeMap::new();
         for node in open.iter().filter_map(|store| self.map.node_of(*store)) {

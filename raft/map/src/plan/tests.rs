@@ -340,6 +340,43 @@ fn slots_are_spread_over_failure_domains() {
 }
 
 #[test]
+fn with_fewer_domains_than_slots_it_comes_to_rest() {
+    for weights in [[100; 6], [100, 50, 100, 200, 100, 100]] {
+        let mut rig = Rig::new(6, 6, (2, 2), 32);
+        for (no, domain) in [(1, "a"), (2, "a"), (3, "b"), (4, "b"), (5, "c"), (6, "c")] {
+            rig.set(no, NodeSetting::Domain(domain.into()));
+            rig.set(no, NodeSetting::Weight(weights[usize::try_from(no - 1).expect("few")]));
+        }
+        rig.carry_out();
+        for group in &rig.volume().groups {
+            let domain =
+                |store: &StoreId| rig.map.nodes[&rig.map.stores[store].node].domain.clone();
+            let domains: BTreeSet<String> = group.slots.iter().map(domain).collect();
+            assert_eq!(domains.len(), 3, "{group:?}");
+        }
+        assert_eq!(rig.plan(), Plan::default());
+    }
+}
+
+#[test]
+fn what_can_not_be_rebuilt_is_in_nobody_s_way() {
+    let mut rig = Rig::new(6, 5, (2, 1), 40);
+    rig.carry_out();
+    rig.policy.at_once = 2;
+    rig.shrink(1);
+    for no in [1, 2] {
+        rig.away(no, secs(1000));
+    }
+    let both = |rig: &Rig, group: GroupNo| {
+        let group = &rig.volume().groups[usize::from(group.0)];
+        group.slot_of(store(1)).is_some() && group.slot_of(store(2)).is_some()
+    };
+    let moves = &rig.plan().moves[&VOLUME];
+    assert_eq!(moves.len(), 2);
+    assert!(moves.iter().all(|wish| !both(&rig, wish.group)), "{moves:?}");
+}
+
+#[test]
 fn nothing_begins_while_moves_are_paused() {
     let mut rig = Rig::new(4, 3, (2, 1), 4);
     rig.must(&Command::PauseMoves(true));
