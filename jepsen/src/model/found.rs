@@ -49,6 +49,8 @@ pub(super) fn coordinator(at: usize, incarnation: Incarnation) -> Coordinator {
         power_patience: PATIENCE,
         cached_rows: CACHED_ROWS,
         catchup_window: 2,
+        // What it remembers is no part of a state.
+        govern: false,
         ..CoordinatorConfig::new(me, VOLUME)
     })
 }

@@ -28,8 +28,10 @@ pub struct CoordinatorConfig {
     pub power_patience: Duration,
     /// Rows whose version vectors stay in memory.
     pub cached_rows: usize,
-    /// Rows repaired at once by catch-up.
+    /// Rows repaired at once by catch-up, in each slot. Eight times as many in all.
     pub catchup_window: usize,
+    /// Whether fewer are while clients would notice.
+    pub govern: bool,
 }
 
 impl CoordinatorConfig {
@@ -45,6 +47,7 @@ impl CoordinatorConfig {
             power_patience: Duration::from_secs(30),
             cached_rows: 256 * 1024,
             catchup_window: 64,
+            govern: true,
         }
     }
 }

@@ -187,6 +187,11 @@ impl Catchup {
         self.learners.is_empty() && self.claimed.is_empty() && self.unrepaired.is_empty()
     }
 
+    /// Repairs under way.
+    fn repairing(&self) -> usize {
+        self.learners.values().map(|learning| learning.repairing).sum()
+    }
+
     /// Claims the repair of a row slot; false when one waits or runs already.
     pub(super) fn claim_repair(&mut self, row: RowAddr, seat: Seat) -> bool {
         self.claimed.insert((row, seat))
@@ -234,7 +239,7 @@ impl Catchup {
 impl Learning {
     /// Rows that it lacks yet, if those that were not compared are as those that were. `part`: what part
     /// of all stripes lies before one.
-    fn rows_left(&self, part: impl Fn(RowAddr) -> f64) -> u64 {
+    pub(super) fn rows_left(&self, part: impl Fn(RowAddr) -> f64) -> u64 {
         let known = (self.behind.len() + self.failed.len() + self.repairing) as u64;
         let Stage::Walking(Walk { after: Some(after), .. }) = &self.stage else { return known };
         let done = part(*after).clamp(0.01, 1.0);
@@ -253,18 +258,6 @@ impl Learning {
 }
 
 impl Coordinator {
-    /// Rows that learners lack yet, about.
-    pub(super) fn rows_left(&self) -> u64 {
-        let Some(volume) = &self.volume else { return 0 };
-        let rows = volume.size.div_ceil(smalti_storage::record::BLOCK_LEN as u64);
-        let rows = rows.div_ceil(u64::from(volume.data));
-        let in_stripe =
-            (u64::from(volume.shard_size) / smalti_storage::record::BLOCK_LEN as u64).max(1);
-        let stripes = rows.div_ceil(in_stripe).max(1);
-        let part = |row: RowAddr| row.stripe as f64 / stripes as f64;
-        self.catchup.learners.values().map(|learning| learning.rows_left(part)).sum()
-    }
-
     /// The map or a link changed: adopts learners, and asks to admit slots that are out of sync
     /// and reachable.
     pub(super) fn catchup_on_map(&mut self) {
@@ -494,6 +487,7 @@ impl Coordinator {
         self.repair_again();
         self.decide_lost_again(None);
         self.vet_pump();
+        self.governor.tick(self.now, !self.catchup.learners.is_empty());
         self.catchup_pump();
         self.propose_growth();
     }
@@ -506,6 +500,7 @@ impl Coordinator {
         let places: Vec<Place> = self.catchup.learners.keys().copied().collect();
         let oldest = self.inflight.keys().next().copied();
         let mut grows = false;
+        let window = if self.config.govern { self.governor.window() } else { usize::MAX };
         for place in places {
             let Some(learning) = self.catchup.learners.get_mut(&place) else { continue };
             let level = learning.is_level() || lives(Mutant::GrowBehind);
@@ -523,29 +518,30 @@ impl Coordinator {
                     }
                     continue;
                 }
-                Stage::Listing(_) => self.resume_listing(place),
-                Stage::Walking(_) => self.resume_walk(place),
+                Stage::Listing(_) if window > 0 => self.resume_listing(place),
+                Stage::Walking(_) if window > 0 => self.resume_walk(place),
                 Stage::Repairing if level && answered => {
                     learning.stage = Stage::Growing { proposed: None };
                     grows = true;
                 }
-                Stage::Repairing | Stage::Growing { .. } => {}
+                _ => {}
             }
-            self.repair_learner(place);
+            self.repair_learner(place, window);
         }
         if grows {
             self.confirm_again();
         }
     }
 
-    fn repair_learner(&mut self, place: Place) {
+    fn repair_learner(&mut self, place: Place, window: usize) {
         let now = self.now;
+        let free = window.saturating_sub(self.catchup.repairing());
         let Some(learning) = self.catchup.learners.get_mut(&place) else { return };
         if learning.retry_at <= now {
             let failed = std::mem::take(&mut learning.failed);
             learning.behind.extend(failed);
         }
-        let room = self.config.catchup_window.saturating_sub(learning.repairing);
+        let room = self.config.catchup_window.saturating_sub(learning.repairing).min(free);
         let (life, seat) = (learning.life, (place.1, learning.store));
         let rows: Vec<RowAddr> = learning.behind.iter().take(room).copied().collect();
         for row in rows {

@@ -21,6 +21,7 @@ mod describe;
 mod digest;
 mod evidence;
 mod gather;
+mod governor;
 mod leave;
 mod links;
 mod listing;
@@ -43,6 +44,7 @@ use crate::time::Time;
 use cache::VecCache;
 use catchup::Catchup;
 use confirm::Confirms;
+use governor::Governor;
 use links::Links;
 use rows::{Row, Task, TaskId};
 use smalti_map::mutant::{Mutant, lives};
@@ -58,6 +60,9 @@ use takeover::Takeover;
 /// A proposal without effect is made again after this long: it may have been lost with a leader,
 /// and the compare-and-set on the epoch makes the repetition harmless.
 const PROPOSE_AGAIN: Duration = Duration::from_millis(400);
+
+/// Slots that may repair as much as they may at the same time.
+const WINDOWS: usize = 8;
 
 /// One slot of one group.
 type Place = (GroupNo, Slot);
@@ -127,6 +132,7 @@ pub struct Coordinator {
     actions: Vec<Action>,
     takeover: Takeover,
     catchup: Catchup,
+    governor: Governor,
     suspects: Suspects,
     cache: VecCache,
     repairs: BTreeMap<TaskId, (Seat, repair::RepairState)>,
@@ -185,6 +191,7 @@ impl std::fmt::Debug for Coordinator {
 impl Coordinator {
     /// A coordinator that does nothing until a map names it.
     pub fn new(config: CoordinatorConfig) -> Self {
+        let governor = Governor::new(WINDOWS * config.catchup_window);
         Self {
             cache: VecCache::new(config.cached_rows),
             zeroes: vec![0; config.record_len].into(),
@@ -207,6 +214,7 @@ impl Coordinator {
             actions: Vec::new(),
             takeover: Takeover::default(),
             catchup: Catchup::default(),
+            governor,
             suspects: Suspects::default(),
             repairs: BTreeMap::new(),
             rows: BTreeMap::new(),
@@ -272,8 +280,11 @@ impl Coordinator {
         let stores = self.insync_stores.iter();
         let gone = stores.filter(|store| match self.confirms_reads() {
             true => !self.links.is_up(**store),
-            // Leases are asked for more often than that.
-            false => !self.links.heard_within(**store, self.now, self.config.suspect_after),
+            // Leases are asked for every quarter of one.
+            false => {
+                let lately = self.config.suspect_after + self.config.lease / 4;
+                !self.links.heard_within(**store, self.now, lately)
+            }
         });
         gone.count() as u64
     }
@@ -309,6 +320,9 @@ impl Coordinator {
     pub fn handle(&mut self, now: Time, event: Event) {
         if !(lives(Mutant::LeaseBeforeBytes) && matches!(event, Event::Reply { .. })) {
             self.now = now;
+        }
+        if let Event::Write { op, .. } | Event::Read { op, .. } = &event {
+            self.governor.began(*op, now);
         }
         match event {
             Event::Map(map) => self.on_map(map),
@@ -347,6 +361,11 @@ impl Coordinator {
         self.propose_snapshot();
         self.ask_confirms();
         self.flush();
+        for action in &self.actions {
+            if let Action::WriteDone { op, .. } | Action::ReadDone { op, .. } = action {
+                self.governor.ended(*op, self.now);
+            }
+        }
         std::mem::take(&mut self.actions)
     }
 

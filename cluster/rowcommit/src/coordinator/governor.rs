@@ -1,0 +1,248 @@
+//! How much is repaired at once while clients wait for answers.
+//!
+//! G1. Now and then, while clients are busy, nothing is repaired for a moment: how long they wait then is
+//!     what they would wait without repairs.
+//! G2. As long as they wait for not much longer than that, more is repaired at once; else less.
+//! G3. Something is repaired always, but for those moments: it must end.
+//! G4. With no client waiting it is as much as there is room for.
+//!
+//! Additive increase, multiplicative decrease, as of TCP's window (RFC 5681); the signal is the time that
+//! nine of ten operations take, for the hundredth is too rare to be seen in a step.
+
+use crate::time::Time;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// Between two changes of the window.
+const STEP: Duration = Duration::from_millis(100);
+
+/// Clients that have been silent for so long are idle.
+const IDLE: Duration = Duration::from_millis(500);
+
+/// Between two moments without repairs, and how long one is. What was under way when it began ends in
+/// its first half.
+const QUIET_EVERY: Duration = Duration::from_secs(2);
+const QUIET: Duration = Duration::from_millis(200);
+
+/// Clients may wait this many times as long, and this much longer.
+const BEARABLE: f64 = 1.5;
+const UNNOTICED: f64 = 200.0;
+
+/// With fewer operations in a step nothing is concluded.
+const FEWEST: usize = 8;
+
+/// Repairs at once to begin with.
+const FIRST: f64 = 8.0;
+
+/// How much a newer measurement of the undisturbed time counts.
+const NEWER: f64 = 0.5;
+
+/// Watches how long clients wait, and says how much may be repaired at once.
+#[derive(Clone, Debug)]
+pub(super) struct Governor {
+    most: f64,
+    window: f64,
+    /// Operations of clients under way.
+    begun: BTreeMap<u64, Time>,
+    last_ended: Option<Time>,
+    /// Microseconds that operations took since the last step, or in the second half of a quiet moment.
+    took: Vec<f64>,
+    /// What they take undisturbed.
+    alone: Option<f64>,
+    stepped: Time,
+    /// When the present quiet moment began, and when the last one ended.
+    quiet_since: Option<Time>,
+    quiet_ended: Option<Time>,
+}
+
+impl Governor {
+    /// At most so many repairs at once.
+    pub(super) fn new(most: usize) -> Self {
+        Self {
+            most: most as f64,
+            window: FIRST.min(most as f64),
+            begun: BTreeMap::new(),
+            last_ended: None,
+            took: Vec::new(),
+            alone: None,
+            stepped: Time::default(),
+            quiet_since: None,
+            quiet_ended: None,
+        }
+    }
+
+    /// A client's operation begins.
+    pub(super) fn began(&mut self, op: u64, now: Time) {
+        self.begun.insert(op, now);
+    }
+
+    /// It has been answered.
+    pub(super) fn ended(&mut self, op: u64, now: Time) {
+        let Some(began) = self.begun.remove(&op) else { return };
+        self.last_ended = Some(now);
+        let settled = self.quiet_since.is_none_or(|since| now.since(since) >= QUIET / 2);
+        if settled {
+            self.took.push(now.since(began).as_micros() as f64);
+        }
+    }
+
+    /// So many repairs may be under way.
+    pub(super) fn window(&self) -> usize {
+        match self.quiet_since {
+            Some(_) => 0,
+            // Never fewer than one.
+            None => self.window.max(1.0) as usize,
+        }
+    }
+
+    /// Time has passed. `repairing`: there is something to repair.
+    pub(super) fn tick(&mut self, now: Time, repairing: bool) {
+        if !repairing {
+            *self = Self {
+                begun: std::mem::take(&mut self.begun),
+                last_ended: self.last_ended,
+                alone: self.alone,
+                ..Self::new(self.most as usize)
+            };
+            return;
+        }
+        if let Some(since) = self.quiet_since {
+            if now.since(since) >= QUIET {
+                self.measured();
+                self.quiet_since = None;
+                self.quiet_ended = Some(now);
+                self.stepped = now;
+            }
+            return;
+        }
+        let idle = self.last_ended.is_none_or(|at| now.since(at) >= IDLE);
+        let due = self.quiet_ended.is_none_or(|at| now.since(at) >= QUIET_EVERY);
+        if !idle && due {
+            self.quiet_since = Some(now);
+            self.took.clear();
+        } else if now.since(self.stepped) >= STEP {
+            self.stepped = now;
+            self.step(idle);
+        }
+    }
+
+    fn measured(&mut self) {
+        if let Some(took) = self.ninth_of_ten() {
+            let before = self.alone.unwrap_or(took);
+            self.alone = Some(before + NEWER * (took - before));
+        }
+        self.took.clear();
+    }
+
+    fn step(&mut self, idle: bool) {
+        if idle {
+            // Those that wait for long are heard of when they end.
+            if self.begun.is_empty() {
+                self.window = (self.window * 2.0).min(self.most);
+            }
+            return;
+        }
+        let Some((took, alone)) = self.ninth_of_ten().zip(self.alone) else { return };
+        self.took.clear();
+        self.window = if took > alone * BEARABLE + UNNOTICED {
+            (self.window * 0.7).max(1.0)
+        } else {
+            (self.window + 1.0).min(self.most)
+        };
+    }
+
+    /// In what time nine of ten of the operations ended.
+    fn ninth_of_ten(&mut self) -> Option<f64> {
+        if self.took.len() < FEWEST {
+            return None;
+        }
+        self.took.sort_by(f64::total_cmp);
+        self.took.get(self.took.len() * 9 / 10).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MOST: usize = 512;
+
+    struct Rig {
+        governor: Governor,
+        now: Time,
+        op: u64,
+        quiet: u32,
+    }
+
+    impl Rig {
+        fn new() -> Self {
+            let (governor, now) = (Governor::new(MOST), Time(10_000_000));
+            Self { governor, now, op: 0, quiet: 0 }
+        }
+
+        /// Milliseconds go by, with an operation of a client in each that takes what it says.
+        fn busy(&mut self, millis: u64, took: impl Fn(usize) -> u64) {
+            for _ in 0..millis {
+                self.op += 1;
+                let took = Duration::from_micros(took(self.governor.window()));
+                self.governor.began(self.op, self.now);
+                self.governor.ended(self.op, self.now.after(took));
+                self.now = self.now.after(Duration::from_millis(1));
+                if self.op.is_multiple_of(20) {
+                    self.governor.tick(self.now, true);
+                }
+                self.quiet += u32::from(self.governor.window() == 0);
+            }
+        }
+
+        fn idle(&mut self, millis: u64) {
+            for _ in 0..millis / 20 {
+                self.now = self.now.after(Duration::from_millis(20));
+                self.governor.tick(self.now, true);
+            }
+        }
+    }
+
+    #[test]
+    fn clients_that_notice_nothing_let_it_grow() {
+        let mut rig = Rig::new();
+        rig.busy(10_000, |_| 1000);
+        assert!(rig.governor.window() > 60, "{}", rig.governor.window());
+    }
+
+    #[test]
+    fn clients_that_wait_make_it_less_and_it_never_ends() {
+        let mut rig = Rig::new();
+        rig.busy(10_000, |window| if window == 0 { 1000 } else { 10_000 });
+        assert_eq!(rig.governor.window(), 1);
+    }
+
+    #[test]
+    fn it_settles_where_clients_wait_for_not_much_longer() {
+        let mut rig = Rig::new();
+        rig.busy(30_000, |window| 1000 + 50 * window as u64);
+        // 1000 x 1.5 + 200 is what 14 repairs at once cost.
+        let window = rig.governor.window();
+        assert!((7..=16).contains(&window), "{window}");
+        // A tenth of the time goes to looking how it would be without.
+        assert!((2000..4000).contains(&rig.quiet), "{}", rig.quiet);
+    }
+
+    #[test]
+    fn with_no_client_it_takes_all_there_is() {
+        let mut rig = Rig::new();
+        rig.busy(5_000, |window| 1000 + 1000 * window as u64);
+        assert!(rig.governor.window() < 4);
+        rig.idle(2_000);
+        assert_eq!(rig.governor.window(), MOST);
+    }
+
+    #[test]
+    fn an_operation_that_hangs_is_no_idle_client() {
+        let mut rig = Rig::new();
+        rig.busy(1_000, |_| 1000);
+        rig.governor.began(u64::MAX, rig.now);
+        rig.idle(5_000);
+        assert!(rig.governor.window() < 40, "{}", rig.governor.window());
+    }
+}
