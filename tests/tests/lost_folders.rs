@@ -181,3 +181,37 @@ fn a_node_with_an_emptied_raft_folder_is_admitted_anew() -> Result<()> {
 fn a_node_that_has_lost_all_its_data_gets_it_back() -> Result<()> {
     emptied("a_node_that_has_lost_all_its_data_gets_it_back", "data")
 }
+
+/// The node that founded the cluster does not found it again.
+#[test]
+fn the_first_node_founds_nothing_twice() -> Result<()> {
+    let test = "the_first_node_founds_nothing_twice";
+    let seed = seed();
+    say(test, &format!("seed {seed}"));
+    let mut cluster = Cluster::up(Spec::three(test, "32M"))?;
+    let image = Image::write(&cluster, SIZE, 1, seed)?;
+    cluster.kill_together(&[0, 1, 2])?;
+    for node in [0, 2] {
+        fs::remove_dir_all(cluster.nodes()[node].dir.join("data"))?;
+    }
+    // Neither knows of anything: they must not agree on a cluster of their own.
+    cluster.start(0)?;
+    cluster.start(2)?;
+    let watched = Instant::now();
+    while watched.elapsed() < Duration::from_secs(5) {
+        let health = cluster.status().map_or_else(|_| "none".to_owned(), |status| status.health);
+        ensure!(health != "ok", "a new cluster was founded over the old one");
+    }
+    let dir = text(&cluster.dir());
+    let listed = smalti(&["volume", "list", "--dir", &dir], LIMIT)?;
+    ensure!(!listed.stdout.contains("no volumes"), "the old cluster is forgotten");
+    // That was two losses of one that is borne. What is left is left alone.
+    cluster.start(1)?;
+    until("the one that remembers is heard", LIMIT, || {
+        let listed = smalti(&["volume", "list", "--dir", &dir], LIMIT)?;
+        let known = listed.stdout.lines().any(|line| line.starts_with("v "));
+        Ok(known.then_some(()))
+    })?;
+    drop(image);
+    cluster.finish()
+}

@@ -10,6 +10,7 @@ use smalti_map::plan::Sight;
 use smalti_map::view::MapView;
 use smalti_map::{ClusterMap, Store};
 use smalti_net::Service;
+use smalti_raft::RaftGroup;
 use smalti_storage::ids::{Incarnation, NodeId, StoreId};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -30,6 +31,8 @@ const VERSION: u8 = 3;
 struct Answer {
     /// Under which start it has joined the cluster; none before it has.
     start: Option<Incarnation>,
+    /// It may vote in the metadata group, as far as its store goes.
+    votes: bool,
     /// The stores that may serve.
     stores: Vec<(StoreId, StoreSpace)>,
 }
@@ -48,6 +51,7 @@ pub struct Beats {
 struct Heard {
     at: Instant,
     start: Option<Incarnation>,
+    votes: bool,
     stores: Vec<(StoreId, StoreSpace)>,
     /// Since when it has told of just these stores.
     since: Instant,
@@ -106,12 +110,12 @@ impl Beats {
         loop {
             every.tick().await;
             if let Ok(answer) = fabric.call(node, service::BEAT, Bytes::new(), timeout).await {
-                let (now, Answer { start, stores }) = (Instant::now(), decode(&answer));
+                let (now, Answer { start, votes, stores }) = (Instant::now(), decode(&answer));
                 let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
                 let before = heard.get(&node);
                 let same = before.filter(|b| Heard::ids(&b.stores).eq(Heard::ids(&stores)));
                 let since = same.map_or(now, |before| before.since);
-                heard.insert(node, Heard { at: now, start, stores, since });
+                heard.insert(node, Heard { at: now, start, votes, stores, since });
             }
         }
     }
@@ -124,6 +128,12 @@ impl Beats {
         }
         let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
         heard.get(&node).map_or(self.since, |heard| heard.at).elapsed()
+    }
+
+    /// Whether another node says that it may vote.
+    pub(super) fn is_voter(&self, node: NodeId) -> bool {
+        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.get(&node).is_some_and(|heard| heard.votes)
     }
 
     /// Under which start a node has joined the cluster, by what it answered last.
@@ -191,15 +201,16 @@ fn decode(answer: &[u8]) -> Answer {
 }
 
 /// Answers heartbeats.
-#[derive(Debug)]
 pub(super) struct BeatService {
     pub(super) stores: LocalStores,
     pub(super) start: watch::Receiver<Option<Incarnation>>,
+    pub(super) raft: RaftGroup,
 }
 
 impl Service for BeatService {
     fn call(&self, _from: NodeId, _request: Bytes) -> BoxFuture<'_, Bytes> {
-        let answer = Answer { start: *self.start.borrow(), stores: serving(&self.stores) };
+        let (start, stores) = (*self.start.borrow(), serving(&self.stores));
+        let answer = Answer { start, votes: !self.raft.is_recruit(), stores };
         Box::pin(std::future::ready(encode(&answer)))
     }
 }
@@ -217,7 +228,7 @@ mod tests {
         ];
         for some in 0..=stores.len() {
             let start = (some > 0).then_some(Incarnation(some as u64));
-            let answer = Answer { start, stores: stores[..some].to_vec() };
+            let answer = Answer { start, votes: some > 1, stores: stores[..some].to_vec() };
             assert_eq!(decode(&encode(&answer)), answer);
         }
         assert_eq!(decode(&[]), Answer::default());

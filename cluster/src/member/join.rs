@@ -178,8 +178,11 @@ impl Member {
             down_out: config.down_out,
             seat_suspect_after: config.suspect_after * 2,
         });
-        endpoint.serve(service::RAFT, Arc::new(RaftService { group: raft }));
-        endpoint.serve(service::BEAT, Arc::new(BeatService { stores: Arc::clone(&stores), start }));
+        endpoint.serve(service::RAFT, Arc::new(RaftService { group: raft.clone() }));
+        endpoint.serve(
+            service::BEAT,
+            Arc::new(BeatService { stores: Arc::clone(&stores), start, raft }),
+        );
         endpoint.serve(service::CUSTODY, Arc::new(custody));
         let seats = SeatService { member: Arc::downgrade(&inner) };
         endpoint.serve(service::SEATS, Arc::new(seats));

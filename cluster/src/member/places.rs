@@ -12,13 +12,16 @@ use smalti_raft::{GroupMetrics, MemberError, ProposeError};
 use smalti_storage::ids::{NodeId, RaftStoreId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 
 /// How often it looks.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// How long a proposal may take. The next look makes it again.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Between two looks of one that was not asleep. A look may take as long as its proposals.
+const ASLEEP: Duration = Duration::from_secs(8);
 
 /// A learner that lacks more entries than this does not become a voter yet.
 const LAG_MAX: u64 = 100;
@@ -43,11 +46,18 @@ impl Member {
         let stop = self.inner.stop.clone();
         let mut every = tokio::time::interval(LOOK_EVERY);
         every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut looked = Instant::now();
         loop {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
                 _ = every.tick() => {}
+            }
+            // One that has been asleep takes itself for the leader yet, and everybody for gone.
+            let asleep = looked.elapsed() > ASLEEP;
+            looked = Instant::now();
+            if asleep {
+                continue;
             }
             let metrics = self.raft().metrics();
             let map = self.map();
@@ -78,13 +88,15 @@ impl Member {
             return self.admit(node, store, &now.voters).await;
         }
         let wanted = self.wanted_voters(map, &now.voters);
-        if wanted != now.voters {
+        if wanted != now.voters || now.joint {
             let lag = |node: &NodeId| {
                 let has = now.matched.get(node).copied().unwrap_or(0);
                 *node != self.node() && has + LAG_MAX < now.log_len
             };
-            // A voter that lacks half the log can not help a majority.
-            if wanted.difference(&now.voters).any(lag) {
+            // A voter that lacks half the log can not help a majority, nor can one that does not know yet
+            // that it may vote.
+            let knows = |node: &NodeId| *node == self.node() || self.beats().is_voter(*node);
+            if wanted.difference(&now.voters).any(|node| lag(node) || !knows(node)) {
                 return Ok(());
             }
             tracing::info!(from = ?now.voters, to = ?wanted, "the voters change");

@@ -10,6 +10,9 @@ use std::time::Duration;
 /// Between two looks whether a node is empty.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
+/// What can not move in so many looks will not.
+const STUCK_LOOKS: u32 = 10;
+
 /// Another node may need so many looks to vote in its stead.
 const VOTE_LOOKS: u32 = 40;
 
@@ -60,7 +63,7 @@ async fn drain(args: NodeDrainArgs) -> anyhow::Result<()> {
         },
     );
     bar.set_message(format!("slots of {name}"));
-    let (mut most, mut looks) = (0, 0);
+    let (mut most, mut looks, mut stuck) = (0, 0, 0);
     loop {
         let nodes: Vec<NodeFacts> = target.read("/v1/nodes").await.context("drain node")?;
         let Some(node) = nodes.into_iter().find(|node| node.name == name) else {
@@ -86,11 +89,20 @@ async fn drain(args: NodeDrainArgs) -> anyhow::Result<()> {
                 return output::print(&format!("{name} is empty{votes}{shares}\n"));
             }
         }
-        if status.moves.moving + status.moves.waiting == 0 && status.moves.stuck > 0 {
+        let moves = status.moves;
+        if moves.paused && moves.moving == 0 && node.slots > 0 {
+            bar.finish_and_clear();
+            bail!("drain node: nothing moves, for moves are paused: see `smalti moves resume`");
+        }
+        // A plan is made anew twice a second: what it says once may be of a moment.
+        let stays = node.slots > 0 && moves.moving + moves.waiting == 0 && moves.stuck > 0;
+        stuck = if stays { stuck + 1 } else { 0 };
+        if stuck >= STUCK_LOOKS {
             bar.finish_and_clear();
             bail!(
-                "drain node: {} slots stay, for no other node can take them: see `smalti why`",
-                status.moves.stuck
+                "drain node: {} slots stay, for no other node can take them: see `smalti why`; \
+                 `--undo` lets it have them again",
+                node.slots
             );
         }
         tokio::time::sleep(LOOK_EVERY).await;

@@ -80,7 +80,9 @@ impl Report {
     fn without(&self, nodes: &BTreeSet<NodeId>, names: Vec<String>) -> WhatIfReport {
         let left = |node: &NodeId| self.up.contains(node) && !nodes.contains(node);
         let voters = &self.raft.voters;
-        let quorum = voters.iter().filter(|voter| left(voter)).count() * 2 > voters.len();
+        let up = voters.iter().filter(|voter| left(voter)).count();
+        // While the voters change both sets have to agree.
+        let quorum = up * 2 > voters.len() && (!self.raft.joint || up == voters.len());
         let holders = &self.map.custody.holders;
         let shares = holders.iter().filter(|holder| left(&holder.node)).count();
         let custody = shares >= usize::from(self.map.custody.threshold);
@@ -97,10 +99,11 @@ impl Report {
                 let live = groups.map(|group| group.insync_stores().filter(live).count()).min();
                 let live = live.and_then(|live| u8::try_from(live).ok()).unwrap_or(0);
                 let seat = volume.coordinator.map(|seat| seat.node);
+                let served = self.is_served(volume);
                 WhatIfVolume {
                     name: volume.name.clone(),
-                    reads: quorum && live >= volume.data,
-                    writes: quorum && live >= volume.min_insync,
+                    reads: quorum && served && live >= volume.data,
+                    writes: quorum && served && live >= volume.min_insync,
                     spare: u32::from(live.saturating_sub(volume.data)),
                     takeover: seat.is_some_and(|node| nodes.contains(&node)),
                 }

@@ -55,7 +55,7 @@ impl Report {
                 add(Health::Degraded, subject, problem.into(), "it ends by itself");
             }
         }
-        if self.wanted_voters != self.raft.voters {
+        if self.wanted_voters != self.raft.voters || self.raft.joint {
             let (problem, remedy) = (
                 "other nodes are to vote than do: until then fewer failures may be borne"
                     .to_owned(),

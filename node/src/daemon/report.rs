@@ -141,8 +141,10 @@ impl Report {
     }
 
     pub(super) fn volume_health(&self, volume: &Volume) -> Health {
-        let served = volume.activated && self.progress.get(&volume.no).is_some_and(|p| p.active);
-        if !self.caught_up || !served || self.fewest_live(volume) < volume.min_insync {
+        if !self.caught_up
+            || !self.is_served(volume)
+            || self.fewest_live(volume) < volume.min_insync
+        {
             Health::Stalled
         } else if self.behind(volume) == Some(0)
             && self.lost(volume) == 0
@@ -153,6 +155,11 @@ impl Report {
         } else {
             Health::Degraded
         }
+    }
+
+    /// Whether its coordinator serves it.
+    pub(super) fn is_served(&self, volume: &Volume) -> bool {
+        volume.activated && self.progress.get(&volume.no).is_some_and(|p| p.active)
     }
 
     /// Of all groups, the fewest in-sync slots whose stores run on nodes that answer.

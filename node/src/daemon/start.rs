@@ -13,10 +13,16 @@ use smalti_cluster::{Member, MemberConfig, member};
 use smalti_map::{Custody, NodeAddresses, ShareHolder};
 use smalti_nbd::{Limits, Listener, Server};
 use smalti_net::NodeCredentials;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
+
+/// Between two looks whether the node has joined.
+const JOINED_EVERY: Duration = Duration::from_millis(100);
 
 /// Starts everything a node does. Joining the cluster goes on by itself.
 ///
@@ -35,6 +41,9 @@ pub async fn start(node: NodeRuntime) -> anyhow::Result<Started> {
             why = failing.failed() => poisoned.poison(why),
         }
     });
+    if let Some(path) = config.founding.clone().filter(|path| path.exists()) {
+        node.tasks.spawn(put_aside(path, member.clone(), node.stop.clone()));
+    }
     let local = LocalGateways::new(member.clone());
     let sessions = BlockSessions::new(local.clone(), node.stop.clone(), node.tasks.clone());
     member.fabric().endpoint().accept_sessions(service::BLOCKS, Arc::new(sessions));
@@ -56,6 +65,26 @@ pub async fn start(node: NodeRuntime) -> anyhow::Result<Started> {
     Ok(Started { control, shutdown })
 }
 
+/// Where the proposal that founded the cluster is kept when that has been done.
+fn founded(path: &Path) -> PathBuf {
+    path.with_extension("done.json")
+}
+
+/// Once this node has joined the cluster, it is not to be founded again, whatever this node forgets.
+async fn put_aside(path: PathBuf, member: Member, stop: CancellationToken) {
+    while member.incarnation().is_none() {
+        if stop.run_until_cancelled(tokio::time::sleep(JOINED_EVERY)).await.is_none() {
+            return;
+        }
+    }
+    let done = founded(&path);
+    let moved = std::fs::rename(&path, &done)
+        .and_then(|()| path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all()));
+    if let Err(error) = moved {
+        tracing::warn!(%error, path = %path.display(), "can not be put aside");
+    }
+}
+
 async fn bind_nbd(config: &NodeConfig) -> anyhow::Result<Vec<Listener>> {
     let address = config.addresses.nbd;
     let tcp = TcpListener::bind(address).await.with_context(|| format!("bind NBD to {address}"))?;
@@ -74,6 +103,9 @@ fn member_config(config: &NodeConfig, stopping: CancellationToken) -> anyhow::Re
     let credentials = NodeCredentials::load(&config.credentials.dir)
         .map_err(|error| anyhow!("load credentials: {error}"))?;
     let founding = match &config.founding {
+        // It is put aside once the cluster is founded. With an emptied data folder this node would
+        // found another one else.
+        Some(path) if !path.exists() && founded(path).exists() => None,
         Some(path) => Some(founding(&Founding::load(path)?)),
         None => None,
     };
