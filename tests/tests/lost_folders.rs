@@ -189,7 +189,7 @@ fn the_first_node_founds_nothing_twice() -> Result<()> {
     let seed = seed();
     say(test, &format!("seed {seed}"));
     let mut cluster = Cluster::up(Spec::three(test, "32M"))?;
-    let image = Image::write(&cluster, SIZE, 1, seed)?;
+    Image::write(&cluster, SIZE, 1, seed)?;
     cluster.kill_together(&[0, 1, 2])?;
     for node in [0, 2] {
         fs::remove_dir_all(cluster.nodes()[node].dir.join("data"))?;
@@ -212,6 +212,5 @@ fn the_first_node_founds_nothing_twice() -> Result<()> {
         let known = listed.stdout.lines().any(|line| line.starts_with("v "));
         Ok(known.then_some(()))
     })?;
-    drop(image);
     cluster.finish()
 }

@@ -20,8 +20,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How long a proposal may take. The next look makes it again.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Between two looks of one that was not asleep. A look may take as long as its proposals.
-const ASLEEP: Duration = Duration::from_secs(8);
+/// Whoever waits for the next look for longer has been asleep.
+const ASLEEP: Duration = Duration::from_millis(1500);
 
 /// A learner that lacks more entries than this does not become a voter yet.
 const LAG_MAX: u64 = 100;
@@ -46,17 +46,15 @@ impl Member {
         let stop = self.inner.stop.clone();
         let mut every = tokio::time::interval(LOOK_EVERY);
         every.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut looked = Instant::now();
         loop {
+            let waits = Instant::now();
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
                 _ = every.tick() => {}
             }
             // One that has been asleep takes itself for the leader yet, and everybody for gone.
-            let asleep = looked.elapsed() > ASLEEP;
-            looked = Instant::now();
-            if asleep {
+            if waits.elapsed() > ASLEEP {
                 continue;
             }
             let metrics = self.raft().metrics();
