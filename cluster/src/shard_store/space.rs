@@ -18,8 +18,9 @@ const RESERVED_BUFFERS: u64 = 4;
 /// otherwise every buffer that is written out would change it back and forth.
 const ROOM_AGAIN_PART: u64 = 8;
 
-/// With less than so many times the reserve free, a disk is nearly full: nothing moves there.
-const NEARLY_FULL: u64 = 3;
+/// With less than so many parts of that kind free beside the reserve, a disk is nearly full:
+/// nothing moves there. They count no buffers, or a small disk would be nearly full when empty.
+const NEARLY_FULL_PARTS: u64 = 2;
 
 /// Record bytes that may be taken between two looks at the disk.
 const LOOK_EVERY: u64 = 8 << 20;
@@ -91,7 +92,7 @@ pub struct StoreSpace {
 impl StoreSpace {
     pub(super) fn of(space: Space, low: bool) -> Self {
         let Space { total, free, used, .. } = space;
-        let room = free.saturating_sub(NEARLY_FULL * reserve(space));
+        let room = free.saturating_sub(reserve(space) + NEARLY_FULL_PARTS * reserved_part(space));
         let fullness = match (low, room) {
             (true, _) => Fullness::Full,
             (false, 0) => Fullness::NearFull,
@@ -102,7 +103,11 @@ impl StoreSpace {
 }
 
 fn reserve(space: Space) -> u64 {
-    (space.total / RESERVED_PART).min(RESERVED_MAX).max(space.buffers * RESERVED_BUFFERS)
+    reserved_part(space).max(space.buffers * RESERVED_BUFFERS)
+}
+
+fn reserved_part(space: Space) -> u64 {
+    (space.total / RESERVED_PART).min(RESERVED_MAX)
 }
 
 #[cfg(test)]
@@ -139,6 +144,10 @@ mod tests {
         assert_eq!((of(7 * GIB, false).room, of(7 * GIB, false).fullness), (GIB, Fullness::Ok));
         assert_eq!((of(6 * GIB, false).room, of(6 * GIB, false).fullness), (0, Fullness::NearFull));
         assert_eq!(of(GIB, true).fullness, Fullness::Full);
+        let small = Space { total: 1500 * MIB, buffers: 100 * MIB, ..Space::default() };
+        let of = |free| StoreSpace::of(Space { free, ..small }, false).fullness;
+        assert_eq!(of(550 * MIB), Fullness::NearFull);
+        assert_eq!(of(551 * MIB), Fullness::Ok);
     }
 
     #[test]

@@ -42,6 +42,9 @@ pub struct StatusReport {
     /// `ok` only when every group of every volume has all its n+k slots in sync and no row is
     /// behind.
     pub health: Health,
+    /// Whether all that keeps it from `ok` stays until an operator does something about it.
+    #[serde(default)]
+    pub lasting: bool,
     /// Every node, by number.
     pub nodes: Vec<NodeStatus>,
     /// Every volume, by name.
@@ -159,6 +162,9 @@ pub struct Reason {
     pub problem: String,
     /// What happens by itself, or what the operator can do.
     pub remedy: Option<String>,
+    /// Whether it stays until an operator does something about it.
+    #[serde(default)]
+    pub lasting: bool,
 }
 
 /// A volume.

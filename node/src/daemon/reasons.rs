@@ -6,13 +6,41 @@ use smalti_cluster::shard_store::Fullness;
 use smalti_map::plan::{Cause, Stuck};
 use std::collections::BTreeMap;
 
+#[derive(Default)]
+struct Reasons(Vec<Reason>);
+
+impl Reasons {
+    /// Something that ends by itself, or when what is away comes back.
+    fn add(&mut self, health: Health, subject: String, problem: String, remedy: &str) {
+        self.push(health, subject, problem, remedy, false);
+    }
+
+    /// Something that only an operator can end.
+    fn add_lasting(&mut self, health: Health, subject: String, problem: String, remedy: &str) {
+        self.push(health, subject, problem, remedy, true);
+    }
+
+    fn push(
+        &mut self,
+        health: Health,
+        subject: String,
+        problem: String,
+        remedy: &str,
+        lasting: bool,
+    ) {
+        let remedy = (!remedy.is_empty()).then(|| remedy.to_owned());
+        self.0.push(Reason { health, subject, problem, remedy, lasting });
+    }
+
+    fn worst_first(mut self) -> Vec<Reason> {
+        self.0.sort_by_key(|reason| std::cmp::Reverse(reason.health));
+        self.0
+    }
+}
+
 impl Report {
     pub(super) fn reasons(&self) -> Vec<Reason> {
-        let mut reasons = Vec::new();
-        let mut add = |health, subject: String, problem: String, remedy: &str| {
-            let remedy = (!remedy.is_empty()).then(|| remedy.to_owned());
-            reasons.push(Reason { health, subject, problem, remedy });
-        };
+        let mut reasons = Reasons::default();
         if self.leader().is_none() {
             let (up, all) = self.voters();
             let problem = if self.has_majority() {
@@ -20,13 +48,13 @@ impl Report {
             } else {
                 format!("no leader: {up} of {all} voters answer, {} are needed", all / 2 + 1)
             };
-            add(Health::Stalled, "raft".into(), problem, "start the nodes that are down");
+            reasons.add(Health::Stalled, "raft".into(), problem, "start the nodes that are down");
         }
         if !self.caught_up {
             let problem = "this node has not caught up with the cluster since it started";
             let remedy = "it does as soon as more than half of the nodes are up";
             let subject = format!("node {}", self.node_name(self.me));
-            add(Health::Stalled, subject, problem.into(), remedy);
+            reasons.add(Health::Stalled, subject, problem.into(), remedy);
         }
         let custody = self.custody_status();
         if custody.reachable < custody.needed {
@@ -34,12 +62,17 @@ impl Report {
                 "{} of {} custodians answer, {} are needed: no volume can be attached anew",
                 custody.reachable, custody.total, custody.needed
             );
-            add(Health::Degraded, "custody".into(), problem, "start the custodians that are down");
+            reasons.add(
+                Health::Degraded,
+                "custody".into(),
+                problem,
+                "start the custodians that are down",
+            );
         }
         for (id, node) in &self.map.nodes {
             if !self.up.contains(id) {
                 let (subject, problem) = (format!("node {}", node.name), "it does not answer");
-                add(
+                reasons.add(
                     Health::Degraded,
                     subject,
                     problem.into(),
@@ -52,7 +85,7 @@ impl Report {
                 let problem = "it came back without its metadata log: it does not vote until the \
                     others have admitted it anew";
                 let subject = format!("node {}", node.name);
-                add(Health::Degraded, subject, problem.into(), "it ends by itself");
+                reasons.add(Health::Degraded, subject, problem.into(), "it ends by itself");
             }
         }
         if self.wanted_voters != self.raft.voters || self.raft.joint {
@@ -61,7 +94,7 @@ impl Report {
                     .to_owned(),
                 "it ends by itself; until then keep the nodes up",
             );
-            add(Health::Degraded, "raft".into(), problem, remedy);
+            reasons.add(Health::Degraded, "raft".into(), problem, remedy);
         }
         for (store, node) in self.missing() {
             let subject = format!("node {}", self.node_name(node));
@@ -70,7 +103,7 @@ impl Report {
                  replaced or emptied"
             );
             let remedy = "what the store held is rebuilt on the one that runs; put it back if it is not lost";
-            add(Health::Degraded, subject, problem, remedy);
+            reasons.add(Health::Degraded, subject, problem, remedy);
         }
         for volume in self.map.volumes.values() {
             let subject = format!("volume {}", volume.name);
@@ -100,7 +133,7 @@ impl Report {
                         (Some(_), true) => "its coordinator does not answer".to_owned(),
                     };
                     let remedy = "it goes on by itself once enough nodes are up";
-                    add(Health::Stalled, subject, problem, remedy);
+                    reasons.add(Health::Stalled, subject, problem, remedy);
                 }
                 _ => {
                     let lost = self.lost(volume);
@@ -110,7 +143,7 @@ impl Report {
                              their blocks give errors"
                         );
                         let remedy = "bring back what is out; else see docs/operations.md";
-                        add(Health::Degraded, subject.clone(), problem, remedy);
+                        reasons.add_lasting(Health::Degraded, subject.clone(), problem, remedy);
                     }
                     let suspects = self.suspects(volume);
                     if suspects > 0 {
@@ -119,7 +152,7 @@ impl Report {
                              compared with the others"
                         );
                         let remedy = "it ends by itself; until then keep the other nodes up";
-                        add(Health::Degraded, subject.clone(), problem, remedy);
+                        reasons.add(Health::Degraded, subject.clone(), problem, remedy);
                     }
                     let unheard = self.unheard(volume);
                     if unheard > 0 {
@@ -128,7 +161,7 @@ impl Report {
                              starting, or are taken out of sync in a moment"
                         );
                         let remedy = "it ends by itself; until then keep the other nodes up";
-                        add(Health::Degraded, subject.clone(), problem, remedy);
+                        reasons.add(Health::Degraded, subject.clone(), problem, remedy);
                     }
                     let out = volume.groups.len() - Self::groups_full(volume);
                     let behind = match self.behind(volume) {
@@ -139,18 +172,17 @@ impl Report {
                     let groups = volume.groups.len();
                     let problem = format!("{out} of {groups} groups miss a slot, {behind}");
                     let remedy = "stores that are up catch up by themselves";
-                    add(Health::Degraded, subject, problem, remedy);
+                    reasons.add(Health::Degraded, subject, problem, remedy);
                 }
             }
         }
-        self.moves_reasons(&mut add);
-        self.disk_reasons(&mut add);
-        reasons.sort_by_key(|reason| std::cmp::Reverse(reason.health));
-        reasons
+        self.moves_reasons(&mut reasons);
+        self.disk_reasons(&mut reasons);
+        reasons.worst_first()
     }
 
     /// Slots that move, or should and can not.
-    fn moves_reasons(&self, add: &mut impl FnMut(Health, String, String, &str)) {
+    fn moves_reasons(&self, reasons: &mut Reasons) {
         let moving = self.plan.moving + self.plan.waiting;
         if moving > 0 {
             let (problem, remedy) = match self.map.moves_paused {
@@ -161,7 +193,7 @@ impl Report {
                 ),
             };
             let problem = format!("{moving} slots {problem}");
-            add(Health::Degraded, "moves".into(), problem, remedy);
+            reasons.add(Health::Degraded, "moves".into(), problem, remedy);
         }
         let mut stuck: BTreeMap<(Cause, bool), usize> = BTreeMap::new();
         for Stuck { cause, full, .. } in &self.plan.stuck {
@@ -182,11 +214,11 @@ impl Report {
                 ),
             };
             let problem = format!("{slots} slots {what}, and {why}");
-            add(Health::Degraded, "moves".into(), problem, remedy);
+            reasons.push(Health::Degraded, "moves".into(), problem, remedy, full);
         }
     }
 
-    fn disk_reasons(&self, add: &mut impl FnMut(Health, String, String, &str)) {
+    fn disk_reasons(&self, reasons: &mut Reasons) {
         for (store, space) in &self.disks {
             let Some(node) = self.map.node_of(*store) else { continue };
             let subject = format!("node {}", self.node_name(node));
@@ -200,14 +232,14 @@ impl Report {
                         "its disk is nearly full, {mib} MiB are free: nothing is \
                         moved there any more"
                     );
-                    add(Health::Degraded, subject, problem, remedy);
+                    reasons.add_lasting(Health::Degraded, subject, problem, remedy);
                 }
                 Fullness::Full => {
                     let problem = format!(
                         "its disk is full, {mib} MiB are free: new data is refused \
                         with ENOSPC, all else goes on"
                     );
-                    add(Health::Stalled, subject, problem, remedy);
+                    reasons.add_lasting(Health::Stalled, subject, problem, remedy);
                 }
             }
         }

@@ -2,9 +2,9 @@
 
 use crate::control::{
     ControlError, CustodyStatus, DiskFacts, DiskState, ErrorKind, GroupFacts, Health, HolderFacts,
-    KeyEpochFacts, KeyReport, MovesStatus, NodeFacts, NodeState, NodeStatus, RaftStatus, SlotFacts,
-    SlotState, StatusReport, StoreFacts, VolumeDetail, VolumeFacts, VolumeKeys, VolumeStatus,
-    WhyReport,
+    KeyEpochFacts, KeyReport, MovesStatus, NodeFacts, NodeState, NodeStatus, RaftStatus, Reason,
+    SlotFacts, SlotState, StatusReport, StoreFacts, VolumeDetail, VolumeFacts, VolumeKeys,
+    VolumeStatus, WhyReport,
 };
 use futures::future::join_all;
 use smalti_cluster::Member;
@@ -248,10 +248,6 @@ impl Report {
         }
     }
 
-    pub(super) fn health(&self) -> Health {
-        self.reasons().iter().map(|reason| reason.health).max().unwrap_or(Health::Ok)
-    }
-
     pub(super) fn status(&self) -> StatusReport {
         let nodes = self.map.nodes.iter().map(|(id, node)| NodeStatus {
             name: node.name.clone(),
@@ -285,8 +281,10 @@ impl Report {
             })
             .collect();
         volumes.sort_by(|a, b| a.name.cmp(&b.name));
+        let reasons = self.reasons();
         StatusReport {
-            health: self.health(),
+            health: health_by(&reasons),
+            lasting: !reasons.is_empty() && reasons.iter().all(|reason| reason.lasting),
             nodes: nodes.collect(),
             volumes,
             raft: RaftStatus {
@@ -302,7 +300,8 @@ impl Report {
     }
 
     pub(super) fn why(&self) -> WhyReport {
-        WhyReport { health: self.health(), reasons: self.reasons() }
+        let reasons = self.reasons();
+        WhyReport { health: health_by(&reasons), reasons }
     }
 
     fn facts(&self, volume: &Volume) -> VolumeFacts {
@@ -418,4 +417,8 @@ impl Report {
         volumes.sort_by(|a, b| a.volume.cmp(&b.volume));
         KeyReport { custody: self.custody_status(), holders: holders.collect(), volumes }
     }
+}
+
+fn health_by(reasons: &[Reason]) -> Health {
+    reasons.iter().map(|reason| reason.health).max().unwrap_or(Health::Ok)
 }

@@ -26,8 +26,9 @@ pub(super) enum Outcome {
     Healthy(Vec<String>),
     /// Every node that has not ended answers and the volume is served, but not with full redundancy.
     Degraded(Vec<String>),
-    /// Every node and slot is there, and waiting would change nothing: some rows are lost.
-    Lossy(Vec<String>),
+    /// Every node and slot is there, and waiting would change nothing: rows are lost, or a disk is
+    /// full or nearly so.
+    Lasting(Health, Vec<String>),
     /// Not in service: what is missing.
     NotReady(String),
 }
@@ -51,19 +52,13 @@ impl Look {
         self.reports.iter().flatten().map(|report| report.health).max().unwrap_or(Health::Stalled)
     }
 
-    /// Whether lost rows are all that is wrong.
-    fn has_only_lost(&self) -> bool {
-        let whole = |report: &StatusReport| {
+    /// Whether all that is wrong stays until an operator does something about it.
+    fn is_lasting(&self) -> bool {
+        let lasts = |report: &StatusReport| {
             report.custody.reachable == report.custody.total
-                && report.volumes.iter().all(|volume| {
-                    let all_there = volume.rows_behind == Some(0);
-                    volume.health == Health::Ok || all_there && volume.rows_lost > 0
-                })
+                && (report.health == Health::Ok || report.lasting)
         };
-        let mut volumes = self.reports.iter().flatten().flat_map(|report| &report.volumes);
-        self.worst() == Health::Degraded
-            && volumes.any(|volume| volume.rows_lost > 0)
-            && self.reports.iter().flatten().all(whole)
+        self.worst() != Health::Ok && self.reports.iter().flatten().all(lasts)
     }
 
     fn volumes(&self) -> Vec<String> {
@@ -117,8 +112,8 @@ pub(super) async fn wait(
         if served && look.worst() == Health::Ok {
             return Ok(Outcome::Healthy(look.volumes()));
         }
-        if served && look.has_only_lost() {
-            return Ok(Outcome::Lossy(look.volumes()));
+        if served && look.is_lasting() {
+            return Ok(Outcome::Lasting(look.worst(), look.volumes()));
         }
         let is_over = Instant::now() >= deadline;
         // With a node that has ended it gets no better.

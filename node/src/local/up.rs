@@ -7,6 +7,7 @@ use super::spawn::Processes;
 use super::stop;
 use crate::cli::print;
 use crate::cluster_file::{ClusterFile, nbd_tcp_uri, nbd_unix_uri};
+use crate::control::Health;
 use crate::init::{self, DirState};
 use crate::serve::StopSignals;
 use crate::size::VolumeSize;
@@ -189,15 +190,16 @@ async fn bring_up(
         }
     };
     let seconds = options.wait.as_secs();
-    let (healthy, lack, volumes) = match waited {
-        Outcome::Healthy(volumes) => (true, None, volumes),
-        Outcome::Lossy(volumes) => (false, None, volumes),
+    let (health, lack, volumes) = match waited {
+        Outcome::Healthy(volumes) => (Health::Ok, None, volumes),
+        Outcome::Lasting(health, volumes) => (health, None, volumes),
         Outcome::Degraded(volumes) if ends.is_empty() => {
             let lack = format!("the nodes run, but are still degraded after {seconds} s");
-            (false, Some(lack), volumes)
+            (Health::Degraded, Some(lack), volumes)
         }
         Outcome::Degraded(volumes) => {
-            (false, Some(format!("{}; the other nodes run", ends.join("; "))), volumes)
+            let lack = format!("{}; the other nodes run", ends.join("; "));
+            (Health::Degraded, Some(lack), volumes)
         }
         Outcome::NotReady(missing) => {
             ends.push(format!("not healthy after {seconds} s: {missing}"));
@@ -211,12 +213,16 @@ async fn bring_up(
     let file = ClusterFile { nodes, volumes };
     file.write(layout.dir())?;
     let up = file.nodes.len() - gone.borrow().len();
-    print(&announcement(&file, up, healthy)?)?;
+    print(&announcement(&file, up, health)?)?;
     Ok(lack)
 }
 
-fn announcement(file: &ClusterFile, up: usize, healthy: bool) -> anyhow::Result<String> {
-    let health = if healthy { "healthy" } else { "DEGRADED: see `smalti why`" };
+fn announcement(file: &ClusterFile, up: usize, health: Health) -> anyhow::Result<String> {
+    let health = match health {
+        Health::Ok => "healthy",
+        Health::Degraded => "DEGRADED: see `smalti why`",
+        Health::Stalled => "STALLED: see `smalti why`",
+    };
     let mut text = format!("{up} nodes up, {health}\n");
     for volume in &file.volumes {
         text.push_str(&format!("volume {volume}\n"));

@@ -135,6 +135,7 @@ impl Control for FakeControl {
         };
         let report = StatusReport {
             health: self.health,
+            lasting: false,
             nodes: self
                 .names()
                 .map(|(id, name)| NodeStatus { name, id, state: NodeState::Up })
@@ -156,6 +157,7 @@ impl Control for FakeControl {
             subject: "volume v".into(),
             problem: "a slot is behind".into(),
             remedy: Some("it catches up by itself".into()),
+            lasting: false,
         };
         let reasons = if self.health == Health::Ok { vec![] } else { vec![reason] };
         ready(Ok(WhyReport { health: self.health, reasons })).boxed()
