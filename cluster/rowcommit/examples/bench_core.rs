@@ -180,7 +180,7 @@ impl Bench {
                     result.expect("nothing fails here");
                     self.done += 1;
                 }
-                Action::Alarm(alarm) => panic!("{alarm:?}"),
+                other => panic!("{other:?}"),
             }
         }
         for (store, reply) in replies {

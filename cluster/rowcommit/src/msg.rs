@@ -14,7 +14,7 @@ use smalti_storage::ids::{
 use smalti_storage::store::{VecEntry, VersionMeta};
 
 /// The version of this encoding; the first byte of every frame.
-pub const WIRE_VERSION: u8 = 7;
+pub const WIRE_VERSION: u8 = 8;
 
 /// Most versions that one scan answers with; a row slot more than that has comes alone.
 pub const SCAN_LIMIT: usize = 1024;
@@ -289,7 +289,29 @@ pub enum Ask {
         /// The start that was compared; the request may reach a later one.
         incarnation: Incarnation,
     },
+    /// The next row slots of a group, as [`Ask::Scan`], with every record read and verified.
+    Digest {
+        /// The group.
+        group: GroupNo,
+        /// The row slot after which to go on.
+        after: Option<(RowAddr, Slot)>,
+        /// Most row slots to answer with.
+        limit: u32,
+    },
+    /// The same of one row slot.
+    Prove {
+        /// The row.
+        row: RowAddr,
+        /// The slot.
+        slot: Slot,
+    },
 }
+
+/// A version, and the fingerprint of its record if that verifies.
+pub type Proven = (VersionMeta, Option<Fingerprint>);
+
+/// A row slot with its versions, newest first; `None` where metadata is damaged.
+pub type ProvenSlot = (RowAddr, Slot, Option<Vec<Proven>>);
 
 /// A row slot in the answer to a scan.
 pub type ScannedSlot = (RowAddr, Slot, Option<Vec<VersionMeta>>);
@@ -361,6 +383,15 @@ pub enum Answer {
     Granted,
     /// Refused.
     Rejected(Reject),
+    /// The next row slots, read and verified.
+    Digested {
+        /// In order.
+        entries: Vec<ProvenSlot>,
+        /// Whether these were the last.
+        done: bool,
+    },
+    /// All versions of a row slot; `None` where metadata is damaged.
+    Proven(Option<Vec<Proven>>),
 }
 
 /// Why a store refused.
@@ -441,6 +472,8 @@ impl Ask {
                 | Self::Scan { .. }
                 | Self::Changed { .. }
                 | Self::Confirm
+                | Self::Digest { .. }
+                | Self::Prove { .. }
         )
     }
 

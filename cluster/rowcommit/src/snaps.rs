@@ -30,7 +30,12 @@ impl Snaps {
 
 /// What a snapshot holds of a slot with these versions, newest first.
 pub(crate) fn held(versions: &[VersionMeta], snap: u32) -> Option<&VersionMeta> {
-    versions.iter().find(|meta| meta.snap < snap)
+    versions.iter().find(|meta| is_held(meta, snap))
+}
+
+/// Whether a version is from before a snapshot: the newest one that is, it holds.
+pub(crate) fn is_held(meta: &VersionMeta, snap: u32) -> bool {
+    meta.snap < snap
 }
 
 #[cfg(test)]

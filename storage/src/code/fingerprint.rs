@@ -107,6 +107,36 @@ impl Code {
         }
         Ok(sums)
     }
+
+    /// Which record of a row is wrong, if it is one alone. Given what fingerprints of parity records
+    /// differ by from the coded ones (the syndromes), for all parity slots that are known, some of
+    /// them zero. None: fewer than two are known, or no single record explains them all.
+    ///
+    /// A wrong parity record shows in its own syndrome only; a wrong data record `j` in all of them,
+    /// in the ratio of column `j` of the generator, and no two columns agree in two rows.
+    pub fn find_wrong(&self, syndromes: &[(Slot, Fingerprint)]) -> Option<Slot> {
+        if syndromes.len() < 2 {
+            return None;
+        }
+        let zero = Fingerprint::default();
+        let mut wrong = syndromes.iter().filter(|(_, of)| *of != zero);
+        let (slot, _) = wrong.next()?;
+        if wrong.next().is_none() {
+            return Some(*slot);
+        }
+        let rows: Option<Vec<(&Vec<u16>, Fingerprint)>> = syndromes
+            .iter()
+            .map(|(slot, of)| Some((self.generator.get(slot.index().checked_sub(self.n)?)?, *of)))
+            .collect();
+        let rows = rows?;
+        let (first, of_first) = rows.first()?;
+        let explains = |j: &usize| {
+            rows.iter().all(|(row, of)| of.times(first[*j]) == of_first.times(row[*j]))
+        };
+        let mut found = (0..self.n).filter(explains);
+        let j = found.next().filter(|_| found.next().is_none())?;
+        Some(Slot(u8::try_from(j).ok()?))
+    }
 }
 
 #[cfg(test)]
@@ -126,6 +156,35 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn one_wrong_record_is_found_where_two_parity_records_are_known(
+            data in prop::collection::vec(record(), 1..6),
+            k in 2u8..4,
+            (which, at, bit) in (any::<prop::sample::Index>(), 0..LEN, 0u8..8),
+        ) {
+            let n = u8::try_from(data.len()).expect("few");
+            let code = Code::new(n, k).expect("a small code");
+            let records: Vec<&[u8]> = data.iter().map(Vec::as_slice).collect();
+            let parity = code.encode(&records).expect("whole records");
+            let mut all: Vec<Vec<u8>> = data.clone();
+            all.extend(parity.iter().map(|record| record.to_vec()));
+            let wrong = which.index(all.len());
+            all[wrong][at] ^= 1 << bit;
+            let prints = all.iter().map(|record| of(record));
+            let prints: Vec<(Slot, Fingerprint)> = (0u8..).map(Slot).zip(prints).collect();
+            let (data, parity) = prints.split_at(usize::from(n));
+            let coded = code.coded_fingerprints(data.iter().copied()).expect("data slots");
+            let syndromes = parity.iter().zip(coded).map(|((slot, of), coded)| (*slot, *of ^ coded));
+            let syndromes: Vec<_> = syndromes.collect();
+            let found = code.find_wrong(&syndromes);
+            if n == 1 && k == 2 && wrong == 0 {
+                // Three copies: both parity records differ from the one data record alike.
+                prop_assert_eq!(found, Some(Slot(0)));
+            }
+            prop_assert_eq!(found.map(Slot::index), Some(wrong));
+            prop_assert_eq!(code.find_wrong(&syndromes[..1]), None);
+        }
 
         #[test]
         fn parity_has_the_coded_fingerprint(

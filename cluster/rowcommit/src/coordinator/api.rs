@@ -1,10 +1,11 @@
 //! What goes into a coordinator and what comes out of it.
 
+use super::ScrubReport;
 use crate::msg::{Frame, Reply};
 use crate::time::Time;
 use bytes::Bytes;
 use smalti_map::{ClusterMap, Command, Coordinator as Coordinating, Rejection};
-use smalti_storage::ids::{RowAddr, Slot, StoreId, VolumeNo, Wid};
+use smalti_storage::ids::{GroupNo, RowAddr, Slot, StoreId, VolumeNo, Wid};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -129,6 +130,12 @@ pub enum Event {
         /// The reason.
         why: Rejection,
     },
+    /// A group is to be scrubbed: nothing happens while another one is, or while this coordinator does
+    /// not serve.
+    Scrub {
+        /// The group.
+        group: GroupNo,
+    },
     /// Some time has passed; every 10 to 50 ms.
     Tick,
 }
@@ -168,6 +175,18 @@ pub enum Action {
     },
     /// Something an operator should know.
     Alarm(Alarm),
+    /// A store in sync had something that is not what was written.
+    Fault {
+        /// The store.
+        store: StoreId,
+    },
+    /// The scrub of a group has ended.
+    Scrubbed {
+        /// The group.
+        group: GroupNo,
+        /// What was found, and repaired where that could be.
+        report: ScrubReport,
+    },
 }
 
 /// Why an operation failed.
@@ -231,6 +250,11 @@ pub enum Alarm {
         /// The row.
         row: RowAddr,
     },
+    /// The records of a row verify and are no codeword, and nobody can tell which of them is wrong.
+    Unclear {
+        /// The row.
+        row: RowAddr,
+    },
     /// A store was silent for too long.
     Silent {
         /// The store.
@@ -279,4 +303,8 @@ pub struct Stats {
     pub corrupt_records: u64,
     /// Updates in flight.
     pub in_flight: u64,
+    /// Rows that scrubs have looked at so far.
+    pub rows_scrubbed: u64,
+    /// The group that is being scrubbed.
+    pub scrubbing: Option<GroupNo>,
 }

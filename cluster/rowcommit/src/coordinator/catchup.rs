@@ -487,7 +487,9 @@ impl Coordinator {
         self.repair_again();
         self.decide_lost_again(None);
         self.vet_pump();
-        self.governor.tick(self.now, !self.catchup.learners.is_empty());
+        let at_work = !self.catchup.learners.is_empty() || self.scrub.is_some();
+        self.governor.tick(self.now, at_work);
+        self.scrub_pump();
         self.catchup_pump();
         self.propose_growth();
     }

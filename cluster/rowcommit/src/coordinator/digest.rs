@@ -101,6 +101,8 @@ impl Coordinator {
         self.digest_takeover(now, hasher);
         self.digest_catchup(now, hasher);
         self.suspects.digest(now, hasher);
+        self.scrub.is_some().hash(hasher);
+        self.scrub.iter().for_each(|scrub| scrub.digest(hasher));
     }
 
     fn longest_patience(&self) -> Duration {
@@ -157,6 +159,11 @@ impl Coordinator {
             Purpose::Vet { group, of, round } => {
                 (group, of, self.suspects.is_round(*group, *round)).hash(hasher);
             }
+            Purpose::Digest { group, of, round } => {
+                let live = self.scrub.as_ref().is_some_and(|scrub| scrub.is_round(*round));
+                (group, of, live).hash(hasher);
+            }
+            Purpose::Proof { task, slot } => (self.task_rank(*task), slot).hash(hasher),
             Purpose::Confirm { round } => self.confirms.ahead(*round).hash(hasher),
             Purpose::Lease
             | Purpose::Forget
@@ -194,11 +201,12 @@ impl Coordinator {
         match &task.kind {
             Kind::Read { op, want, snap } => (0, op, want, snap).hash(hasher),
             Kind::Update(update) => (1, update).hash(hasher),
+            Kind::Check(check) => (4, check).hash(hasher),
             Kind::Repair(repair) => {
                 let learning = self.catchup.learners.get(&(task.row.group, repair.seat.0));
                 // For a learner that is admitted now, for one that was, or for none.
                 let current = repair.life.map(|life| learning.is_some_and(|l| l.life == life));
-                (2, repair.seat, current).hash(hasher);
+                (2, repair.seat, current, &repair.doubt).hash(hasher);
             }
             Kind::Forward(forward) => (3, forward).hash(hasher),
         }

@@ -149,7 +149,7 @@ impl Coordinator {
         if !self.distrusted.is_empty() {
             g.dumb = g.dumb.or(self.distrusted(row));
         }
-        if g.vec.is_none() && g.snap.is_none() {
+        if g.vec.is_none() && g.snap.is_none() && !self.is_doubtful(id) {
             g.vec = self.cache.find(row);
         }
         if g.vec.is_none() && !self.gather_vec(id, row, g, insync) {
@@ -177,7 +177,7 @@ impl Coordinator {
     /// Finds the row's committed vector. False: there is no way to.
     fn gather_vec(&mut self, id: TaskId, row: RowAddr, g: &mut Gather, insync: SlotSet) -> bool {
         if g.asked_vec.is_empty() {
-            g.by_all = self.suspects.in_group(row.group);
+            g.by_all = self.suspects.in_group(row.group) || self.is_doubtful(id);
         }
         if g.by_all {
             return self.gather_vec_of_all(id, row, g, insync);
@@ -315,7 +315,7 @@ impl Coordinator {
 
     /// Slots that could not tell what they hold when the row was settled: what they have now may lack
     /// what was decided, until they are repaired.
-    fn distrusted(&self, row: RowAddr) -> SlotSet {
+    pub(super) fn distrusted(&self, row: RowAddr) -> SlotSet {
         let any = (Slot(0), StoreId::default());
         let of_row = self.distrusted.range((row, any)..).take_while(|(of, _)| *of == row);
         let still =
@@ -361,9 +361,10 @@ impl Coordinator {
         let meta = match answer {
             Answer::Version { meta, .. } => Some(meta),
             Answer::Missing => None,
-            _ => {
+            answer => {
                 task.gather.dumb = task.gather.dumb.with(slot);
                 task.gather.avoid = task.gather.avoid.with(slot);
+                self.note_fault(row, slot, &answer);
                 self.found_wanting(row, SlotSet::EMPTY.with(slot), snap);
                 self.runnable.push_back(id);
                 return;
@@ -409,8 +410,9 @@ impl Coordinator {
                 // A row nobody wrote, most likely; the vector will tell.
                 task.gather.unchecked.insert(slot, (VersionMeta::default(), Bytes::new()));
             }
-            _ => {
+            answer => {
                 task.gather.avoid = task.gather.avoid.with(slot);
+                self.note_fault(row, slot, &answer);
                 self.found_wanting(row, SlotSet::EMPTY.with(slot), snap);
             }
         }
@@ -424,6 +426,14 @@ impl Coordinator {
             task.gather.asked_vec = task.gather.asked_vec.without(slot);
             task.gather.gone = task.gather.gone.with(slot);
             self.runnable.push_back(id);
+        }
+    }
+
+    /// What does not verify is its store's fault, wherever that is in sync.
+    fn note_fault(&mut self, row: RowAddr, slot: Slot, answer: &Answer) {
+        if *answer == Answer::Corrupt && self.insync(row.group).contains(slot) {
+            let store = self.store_of(row.group, slot);
+            self.actions.extend(store.map(|store| Action::Fault { store }));
         }
     }
 

@@ -204,6 +204,7 @@ impl Coordinator {
         self.cache.clear();
         self.catchup = Catchup::default();
         self.suspects = Suspects::default();
+        self.scrub = None;
         self.takeover = Takeover::default();
         self.incarnations.clear();
         self.leaving.clear();

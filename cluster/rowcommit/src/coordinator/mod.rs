@@ -29,6 +29,7 @@ mod map;
 mod read;
 mod repair;
 mod rows;
+mod scrub;
 mod settle;
 mod snapshot;
 mod suspects;
@@ -38,6 +39,7 @@ mod walk;
 mod write;
 
 pub use api::{Action, Alarm, BlockWrite, CoordinatorConfig, Event, OpError, Phase, Stats};
+pub use scrub::ScrubReport;
 
 use crate::msg::{Answer, Ask, Reject, Reply, Request};
 use crate::time::Time;
@@ -47,6 +49,7 @@ use confirm::Confirms;
 use governor::Governor;
 use links::Links;
 use rows::{Row, Task, TaskId};
+use scrub::Scrub;
 use smalti_map::mutant::{Mutant, lives};
 use smalti_map::{ClusterMap, Command, Volume};
 use smalti_storage::code::Code;
@@ -91,6 +94,8 @@ enum Purpose {
     Changed { group: GroupNo, learner: Slot, of: Seat, round: u64 },
     Vet { group: GroupNo, of: Slot, round: u64 },
     Vetted,
+    Digest { group: GroupNo, of: Slot, round: u64 },
+    Proof { task: TaskId, slot: Slot },
 }
 
 #[derive(Clone, Debug)]
@@ -134,6 +139,7 @@ pub struct Coordinator {
     catchup: Catchup,
     governor: Governor,
     suspects: Suspects,
+    scrub: Option<Scrub>,
     cache: VecCache,
     repairs: BTreeMap<TaskId, (Seat, repair::RepairState)>,
     rows: BTreeMap<RowAddr, Row>,
@@ -216,6 +222,7 @@ impl Coordinator {
             catchup: Catchup::default(),
             governor,
             suspects: Suspects::default(),
+            scrub: None,
             repairs: BTreeMap::new(),
             rows: BTreeMap::new(),
             tasks: BTreeMap::new(),
@@ -269,6 +276,7 @@ impl Coordinator {
             unheard: self.unheard(),
             slots_out,
             suspects: self.suspects.len() as u64,
+            scrubbing: self.scrub.as_ref().map(|scrub| scrub.group),
             in_flight: self.inflight.len() as u64,
             ..self.stats
         }
@@ -310,6 +318,7 @@ impl Coordinator {
             && self.frozen.is_empty()
             && self.catchup.is_quiet()
             && self.suspects.is_quiet()
+            && self.scrub.is_none()
             && self.pending.values().all(|p| {
                 matches!(p.purpose, Purpose::Lease | Purpose::Confirm { .. } | Purpose::Forget)
             })
@@ -341,6 +350,7 @@ impl Coordinator {
             }
             // Whatever refused it is in a map that is on its way, and that decides.
             Event::Refused { .. } => {}
+            Event::Scrub { group } => self.start_scrub(group),
             Event::Tick => self.on_tick(),
         }
         self.run_tasks();
@@ -460,6 +470,8 @@ impl Coordinator {
                 self.on_changed((group, learner), of, round, answer);
             }
             Purpose::Vet { group, of, round } => self.on_vet_page(group, of, round, answer),
+            Purpose::Digest { group, of, round } => self.on_digested(group, of, round, answer),
+            Purpose::Proof { task, slot } => self.on_proven(task, slot, Some(answer)),
         }
     }
 
@@ -480,6 +492,10 @@ impl Coordinator {
                 self.listing_lost((group, learner), round);
             }
             Purpose::Vet { group, round, .. } => self.suspects.page_lost(group, round),
+            Purpose::Digest { round, .. } => {
+                self.scrub.iter_mut().for_each(|scrub| scrub.page_lost(round));
+            }
+            Purpose::Proof { task, slot } => self.on_proven(task, slot, None),
             _ => {}
         }
     }

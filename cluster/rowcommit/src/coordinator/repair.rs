@@ -11,7 +11,7 @@ use bytes::Bytes;
 use smalti_map::mutant::{Mutant, lives};
 use smalti_storage::ids::{RowAddr, Slot, SlotSet, Ver};
 use smalti_storage::store::{RecordHash, VecEntry, VersionMeta};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 /// A slot that is another one each time it comes to be written is left for later.
 const TRIES: u8 = 4;
@@ -22,6 +22,9 @@ pub(super) struct Repair {
     pub(super) seat: Seat,
     /// The admission of the learner it is for; none when the slot is in sync.
     pub(super) life: Option<u64>,
+    /// The row was found wrong: no slot of it is believed alone, and these versions not at all, though
+    /// they verify.
+    pub(super) doubt: Option<BTreeSet<Ver>>,
 }
 
 /// How far a repair is.
@@ -97,12 +100,29 @@ impl Coordinator {
     }
 
     pub(super) fn add_repair(&mut self, row: RowAddr, seat: Seat, life: Option<u64>) {
-        self.add_task(row, Kind::Repair(Repair { seat, life }));
+        self.add_task(row, Kind::Repair(Repair { seat, life, doubt: None }));
+    }
+
+    /// The same of a row whose slots do not agree.
+    pub(super) fn add_doubtful_repair(
+        &mut self,
+        row: RowAddr,
+        seat: Seat,
+        miscoded: BTreeSet<Ver>,
+    ) {
+        self.add_task(row, Kind::Repair(Repair { seat, life: None, doubt: Some(miscoded) }));
+    }
+
+    /// Whether a task is to believe no slot of its row alone.
+    pub(super) fn is_doubtful(&self, id: TaskId) -> bool {
+        let kind = self.tasks.get(&id).map(|task| &task.kind);
+        matches!(kind, Some(Kind::Repair(Repair { doubt: Some(_), .. })))
+            && !lives(Mutant::ScrubBelieveOne)
     }
 
     pub(super) fn run_repair(&mut self, id: TaskId) {
         let Some(task) = self.tasks.get(&id) else { return };
-        let Kind::Repair(Repair { seat, life }) = task.kind else { return };
+        let Kind::Repair(Repair { seat, life, .. }) = task.kind else { return };
         let row = task.row;
         if !self.repairs.contains_key(&id) {
             self.begin_repair(id, seat);
@@ -113,6 +133,7 @@ impl Coordinator {
             self.end_task(id);
             self.catchup.repaired(self.now, row, seat, life, progress == Progress::Done);
             self.suspects.repaired(self.now, row, seat, progress == Progress::Done);
+            self.scrub_repaired(row, seat);
             self.stats.rows_repaired += u64::from(progress == Progress::Done);
             if progress == Progress::Done {
                 self.catchup_pump();
@@ -201,12 +222,17 @@ impl Coordinator {
     }
 
     pub(super) fn on_looked(&mut self, id: TaskId, answer: Answer) {
-        let (have, unsure) = match answer {
+        let (mut have, unsure) = match answer {
             Answer::Versions { versions, prepared } => {
                 (versions, matches!(prepared, Some(UNREADABLE | FROZEN)))
             }
             _ => (Vec::new(), true),
         };
+        if let Some(Kind::Repair(Repair { doubt: Some(miscoded), .. })) =
+            self.tasks.get(&id).map(|task| &task.kind)
+        {
+            have.iter_mut().for_each(|(meta, good)| *good &= !miscoded.contains(&meta.ver));
+        }
         let expect = have.first().map_or(Ver::NONE, |(meta, _)| meta.ver);
         let Some((_, RepairState::Looking(tries))) = self.repairs.get(&id) else { return };
         let tries = *tries;

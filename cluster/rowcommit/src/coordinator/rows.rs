@@ -41,11 +41,13 @@ pub(super) enum Kind {
     Repair(Repair),
     /// Takeover: complete an undecided version on the slots that lack it.
     Forward(super::settle::Forward),
+    /// See whether its slots agree.
+    Check(super::scrub::Check),
 }
 
 impl Kind {
     fn is_read(&self) -> bool {
-        matches!(self, Self::Read { .. })
+        matches!(self, Self::Read { .. } | Self::Check(_))
     }
 }
 
@@ -127,6 +129,7 @@ impl Coordinator {
                 Kind::Update(_) => self.run_update(id),
                 Kind::Repair(_) => self.run_repair(id),
                 Kind::Forward(_) => self.run_forward(id),
+                Kind::Check(_) => self.run_check(id),
             }
         }
     }

@@ -8,7 +8,7 @@
 
 use super::catchup::Stage;
 use super::{Coordinator, Place, Purpose, Seat};
-use crate::msg::{Answer, Ask, SCAN_LIMIT, ScannedSlot};
+use crate::msg::{Answer, Ask, SCAN_LIMIT};
 use crate::snaps::{self, Snaps};
 use smalti_map::mutant::{Mutant, lives};
 use smalti_storage::ids::{RowAddr, Slot, SlotSet, Ver};
@@ -32,16 +32,20 @@ pub(super) struct Walk {
 
 /// What one slot has of a stretch of rows.
 #[derive(Clone, Debug, Default, Hash)]
-pub(super) struct Page {
+pub(super) struct Page<V = VersionMeta> {
     /// `None`: there, but its metadata is damaged.
-    pub(super) rows: BTreeMap<RowAddr, Option<Vec<VersionMeta>>>,
+    pub(super) rows: BTreeMap<RowAddr, Option<Vec<V>>>,
     /// The last row the page tells of; `None` when it tells of all that follow.
     pub(super) upto: Option<RowAddr>,
 }
 
-impl Page {
+impl<V> Page<V> {
     /// From the answer to a scan: a store may hold other slots of the group's rows too.
-    pub(super) fn new(of: Slot, entries: Vec<ScannedSlot>, done: bool) -> Self {
+    pub(super) fn new(
+        of: Slot,
+        entries: Vec<(RowAddr, Slot, Option<Vec<V>>)>,
+        done: bool,
+    ) -> Self {
         let upto = if done { None } else { entries.last().map(|(row, _, _)| *row) };
         let own = entries.into_iter().filter(|(_, slot, _)| *slot == of);
         Self { rows: own.map(|(row, _, versions)| (row, versions)).collect(), upto }
@@ -152,8 +156,8 @@ impl Coordinator {
 
 /// The rows that pages of several stores tell of together, and the last one that all of them do;
 /// `None` when they tell of all that follow.
-pub(super) fn rows_of<'a>(
-    pages: impl Iterator<Item = &'a Page> + Clone,
+pub(super) fn rows_of<'a, V: 'a>(
+    pages: impl Iterator<Item = &'a Page<V>> + Clone,
 ) -> (BTreeSet<RowAddr>, Option<RowAddr>) {
     // Up to here every page has a row that its store has.
     let upto = pages.clone().filter_map(|page| page.upto).min();

@@ -70,6 +70,8 @@ fn asks() -> Vec<Ask> {
         Ask::Undecided { group: GroupNo(3) },
         Ask::Confirm,
         Ask::Vetted { incarnation: Incarnation(3) },
+        Ask::Digest { group: GroupNo(3), after: Some((row, slot)), limit: 512 },
+        Ask::Prove { row, slot },
     ]
 }
 
@@ -104,7 +106,17 @@ fn answers() -> Vec<Answer> {
         reject(Reject::OldWid),
         reject(Reject::Invalid),
         reject(Reject::Fingerprint),
+        Answer::Digested {
+            entries: vec![(row(), Slot(1), None), (row(), Slot(2), Some(proofs()))],
+            done: true,
+        },
+        Answer::Proven(None),
+        Answer::Proven(Some(proofs())),
     ]
+}
+
+fn proofs() -> Vec<Proven> {
+    vec![(meta(), Fingerprint::of(&[7; 64]).ok()), (meta(), None)]
 }
 
 fn frame() -> Frame {
@@ -142,13 +154,13 @@ fn every_message_survives_the_wire() {
     assert_eq!(Reply::decode(&reply().encode()), Ok(reply()));
 }
 
-/// What version 7 looks like. These bytes never change; a new format gets a new version.
+/// What version 8 looks like. These bytes never change; a new format gets a new version.
 #[test]
-fn messages_of_version_7_are_read_and_written_as_ever() {
-    let old = unhex(include_str!("../../fixtures/frame.v7.hex"));
+fn messages_of_version_8_are_read_and_written_as_ever() {
+    let old = unhex(include_str!("../../fixtures/frame.v8.hex"));
     assert_eq!(hex(&frame().encode()), hex(&old));
     assert_eq!(Frame::decode(&old), Ok(frame()));
-    let old = unhex(include_str!("../../fixtures/reply.v7.hex"));
+    let old = unhex(include_str!("../../fixtures/reply.v8.hex"));
     assert_eq!(hex(&reply().encode()), hex(&old));
     assert_eq!(Reply::decode(&old), Ok(reply()));
 }
@@ -169,7 +181,7 @@ fn damage_is_refused() {
 fn kinds_of_requests() {
     let reads = asks().into_iter().filter(Ask::is_read).count();
     let binding = asks().into_iter().filter(Ask::binds).count();
-    assert_eq!((reads, binding), (9, 9));
+    assert_eq!((reads, binding), (11, 9));
 }
 
 proptest! {

@@ -15,6 +15,7 @@ mod collect;
 mod digest;
 mod index;
 mod prepare;
+mod prove;
 pub mod read;
 mod rows;
 
@@ -475,6 +476,8 @@ impl StoreCore {
             | Ask::Versions { .. }
             | Ask::Scan { .. }
             | Ask::Changed { .. }
+            | Ask::Digest { .. }
+            | Ask::Prove { .. }
             | Ask::Confirm) => {
                 // Served in order here too, but it must not see a change that is not yet durable:
                 // whoever calls this flushes before reads (the shell sends them past this core).

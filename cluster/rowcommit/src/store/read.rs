@@ -1,5 +1,6 @@
 //! Requests that only read: served from durable state, beside the order of updates.
 
+use super::prove;
 use crate::msg::{Answer, Ask, Frame, Reject, Reply, SCAN_LIMIT, ScannedSlot, Want};
 use crate::snaps;
 use bytes::Bytes;
@@ -204,7 +205,16 @@ pub(super) fn serve(
         Ask::Scan { group, after, limit } => {
             let after = after.map(|(row, slot)| RowSlot { volume, row, slot });
             let limit = usize::try_from(*limit).unwrap_or(SCAN_LIMIT).clamp(1, SCAN_LIMIT);
-            scan(store, volume, *group, after, limit)
+            let (entries, done) = scan(store, volume, *group, after, limit)?;
+            Ok(Answer::Scanned { entries, done })
+        }
+        Ask::Digest { group, after, limit } => {
+            let after = after.map(|(row, slot)| RowSlot { volume, row, slot });
+            let limit = usize::try_from(*limit).unwrap_or(SCAN_LIMIT).clamp(1, SCAN_LIMIT);
+            prove::digest(store, volume, *group, after, limit)
+        }
+        Ask::Prove { row, slot } => {
+            prove::prove(store, RowSlot { volume, row: *row, slot: *slot })
         }
         Ask::Changed { group, slot, of, after, limit } => {
             let limit = usize::try_from(*limit).unwrap_or(SCAN_LIMIT).clamp(1, SCAN_LIMIT);
@@ -220,13 +230,13 @@ pub(super) fn serve(
 
 /// A page of a group: whole rows, and about `limit` versions. A row slot with damaged metadata
 /// stands in it as such, so that one bad sector does not end the walk over all others.
-fn scan(
+pub(super) fn scan(
     store: &dyn ShardStore,
     volume: VolumeNo,
     group: GroupNo,
     mut after: Option<RowSlot>,
     limit: usize,
-) -> Result<Answer, StoreError> {
+) -> Result<(Vec<ScannedSlot>, bool), StoreError> {
     let mut entries: Vec<ScannedSlot> = Vec::new();
     let mut count = 0;
     loop {
@@ -240,7 +250,7 @@ fn scan(
         for (at, versions) in page {
             let begins = entries.last().is_none_or(|(row, ..)| *row != at.row);
             if count >= limit && begins {
-                return Ok(Answer::Scanned { entries, done: false });
+                return Ok((entries, false));
             }
             if versions.as_ref().is_none_or(|versions| !versions.is_empty()) {
                 count += versions.as_ref().map_or(1, Vec::len);
@@ -248,7 +258,7 @@ fn scan(
             }
         }
         if last.is_none() || last <= after {
-            return Ok(Answer::Scanned { entries, done: true });
+            return Ok((entries, true));
         }
         after = last;
     }

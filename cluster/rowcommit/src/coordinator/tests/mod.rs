@@ -6,6 +6,7 @@ mod healing;
 mod listing;
 mod moves;
 mod rig;
+mod scrub;
 mod snapshots;
 mod suspects;
 mod unreadable;
@@ -478,7 +479,9 @@ fn a_rotten_record_is_decoded_told_and_mended() {
     rig.read(2, 0);
     rig.settle();
     let alarm = Action::Alarm(Alarm::Corrupt { row: row(0), slot: Slot(0) });
-    assert_eq!(rig.done, vec![alarm, Action::ReadDone { op: 2, result: Ok(vec![bytes(1)]) }]);
+    let fault = Action::Fault { store: store(1) };
+    let read = Action::ReadDone { op: 2, result: Ok(vec![bytes(1)]) };
+    assert_eq!(rig.done, vec![fault, alarm, read]);
     let record = rig.parties[&store(1)].disk.record(at, ver(1)).expect("memory does not fail");
     assert_eq!(record, Some(bytes(1)));
     assert_eq!(rig.coordinator.stats().corrupt_records, 1);

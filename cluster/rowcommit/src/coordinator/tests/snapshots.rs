@@ -207,7 +207,7 @@ fn a_rotten_version_of_a_snapshot_is_decoded_told_and_mended() {
     assert!(disk.corrupt_record(at, old.ver, 5));
     read_at(&mut rig, 4, 0, 1);
     let alarm = Action::Alarm(Alarm::Corrupt { row: row(0), slot: Slot(0) });
-    assert_eq!(rig.done, vec![alarm, was(4, 1)]);
+    assert_eq!(rig.done, vec![Action::Fault { store: store(1) }, alarm, was(4, 1)]);
     let record = disk.record(at, old.ver).expect("memory").expect("there");
     assert!(disk.meta(at, old.ver).expect("memory").expect("there").verifies(at, &record));
     assert_eq!(disk.versions(at).expect("memory does not fail").len(), 2);
