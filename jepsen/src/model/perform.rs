@@ -174,7 +174,7 @@ impl Model {
             Action::Alarm(Alarm::Corrupt { row, slot }) => {
                 return Err(broken(format!("node {at} finds {row}/{slot} rotten")));
             }
-            Action::Alarm(_) => {}
+            Action::Fault { .. } | Action::Scrubbed { .. } | Action::Alarm(_) => {}
         }
         Ok(())
     }

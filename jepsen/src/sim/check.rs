@@ -156,6 +156,9 @@ impl World {
                 let why = format!("node {at} finds {alarm:?}, and nothing was made so");
                 self.fail(Failure::at(row, why));
             }
+            Alarm::Unclear { row } if !self.is_beyond() => {
+                self.fail(Failure::at(row, format!("node {at} finds {row} to be no codeword")));
+            }
             Alarm::Miscomputed { row, .. } if !self.swarm.has(Fault::Flip) => {
                 let why = format!("node {at} finds {alarm:?}, and nothing was made so");
                 self.fail(Failure::at(row, why));

@@ -76,6 +76,8 @@ pub(crate) enum Ev {
     },
     /// A snapshot is made or deleted.
     Snapshot,
+    /// A group is scrubbed.
+    Scrub,
     Leader,
     Elect,
     /// A client attaches at this node, which is elected for it.

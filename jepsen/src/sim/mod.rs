@@ -16,6 +16,7 @@ mod link;
 mod nemesis;
 mod node;
 mod rng;
+mod scrubs;
 mod snapshots;
 mod swarm;
 mod timeline;

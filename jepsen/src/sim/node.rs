@@ -374,6 +374,8 @@ impl World {
                 self.trace(|| format!("n{at} snapshot {op}: {result:?}"));
                 self.snapshot_done(result);
             }
+            Action::Fault { store } => self.trace(|| format!("n{at} finds fault with {store}")),
+            Action::Scrubbed { group, report } => self.scrubbed(at, group, report),
             Action::Alarm(alarm) => {
                 self.trace(|| format!("n{at} alarm {alarm:?}"));
                 self.tell_alarm(at, alarm);

@@ -127,6 +127,8 @@ pub(crate) struct Swarm {
     pub(crate) whole_rows_percent: u64,
     /// Mean time between two snapshots, made or deleted; 0: there are none.
     pub(crate) snapshot_every: u64,
+    /// Mean time between two scrubs of a group; 0: there are none before the end.
+    pub(crate) scrub_every: u64,
     /// Reads that are of a snapshot, if there is one.
     pub(crate) snapshot_reads_percent: u64,
     /// Operations that go to any node that believes to serve, be it rightly or not.
@@ -227,6 +229,7 @@ impl Swarm {
             suspect_after: rng.pick(&[150, 500, 500]).unwrap_or(500) * MS,
             takeover_patience: rng.pick(&[200, 1500]).unwrap_or(1500) * MS,
             power_patience: 0,
+            scrub_every: rng.pick(&[0, 0, 100, 700]).unwrap_or(0) * MS,
         };
         // Where disks forget the last ones must come within it.
         let long = if amnesia { 5000 * MS } else { u64::from(swarm.rows) * 1000 * MS };

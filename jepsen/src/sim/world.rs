@@ -13,8 +13,9 @@ use smalti_map::{
     Applied, ClusterMap, Command, Custody, KeyEpoch, NewVolume, NodeAddresses, ShareHolder,
     StoreStart, Volume,
 };
+use smalti_rowcommit::coordinator::ScrubReport;
 use smalti_storage::ids::{
-    ClusterId, Incarnation, KeyEpochNo, NodeId, RowAddr, RunId, StoreId, Ver, VolumeId, VolumeNo,
+    ClusterId, GroupNo, Incarnation, KeyEpochNo, NodeId, RowAddr, RunId, StoreId, Ver, VolumeId, VolumeNo,
     Wid,
 };
 use smalti_storage::store::memory::MemoryStore;
@@ -80,6 +81,8 @@ pub(crate) struct World {
     pub(crate) counts: BTreeMap<Fault, u64>,
     /// When each snapshot was made: two points with no other between them.
     pub(crate) snapshots: BTreeMap<u32, (u64, u64)>,
+    /// What the last scrub that has ended found.
+    pub(crate) scrubbed: Option<(GroupNo, ScrubReport)>,
     pub(crate) acknowledged: u64,
     pub(crate) steps: u64,
     pub(crate) tracing: bool,
@@ -214,6 +217,7 @@ impl World {
             gone: BTreeMap::new(),
             counts: BTreeMap::new(),
             snapshots: BTreeMap::new(),
+            scrubbed: None,
             acknowledged: 0,
             whole: false,
             unreadable: 0,
@@ -286,6 +290,9 @@ impl World {
         if self.swarm.snapshot_every > 0 {
             self.queue.push(500 * MS, Ev::Snapshot);
         }
+        if self.swarm.scrub_every > 0 {
+            self.queue.push(700 * MS, Ev::Scrub);
+        }
         self.queue.push(3000 * MS, Ev::Fault);
     }
 
@@ -354,6 +361,7 @@ impl World {
                 self.fail("reads of a whole volume do not end");
             }
         }
+        self.scrub_all();
         // Time for the watermark to come everywhere.
         let end = self.now + 500 * MS;
         while self.failure.is_none() && self.now < end {
@@ -412,7 +420,7 @@ impl World {
         }
     }
 
-    fn step(&mut self) {
+    pub(crate) fn step(&mut self) {
         let Some((at, event)) = self.queue.pop() else {
             self.fail("nothing is going to happen any more");
             return;
@@ -460,6 +468,7 @@ impl World {
             Ev::Deadline { client, op } => self.client_unknown(client, op),
             Ev::Late { blocks } => self.late_write(blocks),
             Ev::Snapshot => self.snapshot_turn(),
+            Ev::Scrub => self.scrub_turn(),
             Ev::Leader => self.leader(),
             Ev::Elect => self.elect_any(),
             Ev::Attach(at) => self.attach(at),

@@ -225,8 +225,6 @@ mutants! {
     // Scrub.
     /// Records that verify are taken for right, whether they are a codeword or not.
     ScrubNoCode = "scrub-no-code",
-    /// In a row whose slots do not agree one parity slot is believed.
-    ScrubBelieveOne = "scrub-believe-one",
 
     // The map.
     /// Commands are accepted whatever epoch they were planned against.

@@ -117,7 +117,6 @@ impl Coordinator {
     pub(super) fn is_doubtful(&self, id: TaskId) -> bool {
         let kind = self.tasks.get(&id).map(|task| &task.kind);
         matches!(kind, Some(Kind::Repair(Repair { doubt: Some(_), .. })))
-            && !lives(Mutant::ScrubBelieveOne)
     }
 
     pub(super) fn run_repair(&mut self, id: TaskId) {

@@ -11,7 +11,9 @@ use std::fmt::Display;
 /// The row slot a request is about, if it is about one.
 pub(super) fn place(ask: &Ask) -> Option<(RowAddr, Slot)> {
     match ask {
-        Ask::Fetch { row, slot, .. } | Ask::Versions { row, slot } => Some((*row, *slot)),
+        Ask::Fetch { row, slot, .. }
+        | Ask::Versions { row, slot }
+        | Ask::Prove { row, slot } => Some((*row, *slot)),
         _ => ask.changes(),
     }
 }
@@ -20,9 +22,10 @@ pub(super) fn place(ask: &Ask) -> Option<(RowAddr, Slot)> {
 pub(super) fn concerns(ask: &Ask, row: RowAddr) -> bool {
     match ask {
         Ask::Promise | Ask::Vetted { .. } => true,
-        Ask::Scan { group, .. } | Ask::Changed { group, .. } | Ask::Undecided { group } => {
-            *group == row.group
-        }
+        Ask::Scan { group, .. }
+        | Ask::Digest { group, .. }
+        | Ask::Changed { group, .. }
+        | Ask::Undecided { group } => *group == row.group,
         _ => place(ask).is_some_and(|(of, _)| of == row),
     }
 }
