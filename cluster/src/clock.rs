@@ -16,6 +16,11 @@ pub fn now() -> Time {
     Time(seconds * 1_000_000 + micros)
 }
 
+/// Unix seconds, for what people and other starts of this node read.
+pub fn unix_seconds() -> u64 {
+    u64::try_from(clock_gettime(ClockId::Realtime).tv_sec).unwrap_or(0)
+}
+
 /// In tests a thread may go by the clock of its tokio runtime, which can be paused.
 #[cfg(test)]
 pub(crate) mod simulated {

@@ -275,6 +275,7 @@ async fn the_document_describes_every_route() {
         "post /v1/moves",
         "post /v1/nodes/{name}",
         "post /v1/volumes",
+        "post /v1/volumes/{name}/scrub",
     ];
     assert_eq!(operations, expected);
     let plain = |o: &&String| o.starts_with("get") && !o.contains('{') && !o.contains("what-if");

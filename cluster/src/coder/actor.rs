@@ -2,6 +2,7 @@
 
 use super::link::{LinkArgs, LinkHandle};
 use super::rate::Rate;
+use super::scrubs::Scrubs;
 use crate::clock;
 use crate::shard_store::LocalStores;
 use crate::transport::Transport;
@@ -30,7 +31,7 @@ const TICK: Duration = Duration::from_millis(20);
 /// Ticks between two lines about the core's state in the debug log.
 const DESCRIBE_TICKS: u64 = 100;
 
-/// Ticks between two looks at how many rows were repaired.
+/// Ticks between two looks at how many rows were repaired, and at which group is to be scrubbed.
 const RATE_TICKS: u64 = 25;
 
 /// How long a proposal may take before the core, which asks again by itself, is on its own.
@@ -152,6 +153,8 @@ pub(crate) struct CoderArgs<T> {
     pub(crate) tasks: TaskTracker,
     /// Cancelled when the process is to end.
     pub(crate) stopping: CancellationToken,
+    /// Each group is scrubbed again after so long; zero: only when asked.
+    pub(crate) scrub_every: Duration,
 }
 
 struct Coder<T>(PhantomData<fn(T)>);
@@ -168,6 +171,7 @@ struct State<T> {
     flushing: bool,
     ticks: u64,
     repaired: Rate,
+    scrubs: Scrubs,
 }
 
 /// Starts the coder of a volume.
@@ -198,6 +202,7 @@ impl<T: Transport> Actor for Coder<T> {
             core.handle(now, Event::Unheard { store: *store, since: now.before(*silent) });
         }
         Ok(State {
+            scrubs: Scrubs::new(args.scrub_every),
             core,
             args,
             map: None,
@@ -253,6 +258,7 @@ impl<T: Transport> Actor for Coder<T> {
                 state.ticks += 1;
                 if state.ticks.is_multiple_of(RATE_TICKS) {
                     state.repaired.note(now, state.core.stats().rows_repaired);
+                    state.scrub(&myself);
                 }
                 if state.ticks.is_multiple_of(DESCRIBE_TICKS) {
                     let volume = state.args.config.volume;
@@ -278,7 +284,10 @@ impl<T: Transport> Actor for Coder<T> {
             }
             CoderMsg::Flush => {
                 state.flushing = false;
-                state.perform(&myself);
+                if state.perform(&myself) {
+                    state.scrub(&myself);
+                    state.perform(&myself);
+                }
                 return Ok(());
             }
         }
@@ -328,7 +337,9 @@ impl<T: Transport> State<T> {
         self.core.handle(clock::now(), Event::Map(map));
     }
 
-    fn perform(&mut self, myself: &ActorRef<CoderMsg>) {
+    /// Whether the scrub of a group has ended.
+    fn perform(&mut self, myself: &ActorRef<CoderMsg>) -> bool {
+        let mut scrubbed = false;
         for action in self.core.drain() {
             match action {
                 Action::Send { store, frame } => {
@@ -356,11 +367,37 @@ impl<T: Transport> State<T> {
                     }
                 }
                 Action::Alarm(alarm) => self.alarm(alarm),
+                Action::Fault { store } => self.scrubs.fault(store),
+                Action::Scrubbed { group, report } => {
+                    if !report.is_clean() {
+                        let volume = self.args.config.volume;
+                        tracing::warn!(%volume, %group, ?report, "scrub found something wrong");
+                    }
+                    self.scrubs.ended(group, &report, clock::unix_seconds());
+                    scrubbed = true;
+                }
             }
         }
         for link in self.links.values() {
             link.flushed();
         }
+        scrubbed
+    }
+
+    /// Begins the scrub of the next group, and tells the map of those that have ended.
+    fn scrub(&mut self, myself: &ActorRef<CoderMsg>) {
+        let volume = self.args.config.volume;
+        let Some(volume) = self.map.as_ref().and_then(|map| map.volumes.get(&volume)) else {
+            return;
+        };
+        let serves = self.core.phase() == Phase::Active && self.core.epoch() == volume.epoch;
+        let how = (serves, self.core.stats().scrubbing.is_some());
+        let now = clock::now();
+        let (next, commands) = self.scrubs.turn(now, clock::unix_seconds(), how, volume);
+        if let Some(group) = next {
+            self.core.handle(now, Event::Scrub { group });
+        }
+        commands.into_iter().for_each(|command| self.propose(myself, command));
     }
 
     fn propose(&self, myself: &ActorRef<CoderMsg>, command: Command) {
@@ -403,6 +440,10 @@ impl<T: Transport> State<T> {
             Alarm::Miscomputed { row, slot } => tracing::error!(
                 %volume, %row, %slot,
                 "parity would have come out wrong and was refused: memory or processor is at fault"
+            ),
+            Alarm::Unclear { row } => tracing::error!(
+                %volume, %row,
+                "the records of a row do not fit together, and nobody can tell which is wrong"
             ),
             Alarm::Silent { store } => tracing::warn!(%volume, %store, "store is silent"),
             _ => tracing::warn!(%volume, ?alarm, "alarm"),

@@ -8,6 +8,7 @@ mod actor;
 pub(crate) mod link;
 mod queue;
 mod rate;
+mod scrubs;
 #[cfg(test)]
 mod tests;
 

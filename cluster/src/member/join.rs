@@ -60,6 +60,8 @@ pub struct MemberConfig {
     pub power_patience: Duration,
     /// For how long a store may be away before its slots are rebuilt elsewhere.
     pub down_out: Duration,
+    /// Each group is scrubbed again after so long; zero: only when asked.
+    pub scrub_every: Duration,
     /// Cancelled when the process is to end, before the member is shut down.
     pub stopping: CancellationToken,
 }
@@ -176,6 +178,7 @@ impl Member {
             suspect_after: config.suspect_after,
             power_patience: config.power_patience,
             down_out: config.down_out,
+            scrub_every: config.scrub_every,
             seat_suspect_after: config.suspect_after * 2,
         });
         endpoint.serve(service::RAFT, Arc::new(RaftService { group: raft.clone() }));

@@ -42,6 +42,8 @@ pub(crate) struct Inner {
     pub(super) power_patience: Duration,
     /// For how long a store may be away before its slots are rebuilt elsewhere.
     pub(super) down_out: Duration,
+    /// Each group is scrubbed again after so long; zero: only when asked.
+    pub(super) scrub_every: Duration,
     /// A coordinator costs more to replace than a store: it is given twice the time.
     pub(super) seat_suspect_after: Duration,
 }

@@ -388,6 +388,7 @@ impl Member {
             stopping: self.inner.stopping.clone(),
             sessions: Arc::clone(&self.inner.sessions),
             tasks: self.inner.tasks.clone(),
+            scrub_every: self.inner.scrub_every,
         };
         match coder::start(args).await {
             Ok(actor) => self.add_coder(CoderHandle::new(volume, actor)),

@@ -270,6 +270,7 @@ impl Cluster {
                 sessions,
                 tasks: tasks.clone(),
                 stopping: stopping.clone(),
+                scrub_every: Duration::ZERO,
             };
             let actor = coder::start(args).await.expect("a coder starts");
             coders.push(CoderHandle::new(volume.no, actor));

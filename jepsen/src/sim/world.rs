@@ -15,8 +15,8 @@ use smalti_map::{
 };
 use smalti_rowcommit::coordinator::ScrubReport;
 use smalti_storage::ids::{
-    ClusterId, GroupNo, Incarnation, KeyEpochNo, NodeId, RowAddr, RunId, StoreId, Ver, VolumeId, VolumeNo,
-    Wid,
+    ClusterId, GroupNo, Incarnation, KeyEpochNo, NodeId, RowAddr, RunId, StoreId, Ver, VolumeId,
+    VolumeNo, Wid,
 };
 use smalti_storage::store::memory::MemoryStore;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

@@ -22,6 +22,7 @@ use utoipa::OpenApi;
         places::change_node,
         places::remove_node,
         places::pause_moves,
+        places::scrub_volume,
         places::what_if,
         routes::keys,
         routes::metrics_text,

@@ -2,7 +2,7 @@
 
 use super::error::{ApiError, ErrorBody};
 use super::routes::ApiState;
-use crate::control::{ChangeNode, MovesStatus, NodeFacts, PauseMoves, WhatIfReport};
+use crate::control::{ChangeNode, MovesStatus, NodeFacts, PauseMoves, ScrubStatus, WhatIfReport};
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
@@ -48,6 +48,22 @@ pub(super) async fn remove_node(
     let control = state.clone();
     state.change(async move { control.control.remove_node(name).await }).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Has every group of a volume scrubbed.
+#[utoipa::path(post, path = "/v1/volumes/{name}/scrub",
+    params(("name" = String, Path, description = "Name of the volume")),
+    responses(
+        (status = 200, body = ScrubStatus, description = "Agreed; `due` tells how many are to come"),
+        (status = "default", body = ErrorBody),
+    ))]
+pub(super) async fn scrub_volume(
+    State(state): State<ApiState>,
+    name: Result<Path<String>, PathRejection>,
+) -> Result<Json<ScrubStatus>, ApiError> {
+    let name = node_name(name)?;
+    let control = state.clone();
+    Ok(Json(state.change(async move { control.control.scrub_volume(name).await }).await?))
 }
 
 /// Lets no slot begin to move, or lets them again.

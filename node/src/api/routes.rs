@@ -2,7 +2,7 @@
 
 use super::contents::{volume_data, volume_image};
 use super::error::{ApiError, ErrorBody};
-use super::places::{change_node, pause_moves, remove_node, what_if};
+use super::places::{change_node, pause_moves, remove_node, scrub_volume, what_if};
 use super::{metrics, openapi};
 use crate::cluster_file::ClusterFile;
 use crate::control::{
@@ -124,6 +124,7 @@ pub fn router(state: ApiState) -> Router {
         .route("/v1/volumes/{name}", get(volume).delete(delete_volume))
         .route("/v1/volumes/{name}/data", get(volume_data))
         .route("/v1/volumes/{name}/image", get(volume_image))
+        .route("/v1/volumes/{name}/scrub", post(scrub_volume))
         .route("/v1/nodes", get(nodes))
         .route("/v1/nodes/{name}", post(change_node).delete(remove_node))
         .route("/v1/moves", post(pause_moves))

@@ -46,6 +46,8 @@ pub enum Command {
         #[command(subcommand)]
         command: NodeCommand,
     },
+    /// Read every record of a volume and compare it with the others; repair what is wrong
+    Scrub(ScrubArgs),
     /// Hold back or let go on what moves between stores: rebuilds, drains, balance
     Moves {
         /// What to do.
@@ -280,6 +282,20 @@ pub struct NodeDrainArgs {
     pub node: NodeArgs,
 }
 
+/// `smalti scrub`.
+#[derive(Debug, Args)]
+pub struct ScrubArgs {
+    /// Name of the volume [default: all of them]
+    #[arg(value_name = "VOLUME")]
+    pub name: Option<String>,
+    /// Return at once; `smalti volume show` tells how far it is
+    #[arg(long)]
+    pub no_wait: bool,
+    /// Which cluster, and how to print.
+    #[command(flatten)]
+    pub show: ShowArgs,
+}
+
 /// `smalti moves`.
 #[derive(Debug, Subcommand)]
 pub enum MovesCommand {
@@ -409,6 +425,8 @@ mod tests {
             "node drain n1 --undo --dir d",
             "node remove n1 --dir d",
             "moves pause --dir d",
+            "scrub --dir d",
+            "scrub v --dir d --json --no-wait",
             "moves resume --dir d --json",
             "what-if stop n1 n2 --dir d",
             "key status --dir d",

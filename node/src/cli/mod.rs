@@ -4,6 +4,7 @@ mod args;
 mod export;
 mod node;
 mod output;
+mod scrub;
 mod show;
 mod table;
 mod target;
@@ -40,6 +41,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<()> {
         }
         Command::Volume { command } => volume::run(command).await,
         Command::Node { command } => node::run(command).await,
+        Command::Scrub(args) => scrub::run(args).await,
         Command::Moves { command } => node::moves(command).await,
         Command::WhatIf { command } => node::what_if(command).await,
         Command::Key { command: KeyCommand::Status(args) } => {

@@ -2,8 +2,8 @@
 
 use super::table::Table;
 use crate::control::{
-    DiskState, KeyReport, MovesStatus, NodeFacts, SlotState, StatusReport, VolumeDetail,
-    VolumeFacts, VolumeStatus, WhatIfReport, WhyReport,
+    DiskState, KeyReport, MovesStatus, NodeFacts, ScrubStatus, SlotState, StatusReport,
+    VolumeDetail, VolumeFacts, VolumeStatus, WhatIfReport, WhyReport,
 };
 use crate::size::human;
 
@@ -147,7 +147,20 @@ pub(super) fn volume(detail: &VolumeDetail) -> String {
         });
         table.row([group.group.0.to_string(), slots.collect::<Vec<_>>().join("  ")]);
     }
-    format!("{}\n{}", facts(&detail.volume), table.text())
+    format!("{}scrub         {}\n\n{}", facts(&detail.volume), scrub(&detail.scrub), table.text())
+}
+
+pub(super) fn scrub(scrub: &ScrubStatus) -> String {
+    let due = match scrub.due {
+        0 => String::new(),
+        due => format!("; {due} groups are to be scrubbed"),
+    };
+    let unclear = match scrub.unclear {
+        0 => String::new(),
+        rows => format!(", {rows} rows do not fit together"),
+    };
+    let wrong = format!("{} slots of them were wrong", scrub.wrong);
+    format!("{} groups, {} rows, {wrong}{unclear}{due}", scrub.groups, scrub.rows)
 }
 
 pub(super) fn nodes(nodes: &[NodeFacts]) -> String {
@@ -163,6 +176,7 @@ pub(super) fn nodes(nodes: &[NodeFacts]) -> String {
         "SLOTS>",
         "FREE>",
         "DISK",
+        "FAULTS>",
         "QUIC",
         "API",
         "NBD",
@@ -187,6 +201,7 @@ pub(super) fn nodes(nodes: &[NodeFacts]) -> String {
                 DiskState::Full => "full",
             })
             .into(),
+            node.stores.iter().map(|store| store.faults).sum::<u64>().to_string(),
             node.quic.to_string(),
             node.api.to_string(),
             node.nbd.to_string(),

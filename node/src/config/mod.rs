@@ -101,6 +101,8 @@ pub struct Tunables {
     /// A store that is away for this long does not come back: its slots are rebuilt elsewhere. Where
     /// nothing is left to spare that begins after 5 seconds.
     pub down_out_ms: u64,
+    /// Every record is read and compared once in so many seconds; 0: only when asked.
+    pub scrub_interval_s: u64,
     /// How long a coordinator may serve reads on one round of grants.
     pub lease_ms: u64,
     /// A clean shutdown that takes longer than this is given up.
@@ -131,6 +133,7 @@ impl Default for Tunables {
             suspect_timeout_ms: 500,
             power_timeout_ms: 30_000,
             down_out_ms: 600_000,
+            scrub_interval_s: 14 * 24 * 60 * 60,
             lease_ms: 1500,
             shutdown_timeout_ms: 10_000,
         }

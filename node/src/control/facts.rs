@@ -120,6 +120,25 @@ pub struct VolumeStatus {
     pub groups: u32,
     /// Groups that have all their slots in sync.
     pub groups_full: u32,
+    /// The last scrubs of its groups, together.
+    pub scrub: ScrubStatus,
+}
+
+/// Scrubs of a volume.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ScrubStatus {
+    /// Groups of the volume.
+    pub groups: u32,
+    /// Groups that the operator asked to be scrubbed, and were not yet.
+    pub due: u32,
+    /// When the group that was scrubbed longest ago was, in Unix seconds; null while one never was.
+    pub oldest: Option<u64>,
+    /// Rows that the last scrub of each group looked at, summed up, as is what follows.
+    pub rows: u64,
+    /// Row slots that were wrong; they were repaired, where that could be.
+    pub wrong: u64,
+    /// Rows whose records do not fit together, though nobody can tell which of them is wrong.
+    pub unclear: u64,
 }
 
 /// The metadata group.
@@ -211,6 +230,8 @@ pub struct VolumeDetail {
     pub volume: VolumeFacts,
     /// Its placement groups, by number.
     pub groups: Vec<GroupFacts>,
+    /// The last scrubs of its groups, together.
+    pub scrub: ScrubStatus,
 }
 
 /// A placement group.
@@ -331,6 +352,8 @@ pub struct StoreFacts {
     pub clean: bool,
     /// Its disk, if it runs.
     pub disk: Option<DiskFacts>,
+    /// How often it had something wrong while it was in sync, as reads and scrubs found.
+    pub faults: u64,
 }
 
 /// `smalti key status --json`.

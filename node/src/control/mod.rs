@@ -9,8 +9,8 @@ mod slot;
 pub use error::{ControlError, ErrorKind};
 pub use facts::{
     CreateVolume, CustodyStatus, GroupFacts, Health, HolderFacts, KeyEpochFacts, KeyReport,
-    NodeFacts, NodeState, NodeStatus, RaftStatus, Reason, SlotFacts, SlotState, StatusReport,
-    StoreFacts, VolumeDetail, VolumeFacts, VolumeKeys, VolumeStatus, WhyReport,
+    NodeFacts, NodeState, NodeStatus, RaftStatus, Reason, ScrubStatus, SlotFacts, SlotState,
+    StatusReport, StoreFacts, VolumeDetail, VolumeFacts, VolumeKeys, VolumeStatus, WhyReport,
 };
 pub use places::{
     ChangeNode, DiskFacts, DiskState, MovesStatus, PauseMoves, WhatIfReport, WhatIfVolume,
@@ -79,6 +79,9 @@ pub trait Control: Send + Sync + 'static {
     ///
     /// `NotFound` when there is no such node, `Invalid` when something depends on it yet.
     fn remove_node(&self, name: String) -> Answer<'_, ()>;
+
+    /// Has every group of a volume scrubbed. Returns when that is agreed, not when it is done.
+    fn scrub_volume(&self, name: String) -> Answer<'_, ScrubStatus>;
 
     /// Lets no slot begin to move, or lets them again.
     fn pause_moves(&self, wish: PauseMoves) -> Answer<'_, MovesStatus>;

@@ -2,8 +2,8 @@
 
 use super::{
     Answer, ChangeNode, Control, ControlError, CreateVolume, ErrorKind, Export, KeyReport,
-    MovesStatus, NodeFacts, PauseMoves, StatusReport, VolumeDetail, VolumeFacts, WhatIfReport,
-    WhyReport,
+    MovesStatus, NodeFacts, PauseMoves, ScrubStatus, StatusReport, VolumeDetail, VolumeFacts,
+    WhatIfReport, WhyReport,
 };
 use bytes::Bytes;
 use futures::future::{FutureExt, ready};
@@ -78,6 +78,10 @@ impl Control for ControlSlot {
 
     fn remove_node(&self, name: String) -> Answer<'_, ()> {
         self.ask(|control| control.remove_node(name))
+    }
+
+    fn scrub_volume(&self, name: String) -> Answer<'_, ScrubStatus> {
+        self.ask(|control| control.scrub_volume(name))
     }
 
     fn pause_moves(&self, wish: PauseMoves) -> Answer<'_, MovesStatus> {

@@ -4,8 +4,8 @@ use super::report::Report;
 use crate::attach::{Attachments, MemberCluster};
 use crate::control::{
     Answer, ChangeNode, Control, ControlError, CreateVolume, ErrorKind, Export, KeyReport,
-    MovesStatus, NodeFacts, Output, PauseMoves, StatusReport, VolumeDetail, VolumeFacts,
-    WhatIfReport, WhyReport,
+    MovesStatus, NodeFacts, Output, PauseMoves, ScrubStatus, StatusReport, VolumeDetail,
+    VolumeFacts, WhatIfReport, WhyReport,
 };
 use crate::volume_spec::{self, Geometry as Spec};
 use bytes::Bytes;
@@ -203,6 +203,10 @@ impl Control for MemberControl {
 
     fn remove_node(&self, name: String) -> Answer<'_, ()> {
         Box::pin(self.take_node_out(name))
+    }
+
+    fn scrub_volume(&self, name: String) -> Answer<'_, ScrubStatus> {
+        Box::pin(self.ask_scrub(name))
     }
 
     fn pause_moves(&self, wish: PauseMoves) -> Answer<'_, MovesStatus> {

@@ -1,10 +1,10 @@
 //! What the operator wants of nodes, and what would be without them.
 
 use super::control::{MemberControl, rejected, unavailable};
-use super::report::Report;
+use super::report::{Report, scrub_status};
 use crate::control::{
-    ChangeNode, ControlError, ErrorKind, MovesStatus, NodeFacts, PauseMoves, WhatIfReport,
-    WhatIfVolume,
+    ChangeNode, ControlError, ErrorKind, MovesStatus, NodeFacts, PauseMoves, ScrubStatus,
+    WhatIfReport, WhatIfVolume,
 };
 use smalti_map::view::MapView;
 use smalti_map::{Applied, Command, NodeSetting};
@@ -40,6 +40,15 @@ impl MemberControl {
             return Err(ControlError::invalid(text));
         }
         self.propose(Command::RemoveNode { node }).await
+    }
+
+    pub(super) async fn ask_scrub(&self, name: String) -> Result<ScrubStatus, ControlError> {
+        let map = self.current_map().await?;
+        let volume = map.volume_named(&name).ok_or_else(|| ControlError::no_volume(&name))?.no;
+        self.propose(Command::AskScrub { volume }).await?;
+        let map = self.current_map().await?;
+        let volume = map.volumes.get(&volume).ok_or_else(|| ControlError::no_volume(&name))?;
+        Ok(scrub_status(volume))
     }
 
     pub(super) async fn set_paused(&self, wish: PauseMoves) -> Result<MovesStatus, ControlError> {

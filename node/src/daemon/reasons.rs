@@ -2,6 +2,7 @@
 
 use super::report::Report;
 use crate::control::{Health, Reason};
+use smalti_cluster::clock;
 use smalti_cluster::shard_store::Fullness;
 use smalti_map::plan::{Cause, Stuck};
 use std::collections::BTreeMap;
@@ -176,6 +177,7 @@ impl Report {
                 }
             }
         }
+        self.fault_reasons(&mut reasons);
         self.moves_reasons(&mut reasons);
         self.disk_reasons(&mut reasons);
         reasons.worst_first()
@@ -215,6 +217,33 @@ impl Report {
             };
             let problem = format!("{slots} slots {what}, and {why}");
             reasons.push(Health::Degraded, "moves".into(), problem, remedy, full);
+        }
+    }
+
+    /// Disks that had something wrong too often, and rows that do not fit together.
+    fn fault_reasons(&self, reasons: &mut Reasons) {
+        let now = clock::unix_seconds();
+        for (id, store) in &self.map.stores {
+            if store.faults.are_repeated(now) {
+                let subject = format!("node {}", self.node_name(store.node));
+                let total = store.faults.total;
+                let problem = format!("its store {id} had {total} wrong records, and lately again");
+                let remedy = "replace its disk: drain the node, or stop it and empty its `data`; the \
+                    others have all that it holds";
+                reasons.add_lasting(Health::Degraded, subject, problem, remedy);
+            }
+        }
+        for volume in self.map.volumes.values() {
+            let rows: u64 = volume.scrubs.groups.values().map(|scrub| scrub.unclear).sum();
+            if rows > 0 {
+                let subject = format!("volume {}", volume.name);
+                let problem = format!(
+                    "{rows} rows do not fit together: each of their shards is as it was written, and \
+                     nobody can tell which one was wrong even then"
+                );
+                let remedy = "write the blocks of these rows anew: the nodes' logs name them";
+                reasons.add_lasting(Health::Degraded, subject, problem, remedy);
+            }
         }
     }
 

@@ -3,16 +3,16 @@
 use crate::control::{
     ControlError, CustodyStatus, DiskFacts, DiskState, ErrorKind, GroupFacts, Health, HolderFacts,
     KeyEpochFacts, KeyReport, MovesStatus, NodeFacts, NodeState, NodeStatus, RaftStatus, Reason,
-    SlotFacts, SlotState, StatusReport, StoreFacts, VolumeDetail, VolumeFacts, VolumeKeys,
-    VolumeStatus, WhyReport,
+    ScrubStatus, SlotFacts, SlotState, StatusReport, StoreFacts, VolumeDetail, VolumeFacts,
+    VolumeKeys, VolumeStatus, WhyReport,
 };
 use futures::future::join_all;
 use smalti_cluster::Member;
 use smalti_cluster::member::VolumeProgress;
 use smalti_cluster::shard_store::{Fullness, StoreSpace};
-use smalti_map::Volume;
 use smalti_map::plan::Plan;
 use smalti_map::view::MapView;
+use smalti_map::{GroupScrub, Volume};
 use smalti_raft::GroupMetrics;
 use smalti_storage::ids::{ClusterId, GroupNo, Incarnation, NodeId, Slot, StoreId, VolumeNo};
 use smalti_storage::record::RECORD_LEN;
@@ -265,6 +265,7 @@ impl Report {
                 rows_per_second: self.progress_of(volume).rows_per_second,
                 rows_repaired: self.progress_of(volume).rows_repaired,
                 seconds_left: self.seconds_left(volume),
+                scrub: scrub_status(volume),
                 name: volume.name.clone(),
                 health: self.volume_health(volume),
                 epoch: volume.epoch,
@@ -352,7 +353,11 @@ impl Report {
             });
             GroupFacts { group: no, slots: slots.collect() }
         });
-        Ok(VolumeDetail { volume: self.facts(volume), groups: groups.collect() })
+        Ok(VolumeDetail {
+            volume: self.facts(volume),
+            groups: groups.collect(),
+            scrub: scrub_status(volume),
+        })
     }
 
     pub(super) fn nodes(&self) -> Vec<NodeFacts> {
@@ -383,6 +388,7 @@ impl Report {
                         incarnation: entry.incarnation,
                         clean: entry.clean,
                         disk: self.disk(*store),
+                        faults: entry.faults.total,
                     })
                     .collect(),
             })
@@ -421,4 +427,22 @@ impl Report {
 
 fn health_by(reasons: &[Reason]) -> Health {
     reasons.iter().map(|reason| reason.health).max().unwrap_or(Health::Ok)
+}
+
+pub(super) fn scrub_status(volume: &Volume) -> ScrubStatus {
+    let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+    let last = &volume.scrubs.groups;
+    let sum = |of: fn(&GroupScrub) -> u64| last.values().map(of).sum();
+    ScrubStatus {
+        groups: count(volume.groups.len()),
+        due: count(volume.asked_scrubs().count()),
+        oldest: last
+            .values()
+            .map(|scrub| scrub.ended)
+            .min()
+            .filter(|_| last.len() == volume.groups.len()),
+        rows: sum(|scrub| scrub.rows),
+        wrong: sum(|scrub| scrub.wrong),
+        unclear: sum(|scrub| scrub.unclear),
+    }
 }

@@ -10,8 +10,9 @@ use futures::future::ready;
 use smalti_node::control::{
     Answer, ChangeNode, Control, ControlError, CreateVolume, CustodyStatus, ErrorKind, Export,
     GroupFacts, Health, HolderFacts, KeyEpochFacts, KeyReport, MovesStatus, NodeFacts, NodeState,
-    NodeStatus, Output, PauseMoves, RaftStatus, Reason, SlotFacts, SlotState, StatusReport,
-    StoreFacts, VolumeDetail, VolumeFacts, VolumeKeys, VolumeStatus, WhatIfReport, WhyReport,
+    NodeStatus, Output, PauseMoves, RaftStatus, Reason, ScrubStatus, SlotFacts, SlotState,
+    StatusReport, StoreFacts, VolumeDetail, VolumeFacts, VolumeKeys, VolumeStatus, WhatIfReport,
+    WhyReport,
 };
 use smalti_node::volume_spec::Geometry;
 use smalti_storage::ids::{
@@ -64,7 +65,7 @@ impl FakeControl {
             moves_to: None,
         };
         let groups = vec![GroupFacts { group: GroupNo(0), slots: (0..slots).map(slot).collect() }];
-        VolumeDetail { volume, groups }
+        VolumeDetail { volume, groups, scrub: ScrubStatus::default() }
     }
 
     fn create(&self, request: CreateVolume) -> Result<VolumeDetail, ControlError> {
@@ -132,6 +133,7 @@ impl Control for FakeControl {
             size: volume.size,
             groups: 1,
             groups_full: 1,
+            scrub: ScrubStatus::default(),
         };
         let report = StatusReport {
             health: self.health,
@@ -199,6 +201,12 @@ impl Control for FakeControl {
         ready(Err(ControlError::invalid(format!("{name} runs")))).boxed()
     }
 
+    fn scrub_volume(&self, name: String) -> Answer<'_, ScrubStatus> {
+        let known = self.load().iter().any(|volume| volume.name == name);
+        let due = ScrubStatus { groups: 1, due: 1, ..ScrubStatus::default() };
+        ready(if known { Ok(due) } else { Err(ControlError::no_volume(&name)) }).boxed()
+    }
+
     fn pause_moves(&self, wish: PauseMoves) -> Answer<'_, MovesStatus> {
         ready(Ok(MovesStatus { paused: wish.paused, ..MovesStatus::default() })).boxed()
     }
@@ -259,6 +267,7 @@ impl Control for FakeControl {
                 incarnation: Incarnation(1),
                 clean: true,
                 disk: None,
+                faults: 0,
             }],
         };
         ready(Ok(self.names().map(node).collect())).boxed()

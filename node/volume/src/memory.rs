@@ -286,6 +286,10 @@ impl State {
                         self.read.insert(op, result);
                     }
                     Action::Alarm(alarm) => tracing::warn!(?alarm, "coordinator"),
+                    Action::Fault { store } => tracing::warn!(%store, "had something wrong"),
+                    Action::Scrubbed { group, report } => {
+                        tracing::warn!(%group, ?report, "a scrub that nobody asked for");
+                    }
                     Action::SnapshotDone { op, result } => {
                         tracing::warn!(op, ?result, "a snapshot that nobody asked for");
                     }

@@ -140,6 +140,10 @@ impl Volume {
             self.check_keys(key_epoch)?;
         }
         self.check_snapshots()?;
+        for (no, scrub) in &self.scrubs.groups {
+            ensure(self.group(*no).is_some(), || format!("a scrub of group {no}"))?;
+            ensure(scrub.asked <= self.scrubs.asked, || format!("group {no} was not asked for"))?;
+        }
         for (no, group) in self.groups.iter().enumerate() {
             self.check_group(group).map_err(|broken| format!("group {no}: {broken}"))?;
         }

@@ -1,5 +1,6 @@
 //! What can be asked of the map, and what it answers.
 
+use crate::scrub::GroupScrub;
 use crate::types::{Custody, KeyEpoch, NodeAddresses, ReadMode};
 use serde::{Deserialize, Serialize};
 use smalti_storage::ids::{
@@ -156,6 +157,27 @@ pub enum Command {
     },
     /// No slot begins to move, or they may again.
     PauseMoves(bool),
+    /// The operator wants every group of a volume scrubbed.
+    AskScrub {
+        /// Which volume.
+        volume: VolumeNo,
+    },
+    /// Groups were scrubbed, by the coordinator of `epoch`.
+    NoteScrubs {
+        /// Which volume.
+        volume: VolumeNo,
+        /// Whose.
+        epoch: Epoch,
+        /// Which groups, and what was found.
+        groups: Vec<(GroupNo, GroupScrub)>,
+    },
+    /// Stores in sync had something that is not what was written.
+    NoteFaults {
+        /// When, in Unix seconds.
+        at: u64,
+        /// Which, and how often.
+        faults: Vec<(StoreId, u32)>,
+    },
 }
 
 /// What can be set of a node.

@@ -15,6 +15,7 @@ mod command;
 pub mod mutant;
 pub mod placement;
 pub mod plan;
+mod scrub;
 mod types;
 pub mod view;
 pub mod voters;
@@ -23,6 +24,7 @@ pub use apply::limits;
 pub use command::{
     Applied, Command, GrowSlot, MoveSlot, NewVolume, NodeSetting, Rejection, StoreStart,
 };
+pub use scrub::{Faults, GroupScrub, Scrubs};
 pub use types::{
     ClusterMap, Coordinator, Custody, Group, KeyEpoch, Learner, Node, NodeAddresses, ReadMode,
     ShareHolder, Snapshot, Store, Volume,

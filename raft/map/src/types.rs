@@ -1,5 +1,6 @@
 //! The parts of the map.
 
+use crate::scrub::{Faults, Scrubs};
 use serde::{Deserialize, Serialize};
 use smalti_storage::ids::{
     ClusterId, Epoch, GroupNo, Incarnation, KeyEpochNo, NodeId, RaftStoreId, RunId, Slot, SlotSet,
@@ -96,6 +97,8 @@ pub struct Store {
     pub clean: bool,
     /// Its current run.
     pub run: RunId,
+    /// What it had wrong while it was in sync.
+    pub faults: Faults,
 }
 
 /// Which process may order the updates of a volume.
@@ -181,6 +184,8 @@ pub struct Volume {
     pub key_epochs: BTreeMap<KeyEpochNo, KeyEpoch>,
     /// Placement groups; the index is the group's number.
     pub groups: Vec<Group>,
+    /// Scrubs of its groups.
+    pub scrubs: Scrubs,
 }
 
 /// The state of a volume at one moment.

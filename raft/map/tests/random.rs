@@ -4,7 +4,8 @@ mod support;
 
 use proptest::prelude::*;
 use smalti_map::{
-    Applied, ClusterMap, Command, GrowSlot, MoveSlot, NodeSetting, Snapshot, StoreStart, Volume,
+    Applied, ClusterMap, Command, GroupScrub, GrowSlot, MoveSlot, NodeSetting, Snapshot,
+    StoreStart, Volume,
 };
 use smalti_storage::ids::{Epoch, GroupNo, Incarnation, NodeId, RaftStoreId, Slot, VolumeNo};
 use std::collections::BTreeMap;
@@ -90,6 +91,14 @@ enum Step {
     },
     Remove(u64),
     ForgetStore(u64),
+    AskScrub(u32),
+    NoteScrub {
+        volume: u32,
+        lag: u32,
+        group: u16,
+        ahead: u32,
+    },
+    Faults(u64),
 }
 
 fn lag() -> impl Strategy<Value = u32> {
@@ -131,6 +140,10 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0..7u64, 0..20_000u32).prop_map(|(no, what)| Step::Set { no, what }),
         1 => (1..8u64).prop_map(Step::Remove),
         1 => (1..8u64).prop_map(Step::ForgetStore),
+        1 => volume().prop_map(Step::AskScrub),
+        3 => (volume(), lag(), 0..3u16, 0..3u32)
+            .prop_map(|(volume, lag, group, ahead)| Step::NoteScrub { volume, lag, group, ahead }),
+        1 => (1..8u64).prop_map(Step::Faults),
     ]
 }
 
@@ -221,6 +234,17 @@ fn command(map: &ClusterMap, step: &Step) -> Command {
         },
         Step::Remove(no) => Command::RemoveNode { node: NodeId(no) },
         Step::ForgetStore(no) => Command::ForgetStore { store: store(no) },
+        Step::AskScrub(no) => Command::AskScrub { volume: VolumeNo(no) },
+        Step::NoteScrub { volume, lag, group, ahead } => {
+            let known = map.volumes.get(&VolumeNo(volume)).map_or(0, |v| v.scrubs.asked);
+            let asked = (known + 1).saturating_sub(ahead);
+            let scrub = GroupScrub { ended: map.version, asked, ..GroupScrub::default() };
+            let groups = vec![(GroupNo(group), scrub)];
+            Command::NoteScrubs { volume: VolumeNo(volume), epoch: epoch(volume, lag), groups }
+        }
+        Step::Faults(no) => {
+            Command::NoteFaults { at: map.version * 86_400, faults: vec![(store(no), 1)] }
+        }
         Step::Slots { volume, lag, grow, pick, behind } => {
             let mut slots = Vec::new();
             for (group, entry) in map.volumes.get(&VolumeNo(volume)).iter().flat_map(|v| {
@@ -383,6 +407,9 @@ fn random_commands_reach_every_kind_of_change() {
                 Command::RemoveNode { .. } => "remove",
                 Command::ForgetStore { .. } => "forget store",
                 Command::PauseMoves(_) => "pause",
+                Command::AskScrub { .. } => "ask scrub",
+                Command::NoteScrubs { .. } => "note scrub",
+                Command::NoteFaults { .. } => "note faults",
             };
             let count = accepted.entry(kind).or_default();
             match map.apply(&command) {
@@ -409,6 +436,8 @@ fn random_commands_reach_every_kind_of_change() {
         "admit",
         "set",
         "forget store",
+        "ask scrub",
+        "note scrub",
     ] {
         let (yes, no) = accepted[kind];
         assert!(yes >= 50 && no >= 50, "{kind}: {yes} accepted, {no} refused");

@@ -130,9 +130,8 @@ impl Code {
             .collect();
         let rows = rows?;
         let (first, of_first) = rows.first()?;
-        let explains = |j: &usize| {
-            rows.iter().all(|(row, of)| of.times(first[*j]) == of_first.times(row[*j]))
-        };
+        let explains =
+            |j: &usize| rows.iter().all(|(row, of)| of.times(first[*j]) == of_first.times(row[*j]));
         let mut found = (0..self.n).filter(explains);
         let j = found.next().filter(|_| found.next().is_none())?;
         Some(Slot(u8::try_from(j).ok()?))

@@ -41,11 +41,7 @@ pub(super) struct Page<V = VersionMeta> {
 
 impl<V> Page<V> {
     /// From the answer to a scan: a store may hold other slots of the group's rows too.
-    pub(super) fn new(
-        of: Slot,
-        entries: Vec<(RowAddr, Slot, Option<Vec<V>>)>,
-        done: bool,
-    ) -> Self {
+    pub(super) fn new(of: Slot, entries: Vec<(RowAddr, Slot, Option<Vec<V>>)>, done: bool) -> Self {
         let upto = if done { None } else { entries.last().map(|(row, _, _)| *row) };
         let own = entries.into_iter().filter(|(_, slot, _)| *slot == of);
         Self { rows: own.map(|(row, _, versions)| (row, versions)).collect(), upto }

@@ -213,9 +213,7 @@ pub(super) fn serve(
             let limit = usize::try_from(*limit).unwrap_or(SCAN_LIMIT).clamp(1, SCAN_LIMIT);
             prove::digest(store, volume, *group, after, limit)
         }
-        Ask::Prove { row, slot } => {
-            prove::prove(store, RowSlot { volume, row: *row, slot: *slot })
-        }
+        Ask::Prove { row, slot } => prove::prove(store, RowSlot { volume, row: *row, slot: *slot }),
         Ask::Changed { group, slot, of, after, limit } => {
             let limit = usize::try_from(*limit).unwrap_or(SCAN_LIMIT).clamp(1, SCAN_LIMIT);
             changed(store, volume, *group, (*slot, *of), *after, limit)

@@ -11,9 +11,9 @@ use std::fmt::Display;
 /// The row slot a request is about, if it is about one.
 pub(super) fn place(ask: &Ask) -> Option<(RowAddr, Slot)> {
     match ask {
-        Ask::Fetch { row, slot, .. }
-        | Ask::Versions { row, slot }
-        | Ask::Prove { row, slot } => Some((*row, *slot)),
+        Ask::Fetch { row, slot, .. } | Ask::Versions { row, slot } | Ask::Prove { row, slot } => {
+            Some((*row, *slot))
+        }
         _ => ask.changes(),
     }
 }

@@ -89,7 +89,8 @@ impl ClusterMap {
         let clean = start.clean && (ended || lives(Mutant::BelieveAnyRun));
         // A start that was broken off between here and its disk has served nobody.
         let same_disk = ended || last != RunId::default() && start.announced.contains(&last);
-        self.stores.insert(store, Store { node, incarnation, clean, run });
+        let faults = self.stores.get(&store).map(|known| known.faults.clone()).unwrap_or_default();
+        self.stores.insert(store, Store { node, incarnation, clean, run, faults });
         if !same_disk && !lives(Mutant::PutBackInSync) {
             self.volumes.values_mut().for_each(|volume| volume.take_out(store));
         }

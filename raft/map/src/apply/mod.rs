@@ -7,6 +7,7 @@ mod cluster;
 mod membership;
 mod moves;
 mod nodes;
+mod scrubs;
 mod snapshots;
 mod volume;
 
@@ -84,6 +85,11 @@ impl ClusterMap {
             Command::RemoveNode { node } => self.remove_node(*node),
             Command::ForgetStore { store } => self.forget_store(*store),
             Command::PauseMoves(paused) => Ok(self.pause_moves(*paused)),
+            Command::AskScrub { volume } => self.ask_scrub(*volume),
+            Command::NoteScrubs { volume, epoch, groups } => {
+                self.note_scrubs(*volume, *epoch, groups)
+            }
+            Command::NoteFaults { at, faults } => Ok(self.note_faults(*at, faults)),
         };
         result.unwrap_or_else(Applied::Rejected)
     }

@@ -2,6 +2,7 @@
 
 use super::{invalid, limits};
 use crate::command::{Applied, NewVolume, Rejection};
+use crate::scrub::Scrubs;
 use crate::types::{ClusterMap, Group, Volume};
 use smalti_storage::ids::{Epoch, SlotSet, VolumeId, VolumeNo};
 use std::collections::{BTreeMap, BTreeSet};
@@ -52,6 +53,7 @@ impl ClusterMap {
             key_epoch: new.key_epoch.no,
             key_epochs: BTreeMap::from([(new.key_epoch.no, new.key_epoch.clone())]),
             groups: new.groups.iter().map(group).collect(),
+            scrubs: Scrubs::default(),
         };
         // The rules for a new volume are the invariants of every volume: one list of them.
         volume.check().map_err(Rejection::Invalid)?;

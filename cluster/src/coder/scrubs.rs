@@ -1,0 +1,244 @@
+//! When which group of the volume is scrubbed, and what the map is told of it.
+
+use smalti_map::{Command, GroupScrub, Volume};
+use smalti_rowcommit::Time;
+use smalti_rowcommit::coordinator::ScrubReport;
+use smalti_storage::ids::{GroupNo, StoreId};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// Unless somebody asks, nothing is scrubbed before a coordinator has served for so long: there may be
+/// better things to do.
+const SETTLED: Duration = Duration::from_secs(600);
+
+/// Between two notes to the map while there is more to scrub.
+const NOTE_EVERY: Duration = Duration::from_secs(3);
+
+/// Between two notes of what stores had wrong, where no scrub has ended.
+const FAULTS_EVERY: Duration = Duration::from_secs(60);
+
+/// The scrubs of one volume, as its coordinator's process goes about them.
+#[derive(Debug, Default)]
+pub(super) struct Scrubs {
+    /// Each group again after so long; zero: only when asked.
+    every: Duration,
+    active_since: Option<Time>,
+    /// The one under way, and how often the operator had asked by then.
+    begun: Option<(GroupNo, u32)>,
+    /// Those that have ended, until the map tells of them.
+    ended: BTreeMap<GroupNo, GroupScrub>,
+    /// One of them has never been told of.
+    fresh: bool,
+    noted: Time,
+    faults: BTreeMap<StoreId, u32>,
+    faults_noted: Time,
+}
+
+impl Scrubs {
+    pub(super) fn new(every: Duration) -> Self {
+        Self { every, ..Self::default() }
+    }
+
+    /// A store had something wrong.
+    pub(super) fn fault(&mut self, store: StoreId) {
+        *self.faults.entry(store).or_default() += 1;
+    }
+
+    /// The scrub of a group has ended, at that Unix second.
+    pub(super) fn ended(&mut self, group: GroupNo, report: &ScrubReport, ended: u64) {
+        let Some((begun, asked)) = self.begun.take() else { return };
+        if begun == group {
+            let wrong = report.wrong.values().sum();
+            let scrub =
+                GroupScrub { ended, asked, rows: report.rows, wrong, unclear: report.unclear };
+            self.ended.insert(group, scrub);
+            self.fresh = true;
+        }
+    }
+
+    /// What is to be done now: the group whose scrub is to begin, and what the map is to be told.
+    /// `serves`: the coordinator does. `at_work`: it scrubs a group.
+    pub(super) fn turn(
+        &mut self,
+        now: Time,
+        unix: u64,
+        (serves, at_work): (bool, bool),
+        volume: &Volume,
+    ) -> (Option<GroupNo>, Vec<Command>) {
+        let mut commands = Vec::new();
+        self.active_since = serves.then_some(self.active_since.unwrap_or(now));
+        let known = |group: &GroupNo, scrub: &GroupScrub| {
+            volume
+                .scrubs
+                .groups
+                .get(group)
+                .is_some_and(|known| known.ended >= scrub.ended && known.asked >= scrub.asked)
+        };
+        self.ended.retain(|group, scrub| !known(group, scrub));
+        if !serves {
+            self.begun = None;
+        }
+        let next = if serves && !at_work { self.next(now, unix, volume) } else { None };
+        if let Some(group) = next {
+            self.begun = Some((group, volume.scrubs.asked));
+        }
+        let late = now.since(self.noted) >= NOTE_EVERY;
+        let noted =
+            serves && !self.ended.is_empty() && (late || self.fresh && self.begun.is_none());
+        if noted {
+            self.fresh = false;
+            self.noted = now;
+            let groups = self.ended.iter().map(|(group, scrub)| (*group, *scrub)).collect();
+            let (volume, epoch) = (volume.no, volume.epoch);
+            commands.push(Command::NoteScrubs { volume, epoch, groups });
+        }
+        let late = now.since(self.faults_noted) >= FAULTS_EVERY;
+        if !self.faults.is_empty() && (late || noted) {
+            self.faults_noted = now;
+            // Told once: rather not counted than counted twice.
+            let faults = std::mem::take(&mut self.faults).into_iter().collect();
+            commands.push(Command::NoteFaults { at: unix, faults });
+        }
+        (next, commands)
+    }
+
+    fn next(&self, now: Time, unix: u64, volume: &Volume) -> Option<GroupNo> {
+        let asked = volume.scrubs.asked;
+        let done = |group: &GroupNo| self.ended.get(group).is_some_and(|s| s.asked >= asked);
+        let wanted = volume.asked_scrubs().find(|group| !done(group));
+        wanted.or_else(|| {
+            let settled = self.active_since.is_some_and(|since| now.since(since) >= SETTLED);
+            let background = settled && !self.every.is_zero();
+            let old = volume.old_scrub(unix, self.every.as_secs()).filter(|_| background)?;
+            (!self.ended.contains_key(&old)).then_some(old)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use smalti_map::{ClusterMap, Group, ReadMode};
+    use smalti_storage::ids::{Epoch, KeyEpochNo, SlotSet, VolumeId, VolumeNo};
+    use std::collections::BTreeSet;
+    use uuid::Uuid;
+
+    const DAY: Duration = Duration::from_secs(86_400);
+    const SERVES: (bool, bool) = (true, false);
+
+    fn volume() -> Volume {
+        let group = Group {
+            slots: (1..=3).map(|no| StoreId(Uuid::from_u128(no))).collect(),
+            insync: SlotSet::first(3),
+            learners: BTreeMap::new(),
+            targets: BTreeMap::new(),
+            old_holders: BTreeSet::new(),
+            insync_since: BTreeMap::new(),
+        };
+        Volume {
+            no: VolumeNo(1),
+            id: VolumeId(Uuid::from_u128(9)),
+            name: "v".into(),
+            size: 1 << 20,
+            data: 2,
+            parity: 1,
+            shard_size: 1 << 20,
+            min_insync: 2,
+            read_mode: ReadMode::Lease,
+            epoch: Epoch(7),
+            coordinator: None,
+            activated: true,
+            writer_gen: 1,
+            snap_seq: 0,
+            snapshots: BTreeMap::new(),
+            snapshots_deleted: 0,
+            key_epoch: KeyEpochNo(1),
+            key_epochs: BTreeMap::new(),
+            groups: vec![group; 2],
+            scrubs: smalti_map::Scrubs::default(),
+        }
+    }
+
+    fn at(seconds: u64) -> Time {
+        Time(1_000_000_000 + seconds * 1_000_000)
+    }
+
+    fn apply(volume: &mut Volume, commands: &[Command]) {
+        let mut map = ClusterMap::default();
+        map.volumes.insert(volume.no, volume.clone());
+        commands.iter().for_each(|command| drop(map.apply(command)));
+        *volume = map.volumes[&volume.no].clone();
+    }
+
+    #[test]
+    fn what_is_asked_for_is_scrubbed_at_once_and_told_together() {
+        let mut volume = volume();
+        let mut scrubs = Scrubs::new(DAY);
+        assert_eq!(scrubs.turn(at(0), 5000, SERVES, &volume), (None, vec![]));
+        volume.scrubs.asked = 1;
+        assert_eq!(scrubs.turn(at(1), 5001, SERVES, &volume), (Some(GroupNo(0)), vec![]));
+        assert_eq!(scrubs.turn(at(1), 5001, (true, true), &volume), (None, vec![]));
+        let store = volume.groups[0].slots[0];
+        scrubs.fault(store);
+        let report = ScrubReport { rows: 9, wrong: [(store, 1)].into(), unclear: 0 };
+        scrubs.ended(GroupNo(0), &report, 5002);
+        let (next, told) = scrubs.turn(at(2), 5002, SERVES, &volume);
+        assert_eq!((next, told.len()), (Some(GroupNo(1)), 2), "{told:?}");
+        scrubs.ended(GroupNo(1), &ScrubReport::default(), 5003);
+        let (next, told) = scrubs.turn(at(3), 5003, SERVES, &volume);
+        let Some(Command::NoteScrubs { epoch: Epoch(7), groups, .. }) = told.first() else {
+            panic!("{told:?}");
+        };
+        assert_eq!((next, groups.len(), told.len()), (None, 2, 1));
+        assert_eq!((groups[0].1.wrong, groups[0].1.rows, groups[0].1.asked), (1, 9, 1));
+        // Told again until the map knows, and not sooner than that.
+        assert_eq!(scrubs.turn(at(4), 5004, SERVES, &volume), (None, vec![]));
+        assert_eq!(scrubs.turn(at(7), 5007, SERVES, &volume).1, told);
+        apply(&mut volume, &told);
+        assert_eq!(scrubs.turn(at(20), 5020, SERVES, &volume), (None, vec![]));
+        assert_eq!(volume.asked_scrubs().count(), 0);
+    }
+
+    #[test]
+    fn one_that_was_broken_off_is_begun_again() {
+        let mut volume = volume();
+        volume.scrubs.asked = 1;
+        let mut scrubs = Scrubs::new(DAY);
+        assert_eq!(scrubs.turn(at(0), 5000, SERVES, &volume).0, Some(GroupNo(0)));
+        assert_eq!(scrubs.turn(at(1), 5001, (false, false), &volume), (None, vec![]));
+        assert_eq!(scrubs.turn(at(2), 5002, SERVES, &volume).0, Some(GroupNo(0)));
+    }
+
+    #[test]
+    fn the_oldest_follows_by_itself_once_nothing_has_happened_for_a_while() {
+        let mut volume = volume();
+        let scrub = |ended| GroupScrub { ended, ..GroupScrub::default() };
+        volume.scrubs.groups = [(GroupNo(0), scrub(900_000)), (GroupNo(1), scrub(800_000))].into();
+        let mut scrubs = Scrubs::new(DAY);
+        let mut never = Scrubs::new(Duration::ZERO);
+        let later = 800_000 + DAY.as_secs();
+        assert_eq!(scrubs.turn(at(0), later, SERVES, &volume).0, None);
+        assert_eq!(never.turn(at(0), later, SERVES, &volume).0, None);
+        assert_eq!(scrubs.turn(at(599), later, SERVES, &volume).0, None);
+        assert_eq!(scrubs.turn(at(600), later - 1, SERVES, &volume).0, None);
+        assert_eq!(never.turn(at(600), later, SERVES, &volume).0, None);
+        assert_eq!(scrubs.turn(at(601), later, SERVES, &volume).0, Some(GroupNo(1)));
+        scrubs.ended(GroupNo(1), &ScrubReport::default(), later);
+        let (next, told) = scrubs.turn(at(602), later, SERVES, &volume);
+        assert_eq!((next, told.len()), (None, 1));
+        apply(&mut volume, &told);
+        assert_eq!(scrubs.turn(at(603), later, SERVES, &volume), (None, vec![]));
+    }
+
+    #[test]
+    fn what_reads_find_wrong_is_told_once_a_minute() {
+        let volume = volume();
+        let store = volume.groups[0].slots[1];
+        let mut scrubs = Scrubs::new(DAY);
+        for (second, found, told) in [(0, 1, 1), (10, 2, 0), (61, 0, 1), (130, 0, 0)] {
+            (0..found).for_each(|_| scrubs.fault(store));
+            let (_, commands) = scrubs.turn(at(second), 5000, SERVES, &volume);
+            assert_eq!(commands.len(), told, "{second} {commands:?}");
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! Flipped bytes in the files of a running node, with clients at work: a scrub finds and mends them, says
+//! which node had them, and finds nothing the next time.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use smalti_tests::cluster::smalti;
+use smalti_tests::files;
+use smalti_tests::nbd::Client;
+use smalti_tests::pattern::{BLOCK, fill, next_random, seed};
+use smalti_tests::report::say;
+use smalti_tests::{Cluster, Load, LoadConfig, Spec};
+
+const LIMIT: Duration = Duration::from_secs(120);
+const PIECE: usize = 1 << 20;
+/// Pieces that nobody writes any more.
+const PIECES: u64 = 48;
+/// One byte in so many is flipped.
+const EVERY: u64 = 200_000;
+const ROTTEN: usize = 1;
+
+fn facts(cluster: &Cluster, words: &[&str]) -> Result<Value> {
+    let dir = cluster.dir();
+    let dir = dir.to_str().context("a path in UTF-8")?;
+    let words: Vec<&str> = words.iter().copied().chain(["--json", "--dir", dir]).collect();
+    Ok(serde_json::from_str(&smalti(&words, LIMIT)?.ok()?)?)
+}
+
+#[test]
+fn a_scrub_finds_and_mends_what_rots_under_load() -> Result<()> {
+    let test = "a_scrub_finds_and_mends_what_rots_under_load";
+    let seed = seed();
+    say(test, &format!("seed {seed}"));
+    let mut cluster = Cluster::up(Spec::three(test, "128M"))?;
+    let mut client = Client::connect(&cluster.target(0), LIMIT)?;
+    for at in 0..PIECES {
+        client.write(at * PIECE as u64, &piece(seed, at), 0)?;
+    }
+    client.flush()?;
+    drop(client);
+    let scrub = facts(&cluster, &["scrub"])?["v"].clone();
+    ensure!(scrub["wrong"] == 0 && scrub["due"] == 0, "nothing has rotted: {scrub}");
+    ensure!(scrub["rows"].as_u64() >= Some(PIECES * 128), "all rows were read: {scrub}");
+
+    // Stopped in order, stores leave everything in their tables and blob files.
+    cluster.down()?;
+    cluster.run_up()?;
+    let base = (64 << 20) / BLOCK as u64;
+    let load = Load::start(LoadConfig { base, ..LoadConfig::new(cluster.targets(), 0, seed) });
+    load.progress(100, LIMIT)?;
+    let mut random = seed;
+    let mut flipped = 0;
+    for file in files::walk(&cluster.nodes()[ROTTEN].dir.join("data/store"))? {
+        if file.extension().is_some_and(|extension| extension == "blob") {
+            flipped += flip(&file, &mut random).with_context(|| file.display().to_string())?;
+        }
+    }
+    ensure!(flipped > 50, "only {flipped} bytes flipped");
+    let scrub = facts(&cluster, &["scrub", "v"])?["v"].clone();
+    say(test, &format!("{flipped} bytes flipped on node {ROTTEN}: {scrub}"));
+    let wrong = scrub["wrong"].as_u64().context("wrong")?;
+    // A byte may be of what the load has replaced, or two of one record.
+    ensure!(wrong >= flipped / 2 && wrong <= flipped, "{flipped} bytes flipped: {scrub}");
+    ensure!(scrub["unclear"] == 0, "{scrub}");
+    load.progress(100, LIMIT)?;
+    let again = facts(&cluster, &["scrub", "v"])?["v"].clone();
+    ensure!(again["wrong"] == 0, "scrubbed again: {again}");
+    say(test, &format!("once more: {again}"));
+    load.finish()?.verify(&cluster.target(2))?;
+
+    let nodes = facts(&cluster, &["node", "list"])?;
+    for (node, facts) in nodes.as_array().context("nodes")?.iter().enumerate() {
+        let faults = facts["stores"][0]["faults"].as_u64().context("faults")?;
+        let right = if node == ROTTEN { faults >= wrong } else { faults == 0 };
+        ensure!(right, "node {node} has {faults} faults: {nodes}");
+    }
+    for node in 0..3 {
+        let mut client = Client::connect(&cluster.target(node), LIMIT)?;
+        let mut buf = vec![0; PIECE];
+        for at in 0..PIECES {
+            client.read(at * PIECE as u64, &mut buf)?;
+            ensure!(buf == piece(seed, at), "MiB {at} differs through node {node}");
+        }
+    }
+    cluster.wait_ok()?;
+    cluster.finish()
+}
+
+/// Flips a byte here and there in place, but not at the file's ends, which are its own.
+fn flip(path: &Path, random: &mut u64) -> Result<u64> {
+    let file = OpenOptions::new().read(true).write(true).open(path)?;
+    let end = file.metadata()?.len().saturating_sub(4096);
+    let mut flipped = 0;
+    let mut at = 4096 + next_random(random) % EVERY;
+    while at < end {
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at)?;
+        byte[0] ^= 1 << (next_random(random) % 8);
+        file.write_all_at(&byte, at)?;
+        flipped += 1;
+        at += 1 + next_random(random) % (2 * EVERY);
+    }
+    Ok(flipped)
+}
+
+fn piece(seed: u64, at: u64) -> Vec<u8> {
+    let mut bytes = vec![0; PIECE];
+    let first = at * (PIECE / BLOCK) as u64;
+    for (block, buf) in (first..).zip(bytes.chunks_mut(BLOCK)) {
+        fill(seed, block, 1, buf);
+    }
+    bytes
+}
