@@ -219,7 +219,7 @@ async fn an_impossible_snapshot_is_refused() {
     assert_eq!(current.snapshot.into_inner(), good);
 }
 
-/// Bytes as version 4 writes them. They never change: a new version gets new ones beside them.
+/// Bytes as version 9 writes them. They never change: a new version gets new ones beside them.
 mod fixtures {
     use super::*;
     use smalti_map::{
