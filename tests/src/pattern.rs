@@ -42,6 +42,20 @@ pub fn fill(seed: u64, block: u64, seq: u64, buf: &mut [u8]) {
     }
 }
 
+/// Bytes of what [`piece`] makes.
+pub const PIECE: usize = 1 << 20;
+
+/// A MiB of a volume, all of whose blocks are as the first write makes them.
+#[must_use]
+pub fn piece(seed: u64, at: u64) -> Vec<u8> {
+    let mut bytes = vec![0; PIECE];
+    let first = at * (PIECE / BLOCK) as u64;
+    for (block, buf) in (first..).zip(bytes.chunks_mut(BLOCK)) {
+        fill(seed, block, 1, buf);
+    }
+    bytes
+}
+
 /// Says what the bytes read from block `block` are.
 #[must_use]
 pub fn look(seed: u64, block: u64, buf: &[u8]) -> Seen {

@@ -1,21 +1,22 @@
 //! A full disk: clients are told so, nothing that was acknowledged is lost, no node falls.
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use smalti_tests::mount::{self, SmallDisk};
 use smalti_tests::nbd::{Client, Error};
-use smalti_tests::pattern::{BLOCK, fill, seed};
+use smalti_tests::pattern::{BLOCK, PIECE, piece, seed};
 use smalti_tests::report::{say, skip};
 use smalti_tests::{Cluster, Spec};
 
 const LIMIT: Duration = Duration::from_secs(120);
-const PIECE: usize = 1 << 20;
 /// Pieces that a client has for itself: far more than fit on the disk.
 const PIECES: u64 = 1024;
 /// Writes of a client after it was first refused.
 const TRIES_ON: u64 = 100;
+/// To start a cluster that has all it needs but room.
+const UP_LIMIT: Duration = Duration::from_secs(40);
 /// ENOSPC, as NBD numbers it.
 const NO_SPACE: u32 = 28;
 
@@ -28,7 +29,7 @@ fn full_disk() -> Result<()> {
     let seed = seed();
     say(test, &format!("seed {seed}"));
     let disk = SmallDisk::mount(1500)?;
-    let cluster = Cluster::up_in(disk.path(), Spec::three(test, "3G"))?;
+    let mut cluster = Cluster::up_in(disk.path(), Spec::three(test, "3G"))?;
     // One client through each node, each with a part of the volume.
     let written: Result<Vec<u64>> = thread::scope(|scope| {
         let clients: Vec<_> = (0..3)
@@ -49,17 +50,33 @@ fn full_disk() -> Result<()> {
     ensure!(all > 100, "full after {all} MiB");
     for node in 0..3 {
         ensure!(cluster.is_running(node), "node {node} ended");
+    }
+    read_all(&cluster, seed, &written)?;
+    say(test, &format!("{all} MiB right through every node"));
+    // Who wants to make room has to be able to start it.
+    cluster.down()?;
+    let begun = Instant::now();
+    cluster.run_up()?;
+    let took = begun.elapsed();
+    ensure!(took < UP_LIMIT, "`up` waited {took:?} for room");
+    read_all(&cluster, seed, &written)?;
+    say(test, &format!("{} after `up`, in {took:?}", cluster.status()?.brief()));
+    cluster.finish()
+}
+
+/// What was written is there, through every node.
+fn read_all(cluster: &Cluster, seed: u64, written: &[u64]) -> Result<()> {
+    for node in 0..3 {
         let mut client = Client::connect(&cluster.target(node), LIMIT)?;
         let mut buf = vec![0; PIECE];
-        for (part, written) in (0..).zip(&written) {
+        for (part, written) in (0..).zip(written) {
             for at in (part * PIECES..).take(usize::try_from(*written)?) {
                 client.read(at * PIECE as u64, &mut buf).with_context(|| format!("MiB {at}"))?;
                 ensure!(buf == piece(seed, at), "MiB {at} differs through node {node}");
             }
         }
     }
-    say(test, &format!("{all} MiB right through every node"));
-    cluster.finish()
+    Ok(())
 }
 
 /// Writes piece after piece until it is refused for lack of space, and goes on trying: in large
@@ -91,14 +108,4 @@ fn fill_up(client: &mut Client, seed: u64, first: u64) -> Result<u64> {
 fn ended(cluster: &Cluster) -> String {
     let ended: Vec<_> = (0..3).filter(|node| !cluster.is_running(*node)).collect();
     format!("ended nodes: {ended:?}")
-}
-
-/// The contents of a MiB of the volume.
-fn piece(seed: u64, at: u64) -> Vec<u8> {
-    let mut bytes = vec![0; PIECE];
-    let first = at * (PIECE / BLOCK) as u64;
-    for (block, buf) in (first..).zip(bytes.chunks_mut(BLOCK)) {
-        fill(seed, block, 1, buf);
-    }
-    bytes
 }

@@ -11,12 +11,11 @@ use serde_json::Value;
 use smalti_tests::cluster::smalti;
 use smalti_tests::files;
 use smalti_tests::nbd::Client;
-use smalti_tests::pattern::{BLOCK, fill, next_random, seed};
+use smalti_tests::pattern::{BLOCK, PIECE, next_random, piece, seed};
 use smalti_tests::report::say;
 use smalti_tests::{Cluster, Load, LoadConfig, Spec};
 
 const LIMIT: Duration = Duration::from_secs(120);
-const PIECE: usize = 1 << 20;
 /// Pieces that nobody writes any more.
 const PIECES: u64 = 48;
 /// One byte in so many is flipped.
@@ -105,13 +104,4 @@ fn flip(path: &Path, random: &mut u64) -> Result<u64> {
         at += 1 + next_random(random) % (2 * EVERY);
     }
     Ok(flipped)
-}
-
-fn piece(seed: u64, at: u64) -> Vec<u8> {
-    let mut bytes = vec![0; PIECE];
-    let first = at * (PIECE / BLOCK) as u64;
-    for (block, buf) in (first..).zip(bytes.chunks_mut(BLOCK)) {
-        fill(seed, block, 1, buf);
-    }
-    bytes
 }

@@ -23,6 +23,9 @@ const ANSWER_COST: usize = 64;
 /// What the metadata of a version takes, roughly.
 const META_COST: usize = 256;
 
+/// The same with the fingerprint of its record.
+const PROOF_COST: usize = META_COST + 32;
+
 /// Room that is taken, and given back when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Room(OwnedSemaphorePermit);
@@ -123,11 +126,20 @@ fn expected(ask: &Ask) -> usize {
             Ask::Fetch { .. } => META_COST + RECORD_LEN,
             // Rarely more than an undecided version and the one below.
             Ask::Versions { .. } => 4 * META_COST,
+            Ask::Prove { .. } => 4 * PROOF_COST,
+            Ask::Digest { limit, .. } => {
+                PROOF_COST * usize::try_from(*limit).unwrap_or(SCAN_LIMIT).min(SCAN_LIMIT)
+            }
             Ask::Scan { limit, .. } => {
                 META_COST * usize::try_from(*limit).unwrap_or(SCAN_LIMIT).min(SCAN_LIMIT)
             }
             _ => 0,
         }
+}
+
+/// Versions of a row slot; one that can not be read takes as much as one.
+fn count<V>(held: &Option<Vec<V>>) -> usize {
+    held.as_ref().map_or(1, Vec::len)
 }
 
 fn size(reply: &Reply) -> usize {
@@ -137,9 +149,12 @@ fn size(reply: &Reply) -> usize {
                 Answer::Version { record, .. } => META_COST + record.len(),
                 Answer::Versions { versions, .. } => versions.len() * META_COST,
                 Answer::Scanned { entries, .. } => {
-                    let versions = |held: &Option<Vec<_>>| held.as_ref().map_or(1, Vec::len);
-                    entries.iter().map(|(.., held)| versions(held) * META_COST).sum()
+                    entries.iter().map(|(.., held)| count(held) * META_COST).sum()
                 }
+                Answer::Digested { entries, .. } => {
+                    entries.iter().map(|(.., held)| count(held) * PROOF_COST).sum()
+                }
+                Answer::Proven(held) => count(held) * PROOF_COST,
                 Answer::Promised { prepared, .. } => prepared.len() * ANSWER_COST,
                 _ => 0,
             }

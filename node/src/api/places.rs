@@ -1,7 +1,7 @@
 //! Routes about nodes and what lies on them.
 
 use super::error::{ApiError, ErrorBody};
-use super::routes::ApiState;
+use super::routes::{ApiState, volume_name};
 use crate::control::{ChangeNode, MovesStatus, NodeFacts, PauseMoves, ScrubStatus, WhatIfReport};
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
@@ -61,7 +61,7 @@ pub(super) async fn scrub_volume(
     State(state): State<ApiState>,
     name: Result<Path<String>, PathRejection>,
 ) -> Result<Json<ScrubStatus>, ApiError> {
-    let name = node_name(name)?;
+    let name = volume_name(name)?;
     let control = state.clone();
     Ok(Json(state.change(async move { control.control.scrub_volume(name).await }).await?))
 }

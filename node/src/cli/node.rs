@@ -4,7 +4,6 @@ use super::args::{MovesCommand, NodeCommand, NodeDrainArgs, NodeSetArgs, ShowArg
 use super::{output, show};
 use crate::control::{ChangeNode, MovesStatus, NodeFacts, PauseMoves, WhatIfReport};
 use anyhow::{Context, bail};
-use std::io::IsTerminal;
 use std::time::Duration;
 
 /// Between two looks whether a node is empty.
@@ -54,15 +53,7 @@ async fn drain(args: NodeDrainArgs) -> anyhow::Result<()> {
     if args.no_wait {
         return output::print(&format!("what {name} holds begins to move\n"));
     }
-    let shows = std::io::stderr().is_terminal();
-    let bar = indicatif::ProgressBar::with_draw_target(
-        None,
-        match shows {
-            true => indicatif::ProgressDrawTarget::stderr(),
-            false => indicatif::ProgressDrawTarget::hidden(),
-        },
-    );
-    bar.set_message(format!("slots of {name}"));
+    let bar = output::bar(format!("slots of {name}"));
     let (mut most, mut looks, mut stuck) = (0, 0, 0);
     loop {
         let nodes: Vec<NodeFacts> = target.read("/v1/nodes").await.context("drain node")?;

@@ -1,8 +1,9 @@
 //! Writing to the user: facts to stdout, one line about what was not done to stderr.
 
 use anyhow::Context;
+use indicatif::{ProgressBar, ProgressDrawTarget};
 use serde::Serialize;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 
 /// Prints facts as JSON, or as `show` puts them for people.
 pub(super) fn facts<T: Serialize>(
@@ -26,6 +27,15 @@ pub(super) fn facts<T: Serialize>(
 pub fn print(text: &str) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("print")
+}
+
+/// A bar on the terminal, and none elsewhere.
+pub(super) fn bar(message: String) -> ProgressBar {
+    let target = match std::io::stderr().is_terminal() {
+        true => ProgressDrawTarget::stderr(),
+        false => ProgressDrawTarget::hidden(),
+    };
+    ProgressBar::with_draw_target(None, target).with_message(message)
 }
 
 /// The one line on stderr: `smalti: what: why`.

@@ -5,7 +5,6 @@ use super::{output, show, target::Target};
 use crate::control::{ScrubStatus, VolumeDetail, VolumeFacts};
 use anyhow::Context;
 use std::collections::BTreeMap;
-use std::io::IsTerminal;
 use std::time::Duration;
 
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -39,15 +38,7 @@ pub(super) async fn run(args: ScrubArgs) -> anyhow::Result<()> {
 }
 
 async fn wait(target: &Target, name: &str) -> anyhow::Result<ScrubStatus> {
-    let shows = std::io::stderr().is_terminal();
-    let bar = indicatif::ProgressBar::with_draw_target(
-        None,
-        match shows {
-            true => indicatif::ProgressDrawTarget::stderr(),
-            false => indicatif::ProgressDrawTarget::hidden(),
-        },
-    );
-    bar.set_message(format!("groups of {name}"));
+    let bar = output::bar(format!("groups of {name}"));
     loop {
         let detail: VolumeDetail = target.read(&format!("/v1/volumes/{name}")).await?;
         let scrub = detail.scrub;

@@ -228,8 +228,8 @@ impl Report {
                 let subject = format!("node {}", self.node_name(store.node));
                 let total = store.faults.total;
                 let problem = format!("its store {id} had {total} wrong records, and lately again");
-                let remedy = "replace its disk: drain the node, or stop it and empty its `data`; the \
-                    others have all that it holds";
+                let remedy = "replace its disk: drain the node first, or, while all others are up and in \
+                    sync, stop it, empty its `data` and start it";
                 reasons.add_lasting(Health::Degraded, subject, problem, remedy);
             }
         }
@@ -241,7 +241,8 @@ impl Report {
                     "{rows} rows do not fit together: each of their shards is as it was written, and \
                      nobody can tell which one was wrong even then"
                 );
-                let remedy = "write the blocks of these rows anew: the nodes' logs name them";
+                let remedy = "its blocks can be read as they are: copy the volume to a new one before a \
+                    disk is lost";
                 reasons.add_lasting(Health::Degraded, subject, problem, remedy);
             }
         }

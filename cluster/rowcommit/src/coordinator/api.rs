@@ -303,8 +303,6 @@ pub struct Stats {
     pub corrupt_records: u64,
     /// Updates in flight.
     pub in_flight: u64,
-    /// Rows that scrubs have looked at so far.
-    pub rows_scrubbed: u64,
     /// The group that is being scrubbed.
     pub scrubbing: Option<GroupNo>,
 }

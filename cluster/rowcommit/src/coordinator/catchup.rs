@@ -197,6 +197,11 @@ impl Catchup {
         self.claimed.insert((row, seat))
     }
 
+    /// Whether the row slot is under repair, or was and could not be put right.
+    pub(super) fn knows_wrong(&self, row: RowAddr, seat: Seat) -> bool {
+        self.claimed.contains(&(row, seat)) || self.unrepaired.knows(row, seat)
+    }
+
     /// A slot that comes back was told that nobody knows what it is to hold of the row.
     pub(super) fn mark(&mut self, row: RowAddr, seat: Seat) {
         if let Some(learning) = self.learners.get_mut(&(row.group, seat.0))

@@ -364,7 +364,7 @@ impl Coordinator {
             answer => {
                 task.gather.dumb = task.gather.dumb.with(slot);
                 task.gather.avoid = task.gather.avoid.with(slot);
-                self.note_fault(row, slot, &answer);
+                self.note_fault(id, row, slot, &answer);
                 self.found_wanting(row, SlotSet::EMPTY.with(slot), snap);
                 self.runnable.push_back(id);
                 return;
@@ -412,7 +412,7 @@ impl Coordinator {
             }
             answer => {
                 task.gather.avoid = task.gather.avoid.with(slot);
-                self.note_fault(row, slot, &answer);
+                self.note_fault(id, row, slot, &answer);
                 self.found_wanting(row, SlotSet::EMPTY.with(slot), snap);
             }
         }
@@ -429,11 +429,14 @@ impl Coordinator {
         }
     }
 
-    /// What does not verify is its store's fault, wherever that is in sync.
-    fn note_fault(&mut self, row: RowAddr, slot: Slot, answer: &Answer) {
-        if *answer == Answer::Corrupt && self.insync(row.group).contains(slot) {
-            let store = self.store_of(row.group, slot);
-            self.actions.extend(store.map(|store| Action::Fault { store }));
+    /// What does not verify is its store's fault, wherever that is in sync. It counts once: not again for
+    /// everybody who comes upon it before it is repaired, or who finds that it can not be, nor for the
+    /// repairs of a scrub, which has counted it.
+    fn note_fault(&mut self, id: TaskId, row: RowAddr, slot: Slot, answer: &Answer) {
+        let Some(store) = self.store_of(row.group, slot) else { return };
+        let rotten = *answer == Answer::Corrupt && self.insync(row.group).contains(slot);
+        if rotten && !self.is_doubtful(id) && !self.catchup.knows_wrong(row, (slot, store)) {
+            self.actions.push(Action::Fault { store });
         }
     }
 

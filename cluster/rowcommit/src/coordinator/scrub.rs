@@ -181,7 +181,6 @@ impl Coordinator {
         scrub.after = upto.or(scrub.after);
         scrub.done = upto.is_none();
         scrub.report.rows += rows.len() as u64;
-        self.stats.rows_scrubbed += rows.len() as u64;
         let mut strange = Vec::new();
         for row in rows {
             let held = pages.iter().map(|(slot, page)| match page.rows.get(&row) {

@@ -60,6 +60,11 @@ impl Unrepaired {
         }
     }
 
+    /// Whether the row slot is one of them.
+    pub(super) fn knows(&self, row: RowAddr, seat: Seat) -> bool {
+        self.rows.contains_key(&(row, seat))
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }

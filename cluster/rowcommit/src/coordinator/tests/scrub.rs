@@ -229,3 +229,26 @@ fn a_store_that_leaves_meanwhile_does_not_hold_it_up() {
     assert_eq!(report.wrong, found(&[1]).wrong);
     assert_eq!(rig.coordinator.stats().corrupt_records, 1);
 }
+
+/// However often it is read.
+#[test]
+fn a_record_that_can_not_be_repaired_is_one_fault() {
+    let mut rig = written_twice(2, 1);
+    let before = heads(&rig, 3);
+    for no in [1, 3] {
+        let (ver, _) = before[no as usize - 1];
+        assert!(disk(&rig, no).corrupt_record(at(support::slot(no).0), ver, 7));
+    }
+    for op in 10..15 {
+        rig.read(op, 0);
+        rig.pass(1);
+        assert!(rig.done.iter().any(|action| {
+            matches!(action, Action::ReadDone { op: of, result: Err(_) } if *of == op)
+        }));
+    }
+    let faults = |no| {
+        let of = Action::Fault { store: store(no) };
+        rig.done.iter().filter(|action| **action == of).count()
+    };
+    assert_eq!((faults(1), faults(2), faults(3)), (1, 0, 1), "{:?}", rig.done);
+}
