@@ -9,9 +9,9 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 
 /// The version this code writes and reads. Version 1 knew no read modes of volumes, version 3 no
-/// snapshots of them, version 4 no runs of stores, version 7 no weights of nodes; 2 is what marks a value with a checksum
-/// ([`crate::stored`]).
-pub(crate) const VERSION: u8 = 8;
+/// snapshots of them, version 4 no runs of stores, version 7 no weights of nodes, version 8 no tokens to
+/// join with; 2 is what marks a value with a checksum ([`crate::stored`]).
+pub(crate) const VERSION: u8 = 9;
 
 #[derive(Debug, Error)]
 pub(crate) enum CodecError {

@@ -86,7 +86,7 @@ mod tests {
     use smalti_map::{Applied, Command};
     use smalti_storage::ids::{Epoch, VolumeNo};
 
-    /// The wire of version 8: members of one group may run different programs for a while.
+    /// The wire of version 9: members of one group may run different programs for a while.
     #[test]
     fn messages_keep_their_bytes() {
         let vote = Vote::new_committed(7, 2);
@@ -120,11 +120,11 @@ mod tests {
             Request::ReadIndex,
         ];
         let expected = [
-            "08000001070201010601ac020000",
-            "0801070201010601ac02",
-            "080201100000000000000000000000000000000000070201010601ac02010601ac0201020102020102017305010601",
-            "0803020304070102",
-            "0804",
+            "09000001070201010601ac020000",
+            "0901070201010601ac02",
+            "090201100000000000000000000000000000000000070201010601ac02010601ac0201020102020102017305010601",
+            "0903020304070102",
+            "0904",
         ];
         for (request, expected) in requests.iter().zip(expected) {
             let bytes = codec::encode(request).expect("encodes");
@@ -149,18 +149,18 @@ mod tests {
             Response::Stopped,
         ];
         let expected = [
-            "080000",
-            "080001010601ac02",
-            "080002",
-            "080003070201",
-            "080107020101010601ac02",
-            "0802070201",
-            "0803017300017308",
-            "080400",
-            "0805ac02",
-            "0806",
-            "0807026e6f",
-            "0808",
+            "090000",
+            "090001010601ac02",
+            "090002",
+            "090003070201",
+            "090107020101010601ac02",
+            "0902070201",
+            "0903017300017308",
+            "090400",
+            "0905ac02",
+            "0906",
+            "0907026e6f",
+            "0908",
         ];
         for (response, expected) in responses.iter().zip(expected) {
             let bytes = codec::encode(response).expect("encodes");

@@ -1,10 +1,10 @@
 //! What can be asked of the map, and what it answers.
 
-use crate::types::{Custody, KeyEpoch, NodeAddresses, ReadMode};
+use crate::types::{Custody, JoinToken, KeyEpoch, NodeAddresses, ReadMode};
 use serde::{Deserialize, Serialize};
 use smalti_storage::ids::{
-    ClusterId, Epoch, GroupNo, Incarnation, NodeId, RaftStoreId, RunId, Slot, StoreId, VolumeId,
-    VolumeNo,
+    ClusterId, Epoch, GroupNo, Incarnation, NodeId, RaftStoreId, RunId, Slot, StoreId, TokenId,
+    VolumeId, VolumeNo,
 };
 use smalti_storage::store::Announced;
 use thiserror::Error;
@@ -156,6 +156,26 @@ pub enum Command {
     },
     /// No slot begins to move, or they may again.
     PauseMoves(bool),
+    /// A node may join with this token.
+    CreateToken {
+        /// Which token.
+        id: TokenId,
+        /// What the map is to know of it.
+        token: JoinToken,
+        /// When it was made, in Unix seconds.
+        now: u64,
+    },
+    /// A node joins. Its proposer has seen the proof that it has the token's secret.
+    Join {
+        /// With which token.
+        token: TokenId,
+        /// Its name; empty for any.
+        name: String,
+        /// Where it will listen.
+        addresses: NodeAddresses,
+        /// When it asked, in Unix seconds.
+        now: u64,
+    },
 }
 
 /// What can be set of a node.
@@ -274,6 +294,13 @@ pub enum Applied {
     },
     /// The command was refused and changed nothing.
     Rejected(Rejection),
+    /// `Join`: what the node is.
+    Joined {
+        /// Its number.
+        node: NodeId,
+        /// Its name.
+        name: String,
+    },
 }
 
 /// Why a command was refused.

@@ -24,6 +24,6 @@ pub use command::{
     Applied, Command, GrowSlot, MoveSlot, NewVolume, NodeSetting, Rejection, StoreStart,
 };
 pub use types::{
-    ClusterMap, Coordinator, Custody, Group, KeyEpoch, Learner, Node, NodeAddresses, ReadMode,
-    ShareHolder, Snapshot, Store, Volume,
+    ClusterMap, Coordinator, Custody, Group, JoinToken, KeyEpoch, Learner, Node, NodeAddresses,
+    ReadMode, ShareHolder, Snapshot, Store, Volume,
 };

@@ -8,6 +8,7 @@ mod membership;
 mod moves;
 mod nodes;
 mod snapshots;
+mod tokens;
 mod volume;
 
 use crate::command::{Applied, Command, Rejection};
@@ -22,6 +23,10 @@ pub mod limits {
     pub const NODES: usize = 255;
     /// Weight of a node.
     pub const WEIGHT: u32 = 10_000;
+    /// Tokens to join with.
+    pub const TOKENS: usize = 64;
+    /// Seconds for which one may be used: a week.
+    pub const TOKEN_SECONDS: u64 = 7 * 24 * 3600;
     /// Shard stores.
     pub const STORES: usize = 4096;
     /// Volumes.
@@ -84,6 +89,10 @@ impl ClusterMap {
             Command::RemoveNode { node } => self.remove_node(*node),
             Command::ForgetStore { store } => self.forget_store(*store),
             Command::PauseMoves(paused) => Ok(self.pause_moves(*paused)),
+            Command::CreateToken { id, token, now } => self.create_token(*id, token, *now),
+            Command::Join { token, name, addresses, now } => {
+                self.join(*token, name, addresses, *now)
+            }
         };
         result.unwrap_or_else(Applied::Rejected)
     }
