@@ -30,6 +30,7 @@ mod endpoint;
 mod error;
 mod frames;
 mod identity;
+mod join;
 mod peer;
 mod pem_files;
 mod service;
@@ -50,6 +51,10 @@ pub use error::{
 };
 pub use futures::future::BoxFuture;
 pub use identity::PeerIdentity;
+pub use join::{
+    JoinAddresses, JoinAsk, JoinError, JoinGrant, JoinHost, JoinPeer, JoinToken, JoinWish, Joined,
+    JoinerKey, TokenError, join,
+};
 pub use peer::{DownReason, Peer, PeerState, PeerStats};
 pub use service::{Service, SessionHandler};
 pub use session::{FrameReceiver, FrameSender, Session};

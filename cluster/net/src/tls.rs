@@ -9,7 +9,8 @@
 use crate::{
     credentials::NodeCredentials,
     error::{CredentialError, IdentityError},
-    identity::PeerIdentity,
+    identity::{PeerIdentity, authority_cluster},
+    join,
 };
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::{
@@ -29,7 +30,13 @@ use rustls::{
     sign::{CertifiedKey, SingleCertAndKey},
 };
 use smalti_storage::ids::{ClusterId, NodeId};
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 /// Names the protocol and its version. A peer that speaks another one fails the handshake, so
 /// nothing after it has to ask.
@@ -63,6 +70,7 @@ pub(crate) struct Tls {
     provider: Arc<CryptoProvider>,
     roots: Arc<RootCertStore>,
     key: Arc<SingleCertAndKey>,
+    join_key: Arc<SingleCertAndKey>,
 }
 
 impl fmt::Debug for Tls {
@@ -81,11 +89,14 @@ impl Tls {
         let key =
             CertifiedKey::from_der(credentials.chain_der()?, credentials.key_der()?, &provider)
                 .map_err(CredentialError::tls)?;
+        let with_authority = [credentials.chain_der()?, credentials.ca_der()?].concat();
+        let join_key = CertifiedKey::new(with_authority, key.key.clone());
         Ok(Self {
             identity: credentials.identity(),
             provider,
             roots: Arc::new(roots),
             key: Arc::new(SingleCertAndKey::from(key)),
+            join_key: Arc::new(SingleCertAndKey::from(join_key)),
         })
     }
 
@@ -105,6 +116,22 @@ impl Tls {
             .with_client_cert_verifier(verifier)
             .with_cert_resolver(self.key.clone());
         config.alpn_protocols = vec![ALPN.to_vec()];
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        config.max_early_data_size = 0;
+        QuicServerConfig::try_from(config)
+            .map_err(|e| CredentialError::tls(Error::General(e.to_string())))
+    }
+
+    /// The side that answers joiners, who have no certificate. It shows the authority's as well, which
+    /// they know by its pin only.
+    pub(crate) fn join_server(&self, alpn: &[u8]) -> Result<QuicServerConfig, CredentialError> {
+        let mut config = ServerConfig::builder_with_provider(self.provider.clone())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(CredentialError::tls)?
+            .with_no_client_auth()
+            .with_cert_resolver(self.join_key.clone());
+        config.alpn_protocols = vec![alpn.to_vec()];
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         config.max_early_data_size = 0;
@@ -132,6 +159,44 @@ impl Tls {
         QuicClientConfig::try_from(config)
             .map_err(|e| CredentialError::tls(Error::General(e.to_string())))
     }
+}
+
+/// The joiner's side: it has no certificate, and accepts any node of the authority with that pin.
+/// Sets `stranger` when whoever answered is of another authority: the handshake's own error does not
+/// say so in words.
+pub(crate) fn join_client(
+    pin: [u8; 32],
+    alpn: &[u8],
+    stranger: Arc<AtomicBool>,
+) -> Result<QuicClientConfig, CredentialError> {
+    let provider = Arc::new(ring::default_provider());
+    let verifier = Arc::new(PinVerifier { pin, stranger, provider: provider.clone() });
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(CredentialError::tls)?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![alpn.to_vec()];
+    config.resumption = Resumption::disabled();
+    config.enable_early_data = false;
+    config.enable_sni = false;
+    QuicClientConfig::try_from(config)
+        .map_err(|e| CredentialError::tls(Error::General(e.to_string())))
+}
+
+/// Whether others of the cluster would accept these credentials now.
+pub(crate) fn check_own(credentials: &NodeCredentials) -> Result<(), CredentialError> {
+    let tls = Tls::new(credentials)?;
+    let chain = credentials.chain_der()?;
+    let (leaf, intermediates) =
+        chain.split_first().ok_or(CredentialError::NotPem { what: "certificate chain" })?;
+    WebPkiClientVerifier::builder_with_provider(tls.roots.clone(), tls.provider)
+        .build()
+        .map_err(|e| CredentialError::tls(Error::General(e.to_string())))?
+        .verify_client_cert(leaf, intermediates, UnixTime::now())
+        .map_err(CredentialError::tls)?;
+    Ok(())
 }
 
 /// The peer's certificate, which the verifiers below accepted, as an identity.
@@ -243,6 +308,67 @@ impl ServerCertVerifier for DialVerifier {
             let (theirs, wanted) = (identity.node, self.wanted.node);
             return Err(refuse(IdentityError::OtherNode { theirs, wanted }));
         }
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(Error::General("tls 1.2 is not spoken".into()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, leaf, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Whom a joiner believes: a node of the authority whose key it has been told.
+#[derive(Debug)]
+struct PinVerifier {
+    pin: [u8; 32],
+    stranger: Arc<AtomicBool>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for PinVerifier {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let pinned = intermediates.iter().find(|der| join::pin_of(der) == Some(self.pin));
+        let pinned = pinned.ok_or_else(|| {
+            self.stranger.store(true, Ordering::Release);
+            refuse(IdentityError::OtherAuthority)
+        })?;
+        let mut roots = RootCertStore::empty();
+        roots.add(pinned.clone().into_owned())?;
+        verify_server_cert_signed_by_trust_anchor(
+            &ParsedCertificate::try_from(leaf)?,
+            &roots,
+            intermediates,
+            now,
+            self.provider.signature_verification_algorithms.all,
+        )?;
+        let cluster = authority_cluster(pinned).map_err(refuse)?;
+        let identity = PeerIdentity::of_certificate(leaf);
+        identity.and_then(|identity| in_cluster(identity, cluster)).map_err(refuse)?;
         Ok(ServerCertVerified::assertion())
     }
 
