@@ -6,6 +6,7 @@
 mod read;
 
 pub use read::ConfigError;
+pub(crate) use read::SOCKET_PATH_MAX;
 
 use serde::{Deserialize, Serialize};
 use smalti_storage::ids::{ClusterId, NodeId};
@@ -39,6 +40,9 @@ pub struct NodeConfig {
     /// On the node that founds the cluster: what it proposes (see [`crate::init::Founding`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub founding: Option<PathBuf>,
+    /// On a node that may let others join: the folder with `ca.crt` and `ca.key`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub authority: Option<PathBuf>,
     /// Where it listens.
     pub addresses: Addresses,
     /// Unix sockets it makes.
@@ -198,7 +202,8 @@ impl NodeConfig {
             &mut self.custody.shares_dir,
             &mut self.credentials.dir,
         ];
-        let optional = self.local_cluster.iter_mut().chain(self.founding.iter_mut());
+        let optional = [&mut self.local_cluster, &mut self.founding, &mut self.authority];
+        let optional = optional.into_iter().flatten();
         for path in paths.into_iter().chain(optional) {
             *path = folder.join(&*path);
         }

@@ -241,6 +241,7 @@ mod tests {
             data_dir: "data".into(),
             local_cluster: Some("..".into()),
             founding: Some("founding.json".into()),
+            authority: Some("../ca".into()),
             addresses: Addresses { quic: address(7001), api: address(7101), nbd: address(7201) },
             sockets: Sockets { nbd: "nbd.sock".into(), api: "api.sock".into() },
             tunables: Tunables::default(),
@@ -338,6 +339,7 @@ mod tests {
         assert_eq!(config.data_dir, dir.path().join("data"));
         assert_eq!(config.sockets.api, dir.path().join("api.sock"));
         assert_eq!(config.founding, Some(dir.path().join("founding.json")));
+        assert_eq!(config.authority, Some(dir.path().join("../ca")));
         let missing = load(&dir.path().join("none.toml")).unwrap_err().to_string();
         assert!(missing.starts_with("read config "), "{missing}");
     }

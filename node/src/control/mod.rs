@@ -5,6 +5,7 @@ mod error;
 mod facts;
 mod places;
 mod slot;
+mod tokens;
 
 pub use error::{ControlError, ErrorKind};
 pub use facts::{
@@ -16,6 +17,7 @@ pub use places::{
     ChangeNode, DiskFacts, DiskState, MovesStatus, PauseMoves, WhatIfReport, WhatIfVolume,
 };
 pub use slot::ControlSlot;
+pub use tokens::{CreateToken, NewToken, TOKEN_SECONDS};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -79,6 +81,11 @@ pub trait Control: Send + Sync + 'static {
     ///
     /// `NotFound` when there is no such node, `Invalid` when something depends on it yet.
     fn remove_node(&self, name: String) -> Answer<'_, ()>;
+
+    /// Makes a token with which a node can join.
+    ///
+    /// `Invalid` when this node can not let nodes join, or the token can not be so.
+    fn create_token(&self, request: CreateToken) -> Answer<'_, NewToken>;
 
     /// Lets no slot begin to move, or lets them again.
     fn pause_moves(&self, wish: PauseMoves) -> Answer<'_, MovesStatus>;

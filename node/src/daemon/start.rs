@@ -1,6 +1,7 @@
 //! Putting a node together from its config.
 
 use super::MemberControl;
+use super::authority::{Admission, Authority};
 use crate::api::bind_unix;
 use crate::attach::{Attachments, BlockSessions, LocalGateways, VolumeExports};
 use crate::config::NodeConfig;
@@ -57,7 +58,10 @@ pub async fn start(node: NodeRuntime) -> anyhow::Result<Started> {
             Ok(())
         });
     }
-    let control = Arc::new(MemberControl::new(member.clone(), attachments));
+    let authority = Authority::new(config.authority.clone(), config.addresses.quic);
+    let admission = Admission { member: member.clone(), authority: authority.clone() };
+    member.fabric().endpoint().accept_joins(Arc::new(admission));
+    let control = Arc::new(MemberControl::new(member.clone(), attachments, authority));
     let shutdown = Box::pin(async move {
         member.shutdown().await;
         Ok(())
