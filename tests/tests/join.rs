@@ -288,6 +288,7 @@ fn what_may_not_join_changes_nothing() -> Result<()> {
     // A token of a cluster that is gone.
     let stranger = Cluster::up(Spec::three("what_may_not_join_changes_nothing_2", "64M"))?;
     let foreign = token(&stranger, &[])?;
+    let its_address = stranger.nodes()[0].quic.clone();
     stranger.finish()?;
     refused("nobody is there", &try_it(&foreign, &[])?, "join at", &dir)?;
 
@@ -338,5 +339,64 @@ fn what_may_not_join_changes_nothing() -> Result<()> {
     ensure!(search(&[planted], &needles)?.hits.len() == 4, "the search is blind");
     ensure!(names(&cluster)? == ["n1", "n2", "n3"]);
     cluster.wait_ok()?;
+
+    // At the address of the cluster that is gone this one answers now.
+    let own_address = cluster.nodes()[0].quic.clone();
+    cluster.down()?;
+    for node in 0..3 {
+        let config = cluster.config(node)?;
+        let text = std::fs::read_to_string(&config)?.replace(&own_address, &its_address);
+        std::fs::write(&config, text)?;
+    }
+    cluster.run_up()?;
+    ensure!(cluster.nodes()[0].quic == its_address);
+    refused("another cluster", &try_it(&foreign, &[])?, "another authority", &dir)?;
+    ensure!(names(&cluster)? == ["n1", "n2", "n3"]);
+    cluster.wait_ok()?;
+    cluster.finish()
+}
+
+/// Life of a certificate in the test of renewal: of the least there is.
+const LIFE: Duration = Duration::from_secs(30);
+
+#[test]
+fn a_certificate_is_renewed_and_used_without_a_restart() -> Result<()> {
+    let test = "a_certificate_is_renewed_and_used_without_a_restart";
+    let mut cluster = Cluster::up(Spec::three(test, "64M"))?;
+    let home = cluster.scratch()?;
+    let config = cluster.config(0)?;
+    let text = std::fs::read_to_string(&config)?;
+    let changed = text.replacen("[addresses]", "certificate_seconds = 30\n\n[addresses]", 1);
+    ensure!(changed != text, "{text}");
+    cluster.stop(0)?;
+    std::fs::write(&config, changed)?;
+    cluster.start(0)?;
+    cluster.wait_ok()?;
+
+    let joined = add(&mut cluster, &home, "x4")?;
+    let signed = Instant::now();
+    let certificate = home.join("x4/tls/node.crt");
+    let key = std::fs::read(home.join("x4/tls/node.key"))?;
+    let first = std::fs::read(&certificate)?;
+    until("it is renewed", LIMIT, || Ok((std::fs::read(&certificate)? != first).then_some(())))?;
+    let took = signed.elapsed();
+    ensure!(took > LIFE / 3 && took < LIFE, "renewed after {took:?} of {LIFE:?}");
+    ensure!(std::fs::read(home.join("x4/tls/node.key"))? == key, "it has another key");
+    // Until the first one is over, in the clock's own time.
+    until("the first has expired", LIMIT, || {
+        Ok((signed.elapsed() > LIFE + Duration::from_secs(2)).then_some(()))
+    })?;
+    // A node that starts now has no connection from before, and it takes two to make one.
+    for node in [1, 2] {
+        cluster.kill(node)?;
+        cluster.start(node)?;
+        cluster.wait_ok()?;
+    }
+    let mut load = Load::start(LoadConfig::new(cluster.targets(), joined, seed()));
+    load.progress(50, LIMIT)?;
+    ensure!(load.window().brief().contains("operations"));
+    load.finish()?.verify(&cluster.target(joined))?;
+    say(test, &format!("renewed after {took:?} of {LIFE:?}, and used"));
+    cluster.stop(joined)?;
     cluster.finish()
 }

@@ -32,7 +32,7 @@ pub struct Validity {
 }
 
 impl Validity {
-    /// Ten years: for certificates that nothing renews yet.
+    /// Ten years: for nodes that may be stopped for long, all of them.
     pub const LONG: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
     /// How far clocks of nodes may be apart when a fresh certificate is first used.
@@ -41,6 +41,13 @@ impl Validity {
     /// From `now`, less a day for clocks that are behind, for `duration`.
     pub fn starting(now: SystemTime, duration: Duration) -> Self {
         Self { not_before: now - Self::SKEW, not_after: now + duration }
+    }
+
+    /// When a certificate that was made by [`starting`](Self::starting) is to be renewed: at two thirds
+    /// of its life.
+    pub fn renewal(&self) -> SystemTime {
+        let whole = self.not_after.duration_since(self.not_before).unwrap_or_default();
+        self.not_after - whole.saturating_sub(Self::SKEW) / 3
     }
 }
 

@@ -130,6 +130,14 @@ impl Endpoint {
         self.inner.shared.services.set_session(service, handler);
     }
 
+    /// Shows a renewed certificate of this node from now on; connections that there are go on.
+    ///
+    /// # Errors
+    /// It is another node's, or others would not accept it.
+    pub fn renew(&self, credentials: &NodeCredentials) -> Result<(), CredentialError> {
+        self.inner.shared.tls.renew(credentials)
+    }
+
     /// Lets `host` decide about machines that want to join. Until then they are turned away.
     pub fn accept_joins(&self, host: Arc<dyn JoinHost>) {
         self.inner.shared.hosting.set(Some(host));

@@ -9,7 +9,8 @@
 //! What must hold here:
 //!
 //! N1. No byte of a peer is handed up before its certificate was verified against the cluster's
-//!     authority, names this cluster, and names a node that the policy allows.
+//!     authority, names this cluster, and names a node that the policy allows. Joiners, who have no
+//!     certificate yet, reach nothing but [`JoinHost`].
 //! N2. The policy is asked again for every stream, so removing a node from the map takes effect
 //!     on connections that are already open.
 //! N3. Frames of one session arrive complete, in order, once; a session that breaks stays broken.
@@ -26,6 +27,7 @@ mod config;
 mod congestion;
 mod connect;
 mod credentials;
+mod current_key;
 mod endpoint;
 mod error;
 mod frames;

@@ -8,9 +8,9 @@
 
 use crate::{
     credentials::NodeCredentials,
+    current_key::CurrentKey,
     error::{CredentialError, IdentityError},
-    identity::{PeerIdentity, authority_cluster},
-    join,
+    identity::PeerIdentity,
 };
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::{
@@ -27,16 +27,10 @@ use rustls::{
         NoServerSessionStorage, ParsedCertificate, WebPkiClientVerifier,
         danger::{ClientCertVerified, ClientCertVerifier},
     },
-    sign::{CertifiedKey, SingleCertAndKey},
+    sign::CertifiedKey,
 };
 use smalti_storage::ids::{ClusterId, NodeId};
-use std::{
-    fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::{fmt, sync::Arc};
 
 /// Names the protocol and its version. A peer that speaks another one fails the handshake, so
 /// nothing after it has to ask.
@@ -69,8 +63,8 @@ pub(crate) struct Tls {
     identity: PeerIdentity,
     provider: Arc<CryptoProvider>,
     roots: Arc<RootCertStore>,
-    key: Arc<SingleCertAndKey>,
-    join_key: Arc<SingleCertAndKey>,
+    key: Arc<CurrentKey>,
+    join_key: Arc<CurrentKey>,
 }
 
 impl fmt::Debug for Tls {
@@ -86,18 +80,42 @@ impl Tls {
         for authority in credentials.ca_der()? {
             roots.add(authority).map_err(CredentialError::tls)?;
         }
-        let key =
-            CertifiedKey::from_der(credentials.chain_der()?, credentials.key_der()?, &provider)
-                .map_err(CredentialError::tls)?;
-        let with_authority = [credentials.chain_der()?, credentials.ca_der()?].concat();
-        let join_key = CertifiedKey::new(with_authority, key.key.clone());
+        let (key, join_key) = keys(credentials, &provider)?;
         Ok(Self {
             identity: credentials.identity(),
             provider,
             roots: Arc::new(roots),
-            key: Arc::new(SingleCertAndKey::from(key)),
-            join_key: Arc::new(SingleCertAndKey::from(join_key)),
+            key: Arc::new(CurrentKey::new(key)),
+            join_key: Arc::new(CurrentKey::new(join_key)),
         })
+    }
+
+    /// Shows another certificate of the same node from now on.
+    pub(crate) fn renew(&self, credentials: &NodeCredentials) -> Result<(), CredentialError> {
+        let (ours, theirs) = (self.identity, credentials.identity());
+        in_cluster(theirs, ours.cluster).map_err(CredentialError::Identity)?;
+        if ours != theirs {
+            let (theirs, wanted) = (theirs.node, ours.node);
+            return Err(CredentialError::Identity(IdentityError::OtherNode { theirs, wanted }));
+        }
+        self.check(credentials)?;
+        let (key, join_key) = keys(credentials, &self.provider)?;
+        self.key.replace(key);
+        self.join_key.replace(join_key);
+        Ok(())
+    }
+
+    /// Whether the authority that we believe has signed them, and they hold now.
+    fn check(&self, credentials: &NodeCredentials) -> Result<(), CredentialError> {
+        let chain = credentials.chain_der()?;
+        let (leaf, intermediates) =
+            chain.split_first().ok_or(CredentialError::NotPem { what: "certificate chain" })?;
+        WebPkiClientVerifier::builder_with_provider(self.roots.clone(), self.provider.clone())
+            .build()
+            .map_err(|e| CredentialError::tls(Error::General(e.to_string())))?
+            .verify_client_cert(leaf, intermediates, UnixTime::now())
+            .map_err(CredentialError::tls)?;
+        Ok(())
     }
 
     /// The acceptor's side: lets in what `policy` allows.
@@ -161,42 +179,22 @@ impl Tls {
     }
 }
 
-/// The joiner's side: it has no certificate, and accepts any node of the authority with that pin.
-/// Sets `stranger` when whoever answered is of another authority: the handshake's own error does not
-/// say so in words.
-pub(crate) fn join_client(
-    pin: [u8; 32],
-    alpn: &[u8],
-    stranger: Arc<AtomicBool>,
-) -> Result<QuicClientConfig, CredentialError> {
-    let provider = Arc::new(ring::default_provider());
-    let verifier = Arc::new(PinVerifier { pin, stranger, provider: provider.clone() });
-    let mut config = ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(CredentialError::tls)?
-        .dangerous()
-        .with_custom_certificate_verifier(verifier)
-        .with_no_client_auth();
-    config.alpn_protocols = vec![alpn.to_vec()];
-    config.resumption = Resumption::disabled();
-    config.enable_early_data = false;
-    config.enable_sni = false;
-    QuicClientConfig::try_from(config)
-        .map_err(|e| CredentialError::tls(Error::General(e.to_string())))
+/// What is shown to members, and to joiners.
+fn keys(
+    credentials: &NodeCredentials,
+    provider: &CryptoProvider,
+) -> Result<(CertifiedKey, CertifiedKey), CredentialError> {
+    let chain = credentials.chain_der()?;
+    let with_authority = [chain.clone(), credentials.ca_der()?].concat();
+    let key = CertifiedKey::from_der(chain, credentials.key_der()?, provider)
+        .map_err(CredentialError::tls)?;
+    let join_key = CertifiedKey::new(with_authority, key.key.clone());
+    Ok((key, join_key))
 }
 
 /// Whether others of the cluster would accept these credentials now.
 pub(crate) fn check_own(credentials: &NodeCredentials) -> Result<(), CredentialError> {
-    let tls = Tls::new(credentials)?;
-    let chain = credentials.chain_der()?;
-    let (leaf, intermediates) =
-        chain.split_first().ok_or(CredentialError::NotPem { what: "certificate chain" })?;
-    WebPkiClientVerifier::builder_with_provider(tls.roots.clone(), tls.provider)
-        .build()
-        .map_err(|e| CredentialError::tls(Error::General(e.to_string())))?
-        .verify_client_cert(leaf, intermediates, UnixTime::now())
-        .map_err(CredentialError::tls)?;
-    Ok(())
+    Tls::new(credentials)?.check(credentials)
 }
 
 /// The peer's certificate, which the verifiers below accepted, as an identity.
@@ -208,7 +206,10 @@ pub(crate) fn peer_identity(connection: &quinn::Connection) -> Result<PeerIdenti
     PeerIdentity::of_certificate(chain.first().ok_or(IdentityError::Missing)?)
 }
 
-fn in_cluster(identity: PeerIdentity, ours: ClusterId) -> Result<PeerIdentity, IdentityError> {
+pub(crate) fn in_cluster(
+    identity: PeerIdentity,
+    ours: ClusterId,
+) -> Result<PeerIdentity, IdentityError> {
     if identity.cluster == ours {
         Ok(identity)
     } else {
@@ -216,7 +217,7 @@ fn in_cluster(identity: PeerIdentity, ours: ClusterId) -> Result<PeerIdentity, I
     }
 }
 
-fn refuse(error: IdentityError) -> Error {
+pub(crate) fn refuse(error: IdentityError) -> Error {
     Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(error))))
 }
 
@@ -308,67 +309,6 @@ impl ServerCertVerifier for DialVerifier {
             let (theirs, wanted) = (identity.node, self.wanted.node);
             return Err(refuse(IdentityError::OtherNode { theirs, wanted }));
         }
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::General("tls 1.2 is not spoken".into()))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls13_signature(message, leaf, signature, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
-}
-
-/// Whom a joiner believes: a node of the authority whose key it has been told.
-#[derive(Debug)]
-struct PinVerifier {
-    pin: [u8; 32],
-    stranger: Arc<AtomicBool>,
-    provider: Arc<CryptoProvider>,
-}
-
-impl ServerCertVerifier for PinVerifier {
-    fn verify_server_cert(
-        &self,
-        leaf: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        let pinned = intermediates.iter().find(|der| join::pin_of(der) == Some(self.pin));
-        let pinned = pinned.ok_or_else(|| {
-            self.stranger.store(true, Ordering::Release);
-            refuse(IdentityError::OtherAuthority)
-        })?;
-        let mut roots = RootCertStore::empty();
-        roots.add(pinned.clone().into_owned())?;
-        verify_server_cert_signed_by_trust_anchor(
-            &ParsedCertificate::try_from(leaf)?,
-            &roots,
-            intermediates,
-            now,
-            self.provider.signature_verification_algorithms.all,
-        )?;
-        let cluster = authority_cluster(pinned).map_err(refuse)?;
-        let identity = PeerIdentity::of_certificate(leaf);
-        identity.and_then(|identity| in_cluster(identity, cluster)).map_err(refuse)?;
         Ok(ServerCertVerified::assertion())
     }
 

@@ -17,6 +17,10 @@ use std::time::Duration;
 /// The version of the file's format that is written.
 pub const VERSION: u32 = 1;
 
+/// A node that is stopped for longer than a third of that can not come back, and a node that is removed
+/// is refused whatever its certificate says: so it is long.
+const CERTIFICATE_LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
+
 /// Everything a node process needs to know before it can ask others.
 ///
 /// The last table has only required fields and ends in a quoted string: a file that was cut short
@@ -43,6 +47,9 @@ pub struct NodeConfig {
     /// On a node that may let others join: the folder with `ca.crt` and `ca.key`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub authority: Option<PathBuf>,
+    /// On such a node: for how many seconds a certificate holds that it signs; a year unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate_seconds: Option<u64>,
     /// Where it listens.
     pub addresses: Addresses,
     /// Unix sockets it makes.
@@ -169,6 +176,14 @@ impl Tunables {
 }
 
 impl NodeConfig {
+    /// [`Self::certificate_seconds`] as a duration.
+    pub const fn certificate_life(&self) -> Duration {
+        match self.certificate_seconds {
+            Some(seconds) => Duration::from_secs(seconds),
+            None => CERTIFICATE_LIFE,
+        }
+    }
+
     /// Reads and checks a config file, and makes its paths absolute.
     ///
     /// # Errors

@@ -4,6 +4,7 @@
 //! so the key may be elsewhere all the rest of the time.
 
 use super::control::{MemberControl, rejected, unavailable};
+use crate::config::NodeConfig;
 use crate::control::{ControlError, CreateToken, ErrorKind, NewToken, TOKEN_SECONDS};
 use futures::future::BoxFuture;
 use smalti_cluster::Member;
@@ -25,12 +26,19 @@ pub struct Authority {
     folder: Option<PathBuf>,
     /// Where this node answers joiners.
     quic: SocketAddr,
+    /// For how long a certificate holds that is signed here.
+    life: Duration,
 }
 
 impl Authority {
-    /// With the key in `folder`.
-    pub fn new(folder: Option<PathBuf>, quic: SocketAddr) -> Self {
-        Self { folder, quic }
+    /// As a node's config says.
+    pub fn of(config: &NodeConfig) -> Self {
+        let (folder, quic) = (config.authority.clone(), config.addresses.quic);
+        Self { folder, quic, life: config.certificate_life() }
+    }
+
+    pub(super) fn life(&self) -> Duration {
+        self.life
     }
 
     fn folder(&self) -> Result<PathBuf, String> {
@@ -39,7 +47,7 @@ impl Authority {
         self.folder.clone().ok_or_else(|| missing.into())
     }
 
-    async fn load(&self, cluster: ClusterId) -> Result<ClusterCa, String> {
+    pub(super) async fn load(&self, cluster: ClusterId) -> Result<ClusterCa, String> {
         let folder = self.folder()?;
         let load = move || ClusterCa::load(&folder);
         let loaded = tokio::task::spawn_blocking(load).await.map_err(|error| error.to_string())?;
@@ -52,7 +60,7 @@ impl Authority {
     }
 }
 
-fn unix_now() -> u64 {
+pub(super) fn unix_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |passed| passed.as_secs())
 }
 
@@ -130,7 +138,7 @@ impl Admission {
                 return Err(format!("the cluster does not agree: {error}; look at `node list`"));
             }
         };
-        let validity = Validity::starting(SystemTime::now(), Validity::LONG);
+        let validity = Validity::starting(SystemTime::now(), self.authority.life());
         let certificate_pem = match ca.sign(node, &name, &ask.key, validity) {
             Ok(certificate) => certificate,
             Err(error) => {

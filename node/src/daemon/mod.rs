@@ -4,6 +4,7 @@ mod authority;
 mod control;
 mod places;
 mod reasons;
+mod renewal;
 mod report;
 mod start;
 

@@ -223,6 +223,7 @@ fn configs(cluster: ClusterId, names: &[String], addresses: &[Addresses]) -> Vec
         founding: (index == 0).then(|| FOUNDING_FILE.into()),
         // One node is enough to let others join, and the key is to be in one place.
         authority: (index == 0).then(|| "../ca".into()),
+        certificate_seconds: None,
         addresses: addresses[index],
         sockets: Sockets { nbd: "nbd.sock".into(), api: "api.sock".into() },
         tunables: Tunables::default(),

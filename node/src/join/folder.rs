@@ -156,6 +156,7 @@ fn config(joined: &Joined, addresses: Addresses) -> NodeConfig {
         local_cluster: None,
         founding: None,
         authority: None,
+        certificate_seconds: None,
         addresses,
         sockets: Sockets { nbd: NBD_SOCKET.into(), api: API_SOCKET.into() },
         tunables: Tunables::default(),

@@ -1,7 +1,7 @@
 //! The side that joins: goes where its token says, believes whom it says, and checks what it gets.
 
 use super::{
-    ALPN, MARK, pin_of, proof,
+    ALPN, MARK, pin, pin_of, proof,
     token::JoinToken,
     wire::{self, ANSWER_BYTES_MAX, Answer, Ask, JoinGrant, JoinPeer, JoinWish, Signed},
 };
@@ -155,7 +155,7 @@ pub(super) fn client_config(
     token: &JoinToken,
     stranger: Arc<AtomicBool>,
 ) -> Result<ClientConfig, CredentialError> {
-    let mut config = ClientConfig::new(Arc::new(tls::join_client(token.pin, ALPN, stranger)?));
+    let mut config = ClientConfig::new(Arc::new(pin::client(token.pin, ALPN, stranger)?));
     let mut transport = TransportConfig::default();
     transport
         .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(

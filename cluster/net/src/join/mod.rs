@@ -17,6 +17,7 @@
 
 mod dial;
 mod host;
+mod pin;
 mod proof;
 mod token;
 mod wire;

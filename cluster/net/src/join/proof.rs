@@ -20,9 +20,22 @@ const KEY: &[u8] = b"smalti join key v1";
 const POINT_LEN: usize = 65;
 const POINT_UNCOMPRESSED: u8 = 4;
 
-/// A joiner's public key: P-256, of which it has shown that it has the private one.
+/// The public key of a joiner, or of a node that wants another certificate: P-256.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JoinerKey(Vec<u8>);
+
+impl JoinerKey {
+    /// A key as it is on the wire; that it is on the curve shows when it is used.
+    pub fn from_point(point: &[u8]) -> Option<Self> {
+        let is_point = point.len() == POINT_LEN && point.first() == Some(&POINT_UNCOMPRESSED);
+        is_point.then(|| Self(point.to_vec()))
+    }
+
+    /// As it is on the wire.
+    pub fn as_point(&self) -> &[u8] {
+        &self.0
+    }
+}
 
 impl PublicKeyData for JoinerKey {
     fn der_bytes(&self) -> &[u8] {
@@ -94,14 +107,11 @@ pub(super) fn proven_key(
     bytes: &[u8],
     proof: &[u8],
 ) -> Option<JoinerKey> {
-    let point = &ask.public_key;
-    if point.len() != POINT_LEN || point.first() != Some(&POINT_UNCOMPRESSED) {
-        return None;
-    }
+    let key = JoinerKey::from_point(&ask.public_key)?;
     // This finds points out that are not on the curve.
-    let key = UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, point);
-    key.verify(&statement(KEY, binding, bytes), proof).ok()?;
-    Some(JoinerKey(point.clone()))
+    let point = UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, key.as_point());
+    point.verify(&statement(KEY, binding, bytes), proof).ok()?;
+    Some(key)
 }
 
 #[cfg(test)]
