@@ -25,6 +25,8 @@ pub mod service {
     pub const SEATS: u8 = 5;
     /// Block requests of another node's gateway.
     pub const BLOCKS: u8 = 6;
+    /// Renewed certificates.
+    pub const CERTIFICATES: u8 = 7;
 }
 
 /// Where nodes are: as configured until the map says otherwise.

@@ -19,6 +19,7 @@ pub mod custody;
 pub mod daemon;
 pub mod files;
 pub mod init;
+pub mod join;
 pub mod local;
 pub mod serve;
 pub mod size;

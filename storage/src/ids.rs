@@ -83,6 +83,10 @@ identity!(
     RaftStoreId
 );
 identity!(
+    /// A token with which a node can join.
+    TokenId
+);
+identity!(
     /// A volume.
     VolumeId
 );

@@ -12,7 +12,7 @@ use rustix::process::Signal;
 use crate::files;
 use crate::nbd::{Address, Target};
 use crate::process::{self, Output, cmdline, signal, tail, until};
-use crate::status::{ClusterFile, NodeEntry, Status, points_at};
+use crate::status::{ClusterFile, NbdEntry, NodeEntry, Status, points_at};
 
 /// A cluster of fresh nodes is up and its volume made within this.
 pub const UP_LIMIT: Duration = Duration::from_secs(120);
@@ -154,6 +154,37 @@ impl Cluster {
         );
         self.nodes = file.nodes;
         Ok(())
+    }
+
+    /// Takes a node that `smalti join` made up as the next one; it does not run yet. `dir` is its folder.
+    ///
+    /// # Errors
+    /// When its config lacks what is documented.
+    pub fn adopt(&mut self, dir: &Path) -> Result<usize> {
+        let config = dir.join("node.toml");
+        let text = std::fs::read_to_string(&config)
+            .with_context(|| format!("read {}", config.display()))?;
+        let value = |key: &str| {
+            let line = text.lines().find(|line| line.starts_with(&format!("{key} = ")));
+            let value = line.and_then(|line| line.split_once(" = ")).map(|(_, value)| value);
+            value.map(|value| value.trim_matches('"').to_owned())
+        };
+        let needed = |key: &str| value(key).with_context(|| format!("the config has no {key}"));
+        let words = [program()?, "serve".into(), "--config".into(), config];
+        let argv = words.map(|word| word.display().to_string()).to_vec();
+        // The first lines of these names are those of the addresses; sockets come after them.
+        self.nodes.push(NodeEntry {
+            name: needed("name")?,
+            id: needed("node")?.parse::<u64>()?.into(),
+            pid: 0,
+            argv,
+            dir: dir.to_owned(),
+            quic: needed("quic")?,
+            api: needed("api")?,
+            nbd: NbdEntry { unix: dir.join("nbd.sock"), tcp: needed("nbd")? },
+        });
+        self.restarted.push(None);
+        Ok(self.nodes.len() - 1)
     }
 
     /// The config file of a node.

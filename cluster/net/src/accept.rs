@@ -2,6 +2,7 @@
 
 use crate::{
     endpoint::Shared,
+    join,
     session::{Sending, Session},
     tls::peer_identity,
     wire::{
@@ -32,6 +33,10 @@ pub(crate) async fn run(shared: Arc<Shared>) {
             incoming = shared.quinn.accept() => incoming,
         };
         let Some(incoming) = incoming else { return };
+        if join::is_marked(&incoming.orig_dst_cid()) {
+            join::take(&shared, incoming);
+            continue;
+        }
         let Ok(permit) = handshakes.clone().try_acquire_owned() else {
             incoming.refuse();
             continue;

@@ -4,11 +4,12 @@ use crate::{
     credentials::{NodeCredentials, certificates},
     error::CredentialError,
     identity::{PeerIdentity, authority_cluster, authority_name},
+    join::{JoinerKey, pin_of},
     pem_files::{self, Secrecy},
 };
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, SanType, string::Ia5String,
+    Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, string::Ia5String,
 };
 use smalti_storage::ids::{ClusterId, NodeId};
 use std::{
@@ -31,7 +32,7 @@ pub struct Validity {
 }
 
 impl Validity {
-    /// Ten years: for certificates that nothing renews yet.
+    /// Ten years: for nodes that may be stopped for long, all of them.
     pub const LONG: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
     /// How far clocks of nodes may be apart when a fresh certificate is first used.
@@ -41,12 +42,19 @@ impl Validity {
     pub fn starting(now: SystemTime, duration: Duration) -> Self {
         Self { not_before: now - Self::SKEW, not_after: now + duration }
     }
+
+    /// When a certificate that was made by [`starting`](Self::starting) is to be renewed: at two thirds
+    /// of its life.
+    pub fn renewal(&self) -> SystemTime {
+        let whole = self.not_after.duration_since(self.not_before).unwrap_or_default();
+        self.not_after - whole.saturating_sub(Self::SKEW) / 3
+    }
 }
 
 /// The authority of one cluster: its certificate and its private key.
 ///
-/// Whoever holds it can make nodes, so it is kept where the operator decides; no running node
-/// needs it.
+/// Whoever holds it can make nodes, so it is kept where the operator decides; a running node needs
+/// it only to let others join.
 pub struct ClusterCa {
     cluster: ClusterId,
     certificate_pem: String,
@@ -82,6 +90,16 @@ impl ClusterCa {
     /// The authority's certificate: public, and what every node must have.
     pub fn certificate_pem(&self) -> &str {
         &self.certificate_pem
+    }
+
+    /// What a joiner is to know the authority by: SHA-256 of its public key.
+    ///
+    /// # Errors
+    /// The certificate is not one.
+    pub fn pin(&self) -> Result<[u8; 32], CredentialError> {
+        let der = certificates(&self.certificate_pem, "authority certificate")?;
+        let pin = der.first().and_then(pin_of);
+        pin.ok_or(CredentialError::NotPem { what: "authority certificate" })
     }
 
     /// The authority's private key as PEM.
@@ -140,8 +158,33 @@ impl ClusterCa {
         name: &str,
         validity: Validity,
     ) -> Result<NodeCredentials, CredentialError> {
-        let identity = PeerIdentity { cluster: self.cluster, node };
         let key = KeyPair::generate().map_err(CredentialError::signing)?;
+        NodeCredentials::from_pem(
+            self.certify(node, name, &key, validity)?,
+            Zeroizing::new(key.serialize_pem()),
+            self.certificate_pem.clone(),
+        )
+    }
+
+    /// A certificate for `node`, whose key is and stays elsewhere.
+    pub fn sign(
+        &self,
+        node: NodeId,
+        name: &str,
+        key: &JoinerKey,
+        validity: Validity,
+    ) -> Result<String, CredentialError> {
+        self.certify(node, name, key, validity)
+    }
+
+    fn certify(
+        &self,
+        node: NodeId,
+        name: &str,
+        key: &impl PublicKeyData,
+        validity: Validity,
+    ) -> Result<String, CredentialError> {
+        let identity = PeerIdentity { cluster: self.cluster, node };
         let mut params = CertificateParams::default();
         params.distinguished_name = common_name(name);
         params.subject_alt_names = vec![uri(&identity.to_string())?];
@@ -150,12 +193,8 @@ impl ClusterCa {
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         apply(&mut params, validity);
-        let certificate = params.signed_by(&key, &self.issuer).map_err(CredentialError::signing)?;
-        NodeCredentials::from_pem(
-            certificate.pem(),
-            Zeroizing::new(key.serialize_pem()),
-            self.certificate_pem.clone(),
-        )
+        let certificate = params.signed_by(key, &self.issuer).map_err(CredentialError::signing)?;
+        Ok(certificate.pem())
     }
 }
 

@@ -1,14 +1,21 @@
 //! What a node proves itself with: its certificate chain, its key, and the authority it trusts.
 
 use crate::{
+    ca::Validity,
     error::CredentialError,
     identity::{PeerIdentity, authority_cluster},
+    join::JoinerKey,
     pem_files::{self, Secrecy},
 };
 use rcgen::{KeyPair, PublicKeyData};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
-use std::{fmt, path::Path};
+use std::{
+    fmt,
+    path::Path,
+    time::{Duration, SystemTime},
+};
 use webpki::EndEntityCert;
+use x509_parser::prelude::{ASN1Time, FromDer, X509Certificate};
 use zeroize::Zeroizing;
 
 const CERTIFICATE_FILE: &str = "node.crt";
@@ -60,6 +67,46 @@ impl NodeCredentials {
             }
         }
         Ok(Self { identity, certificate_chain_pem, key_pem, ca_pem })
+    }
+
+    /// The same node and key with another certificate.
+    ///
+    /// # Errors
+    /// As [`from_pem`](Self::from_pem).
+    pub fn with_certificate(&self, certificate_chain_pem: String) -> Result<Self, CredentialError> {
+        Self::from_pem(certificate_chain_pem, self.key_pem.clone(), self.ca_pem.clone())
+    }
+
+    /// The public key, to ask for a certificate with.
+    pub fn public_key(&self) -> Result<JoinerKey, CredentialError> {
+        let not_ours = CredentialError::NotPem { what: "P-256 key" };
+        let key = KeyPair::from_pem(&self.key_pem).map_err(|_| not_ours)?;
+        let not_ours = CredentialError::NotPem { what: "P-256 key" };
+        JoinerKey::from_point(key.der_bytes()).ok_or(not_ours)
+    }
+
+    /// When the certificate holds.
+    ///
+    /// # Errors
+    /// It does not say so in a way that can be.
+    pub fn validity(&self) -> Result<Validity, CredentialError> {
+        let unreadable = || CredentialError::NotPem { what: "certificate" };
+        let chain = self.chain_der()?;
+        let leaf = chain.first().ok_or_else(unreadable)?;
+        let (_, leaf) = X509Certificate::from_der(leaf).map_err(|_| unreadable())?;
+        let instant = |time: ASN1Time| {
+            let seconds = u64::try_from(time.timestamp()).ok()?;
+            SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
+        };
+        let times = (instant(leaf.validity().not_before), instant(leaf.validity().not_after));
+        let (Some(not_before), Some(not_after)) = times else { return Err(unreadable()) };
+        Ok(Validity { not_before, not_after })
+    }
+
+    /// Writes `node.crt` only, which a crash leaves as it was or as it is to be: the key stays.
+    pub fn save_certificate(&self, folder: &Path) -> Result<(), CredentialError> {
+        let path = folder.join(CERTIFICATE_FILE);
+        pem_files::write(&path, &self.certificate_chain_pem, Secrecy::Public)
     }
 
     /// The node these credentials are for, and its cluster.

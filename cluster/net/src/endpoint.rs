@@ -6,6 +6,7 @@ use crate::{
     credentials::NodeCredentials,
     error::{BindError, CredentialError},
     identity::PeerIdentity,
+    join::{Hosting, JoinHost},
     peer::{self, Peer},
     service::{Service, Services, SessionHandler},
     socket,
@@ -36,6 +37,7 @@ pub(crate) struct Shared {
     pub(crate) policy: Policy,
     pub(crate) dial_transport: Arc<TransportConfig>,
     pub(crate) services: Services,
+    pub(crate) hosting: Hosting,
     pub(crate) guests: Guests,
     pub(crate) tasks: TaskTracker,
     pub(crate) closing: CancellationToken,
@@ -88,6 +90,7 @@ impl Endpoint {
             Arc::new(TokioRuntime),
         )
         .map_err(failed)?;
+        let hosting = Hosting::new(&tls)?;
         let shared = Arc::new(Shared {
             dial_transport: config.transport(Role::Dialer, buffer)?,
             config,
@@ -95,6 +98,7 @@ impl Endpoint {
             tls,
             policy: Policy(policy),
             services: Services::default(),
+            hosting,
             guests: Guests::default(),
             tasks: TaskTracker::new(),
             closing: CancellationToken::new(),
@@ -124,6 +128,24 @@ impl Endpoint {
     /// Hands sessions of `service` from now on to `handler`, in place of an earlier one.
     pub fn accept_sessions(&self, service: u8, handler: Arc<dyn SessionHandler>) {
         self.inner.shared.services.set_session(service, handler);
+    }
+
+    /// Shows a renewed certificate of this node from now on; connections that there are go on.
+    ///
+    /// # Errors
+    /// It is another node's, or others would not accept it.
+    pub fn renew(&self, credentials: &NodeCredentials) -> Result<(), CredentialError> {
+        self.inner.shared.tls.renew(credentials)
+    }
+
+    /// Lets `host` decide about machines that want to join. Until then they are turned away.
+    pub fn accept_joins(&self, host: Arc<dyn JoinHost>) {
+        self.inner.shared.hosting.set(Some(host));
+    }
+
+    #[cfg(test)]
+    pub(crate) fn inner_hosting(&self) -> &Hosting {
+        &self.inner.shared.hosting
     }
 
     /// A handle to `node` at `addr`. Handles to the same node and address share a connection;
@@ -171,6 +193,7 @@ impl Shared {
         self.closing.cancel();
         self.quinn.close(code::CLOSED, b"node stops");
         self.services.clear();
+        self.hosting.set(None);
     }
 }
 

@@ -39,6 +39,9 @@ pub enum IdentityError {
         /// The node that was dialled.
         wanted: NodeId,
     },
+    /// Whoever answers a joiner is not of the authority that its token names.
+    #[error("the answering node is of another authority than the token's")]
+    OtherAuthority,
     /// The policy does not allow this node, or no longer.
     #[error("node {node} is not a member")]
     NotAllowed {

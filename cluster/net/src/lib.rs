@@ -9,7 +9,8 @@
 //! What must hold here:
 //!
 //! N1. No byte of a peer is handed up before its certificate was verified against the cluster's
-//!     authority, names this cluster, and names a node that the policy allows.
+//!     authority, names this cluster, and names a node that the policy allows. Joiners, who have no
+//!     certificate yet, reach nothing but [`JoinHost`].
 //! N2. The policy is asked again for every stream, so removing a node from the map takes effect
 //!     on connections that are already open.
 //! N3. Frames of one session arrive complete, in order, once; a session that breaks stays broken.
@@ -26,10 +27,12 @@ mod config;
 mod congestion;
 mod connect;
 mod credentials;
+mod current_key;
 mod endpoint;
 mod error;
 mod frames;
 mod identity;
+mod join;
 mod peer;
 mod pem_files;
 mod service;
@@ -50,6 +53,10 @@ pub use error::{
 };
 pub use futures::future::BoxFuture;
 pub use identity::PeerIdentity;
+pub use join::{
+    JoinAddresses, JoinAsk, JoinError, JoinGrant, JoinHost, JoinPeer, JoinToken, JoinWish, Joined,
+    JoinerKey, TokenError, join,
+};
 pub use peer::{DownReason, Peer, PeerState, PeerStats};
 pub use service::{Service, SessionHandler};
 pub use session::{FrameReceiver, FrameSender, Session};

@@ -8,6 +8,7 @@
 
 use crate::{
     credentials::NodeCredentials,
+    current_key::CurrentKey,
     error::{CredentialError, IdentityError},
     identity::PeerIdentity,
 };
@@ -26,7 +27,7 @@ use rustls::{
         NoServerSessionStorage, ParsedCertificate, WebPkiClientVerifier,
         danger::{ClientCertVerified, ClientCertVerifier},
     },
-    sign::{CertifiedKey, SingleCertAndKey},
+    sign::CertifiedKey,
 };
 use smalti_storage::ids::{ClusterId, NodeId};
 use std::{fmt, sync::Arc};
@@ -62,7 +63,8 @@ pub(crate) struct Tls {
     identity: PeerIdentity,
     provider: Arc<CryptoProvider>,
     roots: Arc<RootCertStore>,
-    key: Arc<SingleCertAndKey>,
+    key: Arc<CurrentKey>,
+    join_key: Arc<CurrentKey>,
 }
 
 impl fmt::Debug for Tls {
@@ -78,15 +80,42 @@ impl Tls {
         for authority in credentials.ca_der()? {
             roots.add(authority).map_err(CredentialError::tls)?;
         }
-        let key =
-            CertifiedKey::from_der(credentials.chain_der()?, credentials.key_der()?, &provider)
-                .map_err(CredentialError::tls)?;
+        let (key, join_key) = keys(credentials, &provider)?;
         Ok(Self {
             identity: credentials.identity(),
             provider,
             roots: Arc::new(roots),
-            key: Arc::new(SingleCertAndKey::from(key)),
+            key: Arc::new(CurrentKey::new(key)),
+            join_key: Arc::new(CurrentKey::new(join_key)),
         })
+    }
+
+    /// Shows another certificate of the same node from now on.
+    pub(crate) fn renew(&self, credentials: &NodeCredentials) -> Result<(), CredentialError> {
+        let (ours, theirs) = (self.identity, credentials.identity());
+        in_cluster(theirs, ours.cluster).map_err(CredentialError::Identity)?;
+        if ours != theirs {
+            let (theirs, wanted) = (theirs.node, ours.node);
+            return Err(CredentialError::Identity(IdentityError::OtherNode { theirs, wanted }));
+        }
+        self.check(credentials)?;
+        let (key, join_key) = keys(credentials, &self.provider)?;
+        self.key.replace(key);
+        self.join_key.replace(join_key);
+        Ok(())
+    }
+
+    /// Whether the authority that we believe has signed them, and they hold now.
+    fn check(&self, credentials: &NodeCredentials) -> Result<(), CredentialError> {
+        let chain = credentials.chain_der()?;
+        let (leaf, intermediates) =
+            chain.split_first().ok_or(CredentialError::NotPem { what: "certificate chain" })?;
+        WebPkiClientVerifier::builder_with_provider(self.roots.clone(), self.provider.clone())
+            .build()
+            .map_err(|e| CredentialError::tls(Error::General(e.to_string())))?
+            .verify_client_cert(leaf, intermediates, UnixTime::now())
+            .map_err(CredentialError::tls)?;
+        Ok(())
     }
 
     /// The acceptor's side: lets in what `policy` allows.
@@ -105,6 +134,22 @@ impl Tls {
             .with_client_cert_verifier(verifier)
             .with_cert_resolver(self.key.clone());
         config.alpn_protocols = vec![ALPN.to_vec()];
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        config.max_early_data_size = 0;
+        QuicServerConfig::try_from(config)
+            .map_err(|e| CredentialError::tls(Error::General(e.to_string())))
+    }
+
+    /// The side that answers joiners, who have no certificate. It shows the authority's as well, which
+    /// they know by its pin only.
+    pub(crate) fn join_server(&self, alpn: &[u8]) -> Result<QuicServerConfig, CredentialError> {
+        let mut config = ServerConfig::builder_with_provider(self.provider.clone())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(CredentialError::tls)?
+            .with_no_client_auth()
+            .with_cert_resolver(self.join_key.clone());
+        config.alpn_protocols = vec![alpn.to_vec()];
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         config.max_early_data_size = 0;
@@ -134,6 +179,24 @@ impl Tls {
     }
 }
 
+/// What is shown to members, and to joiners.
+fn keys(
+    credentials: &NodeCredentials,
+    provider: &CryptoProvider,
+) -> Result<(CertifiedKey, CertifiedKey), CredentialError> {
+    let chain = credentials.chain_der()?;
+    let with_authority = [chain.clone(), credentials.ca_der()?].concat();
+    let key = CertifiedKey::from_der(chain, credentials.key_der()?, provider)
+        .map_err(CredentialError::tls)?;
+    let join_key = CertifiedKey::new(with_authority, key.key.clone());
+    Ok((key, join_key))
+}
+
+/// Whether others of the cluster would accept these credentials now.
+pub(crate) fn check_own(credentials: &NodeCredentials) -> Result<(), CredentialError> {
+    Tls::new(credentials)?.check(credentials)
+}
+
 /// The peer's certificate, which the verifiers below accepted, as an identity.
 pub(crate) fn peer_identity(connection: &quinn::Connection) -> Result<PeerIdentity, IdentityError> {
     let chain = connection
@@ -143,7 +206,10 @@ pub(crate) fn peer_identity(connection: &quinn::Connection) -> Result<PeerIdenti
     PeerIdentity::of_certificate(chain.first().ok_or(IdentityError::Missing)?)
 }
 
-fn in_cluster(identity: PeerIdentity, ours: ClusterId) -> Result<PeerIdentity, IdentityError> {
+pub(crate) fn in_cluster(
+    identity: PeerIdentity,
+    ours: ClusterId,
+) -> Result<PeerIdentity, IdentityError> {
     if identity.cluster == ours {
         Ok(identity)
     } else {
@@ -151,7 +217,7 @@ fn in_cluster(identity: PeerIdentity, ours: ClusterId) -> Result<PeerIdentity, I
     }
 }
 
-fn refuse(error: IdentityError) -> Error {
+pub(crate) fn refuse(error: IdentityError) -> Error {
     Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(error))))
 }
 

@@ -16,6 +16,7 @@ mod openapi;
 mod patient;
 mod places;
 mod routes;
+mod tokens;
 
 pub use error::ErrorBody;
 pub use listen::{ApiServer, bind_unix};

@@ -1,6 +1,6 @@
 //! The OpenAPI document, gathered from the routes.
 
-use super::{contents, places, routes};
+use super::{contents, places, routes, tokens};
 use utoipa::OpenApi;
 
 #[derive(OpenApi)]
@@ -21,6 +21,7 @@ use utoipa::OpenApi;
         routes::nodes,
         places::change_node,
         places::remove_node,
+        tokens::create_token,
         places::pause_moves,
         places::scrub_volume,
         places::what_if,

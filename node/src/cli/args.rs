@@ -1,5 +1,6 @@
 //! The words and options of the command line.
 
+use super::join::{JoinArgs, TokenCommand};
 use super::target::Target;
 use crate::client::ApiAddress;
 use crate::local::UpOptions;
@@ -48,6 +49,14 @@ pub enum Command {
     },
     /// Read every record of a volume and compare it with the others; repair what is wrong
     Scrub(ScrubArgs),
+    /// Make tokens with which machines can join the cluster
+    Token {
+        /// What to do.
+        #[command(subcommand)]
+        command: TokenCommand,
+    },
+    /// Make this machine a node of a cluster, by a token
+    Join(JoinArgs),
     /// Hold back or let go on what moves between stores: rebuilds, drains, balance
     Moves {
         /// What to do.
@@ -424,6 +433,10 @@ mod tests {
             "node drain n1 --dir d",
             "node drain n1 --undo --dir d",
             "node remove n1 --dir d",
+            "token create --dir d",
+            "token create --ttl 90s --name n4 --api unix:/a",
+            "join smalti1abc --dir d --listen 192.0.2.1:9000",
+            "join - --dir d --listen [::1]:9 --name x --api 127.0.0.1:1 --nbd 127.0.0.1:2",
             "moves pause --dir d",
             "scrub --dir d",
             "scrub v --dir d --json --no-wait",
@@ -453,6 +466,12 @@ mod tests {
             ("volume create v --size 1G --shard-size 1K --dir d", ErrorKind::ValueValidation),
             ("volume delete v --id 5 --dir d", ErrorKind::ValueValidation),
             ("node set n1 --dir d", ErrorKind::MissingRequiredArgument),
+            ("token create", ErrorKind::MissingRequiredArgument),
+            ("token create --ttl 1 --dir d", ErrorKind::ValueValidation),
+            ("token create --ttl 0h --dir d", ErrorKind::ValueValidation),
+            ("token create --ttl 99999999999999999d --dir d", ErrorKind::ValueValidation),
+            ("join t --dir d", ErrorKind::MissingRequiredArgument),
+            ("join t --dir d --listen 9000", ErrorKind::ValueValidation),
             ("what-if stop --dir d", ErrorKind::MissingRequiredArgument),
             ("frobnicate", ErrorKind::InvalidSubcommand),
         ];

@@ -2,6 +2,7 @@
 
 mod args;
 mod export;
+mod join;
 mod node;
 mod output;
 mod scrub;
@@ -42,6 +43,8 @@ pub async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Volume { command } => volume::run(command).await,
         Command::Node { command } => node::run(command).await,
         Command::Scrub(args) => scrub::run(args).await,
+        Command::Token { command } => join::token(command).await,
+        Command::Join(args) => join::join(args).await,
         Command::Moves { command } => node::moves(command).await,
         Command::WhatIf { command } => node::what_if(command).await,
         Command::Key { command: KeyCommand::Status(args) } => {

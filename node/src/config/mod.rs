@@ -6,6 +6,7 @@
 mod read;
 
 pub use read::ConfigError;
+pub(crate) use read::SOCKET_PATH_MAX;
 
 use serde::{Deserialize, Serialize};
 use smalti_storage::ids::{ClusterId, NodeId};
@@ -15,6 +16,10 @@ use std::time::Duration;
 
 /// The version of the file's format that is written.
 pub const VERSION: u32 = 1;
+
+/// A node that is stopped for longer than a third of that can not come back, and a node that is removed
+/// is refused whatever its certificate says: so it is long.
+const CERTIFICATE_LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Everything a node process needs to know before it can ask others.
 ///
@@ -39,6 +44,12 @@ pub struct NodeConfig {
     /// On the node that founds the cluster: what it proposes (see [`crate::init::Founding`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub founding: Option<PathBuf>,
+    /// On a node that may let others join: the folder with `ca.crt` and `ca.key`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub authority: Option<PathBuf>,
+    /// On such a node: for how many seconds a certificate holds that it signs; a year unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate_seconds: Option<u64>,
     /// Where it listens.
     pub addresses: Addresses,
     /// Unix sockets it makes.
@@ -168,6 +179,14 @@ impl Tunables {
 }
 
 impl NodeConfig {
+    /// [`Self::certificate_seconds`] as a duration.
+    pub const fn certificate_life(&self) -> Duration {
+        match self.certificate_seconds {
+            Some(seconds) => Duration::from_secs(seconds),
+            None => CERTIFICATE_LIFE,
+        }
+    }
+
     /// Reads and checks a config file, and makes its paths absolute.
     ///
     /// # Errors
@@ -201,7 +220,8 @@ impl NodeConfig {
             &mut self.custody.shares_dir,
             &mut self.credentials.dir,
         ];
-        let optional = self.local_cluster.iter_mut().chain(self.founding.iter_mut());
+        let optional = [&mut self.local_cluster, &mut self.founding, &mut self.authority];
+        let optional = optional.into_iter().flatten();
         for path in paths.into_iter().chain(optional) {
             *path = folder.join(&*path);
         }

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Read;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
@@ -13,6 +14,8 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 const PEERS_MAX: usize = 255;
 const NAME_MAX: usize = 64;
 const TIME_MS_MAX: u64 = 3_600_000;
+/// Half a minute, of which a third is left to renew in, to ten years.
+const CERTIFICATE_SECONDS: RangeInclusive<u64> = 30..=315_360_000;
 /// `sun_path` of a Unix socket address is 108 bytes with its final zero.
 pub(crate) const SOCKET_PATH_MAX: usize = 107;
 
@@ -136,6 +139,12 @@ fn wrong_value(config: &NodeConfig) -> Option<Wrong> {
     if let Some((field, _)) = ports.into_iter().find(|(_, address)| address.port() == 0) {
         return Some((Some("addresses"), field, "port 0 can not be known to others".into()));
     }
+    let life = config.certificate_seconds;
+    if let Some(seconds) = life.filter(|life| !CERTIFICATE_SECONDS.contains(life)) {
+        let (least, most) = CERTIFICATE_SECONDS.into_inner();
+        let problem = format!("{seconds} is not from {least} to {most}");
+        return Some((None, "certificate_seconds", problem));
+    }
     wrong_tunable(config).or_else(|| wrong_peer(config))
 }
 
@@ -241,6 +250,8 @@ mod tests {
             data_dir: "data".into(),
             local_cluster: Some("..".into()),
             founding: Some("founding.json".into()),
+            authority: Some("../ca".into()),
+            certificate_seconds: None,
             addresses: Addresses { quic: address(7001), api: address(7101), nbd: address(7201) },
             sockets: Sockets { nbd: "nbd.sock".into(), api: "api.sock".into() },
             tunables: Tunables::default(),
@@ -292,6 +303,11 @@ mod tests {
             ("127.0.0.1:7101", "127.0.0.1", "invalid socket address"),
             ("127.0.0.1:7101", "127.0.0.1:0", "api: port 0"),
             ("127.0.0.1:7201", "127.0.0.1:7101", "nbd: 127.0.0.1:7101 is also"),
+            (
+                "node = 1",
+                "node = 1\ncertificate_seconds = 5",
+                "certificate_seconds: 5 is not from 30",
+            ),
             ("lease_ms = 1500", "lease_ms = 0", "lease_ms: 0 is not from 1"),
             ("lease_ms = 1500", "lease_ms = 1.5", "invalid type: floating point"),
             ("lease_ms = 1500", "lease_ms = 1500 s", "expected"),
@@ -338,6 +354,7 @@ mod tests {
         assert_eq!(config.data_dir, dir.path().join("data"));
         assert_eq!(config.sockets.api, dir.path().join("api.sock"));
         assert_eq!(config.founding, Some(dir.path().join("founding.json")));
+        assert_eq!(config.authority, Some(dir.path().join("../ca")));
         let missing = load(&dir.path().join("none.toml")).unwrap_err().to_string();
         assert!(missing.starts_with("read config "), "{missing}");
     }

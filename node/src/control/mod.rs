@@ -5,6 +5,7 @@ mod error;
 mod facts;
 mod places;
 mod slot;
+mod tokens;
 
 pub use error::{ControlError, ErrorKind};
 pub use facts::{
@@ -16,6 +17,7 @@ pub use places::{
     ChangeNode, DiskFacts, DiskState, MovesStatus, PauseMoves, WhatIfReport, WhatIfVolume,
 };
 pub use slot::ControlSlot;
+pub use tokens::{CreateToken, NewToken, TOKEN_SECONDS};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -82,6 +84,11 @@ pub trait Control: Send + Sync + 'static {
 
     /// Has every group of a volume scrubbed. Returns when that is agreed, not when it is done.
     fn scrub_volume(&self, name: String) -> Answer<'_, ScrubStatus>;
+
+    /// Makes a token with which a node can join.
+    ///
+    /// `Invalid` when this node can not let nodes join, or the token can not be so.
+    fn create_token(&self, request: CreateToken) -> Answer<'_, NewToken>;
 
     /// Lets no slot begin to move, or lets them again.
     fn pause_moves(&self, wish: PauseMoves) -> Answer<'_, MovesStatus>;

@@ -1,9 +1,9 @@
 //! A node whose API answers before the node itself is ready.
 
 use super::{
-    Answer, ChangeNode, Control, ControlError, CreateVolume, ErrorKind, Export, KeyReport,
-    MovesStatus, NodeFacts, PauseMoves, ScrubStatus, StatusReport, VolumeDetail, VolumeFacts,
-    WhatIfReport, WhyReport,
+    Answer, ChangeNode, Control, ControlError, CreateToken, CreateVolume, ErrorKind, Export,
+    KeyReport, MovesStatus, NewToken, NodeFacts, PauseMoves, ScrubStatus, StatusReport,
+    VolumeDetail, VolumeFacts, WhatIfReport, WhyReport,
 };
 use bytes::Bytes;
 use futures::future::{FutureExt, ready};
@@ -82,6 +82,10 @@ impl Control for ControlSlot {
 
     fn scrub_volume(&self, name: String) -> Answer<'_, ScrubStatus> {
         self.ask(|control| control.scrub_volume(name))
+    }
+
+    fn create_token(&self, request: CreateToken) -> Answer<'_, NewToken> {
+        self.ask(|control| control.create_token(request))
     }
 
     fn pause_moves(&self, wish: PauseMoves) -> Answer<'_, MovesStatus> {

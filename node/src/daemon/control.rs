@@ -1,11 +1,12 @@
 //! The node's control, answered from its member.
 
+use super::authority::Authority;
 use super::report::Report;
 use crate::attach::{Attachments, MemberCluster};
 use crate::control::{
-    Answer, ChangeNode, Control, ControlError, CreateVolume, ErrorKind, Export, KeyReport,
-    MovesStatus, NodeFacts, Output, PauseMoves, ScrubStatus, StatusReport, VolumeDetail,
-    VolumeFacts, WhatIfReport, WhyReport,
+    Answer, ChangeNode, Control, ControlError, CreateToken, CreateVolume, ErrorKind, Export,
+    KeyReport, MovesStatus, NewToken, NodeFacts, Output, PauseMoves, ScrubStatus, StatusReport,
+    VolumeDetail, VolumeFacts, WhatIfReport, WhyReport,
 };
 use crate::volume_spec::{self, Geometry as Spec};
 use bytes::Bytes;
@@ -31,12 +32,17 @@ const ACTIVE_PATIENCE: Duration = Duration::from_secs(15);
 pub struct MemberControl {
     member: Member,
     attachments: Attachments,
+    authority: Authority,
 }
 
 impl MemberControl {
-    /// Over a member; volumes are read through its attachments.
-    pub fn new(member: Member, attachments: Attachments) -> Self {
-        Self { member, attachments }
+    /// Over a member; volumes are read through its attachments, nodes let in by its authority.
+    pub fn new(member: Member, attachments: Attachments, authority: Authority) -> Self {
+        Self { member, attachments, authority }
+    }
+
+    pub(super) fn authority(&self) -> &Authority {
+        &self.authority
     }
 
     pub(super) fn member(&self) -> &Member {
@@ -207,6 +213,10 @@ impl Control for MemberControl {
 
     fn scrub_volume(&self, name: String) -> Answer<'_, ScrubStatus> {
         Box::pin(self.ask_scrub(name))
+    }
+
+    fn create_token(&self, request: CreateToken) -> Answer<'_, NewToken> {
+        Box::pin(self.make_token(request))
     }
 
     fn pause_moves(&self, wish: PauseMoves) -> Answer<'_, MovesStatus> {

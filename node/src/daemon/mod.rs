@@ -1,10 +1,13 @@
 //! The running node: a member of the cluster, its gateways, its NBD service, its control.
 
+mod authority;
 mod control;
 mod places;
 mod reasons;
+mod renewal;
 mod report;
 mod start;
 
+pub use authority::Authority;
 pub use control::MemberControl;
 pub use start::start;

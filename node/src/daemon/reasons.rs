@@ -5,6 +5,7 @@ use crate::control::{Health, Reason};
 use smalti_cluster::clock;
 use smalti_cluster::shard_store::Fullness;
 use smalti_map::plan::{Cause, Stuck};
+use smalti_storage::ids::Incarnation;
 use std::collections::BTreeMap;
 
 #[derive(Default)]
@@ -72,13 +73,12 @@ impl Report {
         }
         for (id, node) in &self.map.nodes {
             if !self.up.contains(id) {
-                let (subject, problem) = (format!("node {}", node.name), "it does not answer");
-                reasons.add(
-                    Health::Degraded,
-                    subject,
-                    problem.into(),
-                    "start it again; it catches up by itself",
-                );
+                let (problem, remedy) = match node.incarnation {
+                    Incarnation(0) => ("it has never started", "start it, or remove it"),
+                    _ => ("it does not answer", "start it again; it catches up by itself"),
+                };
+                let subject = format!("node {}", node.name);
+                reasons.add(Health::Degraded, subject, problem.into(), remedy);
             }
         }
         for (id, node) in &self.map.nodes {

@@ -1,6 +1,8 @@
 //! Putting a node together from its config.
 
 use super::MemberControl;
+use super::authority::{Admission, Authority};
+use super::renewal::{self, Renewals};
 use crate::api::bind_unix;
 use crate::attach::{Attachments, BlockSessions, LocalGateways, VolumeExports};
 use crate::config::NodeConfig;
@@ -57,7 +59,13 @@ pub async fn start(node: NodeRuntime) -> anyhow::Result<Started> {
             Ok(())
         });
     }
-    let control = Arc::new(MemberControl::new(member.clone(), attachments));
+    let authority = Authority::of(&config);
+    let admission = Admission { member: member.clone(), authority: authority.clone() };
+    member.fabric().endpoint().accept_joins(Arc::new(admission));
+    let renewals = || Renewals { member: member.clone(), authority: authority.clone() };
+    member.fabric().endpoint().serve(service::CERTIFICATES, Arc::new(renewals()));
+    node.tasks.spawn(renewal::keep(node.clone(), renewals()));
+    let control = Arc::new(MemberControl::new(member.clone(), attachments, authority));
     let shutdown = Box::pin(async move {
         member.shutdown().await;
         Ok(())

@@ -7,6 +7,8 @@
 mod founding;
 mod ports;
 
+pub(crate) use ports::pick as pick_ports;
+
 pub use founding::{Founding, FoundingCustody, FoundingHolder, FoundingNode};
 
 use crate::config::{
@@ -30,7 +32,7 @@ pub const NODES_MAX: usize = 32;
 /// A node's config file within its folder.
 pub const CONFIG_FILE: &str = "node.toml";
 const MARKER: &str = "local.json";
-const MAKING: &str = ".making";
+pub(crate) const MAKING: &str = ".making";
 const MARKER_BYTES_MAX: u64 = 64 << 10;
 
 /// What a folder is to us.
@@ -219,6 +221,9 @@ fn configs(cluster: ClusterId, names: &[String], addresses: &[Addresses]) -> Vec
         data_dir: "data".into(),
         local_cluster: Some("..".into()),
         founding: (index == 0).then(|| FOUNDING_FILE.into()),
+        // One node is enough to let others join, and the key is to be in one place.
+        authority: (index == 0).then(|| "../ca".into()),
+        certificate_seconds: None,
         addresses: addresses[index],
         sockets: Sockets { nbd: "nbd.sock".into(), api: "api.sock".into() },
         tunables: Tunables::default(),

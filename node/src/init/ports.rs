@@ -12,7 +12,7 @@ const PORTS: Range<u16> = 12_000..32_000;
 const TRIES_MAX: usize = 2000;
 
 /// Three ports for each node. They are held until all are found, so they are distinct.
-pub(super) fn pick(nodes: usize) -> anyhow::Result<Vec<Addresses>> {
+pub(crate) fn pick(nodes: usize) -> anyhow::Result<Vec<Addresses>> {
     let mut held = Vec::new();
     let mut addresses = Vec::new();
     let mut rng = rand::rng();

@@ -40,6 +40,11 @@ fn a_new_cluster_is_whole() {
         assert_eq!((config.cluster, &config.name), (marker.cluster, name));
         assert_eq!(config.node, NodeId(index as u64 + 1));
         assert_eq!(config.founding.is_some(), index == 0);
+        let authority = config.authority.as_deref().map(ClusterCa::load);
+        assert_eq!(
+            authority.map(|ca| ca.unwrap().cluster()),
+            (index == 0).then_some(marker.cluster)
+        );
         let identity = NodeCredentials::load(&config.credentials.dir).unwrap().identity();
         assert_eq!((identity.cluster, identity.node), (config.cluster, config.node));
         ports.extend([config.addresses.quic, config.addresses.api, config.addresses.nbd]);

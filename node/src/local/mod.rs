@@ -13,6 +13,7 @@ mod spawn;
 mod stop;
 mod up;
 
+pub(crate) use dir_lock::DirLock;
 pub use down::down;
 pub use layout::{Layout, LayoutNode};
 pub use pid_file::PidFile;

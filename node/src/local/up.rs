@@ -102,7 +102,7 @@ pub async fn up(options: UpOptions) -> anyhow::Result<()> {
 /// folder; says whether it did.
 fn prepare(dir: &Path, options: &UpOptions) -> anyhow::Result<(DirLock, Layout, bool)> {
     // An existing folder is locked before it is looked at: another `up` may be making it.
-    let lock = if dir.is_dir() { Some(DirLock::take(dir)?) } else { None };
+    let lock = if dir.is_dir() { Some(DirLock::take(dir, "smalti up")?) } else { None };
     let state = init::inspect(dir)?;
     let nodes = match &state {
         DirState::Made(marker) => {
@@ -134,7 +134,7 @@ fn prepare(dir: &Path, options: &UpOptions) -> anyhow::Result<(DirLock, Layout, 
         None => {
             let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
             made.with_context(|| format!("make {}", dir.display()))?;
-            DirLock::take(dir)?
+            DirLock::take(dir, "smalti up")?
         }
     };
     // The folder has one name in command lines and sockets, whatever way led to it.

@@ -8,15 +8,16 @@ use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::ready;
 use smalti_node::control::{
-    Answer, ChangeNode, Control, ControlError, CreateVolume, CustodyStatus, ErrorKind, Export,
-    GroupFacts, Health, HolderFacts, KeyEpochFacts, KeyReport, MovesStatus, NodeFacts, NodeState,
-    NodeStatus, Output, PauseMoves, RaftStatus, Reason, ScrubStatus, SlotFacts, SlotState,
-    StatusReport, StoreFacts, VolumeDetail, VolumeFacts, VolumeKeys, VolumeStatus, WhatIfReport,
-    WhyReport,
+    Answer, ChangeNode, Control, ControlError, CreateToken, CreateVolume, CustodyStatus, ErrorKind,
+    Export, GroupFacts, Health, HolderFacts, KeyEpochFacts, KeyReport, MovesStatus, NewToken,
+    NodeFacts, NodeState, NodeStatus, Output, PauseMoves, RaftStatus, Reason, ScrubStatus,
+    SlotFacts, SlotState, StatusReport, StoreFacts, VolumeDetail, VolumeFacts, VolumeKeys,
+    VolumeStatus, WhatIfReport, WhyReport,
 };
 use smalti_node::volume_spec::Geometry;
 use smalti_storage::ids::{
-    ClusterId, Epoch, GroupNo, Incarnation, KeyEpochNo, NodeId, Slot, StoreId, VolumeId, VolumeNo,
+    ClusterId, Epoch, GroupNo, Incarnation, KeyEpochNo, NodeId, Slot, StoreId, TokenId, VolumeId,
+    VolumeNo,
 };
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -205,6 +206,12 @@ impl Control for FakeControl {
         let known = self.load().iter().any(|volume| volume.name == name);
         let due = ScrubStatus { groups: 1, due: 1, ..ScrubStatus::default() };
         ready(if known { Ok(due) } else { Err(ControlError::no_volume(&name)) }).boxed()
+    }
+
+    fn create_token(&self, request: CreateToken) -> Answer<'_, NewToken> {
+        let token = zeroize::Zeroizing::new(format!("smalti1{}", request.name.unwrap_or_default()));
+        let new = NewToken { token, id: TokenId::default(), expires: 9 };
+        ready(Ok(new)).boxed()
     }
 
     fn pause_moves(&self, wish: PauseMoves) -> Answer<'_, MovesStatus> {

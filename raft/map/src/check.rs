@@ -24,8 +24,10 @@ impl ClusterMap {
         ensure(self.nodes.len() <= limits::NODES, || "too many nodes".into())?;
         ensure(self.stores.len() <= limits::STORES, || "too many stores".into())?;
         ensure(self.volumes.len() <= limits::VOLUMES, || "too many volumes".into())?;
+        ensure(self.tokens.len() <= limits::TOKENS, || "too many tokens".into())?;
         check_custody(&self.custody, &self.nodes)?;
-        for node in self.nodes.values() {
+        for (id, node) in &self.nodes {
+            ensure(id.0 < self.next_node, || format!("{id} was never handed out"))?;
             check_name(&node.name)?;
             check_weight(node.weight)?;
             check_domain(&node.domain)?;

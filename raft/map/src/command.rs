@@ -1,11 +1,11 @@
 //! What can be asked of the map, and what it answers.
 
 use crate::scrub::GroupScrub;
-use crate::types::{Custody, KeyEpoch, NodeAddresses, ReadMode};
+use crate::types::{Custody, JoinToken, KeyEpoch, NodeAddresses, ReadMode};
 use serde::{Deserialize, Serialize};
 use smalti_storage::ids::{
-    ClusterId, Epoch, GroupNo, Incarnation, NodeId, RaftStoreId, RunId, Slot, StoreId, VolumeId,
-    VolumeNo,
+    ClusterId, Epoch, GroupNo, Incarnation, NodeId, RaftStoreId, RunId, Slot, StoreId, TokenId,
+    VolumeId, VolumeNo,
 };
 use smalti_storage::store::Announced;
 use thiserror::Error;
@@ -178,6 +178,26 @@ pub enum Command {
         /// Which, and how often.
         faults: Vec<(StoreId, u32)>,
     },
+    /// A node may join with this token.
+    CreateToken {
+        /// Which token.
+        id: TokenId,
+        /// What the map is to know of it.
+        token: JoinToken,
+        /// When it was made, in Unix seconds.
+        now: u64,
+    },
+    /// A node joins. Its proposer has seen the proof that it has the token's secret.
+    Join {
+        /// With which token.
+        token: TokenId,
+        /// Its name; empty for any.
+        name: String,
+        /// Where it will listen.
+        addresses: NodeAddresses,
+        /// When it asked, in Unix seconds.
+        now: u64,
+    },
 }
 
 /// What can be set of a node.
@@ -296,6 +316,13 @@ pub enum Applied {
     },
     /// The command was refused and changed nothing.
     Rejected(Rejection),
+    /// `Join`: what the node is.
+    Joined {
+        /// Its number.
+        node: NodeId,
+        /// Its name.
+        name: String,
+    },
 }
 
 /// Why a command was refused.

@@ -26,6 +26,6 @@ pub use command::{
 };
 pub use scrub::{Faults, GroupScrub, Scrubs};
 pub use types::{
-    ClusterMap, Coordinator, Custody, Group, KeyEpoch, Learner, Node, NodeAddresses, ReadMode,
-    ShareHolder, Snapshot, Store, Volume,
+    ClusterMap, Coordinator, Custody, Group, JoinToken, KeyEpoch, Learner, Node, NodeAddresses,
+    ReadMode, ShareHolder, Snapshot, Store, Volume,
 };

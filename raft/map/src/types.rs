@@ -4,7 +4,7 @@ use crate::scrub::{Faults, Scrubs};
 use serde::{Deserialize, Serialize};
 use smalti_storage::ids::{
     ClusterId, Epoch, GroupNo, Incarnation, KeyEpochNo, NodeId, RaftStoreId, RunId, Slot, SlotSet,
-    StoreId, VolumeId, VolumeNo,
+    StoreId, TokenId, VolumeId, VolumeNo,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -32,6 +32,24 @@ pub struct ClusterMap {
     pub retired_keys: BTreeSet<(VolumeId, KeyEpochNo)>,
     /// No slot begins to move, for as long as the operator wants.
     pub moves_paused: bool,
+    /// The number the next node gets that joins. Numbers are never reused.
+    pub next_node: u64,
+    /// Tokens to join with, used ones among them for a while.
+    pub tokens: BTreeMap<TokenId, JoinToken>,
+}
+
+/// What the map knows of a token to join with. Its secret is with whoever is to join.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinToken {
+    /// What a proof of the secret is checked against: a public key whose private one follows from the
+    /// secret.
+    pub proof_key: [u8; 32],
+    /// The only name under which a node can join with it; empty for any.
+    pub name: String,
+    /// Unix seconds from which on it is worth nothing.
+    pub expires: u64,
+    /// Who joined with it.
+    pub used_by: Option<NodeId>,
 }
 
 /// Where a node can be reached.

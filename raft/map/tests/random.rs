@@ -4,10 +4,12 @@ mod support;
 
 use proptest::prelude::*;
 use smalti_map::{
-    Applied, ClusterMap, Command, GroupScrub, GrowSlot, MoveSlot, NodeSetting, Snapshot,
+    Applied, ClusterMap, Command, GroupScrub, GrowSlot, JoinToken, MoveSlot, NodeSetting, Snapshot,
     StoreStart, Volume,
 };
-use smalti_storage::ids::{Epoch, GroupNo, Incarnation, NodeId, RaftStoreId, Slot, VolumeNo};
+use smalti_storage::ids::{
+    Epoch, GroupNo, Incarnation, NodeId, RaftStoreId, Slot, TokenId, VolumeNo,
+};
 use std::collections::BTreeMap;
 use support::*;
 use uuid::Uuid;
@@ -99,6 +101,23 @@ enum Step {
         ahead: u32,
     },
     Faults(u64),
+    /// A token that lasts from `now` on.
+    Token {
+        id: u128,
+        name: u8,
+        now: u64,
+    },
+    Join {
+        token: u128,
+        name: u8,
+        port: u16,
+        now: u64,
+    },
+}
+
+/// Names of nodes that join: none, and one that there is among them.
+fn joiner(name: u8) -> String {
+    ["", "", "x", "y", "n1", "-"][usize::from(name)].into()
 }
 
 fn lag() -> impl Strategy<Value = u32> {
@@ -144,6 +163,9 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (volume(), lag(), 0..3u16, 0..3u32)
             .prop_map(|(volume, lag, group, ahead)| Step::NoteScrub { volume, lag, group, ahead }),
         1 => (1..8u64).prop_map(Step::Faults),
+        3 => (0..20u128, 0..6u8, 0..30u64).prop_map(|(id, name, now)| Step::Token { id, name, now }),
+        3 => (0..20u128, 0..6u8, 0..20u16, 0..40u64)
+            .prop_map(|(token, name, port, now)| Step::Join { token, name, port, now }),
     ]
 }
 
@@ -245,6 +267,22 @@ fn command(map: &ClusterMap, step: &Step) -> Command {
         Step::Faults(no) => {
             Command::NoteFaults { at: map.version * 86_400, faults: vec![(store(no), 1)] }
         }
+        Step::Token { id, name, now } => Command::CreateToken {
+            id: TokenId(Uuid::from_u128(id)),
+            token: JoinToken {
+                proof_key: [7; 32],
+                name: joiner(name),
+                expires: now + 10,
+                used_by: None,
+            },
+            now,
+        },
+        Step::Join { token, name, port, now } => Command::Join {
+            token: TokenId(Uuid::from_u128(token)),
+            name: joiner(name),
+            addresses: addresses(5000 + 3 * port),
+            now,
+        },
         Step::Slots { volume, lag, grow, pick, behind } => {
             let mut slots = Vec::new();
             for (group, entry) in map.volumes.get(&VolumeNo(volume)).iter().flat_map(|v| {
@@ -358,6 +396,9 @@ proptest! {
                 prop_assert_eq!(&ClusterMap { version: before.version, ..map.clone() }, &before);
             }
             prop_assert!(map.next_volume >= before.next_volume);
+            let grown = map.next_node - before.next_node;
+            let joined = matches!(applied, Applied::Joined { .. });
+            prop_assert_eq!(grown, u64::from(joined), "{:?}", &command);
             for (no, old) in &before.volumes {
                 if let Some(new) = map.volumes.get(no) {
                     transition(old, new, &map, &command);
@@ -381,7 +422,7 @@ fn random_commands_reach_every_kind_of_change() {
     let config = ProptestConfig { rng_seed: RngSeed::Fixed(7), ..ProptestConfig::default() };
     let mut runner = TestRunner::new(config);
     let mut accepted = BTreeMap::<&str, (usize, usize)>::new();
-    for _ in 0..300 {
+    for _ in 0..600 {
         let steps = prop::collection::vec(step(), 150).new_tree(&mut runner).expect("steps");
         let mut map = active();
         for step in steps.current() {
@@ -410,6 +451,8 @@ fn random_commands_reach_every_kind_of_change() {
                 Command::AskScrub { .. } => "ask scrub",
                 Command::NoteScrubs { .. } => "note scrub",
                 Command::NoteFaults { .. } => "note faults",
+                Command::CreateToken { .. } => "token",
+                Command::Join { .. } => "join",
             };
             let count = accepted.entry(kind).or_default();
             match map.apply(&command) {
@@ -438,6 +481,8 @@ fn random_commands_reach_every_kind_of_change() {
         "forget store",
         "ask scrub",
         "note scrub",
+        "token",
+        "join",
     ] {
         let (yes, no) = accepted[kind];
         assert!(yes >= 50 && no >= 50, "{kind}: {yes} accepted, {no} refused");

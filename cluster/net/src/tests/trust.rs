@@ -143,6 +143,8 @@ async fn the_acceptor_lets_in_members_of_its_cluster_and_nobody_else() {
     }
     let verdict = lets_in(&node, Some(issue(&ca, 1)), b"smalti/2").await;
     assert!(verdict.is_err(), "another protocol was let in");
+    let verdict = lets_in(&node, None, b"smalti-join/1").await;
+    assert!(verdict.is_err(), "a joiner that does not say so was let in");
     assert_eq!(service.0.load(Ordering::SeqCst), 0, "a stranger reached a service");
     assert_eq!(node.guest_count(), 0);
 
@@ -301,4 +303,37 @@ async fn a_loaded_authority_signs_for_the_same_cluster() {
     let two = bind(&later.issue(NodeId(2), "two").expect("issue"));
     two.serve(ECHO, Arc::new(Echo::default()));
     echo(&one.peer(NodeId(2), two.local_addr())).await.expect("both trust both");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_renewed_certificate_is_shown_from_then_on() {
+    let ca = authority();
+    let issue = |node| ca.issue(NodeId(node), "x").expect("issue");
+    let old = expired(&ca, 2);
+    let (one, two) = (bind(&issue(1)), bind(&old));
+    two.serve(ECHO, Arc::new(Echo::default()));
+    one.serve(ECHO, Arc::new(Echo::default()));
+    let to_two = one.peer(NodeId(2), two.local_addr());
+    let to_one = two.peer(NodeId(1), one.local_addr());
+    for peer in [&to_two, &to_one] {
+        let call = peer.call(ECHO, bytes::Bytes::new(), Duration::from_secs(2));
+        call.await.expect_err("its certificate has expired");
+    }
+    // What others would not accept does not take the place of anything.
+    for other in [expired(&ca, 2), not_yet(&ca, 2), issue(3)] {
+        two.renew(&other).expect_err("of no use");
+    }
+    let stranger = ClusterCa::generate(ca.cluster()).expect("authority");
+    two.renew(&stranger.issue(NodeId(2), "x").expect("issue")).expect_err("another authority's");
+
+    let key = old.public_key().expect("P-256");
+    let day = Validity::starting(SystemTime::now(), DAY);
+    let signed = ca.sign(NodeId(2), "two", &key, day).expect("signed");
+    let renewed = old.with_certificate(signed).expect("for the same key");
+    let read = renewed.validity().expect("readable");
+    assert!(read.not_after <= day.not_after && day.not_after < read.not_after + DAY / 1000);
+    assert_eq!(renewed.key_pem(), old.key_pem());
+    two.renew(&renewed).expect("renewed");
+    echo(&to_two).await.expect("dialled");
+    echo(&to_one).await.expect("dials");
 }

@@ -37,7 +37,10 @@ impl ClusterMap {
         }
         check_custody(custody, &members).map_err(Rejection::Invalid)?;
 
+        let last = members.keys().next_back().map_or(0, |last| last.0);
+        let next_node = last.checked_add(1).ok_or_else(|| invalid("no number is left"))?;
         self.cluster = cluster;
+        self.next_node = next_node;
         self.nodes = members;
         self.custody = custody.clone();
         // From 1, so that a volume number of zero bytes is never a valid one.

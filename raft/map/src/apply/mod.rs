@@ -9,6 +9,7 @@ mod moves;
 mod nodes;
 mod scrubs;
 mod snapshots;
+mod tokens;
 mod volume;
 
 use crate::command::{Applied, Command, Rejection};
@@ -23,6 +24,10 @@ pub mod limits {
     pub const NODES: usize = 255;
     /// Weight of a node.
     pub const WEIGHT: u32 = 10_000;
+    /// Tokens to join with.
+    pub const TOKENS: usize = 64;
+    /// Seconds for which one may be used: a week.
+    pub const TOKEN_SECONDS: u64 = 7 * 24 * 3600;
     /// Shard stores.
     pub const STORES: usize = 4096;
     /// Volumes.
@@ -90,6 +95,10 @@ impl ClusterMap {
                 self.note_scrubs(*volume, *epoch, groups)
             }
             Command::NoteFaults { at, faults } => Ok(self.note_faults(*at, faults)),
+            Command::CreateToken { id, token, now } => self.create_token(*id, token, *now),
+            Command::Join { token, name, addresses, now } => {
+                self.join(*token, name, addresses, *now)
+            }
         };
         result.unwrap_or_else(Applied::Rejected)
     }

@@ -1,0 +1,206 @@
+//! The side that joins: goes where its token says, believes whom it says, and checks what it gets.
+
+use super::{
+    ALPN, MARK, pin, pin_of, proof,
+    token::JoinToken,
+    wire::{self, ANSWER_BYTES_MAX, Answer, Ask, JoinGrant, JoinPeer, JoinWish, Signed},
+};
+use crate::{
+    credentials::{NodeCredentials, certificates},
+    error::{CredentialError, IdentityError},
+    tls::{self, SERVER_NAME},
+    wire::{code, lost_reason},
+};
+use quinn::{ClientConfig, Connection, Endpoint, IdleTimeout, TransportConfig, VarInt};
+use quinn_proto::ConnectionId;
+use rcgen::{KeyPair, PublicKeyData};
+use ring::rand::SecureRandom;
+use std::{
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+use zeroize::Zeroizing;
+
+/// One address, until it lets us ask.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Longer than whoever answers takes to decide.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(40);
+
+const ALIVE_EVERY: Duration = Duration::from_secs(1);
+
+const CID_LEN: usize = 20;
+
+/// What a joiner is from now on.
+#[derive(Clone, Debug)]
+pub struct Joined {
+    /// What it proves itself with; its private key was made here and has been nowhere else.
+    pub credentials: NodeCredentials,
+    /// Its name.
+    pub name: String,
+    /// The other nodes.
+    pub peers: Vec<JoinPeer>,
+}
+
+/// Why a machine did not join.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum JoinError {
+    /// Nobody was reached, or nobody who is to be believed. Nothing has changed.
+    #[error("{0}")]
+    Unreached(String),
+    /// The cluster does not want it. Nothing has changed.
+    #[error("the cluster refused: {0}")]
+    Refused(String),
+    /// It was asked, and no answer came: it may be a member or not.
+    #[error(
+        "no answer came from {0}: if `smalti node list` shows the new node, remove it and use \
+         another token"
+    )]
+    Unanswered(SocketAddr),
+    /// The answer does not hold together. The cluster takes it for a member.
+    #[error("what {addr} answered can not be used: {what}")]
+    Unusable {
+        /// Who answered.
+        addr: SocketAddr,
+        /// What is wrong.
+        what: String,
+    },
+    /// A key, or something of the system's, can not be made.
+    #[error("prepare to join: {0}")]
+    Local(String),
+}
+
+/// Joins the cluster of a token. Must be called inside a tokio runtime.
+///
+/// # Errors
+/// [`JoinError`]; only in two of its cases is it not sure that nothing has changed.
+pub async fn join(token: &JoinToken, wish: &JoinWish) -> Result<Joined, JoinError> {
+    let key = KeyPair::generate().map_err(|error| JoinError::Local(error.to_string()))?;
+    let mut last = JoinError::Unreached("the token names no address".into());
+    for addr in &token.addresses {
+        match attempt(token, wish, &key, *addr).await {
+            Err(error @ JoinError::Unreached(_)) => last = error,
+            decided => return decided,
+        }
+    }
+    Err(last)
+}
+
+async fn attempt(
+    token: &JoinToken,
+    wish: &JoinWish,
+    key: &KeyPair,
+    addr: SocketAddr,
+) -> Result<Joined, JoinError> {
+    let any: SocketAddr = match addr {
+        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+    };
+    let endpoint = Endpoint::client(any).map_err(|error| JoinError::Local(error.to_string()))?;
+    let stranger = Arc::new(AtomicBool::new(false));
+    let config = client_config(token, Arc::clone(&stranger))
+        .map_err(|error| JoinError::Local(error.to_string()))?;
+    let unreached = |why: String| JoinError::Unreached(format!("join at {addr}: {why}"));
+    let connecting = endpoint
+        .connect_with(config, addr, SERVER_NAME)
+        .map_err(|error| unreached(error.to_string()))?;
+    let connection = match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(_)) if stranger.load(Ordering::Acquire) => {
+            return Err(unreached(IdentityError::OtherAuthority.to_string()));
+        }
+        Ok(Err(error)) => return Err(unreached(wire::one_line(&lost_reason(&error)))),
+        Err(_) => return Err(unreached(format!("no answer within {CONNECT_TIMEOUT:?}"))),
+    };
+    let message = message(token, wish, key, &connection)
+        .ok_or_else(|| JoinError::Local("the request can not be signed".into()))?;
+    let exchange = async {
+        let (mut send, mut recv) = connection.open_bi().await.ok()?;
+        send.write_all(&message).await.ok()?;
+        send.finish().ok()?;
+        recv.read_to_end(ANSWER_BYTES_MAX).await.ok()
+    };
+    let answer = tokio::time::timeout(ANSWER_TIMEOUT, exchange).await.ok().flatten();
+    connection.close(code::CLOSED, b"done");
+    endpoint.wait_idle().await;
+    let answer = answer.ok_or(JoinError::Unanswered(addr))?;
+    let unusable = |what: String| JoinError::Unusable { addr, what };
+    match wire::decode::<Answer>(&answer) {
+        None => Err(unusable("it can not be read".into())),
+        Some(Err(why)) => Err(JoinError::Refused(wire::one_line(&why))),
+        Some(Ok(grant)) => accept(token, key, grant).map_err(|error| unusable(with_causes(&error))),
+    }
+}
+
+pub(super) fn message(
+    token: &JoinToken,
+    wish: &JoinWish,
+    key: &KeyPair,
+    connection: &Connection,
+) -> Option<Vec<u8>> {
+    let public_key = key.der_bytes().to_vec();
+    let ask = wire::encode(&Ask { token: token.id, wish: wish.clone(), public_key })?;
+    let binding = proof::binding(connection)?;
+    let token_proof = proof::prove_token(token, &binding, &ask)?;
+    let key_proof = proof::prove_key(key, &binding, &ask)?;
+    wire::encode(&Signed { ask, token_proof, key_proof })
+}
+
+pub(super) fn client_config(
+    token: &JoinToken,
+    stranger: Arc<AtomicBool>,
+) -> Result<ClientConfig, CredentialError> {
+    let mut config = ClientConfig::new(Arc::new(pin::client(token.pin, ALPN, stranger)?));
+    let mut transport = TransportConfig::default();
+    transport
+        .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(
+            CONNECT_TIMEOUT.as_millis() as u32
+        ))))
+        .keep_alive_interval(Some(ALIVE_EVERY))
+        .max_concurrent_bidi_streams(VarInt::from_u32(0))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .datagram_receive_buffer_size(None);
+    config.transport_config(Arc::new(transport));
+    config.initial_dst_cid_provider(Arc::new(marked));
+    Ok(config)
+}
+
+/// A connection id that says what is wanted; the rest of it nobody can foresee.
+fn marked() -> ConnectionId {
+    let mut id = [0; CID_LEN];
+    // Without randomness there would be no key either, and no handshake.
+    let _ = ring::rand::SystemRandom::new().fill(&mut id);
+    id[..MARK.len()].copy_from_slice(&MARK);
+    ConnectionId::new(&id)
+}
+
+/// Checks that the grant is what the token promised, for our key.
+fn accept(token: &JoinToken, key: &KeyPair, grant: JoinGrant) -> Result<Joined, CredentialError> {
+    let [authority] = &certificates(&grant.ca_pem, "authority certificate")?[..] else {
+        return Err(CredentialError::NotPem { what: "single authority certificate" });
+    };
+    if pin_of(authority) != Some(token.pin) {
+        return Err(CredentialError::Identity(IdentityError::OtherAuthority));
+    }
+    let key = Zeroizing::new(key.serialize_pem());
+    let credentials = NodeCredentials::from_pem(grant.certificate_pem, key, grant.ca_pem)?;
+    let identity = credentials.identity();
+    if identity.cluster != grant.cluster || identity.node != grant.node {
+        return Err(CredentialError::Identity(IdentityError::OtherNode {
+            theirs: identity.node,
+            wanted: grant.node,
+        }));
+    }
+    tls::check_own(&credentials)?;
+    Ok(Joined { credentials, name: grant.name, peers: grant.peers })
+}
+
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}

@@ -1,0 +1,188 @@
+//! The side that answers: lets joiners connect, and hands what they prove to whoever can sign.
+
+use super::{
+    ALPN,
+    proof::{self, Binding, JoinerKey},
+    wire::{self, ASK_BYTES_MAX, Answer, Ask, JoinGrant, JoinWish, Signed},
+};
+use crate::{endpoint::Shared, error::CredentialError, tls::Tls, wire::code};
+use futures::future::BoxFuture;
+use quinn::{
+    Connection, IdleTimeout, Incoming, RecvStream, SendStream, ServerConfig, TransportConfig,
+    VarInt,
+};
+use smalti_storage::ids::TokenId;
+use std::{
+    fmt,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Joiners at once. Strangers can make us do a handshake, so that their number must not be theirs.
+const JOINERS_MAX: usize = 8;
+
+/// How long a joiner may take for its handshake, and for its message.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long the cluster may take to agree.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(25);
+
+/// How long a joiner may take to hear the answer.
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(5);
+
+const WINDOW: u32 = 64 << 10;
+
+/// What a joiner asks, with its proofs.
+pub struct JoinAsk {
+    /// The token it says it has. See [`JoinAsk::is_proven_by`].
+    pub token: TokenId,
+    /// What it wants to be.
+    pub wish: JoinWish,
+    /// Its public key; that it has the private one is shown.
+    pub key: JoinerKey,
+    binding: Binding,
+    bytes: Vec<u8>,
+    proof: Vec<u8>,
+}
+
+impl fmt::Debug for JoinAsk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JoinAsk")
+            .field("token", &self.token)
+            .field("wish", &self.wish)
+            .finish_non_exhaustive()
+    }
+}
+
+impl JoinAsk {
+    /// Whether it has the secret of the token that is checked with `proof_key`, and asked just this on
+    /// just this connection.
+    pub fn is_proven_by(&self, proof_key: &[u8; 32]) -> bool {
+        proof::is_token_proven(proof_key, &self.binding, &self.bytes, &self.proof)
+    }
+}
+
+/// Decides about joiners.
+pub trait JoinHost: Send + Sync + 'static {
+    /// Takes a joiner in, or says in one line why not. Nothing but the possession of its own key is
+    /// proven when this is called.
+    fn join(&self, ask: JoinAsk) -> BoxFuture<'_, Result<JoinGrant, String>>;
+}
+
+/// What an endpoint needs to answer joiners.
+pub(crate) struct Hosting {
+    config: Arc<ServerConfig>,
+    joiners: Arc<Semaphore>,
+    host: RwLock<Option<Arc<dyn JoinHost>>>,
+}
+
+impl fmt::Debug for Hosting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hosting").finish_non_exhaustive()
+    }
+}
+
+impl Hosting {
+    pub(crate) fn new(tls: &Tls) -> Result<Self, CredentialError> {
+        let mut config = ServerConfig::with_crypto(Arc::new(tls.join_server(ALPN)?));
+        config.migration(false);
+        let mut transport = TransportConfig::default();
+        transport
+            .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(
+                HANDSHAKE_TIMEOUT.as_millis() as u32,
+            ))))
+            .max_concurrent_bidi_streams(VarInt::from_u32(1))
+            .max_concurrent_uni_streams(VarInt::from_u32(0))
+            .stream_receive_window(VarInt::from_u32(WINDOW))
+            .receive_window(VarInt::from_u32(WINDOW))
+            .datagram_receive_buffer_size(None);
+        config.transport_config(Arc::new(transport));
+        let joiners = Arc::new(Semaphore::new(JOINERS_MAX));
+        Ok(Self { config: Arc::new(config), joiners, host: RwLock::default() })
+    }
+
+    pub(crate) fn set(&self, host: Option<Arc<dyn JoinHost>>) {
+        // Held for an assignment, which does not panic half done.
+        *self.host.write().unwrap_or_else(PoisonError::into_inner) = host;
+    }
+
+    fn host(&self) -> Option<Arc<dyn JoinHost>> {
+        self.host.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Answers a joiner, if there is room for one.
+pub(crate) fn take(shared: &Arc<Shared>, incoming: Incoming) {
+    // Who does not receive what is sent to its address must not take a place away.
+    if !incoming.remote_address_validated() {
+        if incoming.retry().is_err() {
+            tracing::debug!("a joiner's address can not be validated");
+        }
+        return;
+    }
+    let permit = Arc::clone(&shared.hosting.joiners).try_acquire_owned();
+    let (Some(host), Ok(permit)) = (shared.hosting.host(), permit) else {
+        incoming.refuse();
+        return;
+    };
+    shared.tasks.spawn(answer(Arc::clone(shared), incoming, host, permit));
+}
+
+async fn answer(
+    shared: Arc<Shared>,
+    incoming: Incoming,
+    host: Arc<dyn JoinHost>,
+    permit: OwnedSemaphorePermit,
+) {
+    let addr = incoming.remote_address();
+    let config = Arc::clone(&shared.hosting.config);
+    let arrival = async {
+        let connection = incoming.accept_with(config).ok()?.await.ok()?;
+        let (send, mut recv) = connection.accept_bi().await.ok()?;
+        let ask = read(&connection, &mut recv).await;
+        Some((connection, send, ask))
+    };
+    let arrived = tokio::time::timeout(HANDSHAKE_TIMEOUT, arrival).await;
+    let Ok(Some((connection, mut send, ask))) = arrived else {
+        tracing::info!(%addr, "a joiner did not get as far as to ask");
+        return;
+    };
+    let answer: Answer = match ask {
+        None => Err("what was asked can not be read, or is not signed by its key".into()),
+        Some(ask) => {
+            let (token, wish) = (ask.token, ask.wish.clone());
+            let decided = tokio::time::timeout(ANSWER_TIMEOUT, host.join(ask)).await;
+            let late = || Err("the cluster did not agree in time: look at `node list`".into());
+            let answer = decided.unwrap_or_else(|_| late());
+            match &answer {
+                Ok(grant) => tracing::info!(%addr, %token, node = %grant.node, "a node has joined"),
+                Err(why) => tracing::warn!(%addr, %token, ?wish, why, "a joiner was refused"),
+            }
+            answer
+        }
+    };
+    let sent = tokio::time::timeout(GOODBYE_TIMEOUT, tell(&mut send, &answer)).await;
+    if !matches!(sent, Ok(Some(()))) {
+        tracing::warn!(%addr, "a joiner did not hear the answer");
+    }
+    connection.close(code::CLOSED, b"answered");
+    drop(permit);
+}
+
+async fn read(connection: &Connection, recv: &mut RecvStream) -> Option<JoinAsk> {
+    let message = recv.read_to_end(ASK_BYTES_MAX).await.ok()?;
+    let Signed { ask: bytes, token_proof: proof, key_proof } = wire::decode(&message)?;
+    let ask: Ask = wire::decode(&bytes)?;
+    let binding = proof::binding(connection)?;
+    let key = proof::proven_key(&ask, &binding, &bytes, &key_proof)?;
+    Some(JoinAsk { token: ask.token, wish: ask.wish, key, binding, bytes, proof })
+}
+
+/// Sends the answer and waits until it was received.
+async fn tell(send: &mut SendStream, answer: &Answer) -> Option<()> {
+    send.write_all(&wire::encode(answer)?).await.ok()?;
+    send.finish().ok()?;
+    send.stopped().await.ok()?;
+    Some(())
+}
