@@ -7,12 +7,13 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use smalti_map::plan::Sight;
+use smalti_map::reach::Views;
 use smalti_map::view::MapView;
 use smalti_map::{ClusterMap, Store};
 use smalti_net::Service;
 use smalti_raft::RaftGroup;
 use smalti_storage::ids::{Incarnation, NodeId, StoreId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -23,8 +24,8 @@ use tokio_util::task::TaskTracker;
 const EVERY: Duration = Duration::from_millis(100);
 
 /// Before an answer. A node of before there were any answers with nothing; version 1 had no space,
-/// version 2 no start.
-const VERSION: u8 = 3;
+/// version 2 no start, version 3 not whom the node hears.
+const VERSION: u8 = 4;
 
 /// What a node answers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,6 +36,8 @@ struct Answer {
     votes: bool,
     /// The stores that may serve.
     stores: Vec<(StoreId, StoreSpace)>,
+    /// Other nodes that it hears.
+    hears: BTreeSet<NodeId>,
 }
 
 /// What other nodes answered, and when.
@@ -44,6 +47,7 @@ pub struct Beats {
     own: LocalStores,
     start: watch::Receiver<Option<Incarnation>>,
     since: Instant,
+    suspect_after: Duration,
     heard: Mutex<BTreeMap<NodeId, Heard>>,
 }
 
@@ -53,6 +57,7 @@ struct Heard {
     start: Option<Incarnation>,
     votes: bool,
     stores: Vec<(StoreId, StoreSpace)>,
+    hears: BTreeSet<NodeId>,
     /// Since when it has told of just these stores.
     since: Instant,
 }
@@ -72,8 +77,8 @@ impl Beats {
         (own, start): (LocalStores, watch::Receiver<Option<Incarnation>>),
         tasks: &TaskTracker,
     ) -> Arc<Self> {
-        let beats =
-            Arc::new(Self { me, own, start, since: Instant::now(), heard: Mutex::default() });
+        let (since, heard) = (Instant::now(), Mutex::default());
+        let beats = Arc::new(Self { me, own, start, since, suspect_after, heard });
         let shared = Arc::clone(&beats);
         let spawner = tasks.clone();
         tasks.spawn(async move {
@@ -92,7 +97,7 @@ impl Beats {
                     known.entry(node).or_insert_with(|| {
                         let shared = Arc::clone(&shared);
                         let fabric = fabric.clone();
-                        let beat = shared.follow(node, fabric, suspect_after);
+                        let beat = shared.follow(node, fabric);
                         spawner.spawn(beat).abort_handle()
                     });
                 }
@@ -104,18 +109,20 @@ impl Beats {
         beats
     }
 
-    async fn follow(self: Arc<Self>, node: NodeId, fabric: Fabric, timeout: Duration) {
+    async fn follow(self: Arc<Self>, node: NodeId, fabric: Fabric) {
+        let timeout = self.suspect_after;
         let mut every = tokio::time::interval(EVERY);
         every.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             every.tick().await;
             if let Ok(answer) = fabric.call(node, service::BEAT, Bytes::new(), timeout).await {
-                let (now, Answer { start, votes, stores }) = (Instant::now(), decode(&answer));
+                let (now, answer) = (Instant::now(), decode(&answer));
+                let Answer { start, votes, stores, hears } = answer;
                 let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
                 let before = heard.get(&node);
                 let same = before.filter(|b| Heard::ids(&b.stores).eq(Heard::ids(&stores)));
                 let since = same.map_or(now, |before| before.since);
-                heard.insert(node, Heard { at: now, start, votes, stores, since });
+                heard.insert(node, Heard { at: now, start, votes, stores, hears, since });
             }
         }
     }
@@ -128,6 +135,26 @@ impl Beats {
         }
         let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
         heard.get(&node).map_or(self.since, |heard| heard.at).elapsed()
+    }
+
+    /// Other nodes that answered a moment ago.
+    fn hears(&self) -> BTreeSet<NodeId> {
+        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let fresh = heard.iter().filter(|(_, heard)| heard.at.elapsed() < self.suspect_after);
+        fresh.map(|(node, _)| *node).collect()
+    }
+
+    /// Whom this node hears, and whom those hear, as they say.
+    pub(super) fn views(&self) -> Views {
+        let hears = self.hears();
+        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let theirs = hears.iter().filter_map(|node| Some((*node, heard.get(node)?.hears.clone())));
+        let mut views: Views = theirs.collect();
+        views.insert(self.me, hears);
+        for (node, hears) in &mut views {
+            hears.insert(*node);
+        }
+        views
     }
 
     /// Whether another node says that it may vote.
@@ -205,12 +232,14 @@ pub(super) struct BeatService {
     pub(super) stores: LocalStores,
     pub(super) start: watch::Receiver<Option<Incarnation>>,
     pub(super) raft: RaftGroup,
+    pub(super) beats: Arc<Beats>,
 }
 
 impl Service for BeatService {
     fn call(&self, _from: NodeId, _request: Bytes) -> BoxFuture<'_, Bytes> {
         let (start, stores) = (*self.start.borrow(), serving(&self.stores));
-        let answer = Answer { start, votes: !self.raft.is_recruit(), stores };
+        let hears = self.beats.hears();
+        let answer = Answer { start, votes: !self.raft.is_recruit(), stores, hears };
         Box::pin(std::future::ready(encode(&answer)))
     }
 }
@@ -228,7 +257,9 @@ mod tests {
         ];
         for some in 0..=stores.len() {
             let start = (some > 0).then_some(Incarnation(some as u64));
-            let answer = Answer { start, votes: some > 1, stores: stores[..some].to_vec() };
+            let hears = (0..some as u64).map(NodeId).collect();
+            let stores = stores[..some].to_vec();
+            let answer = Answer { start, votes: some > 1, stores, hears };
             assert_eq!(decode(&encode(&answer)), answer);
         }
         assert_eq!(decode(&[]), Answer::default());

@@ -154,6 +154,7 @@ impl Member {
             (Arc::clone(&stores), incarnation.subscribe()),
             &tasks,
         );
+        let heard = Arc::clone(&beats);
         let inner = Arc::new(Inner {
             node: config.node,
             cluster: config.cluster,
@@ -184,7 +185,7 @@ impl Member {
         endpoint.serve(service::RAFT, Arc::new(RaftService { group: raft.clone() }));
         endpoint.serve(
             service::BEAT,
-            Arc::new(BeatService { stores: Arc::clone(&stores), start, raft }),
+            Arc::new(BeatService { stores: Arc::clone(&stores), start, raft, beats: heard }),
         );
         endpoint.serve(service::CUSTODY, Arc::new(custody));
         let seats = SeatService { member: Arc::downgrade(&inner) };

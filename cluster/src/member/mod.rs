@@ -3,6 +3,7 @@
 mod beats;
 mod join;
 mod member_inner;
+mod outlook;
 mod places;
 mod seats;
 

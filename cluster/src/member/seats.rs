@@ -6,11 +6,13 @@
 
 use super::Member;
 use super::member_inner::Inner;
+use super::outlook::Outlook;
 use crate::coder::{self, CoderArgs, CoderHandle, CoderMsg};
 use crate::fabric::service;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
+use smalti_map::reach::better_seat;
 use smalti_map::view::MapView;
 use smalti_map::{Command, Coordinator, Group, Volume};
 use smalti_net::Service;
@@ -308,6 +310,7 @@ impl Member {
         let mut every = tokio::time::interval(GOVERN_EVERY);
         every.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let stop = self.inner.stop.clone();
+        let mut outlook = Outlook::default();
         loop {
             tokio::select! {
                 biased;
@@ -315,7 +318,7 @@ impl Member {
                 changed = map.changed() => if changed.is_err() { return },
                 _ = every.tick() => {
                     self.run_own_seats(&self.map()).await;
-                    self.govern().await;
+                    self.govern(&mut outlook).await;
                     continue;
                 }
             }
@@ -398,11 +401,14 @@ impl Member {
 
     /// The leader's part: every volume has a living coordinator, clients or not, because healing
     /// needs one.
-    async fn govern(&self) {
+    async fn govern(&self, outlook: &mut Outlook) {
         if self.raft().metrics().leader != Some(self.node()) {
+            *outlook = Outlook::default();
             return;
         }
         let map = self.map();
+        outlook.keep(|volume| map.volumes.contains_key(&volume));
+        let views = self.beats().views();
         let alive = |node: &NodeId| {
             self.beats().ever_heard(*node)
                 && self.beats().silent_for(*node) < self.inner.seat_suspect_after
@@ -418,19 +424,37 @@ impl Member {
             let candidates = if staying.is_empty() { leaving } else { staying };
             let candidates: Vec<NodeId> = candidates.into_iter().map(|(id, _)| *id).collect();
             if !self.is_vacant(&map, volume) {
-                self.move_seat(&map, volume, &candidates).await;
+                let better = better_seat(&map, volume, &views, &candidates);
+                let patience = self.inner.suspect_after;
+                let cut_off = volume
+                    .coordinator
+                    .and_then(|seat| outlook.note(volume.no, seat, better, patience));
+                match cut_off {
+                    Some(node) => {
+                        let volume_no = volume.no;
+                        tracing::warn!(volume = %volume_no, %node, "the coordinator does not reach \
+                            stores that others do: another node takes its seat");
+                        self.seat_at(&map, volume, node).await;
+                    }
+                    None => self.move_seat(&map, volume, &candidates).await,
+                }
                 continue;
             }
             // The same node where it is back already, else spread by volume.
             let spread = candidates.get(volume.no.0 as usize % candidates.len().max(1));
             let chosen = before.filter(|node| candidates.contains(node)).or(spread.copied());
-            let Some(node) = chosen else { continue };
-            let Some(incarnation) = map.nodes.get(&node).map(|entry| entry.incarnation) else {
-                continue;
-            };
-            self.elect(volume.no, volume.epoch, node, incarnation).await;
+            if let Some(node) = chosen {
+                self.seat_at(&map, volume, node).await;
+            }
         }
     }
+
+    async fn seat_at(&self, map: &MapView, volume: &Volume, node: NodeId) {
+        if let Some(entry) = map.nodes.get(&node) {
+            self.elect(volume.no, volume.epoch, node, entry.incarnation).await;
+        }
+    }
+
     /// Asks a node that is to be emptied for a seat that nobody uses there.
     async fn move_seat(&self, map: &MapView, volume: &Volume, candidates: &[NodeId]) {
         let Some(seat) = volume.coordinator.filter(|seat| !candidates.contains(&seat.node)) else {

@@ -15,6 +15,7 @@ mod command;
 pub mod mutant;
 pub mod placement;
 pub mod plan;
+pub mod reach;
 mod scrub;
 mod types;
 pub mod view;

@@ -1,0 +1,63 @@
+//! Seats that reach more of a volume's stores.
+
+mod support;
+
+use smalti_map::reach::{Better, Views, better_seat};
+use smalti_storage::ids::NodeId;
+use support::*;
+
+/// Five nodes that hear each other, but for these pairs.
+fn views(cuts: &[(u64, u64)]) -> Views {
+    let hears = |a: u64, b: u64| !cuts.contains(&(a, b)) && !cuts.contains(&(b, a));
+    let seen = |a: u64| (1..=5).filter(|b| hears(a, *b)).map(NodeId).collect();
+    (1..=5).map(|a| (NodeId(a), seen(a))).collect()
+}
+
+/// What is found for the volume on nodes 1, 2, 3 with its seat at node 1.
+fn found(views: &Views, candidates: &[u64]) -> Option<(u64, usize)> {
+    let map = active();
+    let candidates: Vec<NodeId> = candidates.iter().copied().map(NodeId).collect();
+    let better = better_seat(&map, volume(&map), views, &candidates);
+    better.map(|Better { node, gain }| (node.0, gain))
+}
+
+#[test]
+fn a_seat_that_reaches_all_stays() {
+    assert_eq!(found(&views(&[]), &[1, 2, 3, 4, 5]), None);
+    // Node 1 does not hear two that have nothing of the volume.
+    assert_eq!(found(&views(&[(1, 4), (1, 5)]), &[1, 2, 3, 4, 5]), None);
+}
+
+#[test]
+fn what_others_hear_counts_and_who_is_down_does_not() {
+    let down = [(1, 2), (3, 2), (4, 2), (5, 2), (1, 3), (4, 3), (5, 3)];
+    assert_eq!(found(&views(&down), &[1, 4, 5]), None);
+    // Nodes 2 and 3 are heard by all but node 1, and 4 and 5 hear it.
+    assert_eq!(found(&views(&[(1, 2), (1, 3)]), &[1, 2, 3, 4, 5]), Some((4, 2)));
+    assert_eq!(found(&views(&[(1, 2), (1, 3)]), &[1, 2, 3, 5]), Some((5, 2)));
+    // One of the two is heard by nobody.
+    let one = [(1, 2), (1, 3), (4, 2), (5, 2), (3, 2)];
+    assert_eq!(found(&views(&one), &[1, 3, 4, 5]), Some((4, 1)));
+}
+
+#[test]
+fn the_one_between_two_that_are_cut_is_better() {
+    assert_eq!(found(&views(&[(1, 2)]), &[1, 2, 3]), Some((3, 1)));
+    // It reaches no less by itself than the others do: the seat stays where it is.
+    assert_eq!(found(&views(&[(1, 2), (2, 3), (1, 3)]), &[1, 2, 3]), None);
+}
+
+#[test]
+fn its_clients_have_to_get_there() {
+    let cuts = [(1, 2), (1, 3), (1, 4), (1, 5)];
+    assert_eq!(found(&views(&cuts), &[1, 2, 3, 4, 5]), None);
+}
+
+#[test]
+fn who_tells_nothing_is_not_judged() {
+    let mut some = views(&[(1, 2), (1, 3)]);
+    some.remove(&NodeId(4));
+    assert_eq!(found(&some, &[1, 4, 5]), Some((5, 2)));
+    some.remove(&NodeId(1));
+    assert_eq!(found(&some, &[1, 4, 5]), None);
+}
