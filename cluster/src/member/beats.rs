@@ -24,7 +24,8 @@ use tokio_util::task::TaskTracker;
 const EVERY: Duration = Duration::from_millis(100);
 
 /// Before an answer. A node of before there were any answers with nothing; version 1 had no space,
-/// version 2 no start, version 3 not whom the node hears.
+/// version 2 no start, version 3 neither whom the
+/// node hears nor the pace of its disks.
 const VERSION: u8 = 4;
 
 /// What a node answers.
@@ -36,6 +37,8 @@ struct Answer {
     votes: bool,
     /// The stores that may serve.
     stores: Vec<(StoreId, StoreSpace)>,
+    /// What a batch takes on the disks of those that have had something to do.
+    paces: Vec<(StoreId, Duration)>,
     /// Other nodes that it hears.
     hears: BTreeSet<NodeId>,
 }
@@ -57,6 +60,7 @@ struct Heard {
     start: Option<Incarnation>,
     votes: bool,
     stores: Vec<(StoreId, StoreSpace)>,
+    paces: Vec<(StoreId, Duration)>,
     hears: BTreeSet<NodeId>,
     /// Since when it has told of just these stores.
     since: Instant,
@@ -117,12 +121,12 @@ impl Beats {
             every.tick().await;
             if let Ok(answer) = fabric.call(node, service::BEAT, Bytes::new(), timeout).await {
                 let (now, answer) = (Instant::now(), decode(&answer));
-                let Answer { start, votes, stores, hears } = answer;
+                let Answer { start, votes, stores, paces, hears } = answer;
                 let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
                 let before = heard.get(&node);
                 let same = before.filter(|b| Heard::ids(&b.stores).eq(Heard::ids(&stores)));
                 let since = same.map_or(now, |before| before.since);
-                heard.insert(node, Heard { at: now, start, votes, stores, hears, since });
+                heard.insert(node, Heard { at: now, start, votes, stores, paces, hears, since });
             }
         }
     }
@@ -204,6 +208,14 @@ impl Beats {
         map.stores.iter().map(sight).collect()
     }
 
+    /// What a batch takes on the disks of all nodes that are heard, where that is known.
+    pub fn paces(&self) -> BTreeMap<StoreId, Duration> {
+        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let fresh = heard.values().filter(|heard| heard.at.elapsed() < self.suspect_after);
+        let theirs = fresh.flat_map(|heard| heard.paces.iter().copied());
+        theirs.chain(paces(&self.own)).collect()
+    }
+
     /// Whether the node has answered at all since this one started.
     pub fn ever_heard(&self, node: NodeId) -> bool {
         node == self.me
@@ -214,6 +226,10 @@ impl Beats {
 fn serving(stores: &LocalStores) -> Vec<(StoreId, StoreSpace)> {
     let serving = stores.iter().filter(|store| store.may_serve());
     serving.map(|store: &StoreHandle| (store.id(), store.space())).collect()
+}
+
+fn paces(stores: &LocalStores) -> Vec<(StoreId, Duration)> {
+    stores.iter().filter_map(|store| Some((store.id(), store.pace()?))).collect()
 }
 
 fn encode(answer: &Answer) -> Bytes {
@@ -239,7 +255,8 @@ impl Service for BeatService {
     fn call(&self, _from: NodeId, _request: Bytes) -> BoxFuture<'_, Bytes> {
         let (start, stores) = (*self.start.borrow(), serving(&self.stores));
         let hears = self.beats.hears();
-        let answer = Answer { start, votes: !self.raft.is_recruit(), stores, hears };
+        let (votes, paces) = (!self.raft.is_recruit(), paces(&self.stores));
+        let answer = Answer { start, votes, stores, paces, hears };
         Box::pin(std::future::ready(encode(&answer)))
     }
 }
@@ -259,7 +276,8 @@ mod tests {
             let start = (some > 0).then_some(Incarnation(some as u64));
             let hears = (0..some as u64).map(NodeId).collect();
             let stores = stores[..some].to_vec();
-            let answer = Answer { start, votes: some > 1, stores, hears };
+            let paces = vec![(StoreId::default(), Duration::from_millis(3)); some];
+            let answer = Answer { start, votes: some > 1, stores, paces, hears };
             assert_eq!(decode(&encode(&answer)), answer);
         }
         assert_eq!(decode(&[]), Answer::default());

@@ -69,7 +69,8 @@ pub async fn start(
     let id = args.store.opened().id;
     let (admitted, watched) = watch::channel(false);
     let (seen, space) = watch::channel(StoreSpace::default());
-    let waiting = Waiting { admitted, adopted: Arc::clone(&adopted), space: seen };
+    let (took, pace) = watch::channel(None);
+    let waiting = Waiting { admitted, adopted: Arc::clone(&adopted), space: seen, pace: took };
     let writer = Writer::new(args.store, args.config, fence, queue, waiting);
     let (fatal, ended) = (args.fatal.clone(), args.ended);
     let large_reads = Arc::new(Semaphore::new(LARGE_READS));
@@ -78,6 +79,7 @@ pub async fn start(
         id,
         admitted: watched,
         space,
+        pace,
         jobs: jobs.clone(),
         job_bytes,
         reader,

@@ -6,12 +6,14 @@
 //! the state of the disk on, and ends with it.
 
 mod actor;
+mod pace;
 mod replies;
 mod session;
 mod space;
 mod writer;
 
 pub use actor::{ShardStoreArgs, ShardStoreMsg, start};
+pub use pace::{SlowDisk, slow_disks};
 pub(crate) use replies::ReplyReceiver;
 pub(crate) use session::LocalSender;
 pub(crate) use session::hello;
@@ -25,6 +27,7 @@ use smalti_rowcommit::store::read::ReadSide;
 use smalti_storage::ids::{NodeId, StoreId};
 use smalti_storage::store::Admission;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 /// Frames that may wait for the writer. A full queue holds the sessions' readers back, and so their
@@ -57,6 +60,8 @@ pub struct StoreHandle {
     admitted: watch::Receiver<bool>,
     /// What was last seen of its disk.
     space: watch::Receiver<StoreSpace>,
+    /// What a batch takes on it, once that is known.
+    pace: watch::Receiver<Option<Duration>>,
     jobs: mpsc::Sender<Job>,
     /// Room for records in that queue, over all sessions.
     job_bytes: Arc<Semaphore>,
@@ -83,6 +88,11 @@ impl StoreHandle {
     /// What was last seen of its disk.
     pub(crate) fn space(&self) -> StoreSpace {
         *self.space.borrow()
+    }
+
+    /// What a batch takes on its disk, while there are enough to say so.
+    pub(crate) fn pace(&self) -> Option<Duration> {
+        *self.pace.borrow()
     }
 
     /// Waits until the store may serve. `false`: it has ended before.

@@ -1,6 +1,7 @@
 //! The one thread that changes a store.
 
 use super::Job;
+use super::pace::Pace;
 use super::replies::ReplySender;
 use super::space::{SpaceWatch, StoreSpace};
 use crate::clock;
@@ -10,6 +11,7 @@ use smalti_rowcommit::store::read::Fence;
 use smalti_rowcommit::{StoreCore, Time};
 use smalti_storage::store::{Change, ShardStore, StoreError};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{Notify, mpsc, watch};
 
 /// Frames that one batch takes at most: it bounds how long the first of them waits.
@@ -27,6 +29,7 @@ pub(super) struct Writer {
     jobs: mpsc::Receiver<Job>,
     waiting: Waiting,
     space: SpaceWatch,
+    pace: Pace,
 }
 
 /// Who waits for the writer.
@@ -37,6 +40,8 @@ pub(super) struct Waiting {
     pub(super) adopted: Arc<Notify>,
     /// For what is seen of the disk.
     pub(super) space: watch::Sender<StoreSpace>,
+    /// For how long it takes.
+    pub(super) pace: watch::Sender<Option<Duration>>,
 }
 
 impl Writer {
@@ -49,7 +54,8 @@ impl Writer {
         waiting: Waiting,
     ) -> Self {
         let boot = clock::now();
-        Self { store, config, boot, fence, jobs, waiting, space: SpaceWatch::default() }
+        let (space, pace) = (SpaceWatch::default(), Pace::default());
+        Self { store, config, boot, fence, jobs, waiting, space, pace }
     }
 
     /// Waits for the store's admission: what it is to be taken for is not known before. `None`: the
@@ -147,8 +153,10 @@ impl Writer {
             core.collect()?;
             let (batch, _) = core.take_batch();
             if !batch.changes.is_empty() {
-                self.space.took(batch.changes.iter().map(record_bytes).sum());
+                let (begun, bytes) = (clock::now(), batch.changes.iter().map(record_bytes).sum());
                 self.store.commit(batch)?;
+                self.space.took(bytes);
+                self.pace.note(bytes, begun, clock::now());
             }
             core.committed();
             if self.space.is_due() {
@@ -184,6 +192,7 @@ impl Writer {
             core.set_space_low(low);
         }
         self.waiting.space.send_replace(StoreSpace::of(space, self.space.is_low()));
+        self.waiting.pace.send_replace(self.pace.mean(clock::now()));
         Ok(())
     }
 }

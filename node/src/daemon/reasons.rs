@@ -233,6 +233,19 @@ impl Report {
                 reasons.add_lasting(Health::Degraded, subject, problem, remedy);
             }
         }
+        for slow in &self.slow_disks {
+            let node = self.map.node_of(slow.store);
+            let subject = format!("node {}", node.map_or("-".into(), |node| self.node_name(node)));
+            let problem = format!(
+                "the disk of its store {} takes {} ms for what others do in {} ms, and holds every write up",
+                slow.store,
+                slow.takes.as_millis(),
+                slow.others.as_millis().max(1)
+            );
+            let remedy = "see what else uses the disk, or whether it fails; `smalti node drain` takes its \
+                data elsewhere";
+            reasons.add_lasting(Health::Degraded, subject, problem, remedy);
+        }
         for volume in self.map.volumes.values() {
             let rows: u64 = volume.scrubs.groups.values().map(|scrub| scrub.unclear).sum();
             if rows > 0 {

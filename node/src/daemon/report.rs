@@ -9,7 +9,7 @@ use crate::control::{
 use futures::future::join_all;
 use smalti_cluster::Member;
 use smalti_cluster::member::VolumeProgress;
-use smalti_cluster::shard_store::{Fullness, StoreSpace};
+use smalti_cluster::shard_store::{Fullness, SlowDisk, StoreSpace, slow_disks};
 use smalti_map::plan::Plan;
 use smalti_map::view::MapView;
 use smalti_map::{GroupScrub, Volume};
@@ -35,6 +35,8 @@ pub(super) struct Report {
     pub(super) running: BTreeSet<StoreId>,
     /// Their disks.
     pub(super) disks: BTreeMap<StoreId, StoreSpace>,
+    /// Those that hold the others up.
+    pub(super) slow_disks: Vec<SlowDisk>,
     /// What is to lie elsewhere.
     pub(super) plan: Plan,
     /// Who should vote.
@@ -87,6 +89,7 @@ impl Report {
             up,
             running,
             disks,
+            slow_disks: slow_disks(&beats.paces()),
             plan,
             progress,
             map,
