@@ -103,21 +103,23 @@ impl Cluster {
     /// # Errors
     /// As [`Cluster::up`].
     pub fn up_in(base: &Path, spec: Spec) -> Result<Self> {
-        let home = tempfile::Builder::new()
-            .prefix("smt")
-            .permissions(std::fs::Permissions::from_mode(0o700))
-            .tempdir_in(base)
-            .context("make a folder for the cluster")?
-            .keep();
-        let mut cluster = Self {
-            restarted: (0..spec.nodes).map(|_| None).collect(),
-            spec,
-            home,
-            nodes: Vec::new(),
-            finished: false,
-        };
+        let home = make_home(base)?;
+        let restarted = (0..spec.nodes).map(|_| None).collect();
+        let mut cluster = Self { restarted, spec, home, nodes: Vec::new(), finished: false };
         cluster.run_up()?;
         Ok(cluster)
+    }
+
+    /// A cluster of nodes that are [adopted](Self::adopt), which `smalti up` knows nothing of: whoever
+    /// made it asks its nodes one by one, and stops them before it ends.
+    ///
+    /// # Errors
+    /// When its folder can not be made.
+    pub fn bare(spec: Spec) -> Result<Self> {
+        let base = std::env::var_os("SMALTI_TEST_DIR").map_or_else(|| "/tmp".into(), PathBuf::from);
+        let home = make_home(&base)?;
+        std::fs::create_dir(home.join("c"))?;
+        Ok(Self { restarted: Vec::new(), spec, home, nodes: Vec::new(), finished: false })
     }
 
     /// Runs `smalti up --detach` on the folder: the first time, or to resume.
@@ -156,7 +158,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Takes a node that `smalti join` made up as the next one; it does not run yet. `dir` is its folder.
+    /// Takes a node that `smalti join` or `smalti init` made up as the next one; it does not run yet. `dir` is its folder.
     ///
     /// # Errors
     /// When its config lacks what is documented.
@@ -529,6 +531,15 @@ impl Cluster {
         logs.retain(|p| is_log(p));
         logs
     }
+}
+
+fn make_home(base: &Path) -> Result<PathBuf> {
+    let home = tempfile::Builder::new()
+        .prefix("smt")
+        .permissions(std::fs::Permissions::from_mode(0o700))
+        .tempdir_in(base)
+        .context("make a folder for the cluster")?;
+    Ok(home.keep())
 }
 
 /// RocksDB calls its write-ahead files `000012.log`.

@@ -19,6 +19,7 @@ pub mod model;
 pub mod mount;
 pub mod nbd;
 pub mod pattern;
+pub mod ports;
 pub mod process;
 pub mod report;
 pub mod settings;

@@ -1,15 +1,15 @@
 //! Machines join a cluster by tokens while clients go on, take their share, and leave again.
 
-use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use smalti_tests::cluster::{program, smalti};
 use smalti_tests::files::search;
 use smalti_tests::pattern::seed;
+use smalti_tests::ports::free_address;
 use smalti_tests::process::{Output, run, until};
 use smalti_tests::report::say;
 use smalti_tests::{Cluster, Load, LoadConfig, Spec};
@@ -58,25 +58,6 @@ fn at_rest(cluster: &Cluster) -> Result<Option<()>> {
     let moves = &status["moves"];
     let none = ["moving", "waiting", "stuck"].iter().all(|key| moves[*key] == 0);
     Ok((none && status["health"] == "ok").then_some(()))
-}
-
-/// An address that nobody has just now. Below the range of outgoing connections, so that none of them
-/// takes it either.
-fn free_address() -> Result<String> {
-    let mut random = seed_of_ports();
-    for _ in 0..1000 {
-        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        let port = 12_000 + u16::try_from((random >> 33) % 20_000)?;
-        if UdpSocket::bind(("127.0.0.1", port)).is_ok() {
-            return Ok(format!("127.0.0.1:{port}"));
-        }
-    }
-    anyhow::bail!("no port is free")
-}
-
-fn seed_of_ports() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    now.as_nanos() as u64 ^ u64::from(std::process::id()) << 32
 }
 
 fn join(token: &str, dir: &Path, listen: &str, more: &[&str]) -> Result<Output> {

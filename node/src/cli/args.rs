@@ -1,5 +1,6 @@
 //! The words and options of the command line.
 
+use super::init::InitArgs;
 use super::join::{JoinArgs, TokenCommand};
 use super::target::Target;
 use crate::client::ApiAddress;
@@ -49,6 +50,8 @@ pub enum Command {
     },
     /// Read every record of a volume and compare it with the others; repair what is wrong
     Scrub(ScrubArgs),
+    /// Make the folders of the first nodes of a cluster over several machines
+    Init(InitArgs),
     /// Make tokens with which machines can join the cluster
     Token {
         /// What to do.
@@ -433,6 +436,8 @@ mod tests {
             "node drain n1 --dir d",
             "node drain n1 --undo --dir d",
             "node remove n1 --dir d",
+            "init --dir d --node a=192.0.2.1:9000 --node b=192.0.2.2:9000 --node c=[2001:db8::1]:9",
+            "init --dir d --node a=192.0.2.1:9000 --api-port 1 --nbd-port 2",
             "token create --dir d",
             "token create --ttl 90s --name n4 --api unix:/a",
             "join smalti1abc --dir d --listen 192.0.2.1:9000",
@@ -470,6 +475,11 @@ mod tests {
             ("token create --ttl 1 --dir d", ErrorKind::ValueValidation),
             ("token create --ttl 0h --dir d", ErrorKind::ValueValidation),
             ("token create --ttl 99999999999999999d --dir d", ErrorKind::ValueValidation),
+            ("init --dir d", ErrorKind::MissingRequiredArgument),
+            ("init --node a=192.0.2.1:9", ErrorKind::MissingRequiredArgument),
+            ("init --dir d --node a", ErrorKind::ValueValidation),
+            ("init --dir d --node a=host:9", ErrorKind::ValueValidation),
+            ("init --dir d --node a=192.0.2.1", ErrorKind::ValueValidation),
             ("join t --dir d", ErrorKind::MissingRequiredArgument),
             ("join t --dir d --listen 9000", ErrorKind::ValueValidation),
             ("what-if stop --dir d", ErrorKind::MissingRequiredArgument),

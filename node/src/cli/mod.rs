@@ -2,6 +2,7 @@
 
 mod args;
 mod export;
+mod init;
 mod join;
 mod node;
 mod output;
@@ -44,6 +45,7 @@ pub async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Node { command } => node::run(command).await,
         Command::Scrub(args) => scrub::run(args).await,
         Command::Token { command } => join::token(command).await,
+        Command::Init(args) => init::run(args).await,
         Command::Join(args) => join::join(args).await,
         Command::Moves { command } => node::moves(command).await,
         Command::WhatIf { command } => node::what_if(command).await,

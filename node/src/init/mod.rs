@@ -1,29 +1,28 @@
-//! Making the folders of a new cluster on this machine: authority, nodes, keys, shares, configs.
+//! Making the folders of a new cluster: authority, nodes, keys, shares, configs.
 //!
-//! Everything is made in `DIR/.making` and then moved to its place, the marker `local.json` last.
-//! So a folder with the marker is whole, and one with `.making` but no marker is half made and
-//! has never held data.
+//! Everything is made in `DIR/.making` and then moved to its place. For `smalti up` the marker
+//! `local.json` is moved last: a folder with it is whole. For `smalti init`, whose folders are carried
+//! to other machines, there is no marker, and `.making` goes when all else is in place. So what has
+//! `.making` and no marker is half made, and has never held data.
 
+mod deal;
 mod founding;
+mod parts;
 mod ports;
 
 pub(crate) use ports::pick as pick_ports;
 
+pub use deal::{API_PORT, Dealt, InitOptions, NBD_PORT, NamedAddress, deal};
 pub use founding::{Founding, FoundingCustody, FoundingHolder, FoundingNode};
 
-use crate::config::{
-    Addresses, CredentialsConfig, CustodyConfig, NodeConfig, PeerConfig, Sockets, Tunables, VERSION,
-};
-use crate::custody::{CustodianKey, master_share_path, master_share_purpose};
+use crate::config::SOCKET_PATH_MAX;
 use crate::files;
 use crate::volume_spec::NODES_MIN;
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
+use parts::{Founder, Parts};
 use serde::{Deserialize, Serialize};
-use smalti_net::ClusterCa;
-use smalti_storage::ids::{ClusterId, NodeId};
-use smalti_storage::keys::{Dealing, Secret, get_key_parts, verify_part};
+use smalti_storage::ids::ClusterId;
 use std::fs;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use uuid::Uuid;
 
@@ -117,33 +116,14 @@ fn read_marker(dir: &Path) -> anyhow::Result<Marker> {
 /// The number of nodes or the folder can not be, or a step failed.
 pub fn make(dir: &Path, nodes: usize) -> anyhow::Result<Marker> {
     check_nodes(nodes)?;
-    check_socket_paths(dir)?;
+    check_socket_paths(dir, &format!("n{NODES_MAX}"))?;
     ensure!(inspect(dir)? == DirState::Free, "{} is not empty", dir.display());
-    let cluster = ClusterId(Uuid::new_v4());
     let names: Vec<String> = (1..=nodes).map(|number| format!("n{number}")).collect();
-
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .with_context(|| format!("make {}", dir.display()))?;
-    let making = dir.join(MAKING);
-    files::make_private_dir(&making)?;
-    let marker = Marker { version: 1, cluster, nodes: names };
-    if let Err(error) = make_parts(&making, &marker) {
-        // Nothing has its place yet, so nothing is lost and the folder can be free again.
-        fs::remove_dir_all(&making).context("clean up after a failure to make the cluster")?;
-        return Err(error.context("make the parts of the cluster"));
-    }
-    let parts = std::iter::once("ca").chain(marker.nodes.iter().map(String::as_str));
-    for name in parts.chain([MARKER]) {
-        // The marker must not be in place while a part might not be.
-        files::sync_dir(dir).context("sync the cluster's folder")?;
-        fs::rename(making.join(name), dir.join(name))
-            .with_context(|| format!("move {name} to its place"))?;
-    }
-    fs::remove_dir(&making).with_context(|| format!("remove {}", making.display()))?;
-    files::sync_dir(dir).context("sync the cluster's folder")?;
+    let founders = names.iter().cloned().zip(ports::pick(nodes)?);
+    let founders: Vec<Founder> =
+        founders.map(|(name, addresses)| Founder { name, addresses }).collect();
+    let marker = Marker { version: 1, cluster: ClusterId(Uuid::new_v4()), nodes: names };
+    Parts { cluster: marker.cluster, founders: &founders, marker: Some(&marker) }.place(dir)?;
     Ok(marker)
 }
 
@@ -160,106 +140,16 @@ pub fn check_nodes(nodes: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn check_socket_paths(dir: &Path) -> anyhow::Result<()> {
+fn check_socket_paths(dir: &Path, longest_name: &str) -> anyhow::Result<()> {
     ensure!(dir.to_str().is_some(), "the path {} is not UTF-8", dir.display());
-    let longest = dir.join(format!("n{NODES_MAX}")).join("nbd.sock");
+    let longest = dir.join(longest_name).join(parts::NBD_SOCKET);
     let length = longest.as_os_str().len();
     ensure!(
-        length <= 107,
-        "{} has {length} bytes, a socket's path may have 107: use a folder with a shorter path",
+        length <= SOCKET_PATH_MAX,
+        "{} has {length} bytes, a socket's path may have {SOCKET_PATH_MAX}: use a folder with a \
+         shorter path",
         longest.display()
     );
-    Ok(())
-}
-
-fn make_parts(making: &Path, marker: &Marker) -> anyhow::Result<()> {
-    let (cluster, names) = (marker.cluster, &marker.nodes);
-    let ca = ClusterCa::generate(cluster).context("make the cluster's authority")?;
-    files::make_private_dir(&making.join("ca"))?;
-    ca.save(&making.join("ca"))?;
-
-    let addresses = ports::pick(names.len())?;
-    let (threshold, count) = custodians(names.len());
-    let dealing = {
-        let mut rng = rand::rng();
-        let secret = Secret::random(&mut rng);
-        get_key_parts(&secret, threshold, count, &mut rng).context("split the master secret")?
-    };
-    let configs = configs(cluster, names, &addresses);
-    for (index, config) in configs.iter().enumerate() {
-        let folder = making.join(&config.name);
-        make_node(&folder, config, &ca)
-            .and_then(|()| keep_share(&folder, config, &dealing, index))
-            .with_context(|| format!("make node {}", config.name))?;
-    }
-    let [first, ..] = configs.as_slice() else { bail!("there is no first node") };
-    let founding = Founding::of(&configs, &dealing.commitments, threshold, count);
-    founding.write(&making.join(&first.name).join(FOUNDING_FILE))?;
-    for config in &configs {
-        files::sync_dir(&making.join(&config.name))?;
-    }
-    let text = serde_json::to_vec_pretty(marker)?;
-    files::write_atomic(&making.join(MARKER), &text, files::PUBLIC)
-}
-
-const FOUNDING_FILE: &str = "founding.json";
-
-fn configs(cluster: ClusterId, names: &[String], addresses: &[Addresses]) -> Vec<NodeConfig> {
-    let peers: Vec<PeerConfig> = (1..)
-        .zip(names.iter().zip(addresses))
-        .map(|(id, (name, addresses))| PeerConfig {
-            id: NodeId(id),
-            name: name.clone(),
-            quic: addresses.quic,
-        })
-        .collect();
-    let config = |(index, me): (usize, &PeerConfig)| NodeConfig {
-        version: VERSION,
-        cluster,
-        node: me.id,
-        name: me.name.clone(),
-        data_dir: "data".into(),
-        local_cluster: Some("..".into()),
-        founding: (index == 0).then(|| FOUNDING_FILE.into()),
-        // One node is enough to let others join, and the key is to be in one place.
-        authority: (index == 0).then(|| "../ca".into()),
-        certificate_seconds: None,
-        addresses: addresses[index],
-        sockets: Sockets { nbd: "nbd.sock".into(), api: "api.sock".into() },
-        tunables: Tunables::default(),
-        peers: peers.iter().filter(|peer| peer.id != me.id).cloned().collect(),
-        custody: CustodyConfig { shares_dir: "shares".into(), key_file: "custody.key".into() },
-        credentials: CredentialsConfig { dir: "tls".into() },
-    };
-    peers.iter().enumerate().map(config).collect()
-}
-
-fn make_node(folder: &Path, config: &NodeConfig, ca: &ClusterCa) -> anyhow::Result<()> {
-    files::make_private_dir(folder)?;
-    for inner in [&config.data_dir, &config.custody.shares_dir, &config.credentials.dir] {
-        files::make_private_dir(&folder.join(inner))?;
-    }
-    ca.issue(config.node, &config.name)?.save(&folder.join(&config.credentials.dir))?;
-    let text = config.to_toml()?;
-    files::write_atomic(&folder.join(CONFIG_FILE), text.as_bytes(), files::PUBLIC)
-}
-
-/// Every node gets a custodian key, for shares may be dealt to it later; the first ones get their
-/// shares of the master secret.
-fn keep_share(
-    folder: &Path,
-    config: &NodeConfig,
-    dealing: &Dealing,
-    index: usize,
-) -> anyhow::Result<()> {
-    let key = CustodianKey::create(&folder.join(&config.custody.key_file))?;
-    let Some(part) = dealing.parts.get(index) else { return Ok(()) };
-    let path = master_share_path(&folder.join(&config.custody.shares_dir));
-    let purpose = master_share_purpose(config.cluster, config.node);
-    key.seal_share(&path, &purpose, part)?;
-    // The master secret is gone when this returns. What can not be opened now never can be.
-    let again = CustodianKey::load(&folder.join(&config.custody.key_file))?;
-    verify_part(&again.open_share(&path, &purpose)?, &dealing.commitments)?;
     Ok(())
 }
 

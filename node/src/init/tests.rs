@@ -1,7 +1,10 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use super::*;
-use smalti_net::NodeCredentials;
+use crate::config::NodeConfig;
+use crate::custody::{CustodianKey, master_share_path, master_share_purpose};
+use smalti_net::{ClusterCa, NodeCredentials};
+use smalti_storage::ids::NodeId;
 use smalti_storage::keys::{Commitments, KeyPart, PartError, reconstruct_symmetric_key};
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;

@@ -130,7 +130,7 @@ fn check_free(dir: &Path) -> anyhow::Result<()> {
     match init::inspect(dir)? {
         DirState::Free => Ok(()),
         DirState::HalfMade => bail!(
-            "{} is half made: an earlier `smalti join` or `smalti up` was cut off while making it; \
+            "{} is half made: an earlier `smalti join`, `up` or `init` was cut off while making it; \
              it holds no data: remove it, and the node as well if `smalti node list` shows it",
             dir.display()
         ),

@@ -1,4 +1,4 @@
-//! One `smalti up` or `smalti join` per folder.
+//! One `smalti up`, `smalti init` or `smalti join` per folder.
 
 use anyhow::{Context, bail};
 use rustix::fs::FlockOperation;
@@ -6,8 +6,8 @@ use rustix::io::Errno;
 use std::fs::File;
 use std::path::Path;
 
-/// Held by a `smalti up` or `smalti join` for as long as it is at work. The folder itself is locked, so that an
-/// empty one stays empty.
+/// Held by a `smalti up`, `smalti init` or `smalti join` for as long as it is at work. The folder itself
+/// is locked, so that an empty one stays empty.
 #[derive(Debug)]
 pub(crate) struct DirLock(#[expect(dead_code, reason = "holds the lock")] File);
 

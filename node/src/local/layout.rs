@@ -119,8 +119,8 @@ impl LayoutNode {
 
 pub(super) fn half_made(dir: &Path) -> String {
     format!(
-        "{} is half made: an earlier `smalti up` was cut off while making it; it holds no data \
-         yet, so remove it and start again",
+        "{} is half made: an earlier `smalti up` or `smalti init` was cut off while making it; \
+         it holds no data yet, so remove it and start again",
         dir.display()
     )
 }
