@@ -1,5 +1,6 @@
 //! A local cluster of real node processes: made, killed, frozen, restarted, looked at.
 
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -84,6 +85,8 @@ pub struct Cluster {
     home: PathBuf,
     nodes: Vec<NodeEntry>,
     restarted: Vec<Option<Child>>,
+    /// Words before a node's own command line, for one on a machine of its own.
+    enter: BTreeMap<usize, Vec<String>>,
     finished: bool,
 }
 
@@ -105,7 +108,8 @@ impl Cluster {
     pub fn up_in(base: &Path, spec: Spec) -> Result<Self> {
         let home = make_home(base)?;
         let restarted = (0..spec.nodes).map(|_| None).collect();
-        let mut cluster = Self { restarted, spec, home, nodes: Vec::new(), finished: false };
+        let (nodes, enter) = (Vec::new(), BTreeMap::new());
+        let mut cluster = Self { restarted, spec, home, nodes, enter, finished: false };
         cluster.run_up()?;
         Ok(cluster)
     }
@@ -119,7 +123,8 @@ impl Cluster {
         let base = std::env::var_os("SMALTI_TEST_DIR").map_or_else(|| "/tmp".into(), PathBuf::from);
         let home = make_home(&base)?;
         std::fs::create_dir(home.join("c"))?;
-        Ok(Self { restarted: Vec::new(), spec, home, nodes: Vec::new(), finished: false })
+        let (nodes, restarted, enter) = (Vec::new(), Vec::new(), BTreeMap::new());
+        Ok(Self { restarted, spec, home, nodes, enter, finished: false })
     }
 
     /// Runs `smalti up --detach` on the folder: the first time, or to resume.
@@ -187,6 +192,11 @@ impl Cluster {
         });
         self.restarted.push(None);
         Ok(self.nodes.len() - 1)
+    }
+
+    /// From now on a node is started by its command line behind these words, which must become it.
+    pub fn enter(&mut self, node: usize, words: Vec<String>) {
+        self.enter.insert(node, words);
     }
 
     /// The config file of a node.
@@ -357,7 +367,8 @@ impl Cluster {
     /// When it cannot be started; what it does later is seen in the status.
     pub fn start(&mut self, node: usize) -> Result<()> {
         ensure!(!self.is_running(node), "{} runs already", self.nodes[node].name);
-        let argv = self.nodes[node].argv.clone();
+        let enter = self.enter.get(&node).cloned().unwrap_or_default();
+        let argv = [enter, self.nodes[node].argv.clone()].concat();
         let log = OpenOptions::new()
             .append(true)
             .create(true)
@@ -399,6 +410,16 @@ impl Cluster {
         serde_json::from_str(&out.stdout).with_context(|| {
             format!("parse the status: {} {}", tail(&out.stdout, 5), tail(&out.stderr, 5))
         })
+    }
+
+    /// What `smalti` prints when it asks one node.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn ask(&self, node: usize, words: &[&str]) -> Result<String> {
+        let api = format!("unix:{}", self.nodes[node].dir.join("api.sock").display());
+        let words: Vec<&str> = words.iter().copied().chain(["--api", &api]).collect();
+        smalti(&words, COMMAND_LIMIT)?.ok()
     }
 
     /// Waits until the status satisfies `condition`.

@@ -14,6 +14,7 @@ pub mod files;
 pub mod fio;
 pub mod histogram;
 pub mod image;
+pub mod lan;
 pub mod load;
 pub mod model;
 pub mod mount;

@@ -1,0 +1,176 @@
+//! Links that break while both machines are well.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use smalti_tests::cluster::smalti;
+use smalti_tests::lan::{self, Lan};
+use smalti_tests::pattern::seed;
+use smalti_tests::process::until;
+use smalti_tests::report::{say, skip};
+use smalti_tests::{Cluster, Load, LoadConfig, Spec};
+
+const LIMIT: Duration = Duration::from_secs(120);
+/// With several stores out of its reach a coordinator is replaced within this.
+const REPLACED: Duration = Duration::from_secs(5);
+
+/// Nodes on machines of their own, with a volume `v`.
+fn dealt(spec: Spec, lan: &Lan) -> Result<Cluster> {
+    let (nodes, geometry) = (spec.nodes, spec.geometry);
+    let mut cluster = Cluster::bare(spec)?;
+    let dir = cluster.scratch()?.join("dealt");
+    let dir_text = dir.to_str().context("a path in UTF-8")?;
+    let names: Vec<String> = (0..nodes).map(|no| format!("n{no}")).collect();
+    let at = |no: usize| format!("{}={}:7000", names[no], Lan::ip(no));
+    let addresses: Vec<String> = (0..nodes).map(at).collect();
+    let mut words = vec!["init", "--dir", dir_text];
+    words.extend(addresses.iter().flat_map(|address| ["--node", address]));
+    smalti(&words, LIMIT)?.ok()?;
+    for (no, name) in names.iter().enumerate() {
+        cluster.adopt(&dir.join(name))?;
+        cluster.enter(no, lan.enter(no));
+        cluster.start(no)?;
+    }
+    wait_ok(&cluster, 0, 0)?;
+    let mut words = vec!["volume", "create", "v", "--size", "64M"];
+    let numbers;
+    if let Some((data, parity)) = geometry {
+        numbers = (data.to_string(), parity.to_string());
+        words.extend(["--data", &numbers.0, "--parity", &numbers.1]);
+    }
+    cluster.ask(0, &words)?;
+    Ok(cluster)
+}
+
+fn json(cluster: &Cluster, node: usize, words: &[&str]) -> Result<Value> {
+    Ok(serde_json::from_str(&cluster.ask(node, &[words, &["--json"]].concat())?)?)
+}
+
+/// All is well, as one node sees it.
+fn wait_ok(cluster: &Cluster, node: usize, volumes: usize) -> Result<()> {
+    let mut last = "nothing".to_owned();
+    let waited = until("the cluster is healthy", LIMIT, || {
+        // One that has only just been started does not answer yet; the deadline decides.
+        let status = json(cluster, node, &["status"]);
+        last = status.as_ref().map_or_else(|error| format!("{error:#}"), Value::to_string);
+        let Ok(status) = status else { return Ok(None) };
+        let has = status["volumes"].as_array().map(Vec::len) == Some(volumes);
+        Ok((status["health"] == "ok" && has).then_some(()))
+    });
+    waited.with_context(|| format!("last status: {last}"))
+}
+
+/// The node that has the volume's seat, as another one knows.
+fn holder(cluster: &Cluster, asked: usize) -> Result<Option<usize>> {
+    let volume = json(cluster, asked, &["volume", "show", "v"])?;
+    let name = volume["coordinator"].as_str();
+    Ok(name.and_then(|name| cluster.nodes().iter().position(|node| node.name == name)))
+}
+
+/// Waits until the seat is at another node than that; says which.
+fn wait_elsewhere(cluster: &Cluster, asked: usize, than: usize, limit: Duration) -> Result<usize> {
+    until("another node has the seat", limit, || {
+        Ok(holder(cluster, asked)?.filter(|node| *node != than))
+    })
+}
+
+fn leader(cluster: &Cluster, asked: usize) -> Result<usize> {
+    let status = json(cluster, asked, &["status"])?;
+    let name = status["raft"]["leader"].as_str().context("a leader")?;
+    cluster.nodes().iter().position(|node| node.name == name).context("the leader's name")
+}
+
+fn end(cluster: Cluster, load: Load, errors: u64) -> Result<()> {
+    ensure!(errors == 0, "{errors} requests were answered with an error");
+    let mut cluster = cluster;
+    let mut loaded = load.finish()?;
+    for node in 0..cluster.nodes().len() {
+        loaded.verify(&cluster.target(node)).with_context(|| format!("through node {node}"))?;
+    }
+    for node in 0..cluster.nodes().len() {
+        cluster.stop(node)?;
+    }
+    cluster.finish()
+}
+
+#[test]
+fn a_coordinator_that_loses_two_stores_others_reach_is_replaced() -> Result<()> {
+    let test = "a_coordinator_that_loses_two_stores_others_reach_is_replaced";
+    if let Some(reason) = lan::missing() {
+        return skip(test, &reason);
+    }
+    let seed = seed();
+    say(test, &format!("seed {seed}"));
+    let lan = Lan::make(5)?;
+    let spec = Spec { nodes: 5, geometry: Some((3, 2)), ..Spec::three(test, "64M") };
+    let cluster = dealt(spec, &lan)?;
+    let mut load = Load::start(LoadConfig::new(vec![cluster.target(0)], 0, seed));
+    load.progress(100, LIMIT)?;
+    until("the clients' node has the seat", LIMIT, || {
+        Ok(holder(&cluster, 0)?.filter(|node| *node == 0))
+    })?;
+    // Not the leader's link: who it does not hear is dead for it, which is another matter.
+    let leads = leader(&cluster, 0)?;
+    let lost: Vec<usize> = (1..5).filter(|node| *node != leads).take(2).collect();
+    let sees = (1..5).find(|node| !lost.contains(node)).context("one that sees all")?;
+    load.window();
+    let begun = Instant::now();
+    for node in &lost {
+        lan.cut(0, *node)?;
+    }
+    // Four slots have to be in sync for writes, and it reaches three: nothing is served meanwhile.
+    let seat = wait_elsewhere(&cluster, sees, 0, REPLACED)?;
+    say(
+        test,
+        &format!("leader {leads}, {lost:?} cut from 0: node {seat} after {:?}", begun.elapsed()),
+    );
+    load.progress(100, LIMIT).context("while the links are cut")?;
+    let window = load.window();
+    say(test, &format!("clients of the node that is cut off: {}", window.brief()));
+    // All are in sync, for who has the seat reaches everybody.
+    wait_ok(&cluster, seat, 1).context("while the links are cut")?;
+    for node in &lost {
+        lan.mend(0, *node)?;
+    }
+    load.progress(100, LIMIT)?;
+    wait_ok(&cluster, 0, 1).context("with all links")?;
+    let errors = load.server_errors();
+    end(cluster, load, errors)
+}
+
+#[test]
+fn of_three_the_one_between_two_that_are_cut_gets_the_seat() -> Result<()> {
+    let test = "of_three_the_one_between_two_that_are_cut_gets_the_seat";
+    if let Some(reason) = lan::missing() {
+        return skip(test, &reason);
+    }
+    let seed = seed();
+    say(test, &format!("seed {seed}"));
+    let lan = Lan::make(3)?;
+    let cluster = dealt(Spec::three(test, "64M"), &lan)?;
+    let mut load = Load::start(LoadConfig::new(vec![cluster.target(0)], 0, seed));
+    load.progress(100, LIMIT)?;
+    until("the clients' node has the seat", LIMIT, || {
+        Ok(holder(&cluster, 0)?.filter(|node| *node == 0))
+    })?;
+    let other = (1..3).find(|node| leader(&cluster, 0).is_ok_and(|leads| leads != *node));
+    let other = other.context("one that does not lead")?;
+    let between = 3 - other;
+    load.window();
+    let begun = Instant::now();
+    // What the coordinator sends is lost, and what the other one answers arrives.
+    lan.cut_one_way(0, other)?;
+    load.progress(100, LIMIT).context("without one store")?;
+    let window = load.window();
+    say(test, &format!("0 does not reach {other}: {}", window.brief()));
+    let seat = wait_elsewhere(&cluster, between, 0, LIMIT)?;
+    say(test, &format!("node {seat} has the seat after {:?}", begun.elapsed()));
+    ensure!(seat == between, "node {seat} reaches no more than node 0");
+    wait_ok(&cluster, between, 1).context("while the link is cut")?;
+    load.progress(100, LIMIT)?;
+    lan.mend(0, other)?;
+    wait_ok(&cluster, 0, 1).context("with all links")?;
+    let errors = load.server_errors();
+    end(cluster, load, errors)
+}
