@@ -47,6 +47,10 @@ impl Outlook {
         seen.several = (gain > 1).then(|| seen.several.unwrap_or(now));
         let due = now.duration_since(seen.one) >= ONE_MORE
             || seen.several.is_some_and(|since| now.duration_since(since) >= patience);
+        if due {
+            // If it comes back at once, it has its time again.
+            self.seen.remove(&volume);
+        }
         due.then_some(node)
     }
 
@@ -85,9 +89,12 @@ mod tests {
         assert_eq!(note(better(2)), None);
         after(1).await;
         assert_eq!(note(better(2)), Some(NodeId(2)));
+        // Whoever has the seat then has its time again.
+        assert_eq!(note(better(2)), None);
+        after(400).await;
         // Of two that were out of reach one is back.
         assert_eq!(note(better(1)), None);
-        after(9_499).await;
+        after(9_599).await;
         assert_eq!(note(better(1)), None);
         after(1).await;
         assert_eq!(note(better(1)), Some(NodeId(2)));

@@ -12,7 +12,7 @@ use crate::fabric::service;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
-use smalti_map::reach::better_seat;
+use smalti_map::reach::{better_seat, reaches_less};
 use smalti_map::view::MapView;
 use smalti_map::{Command, Coordinator, Group, Volume};
 use smalti_net::Service;
@@ -71,8 +71,9 @@ enum Ask {
 enum Answer {
     /// Proposed; the map will show it.
     Granted,
-    /// Clients of this node use the volume.
-    InUse,
+    /// It stays here: clients of this node use the volume, or fewer of its stores are in reach of the
+    /// one that asks.
+    Kept,
     /// Not the holder, or the holder is alive, or not the leader.
     No,
     /// How the volume stands.
@@ -169,7 +170,7 @@ impl Member {
             Some(seat) if seat.node != me && self.holds(map, seat) => {
                 let ask = Ask::Handover { volume: volume.no, to: me, incarnation };
                 match self.ask_seat(seat.node, &ask).await {
-                    Ok(Answer::InUse) => Ok(Seat::Theirs(seat.node)),
+                    Ok(Answer::Kept) => Ok(Seat::Theirs(seat.node)),
                     Ok(_) => Err(format!("waiting for {} to hand over", seat.node)),
                     Err(why) => Err(format!("{} does not answer: {why}", seat.node)),
                 }
@@ -215,8 +216,9 @@ impl Member {
                 if !mine || to == self.node() {
                     return Answer::No;
                 }
-                if self.in_use(volume) {
-                    return Answer::InUse;
+                let views = self.beats().views();
+                if self.in_use(volume) || reaches_less(&map, entry, &views, to, self.node()) {
+                    return Answer::Kept;
                 }
                 if let Some(coder) = self.coder(volume) {
                     coder.release().await;

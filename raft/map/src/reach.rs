@@ -20,6 +20,18 @@ pub struct Better {
     pub gain: usize,
 }
 
+/// Whether `to` would do without more of the volume's slots than `holder` does, as far as both tell.
+pub fn reaches_less(
+    map: &ClusterMap,
+    volume: &Volume,
+    views: &Views,
+    to: NodeId,
+    holder: NodeId,
+) -> bool {
+    let lacks = |node: &NodeId| views.get(node).map(|seen| lacks(map, volume, seen));
+    lacks(&to).zip(lacks(&holder)).is_some_and(|(theirs, ours)| theirs > ours)
+}
+
 /// How many slots a node does without: in the group that lacks most, and in all.
 type Lacks = (usize, usize);
 

@@ -2,7 +2,7 @@
 
 mod support;
 
-use smalti_map::reach::{Better, Views, better_seat};
+use smalti_map::reach::{Better, Views, better_seat, reaches_less};
 use smalti_storage::ids::NodeId;
 use support::*;
 
@@ -45,6 +45,21 @@ fn the_one_between_two_that_are_cut_is_better() {
     assert_eq!(found(&views(&[(1, 2)]), &[1, 2, 3]), Some((3, 1)));
     // It reaches no less by itself than the others do: the seat stays where it is.
     assert_eq!(found(&views(&[(1, 2), (2, 3), (1, 3)]), &[1, 2, 3]), None);
+}
+
+#[test]
+fn a_seat_is_not_handed_to_who_reaches_less() {
+    let map = active();
+    let less =
+        |views: &Views, to: u64| reaches_less(&map, volume(&map), views, NodeId(to), NodeId(1));
+    assert!(!less(&views(&[]), 2));
+    assert!(!less(&views(&[(4, 5)]), 4));
+    assert!(less(&views(&[(2, 3)]), 2));
+    // Both lack one.
+    assert!(!less(&views(&[(1, 2)]), 2));
+    let mut some = views(&[(2, 3)]);
+    some.remove(&NodeId(2));
+    assert!(!less(&some, 2), "it has told nothing");
 }
 
 #[test]
