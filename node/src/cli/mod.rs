@@ -6,6 +6,7 @@ mod init;
 mod join;
 mod node;
 mod output;
+mod replace;
 mod scrub;
 mod show;
 mod table;
