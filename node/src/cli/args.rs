@@ -3,6 +3,7 @@
 use super::init::InitArgs;
 use super::join::{JoinArgs, TokenCommand};
 use super::replace::NodeReplaceArgs;
+use super::reshape::VolumeReshapeArgs;
 use super::target::Target;
 use crate::client::ApiAddress;
 use crate::local::UpOptions;
@@ -166,6 +167,8 @@ pub enum VolumeCommand {
     Delete(VolumeDeleteArgs),
     /// Write the contents of a volume to a file
     Export(VolumeExportArgs),
+    /// Tell how to copy a volume to one of other shards; in place it can not be done yet
+    Reshape(VolumeReshapeArgs),
 }
 
 /// `smalti volume create`.
@@ -441,6 +444,7 @@ mod tests {
             "node remove n1 --dir d",
             "node replace n1 --with n4 --dir d",
             "node replace n1 --with n4 --no-wait --api unix:/a",
+            "volume reshape v 4+2 --dir d",
             "init --dir d --node a=192.0.2.1:9000 --node b=192.0.2.2:9000 --node c=[2001:db8::1]:9",
             "init --dir d --node a=192.0.2.1:9000 --api-port 1 --nbd-port 2",
             "token create --dir d",
@@ -477,6 +481,8 @@ mod tests {
             ("volume delete v --id 5 --dir d", ErrorKind::ValueValidation),
             ("node set n1 --dir d", ErrorKind::MissingRequiredArgument),
             ("node replace n1 --dir d", ErrorKind::MissingRequiredArgument),
+            ("volume reshape v --dir d", ErrorKind::MissingRequiredArgument),
+            ("volume reshape v 4 --dir d", ErrorKind::ValueValidation),
             ("token create", ErrorKind::MissingRequiredArgument),
             ("token create --ttl 1 --dir d", ErrorKind::ValueValidation),
             ("token create --ttl 0h --dir d", ErrorKind::ValueValidation),

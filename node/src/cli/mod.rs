@@ -7,6 +7,7 @@ mod join;
 mod node;
 mod output;
 mod replace;
+mod reshape;
 mod scrub;
 mod show;
 mod table;
