@@ -274,6 +274,7 @@ async fn the_document_describes_every_route() {
         "get /v1/why",
         "post /v1/moves",
         "post /v1/nodes/{name}",
+        "post /v1/nodes/{name}/replace",
         "post /v1/tokens",
         "post /v1/volumes",
         "post /v1/volumes/{name}/scrub",

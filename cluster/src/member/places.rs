@@ -7,7 +7,7 @@
 use super::Member;
 use smalti_map::plan::{Plan, Policy, plan};
 use smalti_map::view::MapView;
-use smalti_map::{Applied, Command, voters};
+use smalti_map::{Applied, ClusterMap, Command, voters};
 use smalti_raft::{GroupMetrics, MemberError, ProposeError};
 use smalti_storage::ids::{NodeId, RaftStoreId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,10 +28,22 @@ const LAG_MAX: u64 = 100;
 
 impl Member {
     /// The plan for what lies where, as this node sees it. The leader carries its own out.
-    pub fn plan(&self, map: &MapView) -> Plan {
-        let down_out = self.inner.down_out;
-        let defaults = Policy::default();
-        let policy = Policy { down_out, urgent: defaults.urgent.min(down_out), ..defaults };
+    pub fn plan(&self, map: &ClusterMap) -> Plan {
+        self.plan_by(map, self.policy())
+    }
+
+    /// The plan for a map as it might be, if nothing had to wait for anything: what is not stuck in it
+    /// has a place to go.
+    pub fn plan_at_once(&self, map: &ClusterMap) -> Plan {
+        self.plan_by(map, Policy { at_once: usize::MAX, ..self.policy() })
+    }
+
+    fn policy(&self) -> Policy {
+        let (down_out, defaults) = (self.inner.down_out, Policy::default());
+        Policy { down_out, urgent: defaults.urgent.min(down_out), ..defaults }
+    }
+
+    fn plan_by(&self, map: &ClusterMap, policy: Policy) -> Plan {
         plan(map, &self.beats().sights(map, self.inner.seat_suspect_after), &policy)
     }
 

@@ -20,6 +20,7 @@ use utoipa::OpenApi;
         contents::volume_image,
         routes::nodes,
         places::change_node,
+        places::replace_node,
         places::remove_node,
         tokens::create_token,
         places::pause_moves,

@@ -2,7 +2,9 @@
 
 use super::error::{ApiError, ErrorBody};
 use super::routes::{ApiState, volume_name};
-use crate::control::{ChangeNode, MovesStatus, NodeFacts, PauseMoves, ScrubStatus, WhatIfReport};
+use crate::control::{
+    ChangeNode, MovesStatus, NodeFacts, PauseMoves, ReplaceNode, ScrubStatus, WhatIfReport,
+};
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
@@ -31,6 +33,26 @@ pub(super) async fn change_node(
         request.map_err(|error| ApiError::http(error.status(), error.body_text()))?;
     let control = state.clone();
     Ok(Json(state.change(async move { control.control.change_node(name, request).await }).await?))
+}
+
+/// Has a node take another one's place: weight, failure domain, and in the end what it holds.
+#[utoipa::path(post, path = "/v1/nodes/{name}/replace", request_body = ReplaceNode,
+    params(("name" = String, Path, description = "Name of the node that leaves")),
+    responses(
+        (status = 200, body = NodeFacts, description = "Agreed; it is drained, and can be removed when it \
+            is empty"),
+        (status = "default", body = ErrorBody),
+    ))]
+pub(super) async fn replace_node(
+    State(state): State<ApiState>,
+    name: Result<Path<String>, PathRejection>,
+    request: Result<Json<ReplaceNode>, JsonRejection>,
+) -> Result<Json<NodeFacts>, ApiError> {
+    let name = node_name(name)?;
+    let Json(request) =
+        request.map_err(|error| ApiError::http(error.status(), error.body_text()))?;
+    let control = state.clone();
+    Ok(Json(state.change(async move { control.control.replace_node(name, request).await }).await?))
 }
 
 /// Removes a node that has been emptied and stopped.

@@ -2,7 +2,7 @@
 
 use super::contents::{volume_data, volume_image};
 use super::error::{ApiError, ErrorBody};
-use super::places::{change_node, pause_moves, remove_node, scrub_volume, what_if};
+use super::places::{change_node, pause_moves, remove_node, replace_node, scrub_volume, what_if};
 use super::tokens::create_token;
 use super::{metrics, openapi};
 use crate::cluster_file::ClusterFile;
@@ -128,6 +128,7 @@ pub fn router(state: ApiState) -> Router {
         .route("/v1/volumes/{name}/scrub", post(scrub_volume))
         .route("/v1/nodes", get(nodes))
         .route("/v1/nodes/{name}", post(change_node).delete(remove_node))
+        .route("/v1/nodes/{name}/replace", post(replace_node))
         .route("/v1/tokens", post(create_token))
         .route("/v1/moves", post(pause_moves))
         .route("/v1/what-if", get(what_if))

@@ -2,6 +2,8 @@
 
 use super::init::InitArgs;
 use super::join::{JoinArgs, TokenCommand};
+use super::replace::NodeReplaceArgs;
+use super::reshape::VolumeReshapeArgs;
 use super::target::Target;
 use crate::client::ApiAddress;
 use crate::local::UpOptions;
@@ -42,7 +44,7 @@ pub enum Command {
         #[command(subcommand)]
         command: VolumeCommand,
     },
-    /// List, empty and remove nodes, and set what they are to hold
+    /// List, empty, replace and remove nodes, and set what they are to hold
     Node {
         /// What to do.
         #[command(subcommand)]
@@ -165,6 +167,8 @@ pub enum VolumeCommand {
     Delete(VolumeDeleteArgs),
     /// Write the contents of a volume to a file
     Export(VolumeExportArgs),
+    /// Tell how to copy a volume to one of other shards; in place it can not be done yet
+    Reshape(VolumeReshapeArgs),
 }
 
 /// `smalti volume create`.
@@ -251,6 +255,8 @@ pub enum NodeCommand {
     Set(NodeSetArgs),
     /// Have all that a node holds move to others, while clients go on
     Drain(NodeDrainArgs),
+    /// Have a node take the place of another one, which is emptied and removed
+    Replace(NodeReplaceArgs),
     /// Remove a node that was drained and stopped, or that is gone for good
     Remove(NodeArgs),
 }
@@ -374,7 +380,7 @@ impl UpArgs {
     }
 }
 
-fn volume_name(text: &str) -> Result<String, String> {
+pub(super) fn volume_name(text: &str) -> Result<String, String> {
     volume_spec::check_name(text).map_err(|error| error.to_string())?;
     Ok(text.to_owned())
 }
@@ -436,6 +442,9 @@ mod tests {
             "node drain n1 --dir d",
             "node drain n1 --undo --dir d",
             "node remove n1 --dir d",
+            "node replace n1 --with n4 --dir d",
+            "node replace n1 --with n4 --no-wait --api unix:/a",
+            "volume reshape v 4+2 --dir d",
             "init --dir d --node a=192.0.2.1:9000 --node b=192.0.2.2:9000 --node c=[2001:db8::1]:9",
             "init --dir d --node a=192.0.2.1:9000 --api-port 1 --nbd-port 2",
             "token create --dir d",
@@ -471,6 +480,9 @@ mod tests {
             ("volume create v --size 1G --shard-size 1K --dir d", ErrorKind::ValueValidation),
             ("volume delete v --id 5 --dir d", ErrorKind::ValueValidation),
             ("node set n1 --dir d", ErrorKind::MissingRequiredArgument),
+            ("node replace n1 --dir d", ErrorKind::MissingRequiredArgument),
+            ("volume reshape v --dir d", ErrorKind::MissingRequiredArgument),
+            ("volume reshape v 4 --dir d", ErrorKind::ValueValidation),
             ("token create", ErrorKind::MissingRequiredArgument),
             ("token create --ttl 1 --dir d", ErrorKind::ValueValidation),
             ("token create --ttl 0h --dir d", ErrorKind::ValueValidation),

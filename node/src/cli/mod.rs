@@ -6,6 +6,8 @@ mod init;
 mod join;
 mod node;
 mod output;
+mod replace;
+mod reshape;
 mod scrub;
 mod show;
 mod table;

@@ -1,8 +1,9 @@
 //! `smalti node ...`, `smalti moves ...` and `smalti what-if ...`.
 
 use super::args::{MovesCommand, NodeCommand, NodeDrainArgs, NodeSetArgs, ShowArgs, WhatIfCommand};
-use super::{output, show};
-use crate::control::{ChangeNode, MovesStatus, NodeFacts, PauseMoves, WhatIfReport};
+use super::target::Target;
+use super::{output, replace, show};
+use crate::control::{ChangeNode, MovesStatus, NodeFacts, PauseMoves, StatusReport, WhatIfReport};
 use anyhow::{Context, bail};
 use std::time::Duration;
 
@@ -24,6 +25,7 @@ pub(super) async fn run(command: NodeCommand) -> anyhow::Result<()> {
         }
         NodeCommand::Set(args) => set(args).await,
         NodeCommand::Drain(args) => drain(args).await,
+        NodeCommand::Replace(args) => replace::run(args).await,
         NodeCommand::Remove(args) => {
             let path = format!("/v1/nodes/{}", args.name);
             args.target.resolve()?.delete(&path).await.context("remove node")?;
@@ -53,15 +55,35 @@ async fn drain(args: NodeDrainArgs) -> anyhow::Result<()> {
     if args.no_wait {
         return output::print(&format!("what {name} holds begins to move\n"));
     }
+    let emptied = until_empty(&target, &name, "`--undo` lets it have them again")
+        .await
+        .context("drain node")?;
+    let votes = match emptied.voter {
+        true => ", but votes, for no other node can instead",
+        false => " and can be stopped",
+    };
+    let shares = match emptied.custodian {
+        true => "; it holds key shares yet: see `smalti what-if stop` first",
+        false => "",
+    };
+    output::print(&format!("{name} is empty{votes}{shares}\n"))
+}
+
+/// Waits until a node that is drained has no slots, and no vote if another one can have it. `way_out` is
+/// told when it stays as it is.
+pub(super) async fn until_empty(
+    target: &Target,
+    name: &str,
+    way_out: &str,
+) -> anyhow::Result<NodeFacts> {
     let bar = output::bar(format!("slots of {name}"));
     let (mut most, mut looks, mut stuck) = (0, 0, 0);
     loop {
-        let nodes: Vec<NodeFacts> = target.read("/v1/nodes").await.context("drain node")?;
+        let nodes: Vec<NodeFacts> = target.read("/v1/nodes").await?;
         let Some(node) = nodes.into_iter().find(|node| node.name == name) else {
-            bail!("drain node: {name} was removed");
+            bail!("{name} was removed");
         };
-        let status: crate::control::StatusReport =
-            target.read("/v1/status").await.context("drain node")?;
+        let status: StatusReport = target.read("/v1/status").await?;
         most = node.slots.max(most);
         bar.set_length(most.into());
         bar.set_position((most - node.slots).into());
@@ -69,21 +91,13 @@ async fn drain(args: NodeDrainArgs) -> anyhow::Result<()> {
             looks += 1;
             if !node.voter || looks == VOTE_LOOKS {
                 bar.finish_and_clear();
-                let votes = match node.voter {
-                    true => ", but votes, for no other node can instead",
-                    false => " and can be stopped",
-                };
-                let shares = match node.custodian {
-                    true => "; it holds key shares yet: see `smalti what-if stop` first",
-                    false => "",
-                };
-                return output::print(&format!("{name} is empty{votes}{shares}\n"));
+                return Ok(node);
             }
         }
         let moves = status.moves;
         if moves.paused && moves.moving == 0 && node.slots > 0 {
             bar.finish_and_clear();
-            bail!("drain node: nothing moves, for moves are paused: see `smalti moves resume`");
+            bail!("nothing moves, for moves are paused: see `smalti moves resume`");
         }
         // A plan is made anew twice a second: what it says once may be of a moment.
         let stays = node.slots > 0 && moves.moving + moves.waiting == 0 && moves.stuck > 0;
@@ -91,8 +105,7 @@ async fn drain(args: NodeDrainArgs) -> anyhow::Result<()> {
         if stuck >= STUCK_LOOKS {
             bar.finish_and_clear();
             bail!(
-                "drain node: {} slots stay, for no other node can take them: see `smalti why`; \
-                 `--undo` lets it have them again",
+                "{} slots stay, for no other node can take them: see `smalti why`; {way_out}",
                 node.slots
             );
         }

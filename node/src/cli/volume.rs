@@ -22,6 +22,7 @@ pub(super) async fn run(command: VolumeCommand) -> anyhow::Result<()> {
         }
         VolumeCommand::Delete(args) => delete(args).await,
         VolumeCommand::Export(args) => super::export::run(args).await,
+        VolumeCommand::Reshape(args) => super::reshape::run(args).await,
     }
 }
 

@@ -14,7 +14,8 @@ pub use facts::{
     StatusReport, StoreFacts, VolumeDetail, VolumeFacts, VolumeKeys, VolumeStatus, WhyReport,
 };
 pub use places::{
-    ChangeNode, DiskFacts, DiskState, MovesStatus, PauseMoves, WhatIfReport, WhatIfVolume,
+    ChangeNode, DiskFacts, DiskState, MovesStatus, PauseMoves, ReplaceNode, WhatIfReport,
+    WhatIfVolume,
 };
 pub use slot::ControlSlot;
 pub use tokens::{CreateToken, NewToken, TOKEN_SECONDS};
@@ -76,6 +77,12 @@ pub trait Control: Send + Sync + 'static {
     ///
     /// `NotFound` when there is no such node, `Invalid` when it can not be so.
     fn change_node(&self, name: String, change: ChangeNode) -> Answer<'_, NodeFacts>;
+
+    /// Has a node get weight and failure domain of another one, and that one drained. Asked again it
+    /// goes on. Returns when that is agreed, with the facts of the one that leaves.
+    ///
+    /// `NotFound` when there is no such node, `Invalid` when it can not be: then nothing has changed.
+    fn replace_node(&self, name: String, wish: ReplaceNode) -> Answer<'_, NodeFacts>;
 
     /// Removes a node that has been emptied and stopped.
     ///

@@ -18,6 +18,14 @@ pub struct ChangeNode {
     pub draining: Option<bool>,
 }
 
+/// Which node is to take another one's place.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ReplaceNode {
+    /// Its name.
+    pub with: String,
+}
+
 /// Whether slots may begin to move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

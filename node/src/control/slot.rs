@@ -2,8 +2,8 @@
 
 use super::{
     Answer, ChangeNode, Control, ControlError, CreateToken, CreateVolume, ErrorKind, Export,
-    KeyReport, MovesStatus, NewToken, NodeFacts, PauseMoves, ScrubStatus, StatusReport,
-    VolumeDetail, VolumeFacts, WhatIfReport, WhyReport,
+    KeyReport, MovesStatus, NewToken, NodeFacts, PauseMoves, ReplaceNode, ScrubStatus,
+    StatusReport, VolumeDetail, VolumeFacts, WhatIfReport, WhyReport,
 };
 use bytes::Bytes;
 use futures::future::{FutureExt, ready};
@@ -74,6 +74,10 @@ impl Control for ControlSlot {
 
     fn change_node(&self, name: String, change: ChangeNode) -> Answer<'_, NodeFacts> {
         self.ask(|control| control.change_node(name, change))
+    }
+
+    fn replace_node(&self, name: String, wish: ReplaceNode) -> Answer<'_, NodeFacts> {
+        self.ask(|control| control.replace_node(name, wish))
     }
 
     fn remove_node(&self, name: String) -> Answer<'_, ()> {

@@ -5,8 +5,8 @@ use super::report::Report;
 use crate::attach::{Attachments, MemberCluster};
 use crate::control::{
     Answer, ChangeNode, Control, ControlError, CreateToken, CreateVolume, ErrorKind, Export,
-    KeyReport, MovesStatus, NewToken, NodeFacts, Output, PauseMoves, ScrubStatus, StatusReport,
-    VolumeDetail, VolumeFacts, WhatIfReport, WhyReport,
+    KeyReport, MovesStatus, NewToken, NodeFacts, Output, PauseMoves, ReplaceNode, ScrubStatus,
+    StatusReport, VolumeDetail, VolumeFacts, WhatIfReport, WhyReport,
 };
 use crate::volume_spec::{self, Geometry as Spec};
 use bytes::Bytes;
@@ -205,6 +205,10 @@ impl Control for MemberControl {
 
     fn change_node(&self, name: String, change: ChangeNode) -> Answer<'_, NodeFacts> {
         Box::pin(self.set_node(name, change))
+    }
+
+    fn replace_node(&self, name: String, wish: ReplaceNode) -> Answer<'_, NodeFacts> {
+        Box::pin(self.replace(name, wish))
     }
 
     fn remove_node(&self, name: String) -> Answer<'_, ()> {

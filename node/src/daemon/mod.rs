@@ -5,6 +5,7 @@ mod control;
 mod places;
 mod reasons;
 mod renewal;
+mod replace;
 mod report;
 mod start;
 

@@ -27,6 +27,14 @@ impl MemberControl {
         for setting in settings.into_iter().flatten() {
             self.propose(Command::SetNode { node, setting }).await?;
         }
+        self.facts_of(node, &name).await
+    }
+
+    pub(super) async fn facts_of(
+        &self,
+        node: NodeId,
+        name: &str,
+    ) -> Result<NodeFacts, ControlError> {
         let nodes = Report::take(self.member()).await?.nodes();
         let lost = || ControlError::new(ErrorKind::NotFound, format!("{name} was removed"));
         nodes.into_iter().find(|facts| facts.id == node).ok_or_else(lost)
@@ -66,11 +74,11 @@ impl MemberControl {
         Ok(Report::take(self.member()).await?.without(&nodes?, names))
     }
 
-    async fn current_map(&self) -> Result<MapView, ControlError> {
+    pub(super) async fn current_map(&self) -> Result<MapView, ControlError> {
         self.member().raft().linearizable().await.map_err(|error| unavailable(&error))
     }
 
-    async fn propose(&self, command: Command) -> Result<(), ControlError> {
+    pub(super) async fn propose(&self, command: Command) -> Result<(), ControlError> {
         let applied = self.member().raft().propose(command).await;
         match applied.map_err(|error| unavailable(&error))? {
             Applied::Rejected(why) => Err(rejected(&why)),
@@ -79,7 +87,7 @@ impl MemberControl {
     }
 }
 
-fn node_named(map: &MapView, name: &str) -> Result<NodeId, ControlError> {
+pub(super) fn node_named(map: &MapView, name: &str) -> Result<NodeId, ControlError> {
     let found = map.nodes.iter().find(|(_, node)| node.name == name).map(|(id, _)| *id);
     found.ok_or_else(|| ControlError::new(ErrorKind::NotFound, format!("there is no node {name}")))
 }

@@ -10,9 +10,9 @@ use futures::future::ready;
 use smalti_node::control::{
     Answer, ChangeNode, Control, ControlError, CreateToken, CreateVolume, CustodyStatus, ErrorKind,
     Export, GroupFacts, Health, HolderFacts, KeyEpochFacts, KeyReport, MovesStatus, NewToken,
-    NodeFacts, NodeState, NodeStatus, Output, PauseMoves, RaftStatus, Reason, ScrubStatus,
-    SlotFacts, SlotState, StatusReport, StoreFacts, VolumeDetail, VolumeFacts, VolumeKeys,
-    VolumeStatus, WhatIfReport, WhyReport,
+    NodeFacts, NodeState, NodeStatus, Output, PauseMoves, RaftStatus, Reason, ReplaceNode,
+    ScrubStatus, SlotFacts, SlotState, StatusReport, StoreFacts, VolumeDetail, VolumeFacts,
+    VolumeKeys, VolumeStatus, WhatIfReport, WhyReport,
 };
 use smalti_node::volume_spec::Geometry;
 use smalti_storage::ids::{
@@ -196,6 +196,13 @@ impl Control for FakeControl {
             Ok(node)
         }
         .boxed()
+    }
+
+    fn replace_node(&self, name: String, wish: ReplaceNode) -> Answer<'_, NodeFacts> {
+        match name == wish.with {
+            true => ready(Err(ControlError::invalid("itself"))).boxed(),
+            false => self.change_node(name, ChangeNode::default()),
+        }
     }
 
     fn remove_node(&self, name: String) -> Answer<'_, ()> {

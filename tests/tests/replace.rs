@@ -1,0 +1,172 @@
+//! A node takes another one's place while clients go on: of one that lives, and of one that is lost.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
+use serde_json::Value;
+use smalti_tests::cluster::{program, smalti};
+use smalti_tests::pattern::seed;
+use smalti_tests::ports::free_address;
+use smalti_tests::process::{self, Running, signal, until};
+use smalti_tests::report::say;
+use smalti_tests::{Cluster, Load, LoadConfig, Spec};
+
+const LIMIT: Duration = Duration::from_secs(120);
+
+fn text(path: &Path) -> Result<&str> {
+    path.to_str().context("a path in UTF-8")
+}
+
+fn command(cluster: &Cluster, words: &[&str]) -> Result<String> {
+    let dir = cluster.dir();
+    let words: Vec<&str> = words.iter().copied().chain(["--dir", text(&dir)?]).collect();
+    smalti(&words, LIMIT)?.ok()
+}
+
+fn facts(cluster: &Cluster, words: &[&str]) -> Result<Value> {
+    let words: Vec<&str> = words.iter().copied().chain(["--json"]).collect();
+    Ok(serde_json::from_str(&command(cluster, &words)?)?)
+}
+
+fn node(cluster: &Cluster, name: &str) -> Result<Option<Value>> {
+    let nodes = facts(cluster, &["node", "list"])?;
+    let nodes = nodes.as_array().context("nodes")?;
+    Ok(nodes.iter().find(|node| node["name"] == name).cloned())
+}
+
+fn slots(cluster: &Cluster, name: &str) -> Result<u64> {
+    let node = node(cluster, name)?.with_context(|| format!("{name} is no member"))?;
+    node["slots"].as_u64().context("slots")
+}
+
+/// Nothing moves, nothing is left to move, and everybody is well.
+fn at_rest(cluster: &Cluster) -> Result<Option<()>> {
+    let status = facts(cluster, &["status"])?;
+    let moves = &status["moves"];
+    let none = ["moving", "waiting", "stuck"].iter().all(|key| moves[*key] == 0);
+    Ok((none && status["health"] == "ok").then_some(()))
+}
+
+/// Joins and starts a node, and waits until it has its share.
+fn add(cluster: &mut Cluster, name: &str) -> Result<usize> {
+    let dir = cluster.scratch()?.join(name);
+    let token = command(cluster, &["token", "create", "--name", name])?;
+    let listen = free_address()?;
+    smalti(&["join", token.trim(), "--dir", text(&dir)?, "--listen", &listen], LIMIT)?.ok()?;
+    let index = cluster.adopt(&dir)?;
+    cluster.start(index)?;
+    until("the new node has slots", LIMIT, || Ok((slots(cluster, name)? > 0).then_some(())))?;
+    until("all have their share", LIMIT, || at_rest(cluster))?;
+    Ok(index)
+}
+
+fn replace(cluster: &Cluster, old: &str, new: &str) -> Result<Running> {
+    let dir = cluster.dir();
+    let words = ["node", "replace", old, "--with", new, "--dir", text(&dir)?];
+    process::start(Command::new(program()?).args(words))
+}
+
+/// Whether it is refused for that reason, and nothing changes.
+fn refused(cluster: &Cluster, old: &str, new: &str, reason: &str) -> Result<()> {
+    let before = facts(cluster, &["status"])?["map_version"].clone();
+    let words = ["node", "replace", old, "--with", new];
+    let error = command(cluster, &words).err().with_context(|| format!("not refused: {reason}"))?;
+    ensure!(format!("{error:#}").contains(reason), "{error:#}, not {reason:?}");
+    let after = facts(cluster, &["status"])?["map_version"].clone();
+    ensure!(before == after, "something changed: {before} {after} ({reason})");
+    Ok(())
+}
+
+#[test]
+fn a_node_takes_the_place_of_one_that_lives_and_of_one_that_is_lost() -> Result<()> {
+    let test = "a_node_takes_the_place_of_one_that_lives_and_of_one_that_is_lost";
+    let seed = seed();
+    say(test, &format!("seed {seed}"));
+    let geometry = Some((2, 2));
+    let mut cluster = Cluster::up(Spec { nodes: 4, geometry, ..Spec::three(test, "64M") })?;
+    let fifth = add(&mut cluster, "x5")?;
+
+    refused(&cluster, "n9", "x5", "no node n9")?;
+    refused(&cluster, "n4", "n9", "no node n9")?;
+    refused(&cluster, "n4", "n4", "can not replace itself")?;
+    refused(&cluster, "n1", "x5", "n1 holds key shares")?;
+    command(&cluster, &["moves", "pause"])?;
+    command(&cluster, &["node", "drain", "x5", "--no-wait"])?;
+    refused(&cluster, "n4", "x5", "x5 is being drained")?;
+    command(&cluster, &["node", "drain", "x5", "--undo"])?;
+    command(&cluster, &["moves", "resume"])?;
+    cluster.stop(fifth)?;
+    cluster.wait_status("x5 is down", LIMIT, |s| s.node_state("x5") == "down")?;
+    refused(&cluster, "n4", "x5", "x5 does not run")?;
+    cluster.start(fifth)?;
+    cluster.wait_ok()?;
+    // With a third one away some groups of n4 have all who are left.
+    cluster.stop(2)?;
+    cluster.wait_status("n3 is down", LIMIT, |s| s.node_state("n3") == "down")?;
+    refused(&cluster, "n4", "x5", "would have no node to go to")?;
+    cluster.start(2)?;
+    cluster.wait_ok()?;
+    until("all is at rest", LIMIT, || at_rest(&cluster))?;
+
+    let mut load = Load::start(LoadConfig::new(cluster.targets(), 0, seed));
+    load.progress(100, LIMIT)?;
+    command(&cluster, &["node", "set", "n4", "--weight", "120", "--domain", "rack4"])?;
+
+    // Cut off in the middle, and called again.
+    let began = Instant::now();
+    let first = replace(&cluster, "n4", "x5")?;
+    until("it has begun", LIMIT, || {
+        let node = node(&cluster, "n4")?.context("n4")?;
+        Ok((node["state"] == "draining").then_some(()))
+    })?;
+    signal(first.pid(), Signal::KILL)?;
+    first.wait(LIMIT)?;
+    load.progress(20, LIMIT).context("a node is being replaced")?;
+    let mut again = replace(&cluster, "n4", "x5")?;
+    until("n4 is empty", LIMIT, || {
+        ensure!(again.is_running()?, "it ended: {}", again.stdout_so_far()?);
+        Ok(again.stdout_so_far()?.contains("n4 is empty: stop it").then_some(()))
+    })?;
+    ensure!(slots(&cluster, "n4")? == 0, "n4 is not empty");
+    cluster.stop(3)?;
+    let said = again.wait(LIMIT)?.ok()?;
+    ensure!(said.contains("n4 is no member any more; x5 has its place"), "{said}");
+    ensure!(node(&cluster, "n4")?.is_none(), "n4 is a member yet");
+    let heir = node(&cluster, "x5")?.context("x5")?;
+    ensure!(heir["weight"] == 120 && heir["domain"] == "rack4", "{heir}");
+    load.progress(50, LIMIT).context("a node was replaced")?;
+    until("all is at rest", LIMIT, || at_rest(&cluster))?;
+    let took = began.elapsed();
+    say(test, &format!("a live node was replaced in {took:?}: {}", load.window().brief()));
+
+    // The next one dies, and nothing of it is left.
+    let sixth = add(&mut cluster, "x6")?;
+    cluster.kill(fifth)?;
+    std::fs::remove_dir_all(&cluster.nodes()[fifth].dir)?;
+    load.progress(20, LIMIT).context("a node is lost")?;
+    load.window();
+    cluster.wait_status("x5 is down", LIMIT, |s| s.node_state("x5") == "down")?;
+    let began = Instant::now();
+    let said = command(&cluster, &["node", "replace", "x5", "--with", "x6", "--no-wait"])?;
+    ensure!(said.contains("the same command removes x5 when it is empty"), "{said}");
+    let said = command(&cluster, &["node", "replace", "x5", "--with", "x6"])?;
+    ensure!(said.contains("x5 is no member any more; x6 has its place"), "{said}");
+    let heir = node(&cluster, "x6")?.context("x6")?;
+    ensure!(heir["weight"] == 120 && heir["domain"] == "rack4", "{heir}");
+    until("all is at rest", LIMIT, || at_rest(&cluster))?;
+    load.progress(50, LIMIT).context("a lost node was replaced")?;
+    let took = began.elapsed();
+    say(test, &format!("a lost node was replaced in {took:?}: {}", load.window().brief()));
+
+    let mut loaded = load.finish()?;
+    ensure!(loaded.server_errors == 0, "{} requests failed", loaded.server_errors);
+    for node in [0, 1, 2, sixth] {
+        loaded.verify(&cluster.target(node)).with_context(|| format!("through node {node}"))?;
+    }
+    refused(&cluster, "x5", "x6", "no node x5")?;
+    cluster.stop(sixth)?;
+    cluster.finish()
+}
