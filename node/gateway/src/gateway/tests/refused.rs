@@ -132,7 +132,7 @@ async fn a_client_is_told_where() {
     volume.put(7, Bytes::from(vec![1; RECORD_LEN]));
     let device: Arc<dyn BlockDevice> = Arc::new(volume.gateway);
     let info = smalti_nbd::ExportInfo::new("name", 1 << 20);
-    let export = crate::NbdExport::new(info.clone(), device);
+    let export = crate::NbdExport::new(info.clone(), device, 2 * 4096);
     use smalti_nbd::{DeviceErrorKind, Export, ZeroFlags};
     assert_eq!(export.info(), info);
     let error = export.read(0, 1 << 20).await.unwrap_err();
