@@ -218,7 +218,7 @@ fn comes_back(disk: &SmallDisk, full: u64, given: u64, begun: Instant) -> Result
 /// MiB used on the disk.
 fn used(disk: &SmallDisk) -> Result<u64> {
     let found = rustix::fs::statvfs(disk.path())?;
-    Ok((found.f_blocks - found.f_bfree) * found.f_frsize >> 20)
+    Ok(((found.f_blocks - found.f_bfree) * found.f_frsize) >> 20)
 }
 
 fn wait_level(cluster: &Cluster, level: &str) -> Result<()> {
