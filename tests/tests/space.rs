@@ -1,5 +1,6 @@
 //! Space comes back on a full disk: by trims, and by deleting a volume, with no restart.
 
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -8,7 +9,7 @@ use smalti_tests::cluster::{COMMAND_LIMIT, smalti};
 use smalti_tests::mount::{self, SmallDisk};
 use smalti_tests::nbd::{Client, Error, Target};
 use smalti_tests::pattern::{BLOCK, PIECE, fill, piece, seed};
-use smalti_tests::process::until;
+use smalti_tests::process::{POLL, until};
 use smalti_tests::report::{say, skip};
 use smalti_tests::{Cluster, Spec};
 
@@ -22,6 +23,8 @@ const FREE_LIMIT: Duration = Duration::from_secs(60);
 const DISK: u32 = 1500;
 /// MiB of a volume: more than fit on the disk.
 const PIECES: u64 = 2048;
+/// A disk is full when nothing was accepted for so long: longer than a store takes to look for garbage.
+const FULL_FOR: Duration = Duration::from_secs(3);
 /// After so many MiB the level is looked at.
 const LOOK_EVERY: u64 = 8;
 /// Pieces written again once there is room.
@@ -80,7 +83,7 @@ fn trim_half(
     // Not a row as a whole: there is no room for new parity, and no error either.
     client.trim(PIECE as u64 + 512, 3 * BLOCK as u32).context("trim parts of rows")?;
     let accepted = writable(client, 0, begun)?;
-    wait_level(cluster, "ok")?;
+    wait_ok(cluster)?;
     let (took, freed) = (begun.elapsed(), full.saturating_sub(used(disk)?));
     say(
         TEST,
@@ -138,7 +141,7 @@ fn delete_another(
     smalti(&["volume", "delete", "w", "--yes", "--dir", &dir], COMMAND_LIMIT)?.ok()?;
     let accepted = writable(client, written, begun)?;
     let took = comes_back(disk, before + taken, taken, begun)?;
-    wait_level(cluster, "ok")?;
+    wait_ok(cluster)?;
     let back = (before + taken).saturating_sub(used(disk)?);
     say(
         TEST,
@@ -152,8 +155,9 @@ fn delete_another(
     Ok(())
 }
 
-/// Writes piece after piece until one is refused for lack of space; the stores must have said
-/// before that they are nearly full, and say then that they are full.
+/// Writes piece after piece until one is refused for lack of space for good: logs that are let go of
+/// may make room for some more. The stores must have said before that they are nearly full, and say
+/// then that they are full.
 fn fill_up(
     cluster: &Cluster,
     disk: &SmallDisk,
@@ -162,14 +166,24 @@ fn fill_up(
     first: u64,
 ) -> Result<u64> {
     let mut warned = None;
-    for at in first..PIECES {
+    let mut refused: Option<Instant> = None;
+    let mut at = first;
+    while at < PIECES {
         match client.write(at * PIECE as u64, &piece(seed, at), 0) {
-            Ok(()) => {}
+            Ok(()) => (at, refused) = (at + 1, None),
             Err(Error::Server(NO_SPACE)) => {
                 let warned = warned.context("full without a warning that it is nearly full")?;
-                wait_level(cluster, "full")?;
-                let status = cluster.status()?;
-                ensure!(status.health == "stalled", "full, and {}", status.brief());
+                if refused.get_or_insert_with(Instant::now).elapsed() < FULL_FOR {
+                    sleep(POLL);
+                    continue;
+                }
+                let status = cluster.wait_status("it is full", LIMIT, |s| s.health == "stalled")?;
+                let found = levels(cluster)?;
+                ensure!(
+                    found.split(' ').any(|level| level == "full"),
+                    "{found}, {}",
+                    status.brief()
+                );
                 let used = used(disk)?;
                 say(TEST, &format!("nearly full at {warned} MiB, ENOSPC at {at}: {used} MiB used"));
                 return Ok(at);
@@ -221,17 +235,15 @@ fn used(disk: &SmallDisk) -> Result<u64> {
     Ok(((found.f_blocks - found.f_bfree) * found.f_frsize) >> 20)
 }
 
-fn wait_level(cluster: &Cluster, level: &str) -> Result<()> {
+/// All stores have room, and the cluster says that all is well.
+fn wait_ok(cluster: &Cluster) -> Result<()> {
     let mut last = String::new();
-    let seen = until("all stores are at a level", LIMIT, || {
+    let seen = until("all stores have room", LIMIT, || {
         last = levels(cluster)?;
-        Ok(last.split(' ').all(|found| found == level).then_some(()))
+        Ok(last.split(' ').all(|level| level == "ok").then_some(()))
     });
-    seen.with_context(|| format!("not {level}: {last}"))?;
-    if level == "ok" {
-        cluster.wait_ok()?;
-    }
-    Ok(())
+    seen.with_context(|| last.clone())?;
+    cluster.wait_ok().map(drop)
 }
 
 /// How full each store says that its disk is, in words.
