@@ -1,26 +1,17 @@
 //! When a disk is too full for new data.
 
 use serde::{Deserialize, Serialize};
+use smalti_rowcommit::store::Room;
 use smalti_storage::store::Space;
-
-/// New data is refused when less than this part of the disk is free: aborts, commits, repairs and
-/// compactions still need room.
-const RESERVED_PART: u64 = 20;
-
-/// No more than this is kept back for them on a large disk.
-const RESERVED_MAX: u64 = 4 << 30;
-
-/// On a small disk it is so many times a store's buffers: what three stores of a local cluster
-/// that share it may all have to write at once, and as much again as one of them for compactions.
-const RESERVED_BUFFERS: u64 = 4;
 
 /// A full disk has room again once this much more than the reserve is free, as a part of it:
 /// otherwise every buffer that is written out would change it back and forth.
 const ROOM_AGAIN_PART: u64 = 8;
 
-/// With less than so many parts of that kind free beside the reserve, a disk is nearly full:
-/// nothing moves there. They count no buffers, or a small disk would be nearly full when empty.
-const NEARLY_FULL_PARTS: u64 = 2;
+/// With less than this part of the reserve free, what frees space is refused as well: it writes
+/// metadata first. By then all buffers that were full of new data have been written out, and what is
+/// left is for aborts, commits, repairs and compactions.
+const FREEING_PART: u64 = 4;
 
 /// Record bytes that may be taken between two looks at the disk.
 const LOOK_EVERY: u64 = 8 << 20;
@@ -28,7 +19,7 @@ const LOOK_EVERY: u64 = 8 << 20;
 /// Watches one disk.
 #[derive(Debug, Default)]
 pub(super) struct SpaceWatch {
-    low: bool,
+    room: Room,
     taken: u64,
 }
 
@@ -43,20 +34,28 @@ impl SpaceWatch {
         self.taken >= LOOK_EVERY
     }
 
-    /// Whether new data is refused.
-    pub(super) fn is_low(&self) -> bool {
-        self.low
+    /// What there is room for.
+    pub(super) fn room(&self) -> Room {
+        self.room
     }
 
-    /// Takes what was seen; returns whether new data is refused now if that has changed.
-    pub(super) fn saw(&mut self, space: Space) -> Option<bool> {
+    /// Takes what was seen; returns what there is room for now if that has changed.
+    pub(super) fn saw(&mut self, space: Space) -> Option<Room> {
         self.taken = 0;
-        let reserve = reserve(space);
-        let limit = if self.low { reserve + reserve / ROOM_AGAIN_PART } else { reserve };
-        let low = space.free < limit;
-        let changed = low != self.low;
-        self.low = low;
-        changed.then_some(low)
+        let below = |limit: u64, was: bool| {
+            space.free < if was { limit + limit / ROOM_AGAIN_PART } else { limit }
+        };
+        let reserve = space.reserve();
+        let room = if below(reserve / FREEING_PART, self.room == Room::Nothing) {
+            Room::Nothing
+        } else if below(reserve, self.room != Room::All) {
+            Room::Freeing
+        } else {
+            Room::All
+        };
+        let changed = room != self.room;
+        self.room = room;
+        changed.then_some(room)
     }
 }
 
@@ -90,24 +89,16 @@ pub struct StoreSpace {
 }
 
 impl StoreSpace {
-    pub(super) fn of(space: Space, low: bool) -> Self {
+    pub(super) fn of(space: Space, now: Room) -> Self {
         let Space { total, free, used, .. } = space;
-        let room = free.saturating_sub(reserve(space) + NEARLY_FULL_PARTS * reserved_part(space));
-        let fullness = match (low, room) {
-            (true, _) => Fullness::Full,
-            (false, 0) => Fullness::NearFull,
-            (false, _) => Fullness::Ok,
+        let room = space.room();
+        let fullness = match (now, room) {
+            (Room::Freeing | Room::Nothing, _) => Fullness::Full,
+            (Room::All, 0) => Fullness::NearFull,
+            (Room::All, _) => Fullness::Ok,
         };
         Self { total, free, used, room, fullness }
     }
-}
-
-fn reserve(space: Space) -> u64 {
-    reserved_part(space).max(space.buffers * RESERVED_BUFFERS)
-}
-
-fn reserved_part(space: Space) -> u64 {
-    (space.total / RESERVED_PART).min(RESERVED_MAX)
 }
 
 #[cfg(test)]
@@ -118,34 +109,42 @@ mod tests {
     const GIB: u64 = 1 << 30;
 
     #[test]
-    fn the_reserve_is_a_part_of_the_disk_between_the_buffers_and_a_limit() {
-        let of = |total| reserve(Space { total, buffers: 100 * MIB, ..Space::default() });
-        assert_eq!(of(GIB), 400 * MIB);
-        assert_eq!(of(40 * GIB), 2 * GIB);
-        assert_eq!(of(1000 * GIB), 4 * GIB);
-    }
-
-    #[test]
     fn a_full_disk_has_room_again_only_well_above_the_reserve() {
         let mut watch = SpaceWatch::default();
         let mut see = |free| watch.saw(Space { total: 40 * GIB, free, ..Space::default() });
         assert_eq!(see(2 * GIB), None);
-        assert_eq!(see(2 * GIB - 1), Some(true));
+        assert_eq!(see(2 * GIB - 1), Some(Room::Freeing));
         assert_eq!(see(2 * GIB), None);
         assert_eq!(see(2 * GIB + GIB / 4 - 1), None);
-        assert_eq!(see(2 * GIB + GIB / 4), Some(false));
+        assert_eq!(see(2 * GIB + GIB / 4), Some(Room::All));
         assert_eq!(see(2 * GIB), None);
+    }
+
+    #[test]
+    fn what_frees_space_is_taken_until_a_quarter_of_the_reserve_is_left() {
+        let mut watch = SpaceWatch::default();
+        let mut see = |free| watch.saw(Space { total: 40 * GIB, free, ..Space::default() });
+        assert_eq!(see(GIB / 2), Some(Room::Freeing));
+        assert_eq!(see(GIB / 2 - 1), Some(Room::Nothing));
+        assert_eq!(see(GIB / 2 + GIB / 16 - 1), None);
+        assert_eq!(see(GIB / 2 + GIB / 16), Some(Room::Freeing));
+        assert_eq!(see(0), Some(Room::Nothing));
+        assert_eq!(see(3 * GIB), Some(Room::All));
     }
 
     #[test]
     fn a_disk_is_nearly_full_before_it_is_full() {
         let of =
-            |free, low| StoreSpace::of(Space { total: 40 * GIB, free, ..Space::default() }, low);
-        assert_eq!((of(7 * GIB, false).room, of(7 * GIB, false).fullness), (GIB, Fullness::Ok));
-        assert_eq!((of(6 * GIB, false).room, of(6 * GIB, false).fullness), (0, Fullness::NearFull));
-        assert_eq!(of(GIB, true).fullness, Fullness::Full);
+            |free, room| StoreSpace::of(Space { total: 40 * GIB, free, ..Space::default() }, room);
+        let nearly = of(6 * GIB, Room::All);
+        assert_eq!((of(7 * GIB, Room::All).room, nearly.room), (GIB, 0));
+        assert_eq!(
+            (of(7 * GIB, Room::All).fullness, nearly.fullness),
+            (Fullness::Ok, Fullness::NearFull)
+        );
+        assert_eq!(of(GIB, Room::Freeing).fullness, Fullness::Full);
         let small = Space { total: 1500 * MIB, buffers: 100 * MIB, ..Space::default() };
-        let of = |free| StoreSpace::of(Space { free, ..small }, false).fullness;
+        let of = |free| StoreSpace::of(Space { free, ..small }, Room::All).fullness;
         assert_eq!(of(550 * MIB), Fullness::NearFull);
         assert_eq!(of(551 * MIB), Fullness::Ok);
     }

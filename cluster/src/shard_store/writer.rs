@@ -6,8 +6,8 @@ use super::replies::ReplySender;
 use super::space::{SpaceWatch, StoreSpace};
 use crate::clock;
 use smalti_rowcommit::msg::Reply;
-use smalti_rowcommit::store::StoreConfig;
 use smalti_rowcommit::store::read::Fence;
+use smalti_rowcommit::store::{Room, StoreConfig};
 use smalti_rowcommit::{StoreCore, Time};
 use smalti_storage::store::{Change, ShardStore, StoreError};
 use std::sync::Arc;
@@ -182,16 +182,18 @@ impl Writer {
     /// this store may do so faster than the clock asks.
     fn look_at_space(&mut self, core: &mut StoreCore) -> Result<(), StoreError> {
         let space = self.store.space()?;
-        if let Some(low) = self.space.saw(space) {
+        if let Some(room) = self.space.saw(space) {
             let mib = space.free >> 20;
-            if low {
-                tracing::warn!(mib, "the disk is full: new data is refused");
-            } else {
-                tracing::info!(mib, "the disk has room again");
+            match room {
+                Room::All => tracing::info!(mib, "the disk has room again"),
+                Room::Freeing => tracing::warn!(mib, "the disk is full: new data is refused"),
+                Room::Nothing => {
+                    tracing::warn!(mib, "the disk is full: new data and trims are refused");
+                }
             }
-            core.set_space_low(low);
+            core.set_room(room);
         }
-        self.waiting.space.send_replace(StoreSpace::of(space, self.space.is_low()));
+        self.waiting.space.send_replace(StoreSpace::of(space, self.space.room()));
         self.waiting.pace.send_replace(self.pace.mean(clock::now()));
         Ok(())
     }

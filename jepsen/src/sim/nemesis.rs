@@ -5,6 +5,7 @@ use super::swarm::{Fault, MS};
 use super::world::World;
 use smalti_map::{Applied, Command, MoveSlot};
 use smalti_rowcommit::msg::{Ask, Frame};
+use smalti_rowcommit::store::Room;
 use smalti_storage::ids::{GroupNo, Slot};
 
 impl World {
@@ -277,7 +278,7 @@ impl World {
             self.resume(at);
             if self.nodes[at].up {
                 if let Some(process) = &mut self.nodes[at].process {
-                    process.core.set_space_low(false);
+                    process.core.set_room(Room::All);
                 }
             } else {
                 self.start(at);

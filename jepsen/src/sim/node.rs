@@ -8,8 +8,8 @@ use super::world::{World, node_id};
 use smalti_map::{Applied, ClusterMap, Command, Coordinator as Coordinating, StoreStart};
 use smalti_rowcommit::coordinator::{Coordinator, Phase};
 use smalti_rowcommit::msg::{Frame, Reply};
-use smalti_rowcommit::store::StoreConfig;
 use smalti_rowcommit::store::read::ReadSide;
+use smalti_rowcommit::store::{Room, StoreConfig};
 use smalti_rowcommit::{Action, CoordinatorConfig, Event, StoreCore, Time};
 use smalti_storage::ids::{Incarnation, RunId, StoreId, VolumeNo};
 use smalti_storage::store::memory::{MemoryStore, Restart};
@@ -533,7 +533,7 @@ impl World {
 
     pub(crate) fn set_full(&mut self, at: At, full: bool) {
         if let Some(process) = &mut self.nodes[at].process {
-            process.core.set_space_low(full);
+            process.core.set_room(if full { Room::Freeing } else { Room::All });
         }
         self.count(Fault::Full, full);
     }

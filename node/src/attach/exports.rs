@@ -5,6 +5,7 @@ use smalti_cluster::Member;
 use smalti_gateway::NbdExport;
 use smalti_map::Volume;
 use smalti_nbd::{BoxFuture, Export, ExportInfo, Exports, OpenError};
+use smalti_storage::record::BLOCK_LEN;
 use std::sync::Arc;
 
 /// The exports of a node.
@@ -56,7 +57,8 @@ impl Exports for VolumeExports {
                 tracing::info!(volume = name, %error, "attach refused");
                 unavailable(&error)
             })?;
-            Ok(Arc::new(NbdExport::new(info(volume), device)) as Arc<dyn Export>)
+            let row_bytes = u64::from(volume.data) * BLOCK_LEN as u64;
+            Ok(Arc::new(NbdExport::new(info(volume), device, row_bytes)) as Arc<dyn Export>)
         })
     }
 }

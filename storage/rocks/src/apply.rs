@@ -6,6 +6,7 @@ use crate::value;
 use rocksdb::{ErrorKind, WriteBatch};
 use smalti_storage::store::{Batch, Change, StoreError};
 use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// A range of slot or version keys that was dropped, and whose space can be taken back.
@@ -94,6 +95,7 @@ pub(crate) fn prepare(database: &Database, batch: &Batch) -> Result<Prepared, St
 fn delete_version(database: &Database, write: &mut WriteBatch, key: &version::Key) {
     write.single_delete_cf(database.meta(), key);
     write.single_delete_cf(database.data(), key);
+    database.unmet.fetch_add(1, Ordering::Relaxed);
 }
 
 fn drop_range(database: &Database, write: &mut WriteBatch, range: &Dropped) {

@@ -6,25 +6,32 @@ use crate::options::{DATA, META, PREP, RocksOptions, STATE, WalCheck};
 use crate::reclaim::BLOBS_SIZE;
 use crate::value;
 use rocksdb::properties::{
-    BACKGROUND_ERRORS, SIZE_ALL_MEM_TABLES as BUFFERS_SIZE, TOTAL_SST_FILES_SIZE as TABLES_SIZE,
+    AGGREGATED_TABLE_PROPERTIES, BACKGROUND_ERRORS, NUM_DELETES_ACTIVE_MEM_TABLE,
+    NUM_DELETES_IMM_MEM_TABLES, SIZE_ALL_MEM_TABLES as BUFFERS_SIZE,
+    TOTAL_SST_FILES_SIZE as TABLES_SIZE,
 };
 use rocksdb::statistics::Ticker;
-use rocksdb::{ColumnFamily, DB, ErrorKind, Options, WriteOptions};
+use rocksdb::{ColumnFamily, DB, ErrorKind, FlushOptions, Options, WriteOptions};
 use serde::{Deserialize, Serialize};
 use smalti_storage::ids::{Incarnation, RowSlot, StoreId};
 use smalti_storage::store::StoreError;
 use std::fmt;
 use std::path::Path;
+use std::sync::atomic::AtomicU64;
 use tracing::warn;
 
 /// The key in the state family under which the store's own record lies.
 const RUN: &[u8] = b"run";
+/// How the text about all tables of a family begins where it tells of deletions.
+const TABLE_DELETIONS: &str = "# deletions=";
 
 /// The open database with its families.
 pub(crate) struct Database {
     pub(crate) db: DB,
     /// What it was opened with; the counters hang on it.
     options: Options,
+    /// Deleted records that no compaction has met, about: their space is not counted as garbage.
+    pub(crate) unmet: AtomicU64,
 }
 
 /// Ties the database to its label, and counts starts should the label be lost or restored.
@@ -72,7 +79,7 @@ impl Database {
         let open = |wals| {
             let settings = options.database(new, wals);
             let db = DB::open_cf_descriptors(&settings, &path, options.families()?)?;
-            Ok(Self { db, options: settings })
+            Ok(Self { db, options: settings, unmet: AtomicU64::new(0) })
         };
         let (database, log_whole) = match open(WalCheck::On) {
             Ok(database) => (database, true),
@@ -142,6 +149,28 @@ impl Database {
             }
         }
         Ok(used)
+    }
+
+    /// Deletions of records in tables and buffers: each of one that no compaction has met.
+    pub(crate) fn deletions(&self) -> Result<u64, rocksdb::Error> {
+        let mut found = 0;
+        for name in [NUM_DELETES_ACTIVE_MEM_TABLE, NUM_DELETES_IMM_MEM_TABLES] {
+            found += self.db.property_int_value_cf(self.data(), name)?.unwrap_or(0);
+        }
+        let text = self
+            .db
+            .property_value_cf(self.data(), AGGREGATED_TABLE_PROPERTIES)?
+            .unwrap_or_default();
+        // The text is made for people and may change: then only those since the start are known.
+        let told = text.split(';').find_map(|part| part.trim().strip_prefix(TABLE_DELETIONS));
+        Ok(found + told.and_then(|number| number.parse::<u64>().ok()).unwrap_or(0))
+    }
+
+    /// Writes the buffers of all families out, and so lets go of the logs.
+    pub(crate) fn flush(&self) -> Result<(), StoreError> {
+        let families = [self.meta(), self.data(), self.prep(), self.state()];
+        let flushed = self.db.flush_cfs_opt(&families, &FlushOptions::default());
+        flushed.map_err(|error| failed(&error))
     }
 
     /// Changes an option while the database is open.

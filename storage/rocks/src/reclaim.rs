@@ -4,6 +4,10 @@
 //! quiet store may be never. So a thread compacts what was dropped. It is no more than a help:
 //! what it misses, because it is busy or the store ends, goes with the compactions that come.
 //!
+//! The same holds for deletions, one for each record that was overwritten or trimmed: a store that
+//! nobody writes to any more, because its disk is full, would never compact them. So when there are
+//! enough of them the tables are compacted, which are small.
+//!
 //! Overwritten records stay in their blob files, among living ones. When half of all is dead the
 //! same thread has the older half of the files rewritten: more than half of that is dead, for what
 //! is old was overwritten most. So a record is moved less than once for each that is written, and
@@ -13,9 +17,11 @@
 
 use crate::apply::Dropped;
 use crate::database::Database;
+use crate::garbage::{self, Sizes};
+use crate::options::RocksOptions;
 use crate::space;
-use rocksdb::{BottommostLevelCompaction, CompactOptions};
-use smalti_storage::store::StoreError;
+use rocksdb::{BottommostLevelCompaction, ColumnFamily, CompactOptions};
+use smalti_storage::store::{Space, StoreError};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,10 +37,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// A collection that has not brought the garbage below half by then waits for the next look.
 const ROUNDS_MAX: usize = 8;
 pub(crate) const BLOBS_SIZE: &str = "rocksdb.live-blob-file-size";
-const GARBAGE: &str = "rocksdb.live-blob-file-garbage-size";
 /// Which part of the blob files, oldest first, a compaction rewrites.
 const CUTOFF: &str = "blob_garbage_collection_age_cutoff";
-const CUTOFFS: [f64; 4] = [0.5, 0.25, 0.1, 0.05];
 
 #[derive(Debug)]
 pub(crate) struct Reclaim {
@@ -47,12 +51,17 @@ impl Reclaim {
     pub(crate) fn start(
         database: Arc<Database>,
         directory: &Path,
-        garbage_bytes_min: u64,
+        options: &RocksOptions,
     ) -> io::Result<Self> {
         let (sender, receiver) = sync_channel(WAITING_MAX);
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
-        let collector = Collector { database, directory: directory.to_owned(), garbage_bytes_min };
+        let collector = Collector {
+            database,
+            directory: directory.to_owned(),
+            garbage_bytes_min: options.garbage_bytes_min,
+            buffers: options.buffers(),
+        };
         let thread = Builder::new()
             .name("smalti-reclaim".to_owned())
             .spawn(move || collector.run(&receiver, &stopped))?;
@@ -85,57 +94,85 @@ struct Collector {
     database: Arc<Database>,
     directory: PathBuf,
     garbage_bytes_min: u64,
+    buffers: u64,
 }
 
 impl Collector {
     fn run(&self, inbox: &Receiver<Dropped>, stop: &AtomicBool) {
         let stopped = || stop.load(Ordering::Acquire);
-        let mut options = CompactOptions::default();
-        // Ordinary compactions go on meanwhile.
-        options.set_exclusive_manual_compaction(false);
-        let database = &self.database;
+        match self.database.deletions() {
+            Ok(found) => {
+                self.database.unmet.fetch_add(found, Ordering::Relaxed);
+            }
+            Err(error) => warn!(%error, "can not tell what was deleted before the start"),
+        }
         while !stopped() {
             match inbox.recv_timeout(LOOK_EVERY) {
                 Ok(Dropped { from, to }) => {
-                    for family in [database.meta(), database.data()] {
+                    for family in [self.database.meta(), self.database.data()] {
                         if stopped() {
                             return;
                         }
-                        database.db.compact_range_cf_opt(family, Some(&from), Some(&to), &options);
+                        self.compact(family, Some((&from, &to)), false);
                     }
-                    // What was dropped is dead all at once, and wanted back.
-                    self.collect(0, &stopped);
+                    if self.flush() {
+                        // What was dropped is dead all at once, and wanted back.
+                        self.collect(0, &stopped);
+                    }
                 }
-                Err(RecvTimeoutError::Timeout) => self.collect(self.garbage_bytes_min, &stopped),
+                Err(RecvTimeoutError::Timeout) => {
+                    self.settle(&stopped);
+                    self.collect(self.garbage_bytes_min, &stopped);
+                }
                 Err(RecvTimeoutError::Disconnected) => return,
             }
         }
     }
 
+    /// Has deletions meet their records where that is worth it. It moves no record: files all of
+    /// whose records are dead go, and of the others it is known how much of them is.
+    fn settle(&self, stopped: &impl Fn() -> bool) {
+        let counted = self.database.unmet.load(Ordering::Relaxed);
+        let Some((sizes, space)) = self.look() else { return };
+        let pays = |unmet| sizes.settle(unmet, self.garbage_bytes_min, space);
+        if stopped() || !pays(counted) {
+            return;
+        }
+        let unmet = garbage::take_unmet(&self.database);
+        if !pays(unmet) {
+            self.database.unmet.fetch_add(unmet, Ordering::Relaxed);
+            return;
+        }
+        // Logs hold what was deleted once more.
+        if !self.flush() {
+            return;
+        }
+        self.compact(self.database.data(), None, false);
+        let left = Sizes::of(&self.database).map_or(sizes, |sizes| sizes);
+        info!(
+            unmet,
+            all = sizes.all,
+            garbage = sizes.garbage,
+            all_left = left.all,
+            garbage_left = left.garbage,
+            "deletions met their records"
+        );
+    }
+
     /// Has the older blob files rewritten without their dead records, as long as that pays.
     fn collect(&self, garbage_min: u64, stopped: &impl Fn() -> bool) {
         for _ in 0..ROUNDS_MAX {
-            let (sizes, free) = match (self.sizes(), space::below(&self.directory, 0, 0)) {
-                (Ok(sizes), Ok(space)) => (sizes, space.free),
-                (Err(error), _) => {
-                    warn!(%error, "can not tell how much of the store is garbage");
-                    return;
-                }
-                (_, Err(error)) => {
-                    warn!(%error, "can not tell how much space there is");
-                    return;
-                }
-            };
-            if stopped() || sizes.garbage < garbage_min {
+            let Some((sizes, space)) = self.look() else { return };
+            if stopped() {
                 return;
             }
-            let Some(cutoff) = cutoff(sizes, free) else { return };
+            let Some(cutoff) = sizes.cutoff(garbage_min, space) else { return };
             if let Err(error) = self.rewrite(cutoff) {
                 warn!(%error, "can not take dead records out");
                 return;
             }
             let Sizes { all, garbage } = sizes;
-            let left = self.sizes().map_or(garbage, |sizes| sizes.garbage);
+            let left = Sizes::of(&self.database).map_or(garbage, |sizes| sizes.garbage);
             info!(all, garbage, left, cutoff, "took dead records out");
             if left >= garbage {
                 // Nothing came of it: not again before the next look.
@@ -144,59 +181,39 @@ impl Collector {
         }
     }
 
+    fn look(&self) -> Option<(Sizes, Space)> {
+        let sizes = Sizes::of(&self.database);
+        let sizes = sizes
+            .inspect_err(|error| warn!(%error, "can not tell how much of the store is garbage"));
+        let space = space::below(&self.directory, 0, self.buffers);
+        let space =
+            space.inspect_err(|error| warn!(%error, "can not tell how much space there is"));
+        Some((sizes.ok()?, space.ok()?))
+    }
+
+    fn flush(&self) -> bool {
+        // The next commit finds it as well, and ends the store.
+        self.database
+            .flush()
+            .inspect_err(|error| warn!(%error, "can not write the buffers out"))
+            .is_ok()
+    }
+
     fn rewrite(&self, cutoff: f64) -> Result<(), StoreError> {
         let database = &self.database;
         database.set_option(database.data(), CUTOFF, &cutoff.to_string())?;
-        let mut options = CompactOptions::default();
-        options.set_exclusive_manual_compaction(false);
-        options.set_bottommost_level_compaction(BottommostLevelCompaction::Force);
-        database.db.compact_range_cf_opt(database.data(), None::<&[u8]>, None::<&[u8]>, &options);
+        self.compact(database.data(), None, true);
         database.set_option(database.data(), CUTOFF, "0.0")
     }
 
-    fn sizes(&self) -> Result<Sizes, rocksdb::Error> {
-        let data = self.database.data();
-        let figure = |name| self.database.db.property_int_value_cf(data, name);
-        Ok(Sizes { all: figure(BLOBS_SIZE)?.unwrap_or(0), garbage: figure(GARBAGE)?.unwrap_or(0) })
-    }
-}
-
-/// Bytes of all blob files in use, and of the dead records in them.
-#[derive(Clone, Copy, Debug)]
-struct Sizes {
-    all: u64,
-    garbage: u64,
-}
-
-/// The part of the blob files, oldest first, to rewrite now; `None`: it does not pay, or there is
-/// no room to do it in. What is rewritten takes at most as much again as it had, and half of what
-/// is free is left to those who write meanwhile.
-fn cutoff(sizes: Sizes, free: u64) -> Option<f64> {
-    let Sizes { all, garbage } = sizes;
-    // With room for all of it the cheapest time is at half; with less there is no time to wait.
-    let worth = if free > all { all / 2 } else { all / 4 };
-    if garbage == 0 || garbage < worth {
-        return None;
-    }
-    let fits = |part: &f64| all as f64 * part <= free as f64 / 2.0;
-    CUTOFFS.into_iter().find(fits)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn collections_leave_room_and_begin_sooner_where_it_is_scarce() {
-        let cut = |all, garbage, free| cutoff(Sizes { all, garbage }, free);
-        assert_eq!(cut(1000, 499, 5000), None);
-        assert_eq!(cut(1000, 500, 5000), Some(0.5));
-        assert_eq!(cut(1000, 249, 900), None);
-        assert_eq!(cut(1000, 250, 1000), Some(0.5), "half of what is free is enough for half");
-        assert_eq!(cut(1000, 250, 999), Some(0.25));
-        assert_eq!(cut(1000, 600, 200), Some(0.1));
-        assert_eq!(cut(1000, 600, 100), Some(0.05));
-        assert_eq!(cut(1000, 600, 99), None, "it would fill the disk");
-        assert_eq!(cut(0, 0, 99), None);
+    fn compact(&self, family: &ColumnFamily, range: Option<(&[u8], &[u8])>, all_levels: bool) {
+        let mut options = CompactOptions::default();
+        // Ordinary compactions go on meanwhile.
+        options.set_exclusive_manual_compaction(false);
+        if all_levels {
+            options.set_bottommost_level_compaction(BottommostLevelCompaction::Force);
+        }
+        let (from, to) = range.unzip();
+        self.database.db.compact_range_cf_opt(family, from, to, &options);
     }
 }

@@ -11,7 +11,7 @@ use crate::reclaim::Reclaim;
 use crate::space;
 use crate::value;
 use bytes::Bytes;
-use rocksdb::{DBPinnableSlice, DBRawIterator, FlushOptions, ReadOptions, WriteOptions};
+use rocksdb::{DBPinnableSlice, DBRawIterator, ReadOptions, WriteOptions};
 use smalti_storage::ids::{Epoch, GroupNo, RowAddr, RowSlot, RunId, Ver, VolumeNo};
 use smalti_storage::store::{
     Admission, Announced, Batch, ChangeIndex, Opened, ShardStore, SlotVersions, Space, StoreError,
@@ -84,9 +84,8 @@ impl RocksStore {
         label::sync_directory(directory.path())?;
         directory.write(&label)?;
         let database = Arc::new(started.database);
-        let reclaim =
-            Reclaim::start(Arc::clone(&database), directory.path(), options.garbage_bytes_min)
-                .map_err(|error| StoreError::Io(format!("no thread to reclaim space: {error}")))?;
+        let reclaim = Reclaim::start(Arc::clone(&database), directory.path(), options)
+            .map_err(|error| StoreError::Io(format!("no thread to reclaim space: {error}")))?;
         info!(store = %opened.id, incarnation = %opened.incarnation, clean = opened.clean,
             path = %directory.path().display(), "store opened");
         Ok(Self {
@@ -180,14 +179,7 @@ impl RocksStore {
     /// matter, and puts the clean marker into the label.
     fn finish(&self) -> Result<(), StoreError> {
         let db = &self.database.db;
-        let families = [
-            self.database.meta(),
-            self.database.data(),
-            self.database.prep(),
-            self.database.state(),
-        ];
-        let flushed = db.flush_cfs_opt(&families, &FlushOptions::default());
-        flushed.map_err(|error| failed(&error))?;
+        self.database.flush()?;
         db.flush_wal(true).map_err(|error| failed(&error))?;
         self.database.check_background()?;
         db.cancel_all_background_work(true);

@@ -248,6 +248,53 @@ fn the_space_of_a_dropped_volume_comes_back() {
     assert_eq!(left.len(), 128);
 }
 
+/// One row of eight lives on, so no file is dead as a whole.
+fn deleted_records_go(restart: bool) {
+    let mut disk = Disk::new();
+    disk.options.garbage_bytes_min = 1 << 20;
+    disk.restart(true);
+    let at = |i| place(1, 0, 0, i, 0);
+    let lives = |i: u32| i.is_multiple_of(8);
+    for batch in 0..8 {
+        let rows = batch * 256..(batch + 1) * 256;
+        let changes = rows.map(|i| put(at(i), ver(1, 1), 1, 4160)).collect();
+        disk.store().commit(Batch::durable(changes)).expect("commit");
+    }
+    let all = 2048 * 4160;
+    let dead = (0..2048).filter(|i| !lives(*i));
+    let changes = dead.map(|i| Change::DeleteVersion { at: at(i), ver: ver(1, 1) }).collect();
+    if restart {
+        // The records are in their files, and the deletions in tables before anybody counts them.
+        disk.restart(true);
+        disk.options.garbage_bytes_min = 1 << 30;
+        disk.restart(true);
+        disk.store().commit(Batch::durable(changes)).expect("commit");
+        disk.options.garbage_bytes_min = 1 << 20;
+        disk.restart(true);
+    } else {
+        disk.store().commit(Batch::durable(changes)).expect("commit");
+    }
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while blob_bytes(disk.directory.path()) > all / 2 || blob_bytes(disk.directory.path()) == 0 {
+        assert!(std::time::Instant::now() < deadline, "the space does not come back");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    for i in 0..2048 {
+        let found = disk.store().record(at(i), ver(1, 1)).expect("record");
+        assert_eq!(found.is_some(), lives(i), "{i}");
+    }
+}
+
+#[test]
+fn the_space_of_deleted_records_comes_back_though_nobody_writes() {
+    deleted_records_go(false);
+}
+
+#[test]
+fn so_does_that_of_those_deleted_before_a_restart() {
+    deleted_records_go(true);
+}
+
 #[test]
 fn overwritten_records_do_not_pile_up() {
     const HOT: u32 = 512;

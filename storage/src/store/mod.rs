@@ -19,7 +19,10 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 pub mod memory;
+mod space;
 pub mod suite;
+
+pub use space::Space;
 
 /// One entry of a parity slot's version vector: which version of data slot `j` this parity covers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -256,20 +259,6 @@ pub fn admitted_before(admission: Admission, last: Incarnation) -> StoreError {
 
 /// One row slot with all its versions, newest first.
 pub type SlotVersions = (RowSlot, Vec<VersionMeta>);
-
-/// Space on the device below the store, in bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Space {
-    /// Size of the file system.
-    pub total: u64,
-    /// Free for us.
-    pub free: u64,
-    /// What the store itself takes up, about.
-    pub used: u64,
-    /// What the store may hold in memory of what it has acknowledged, at most: it is written once
-    /// more, from a log into its place, and needs room there.
-    pub buffers: u64,
-}
 
 /// What a store may answer instead of data.
 #[derive(Debug, thiserror::Error)]

@@ -20,7 +20,7 @@ impl StoreCore {
             config: self.config,
             boot: self.boot,
             registered: self.registered,
-            space_low: self.space_low,
+            room: self.room,
             volumes: self.volumes.clone(),
             recheck: self.recheck.clone(),
             batch: self.batch.clone(),
@@ -37,7 +37,7 @@ impl StoreCore {
         (self.opened.incarnation, self.opened.clean, &self.recheck).hash(hasher);
         // Whether a restart's grants may still be believed in.
         self.boot.after(lease_granted(self.config.lease_max)).since(now).hash(hasher);
-        (self.registered, self.volumes.len(), self.space_low, self.must_sync, self.fence_due)
+        (self.registered, self.volumes.len(), self.room, self.must_sync, self.fence_due)
             .hash(hasher);
         self.batch.hash(hasher);
         for (no, side) in &self.volumes {

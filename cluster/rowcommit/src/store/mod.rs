@@ -17,6 +17,7 @@ mod index;
 mod prepare;
 mod prove;
 pub mod read;
+mod room;
 mod rows;
 
 use crate::invariant::invariant;
@@ -26,6 +27,7 @@ use crate::time::{Time, lease_granted};
 use collect::Collecting;
 use index::Indexes;
 use read::Fence;
+pub use room::Room;
 use rows::Rows;
 use smalti_map::mutant::{Mutant, lives};
 use smalti_map::{ClusterMap, Coordinator as Coordinating, Group, ReadMode};
@@ -121,7 +123,7 @@ pub struct StoreCore {
     /// The map tells of this start. An older one may be from before this store was given, or gave
     /// up, what it holds.
     registered: bool,
-    space_low: bool,
+    room: Room,
     volumes: BTreeMap<VolumeNo, VolumeSide>,
     rows: Rows,
     /// Row slots that may keep more than they need, because a pass found them unreadable.
@@ -150,7 +152,7 @@ impl StoreCore {
             config,
             boot,
             registered: false,
-            space_low: false,
+            room: Room::All,
             volumes: BTreeMap::new(),
             recheck: Vec::new(),
             batch: Batch::default(),
@@ -171,9 +173,9 @@ impl StoreCore {
         Arc::clone(&self.fence)
     }
 
-    /// Whether new data is refused for lack of space. Aborts, commits and repairs go on.
-    pub fn set_space_low(&mut self, low: bool) {
-        self.space_low = low;
+    /// What clients may still have written. Aborts, commits and repairs always go on.
+    pub fn set_room(&mut self, room: Room) {
+        self.room = room;
     }
 
     /// Adopts a newer map; forgets volumes that were deleted. Readers beside this core adopt it

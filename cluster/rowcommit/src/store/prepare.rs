@@ -1,6 +1,6 @@
 //! Prepares, commits, aborts and installs: everything that changes rows.
 
-use super::StoreCore;
+use super::{Room, StoreCore};
 use crate::invariant::invariant;
 use crate::msg::{Answer, Changed, FROZEN, Reject, UNREADABLE, Update};
 use bytes::Bytes;
@@ -23,7 +23,7 @@ impl StoreCore {
         wid: Wid,
         record: Bytes,
     ) -> Answered {
-        if let Some(answer) = self.before_prepare(at, update.ver, Some(base))? {
+        if let Some(answer) = self.before_prepare(at, update.ver, Some(base), Some(&record))? {
             return Ok(answer);
         }
         let row = self.rows.at(at)?;
@@ -47,7 +47,7 @@ impl StoreCore {
     ) -> Answered {
         // The base of a parity slot is the version its vector stands at, whichever that is: the
         // entries of the changed slots are what must match.
-        if let Some(answer) = self.before_prepare(at, update.ver, None)? {
+        if let Some(answer) = self.before_prepare(at, update.ver, None, None)? {
             return Ok(answer);
         }
         let head = self.rows.at(at)?.head().cloned();
@@ -89,6 +89,9 @@ impl StoreCore {
             return Ok(Answer::Rejected(Reject::Fingerprint));
         }
         let record = sum;
+        if self.lacks_room_for(Some(&record)) {
+            return Ok(Answer::Rejected(Reject::NoSpace));
+        }
         let wid = vec.iter().map(|entry| entry.wid).max().unwrap_or_default();
         let meta = new_version(update, head.ver, wid, vec, &record).sealed_for(at, &record);
         self.put_prepared(at, meta, record)
@@ -102,7 +105,7 @@ impl StoreCore {
         vec: Vec<VecEntry>,
         record: Bytes,
     ) -> Answered {
-        if let Some(answer) = self.before_prepare(at, update.ver, None)? {
+        if let Some(answer) = self.before_prepare(at, update.ver, None, Some(&record))? {
             return Ok(answer);
         }
         let row = self.rows.at(at)?;
@@ -125,12 +128,14 @@ impl StoreCore {
     }
 
     /// What every prepare has in common: repeated ones are simply confirmed, late ones refused,
-    /// and an undecided version that this one was not built on is dropped.
+    /// and an undecided version that this one was not built on is dropped. `record` is what the
+    /// slot is to hold, if that is known already.
     fn before_prepare(
         &mut self,
         at: RowSlot,
         ver: Ver,
         base: Option<Ver>,
+        record: Option<&Bytes>,
     ) -> Result<Option<Answer>, StoreError> {
         if let Some(side) = self.volumes.get(&at.volume) {
             let unsettled = side.unsettled.as_ref().is_none_or(|u| u.contains(&at.row.group));
@@ -163,7 +168,7 @@ impl StoreCore {
             // A late one for a slot that was repaired past it meanwhile.
             return Ok(Some(Answer::Rejected(Reject::Base { have })));
         }
-        if self.space_low {
+        if self.lacks_room_for(record) {
             return Ok(Some(Answer::Rejected(Reject::NoSpace)));
         }
         let undecided = side.prepared.get(&at).copied();
@@ -177,6 +182,15 @@ impl StoreCore {
             }
         }
         Ok(None)
+    }
+
+    /// An absent record takes no space and gives back what was there.
+    fn lacks_room_for(&self, record: Option<&Bytes>) -> bool {
+        match self.room {
+            Room::All => false,
+            Room::Freeing => record.is_some_and(|record| !record.is_empty()),
+            Room::Nothing => true,
+        }
     }
 
     /// An update is only ever built on a committed version, so what is older than its base has

@@ -326,10 +326,53 @@ fn a_late_prepare_does_not_get_beneath_a_repair() {
 fn a_full_disk_takes_no_updates_but_everything_else() {
     let mut rig = Rig::new(1);
     rig.ask(prep(1, Ver::NONE));
-    rig.core.set_space_low(true);
+    rig.core.set_room(Room::Freeing);
     assert_eq!(rig.ask(prep(2, ver(1))), Answer::Rejected(Reject::NoSpace));
     assert_eq!(rig.ask(prep(1, Ver::NONE)), Answer::Ok);
     assert_eq!(rig.ask(restore(4, ver(1))), Answer::Ok);
+}
+
+/// The same with the absent record.
+fn absent(ask: Ask) -> Ask {
+    let record = Bytes::new();
+    match ask {
+        Ask::PrepData { row, slot, update, base, wid, .. } => {
+            Ask::PrepData { row, slot, update, base, wid, record }
+        }
+        Ask::PrepFull { row, slot, update, wid, vec, .. } => {
+            Ask::PrepFull { row, slot, update, wid, vec, record }
+        }
+        other => other,
+    }
+}
+
+#[test]
+fn a_full_disk_takes_what_leaves_records_absent() {
+    let no_space = Answer::Rejected(Reject::NoSpace);
+    let mut rig = Rig::new(1);
+    rig.ask(prep(1, Ver::NONE));
+    rig.core.set_room(Room::Freeing);
+    assert_eq!(rig.ask(full(2)), no_space);
+    assert_eq!(rig.ask(absent(full(2))), Answer::Ok);
+    assert_eq!(rig.ask(absent(prep(3, ver(2)))), Answer::Ok);
+    rig.watermark(ver(3));
+    assert_eq!(rig.versions(0), [3]);
+    rig.core.set_room(Room::Nothing);
+    assert_eq!(rig.ask(absent(full(4))), no_space);
+    assert_eq!(rig.ask(absent(prep(4, ver(3)))), no_space);
+    rig.core.set_room(Room::All);
+    assert_eq!(rig.ask(prep(4, ver(3))), Answer::Ok);
+}
+
+#[test]
+fn a_full_disk_takes_deltas_that_leave_parity_absent() {
+    let mut rig = Rig::new(3);
+    assert_eq!(rig.ask(delta(1, Ver::NONE, 7)), Answer::Ok);
+    rig.core.set_room(Room::Freeing);
+    assert_eq!(rig.ask(delta(2, ver(1), 3)), Answer::Rejected(Reject::NoSpace));
+    assert_eq!(rig.ask(delta(2, ver(1), 7)), Answer::Ok);
+    rig.core.set_room(Room::Nothing);
+    assert_eq!(rig.ask(delta(3, ver(2), 7)), Answer::Rejected(Reject::NoSpace));
 }
 
 #[test]

@@ -14,7 +14,7 @@ mod unreadable;
 use super::*;
 use crate::msg::{Changed, Frame, UNREADABLE, Update, Want};
 use crate::store::read::ReadSide;
-use crate::store::{StoreConfig, StoreCore};
+use crate::store::{Room, StoreConfig, StoreCore};
 use crate::support::{self, RECORD_LEN, VOLUME, row, store};
 use bytes::Bytes;
 use rig::*;
@@ -376,7 +376,7 @@ fn an_abort_brings_a_learner_s_old_row_to_light_again() {
     let place = (GroupNo(0), Slot(2));
     let learning = rig.coordinator.catchup.learners.get_mut(&place).expect("it learns");
     learning.stage = catchup::Stage::Repairing;
-    rig.parties.get_mut(&store(1)).expect("it is there").core.set_space_low(true);
+    rig.parties.get_mut(&store(1)).expect("it is there").core.set_room(Room::Freeing);
     rig.feed(Event::Write { op: 3, blocks: vec![block(0, 3), block(1, 3)] });
     rig.settle();
     let failed = Action::WriteDone { op: 3, result: Err(OpError::NoSpace) };

@@ -132,7 +132,7 @@ async fn a_client_is_told_where() {
     volume.put(7, Bytes::from(vec![1; RECORD_LEN]));
     let device: Arc<dyn BlockDevice> = Arc::new(volume.gateway);
     let info = smalti_nbd::ExportInfo::new("name", 1 << 20);
-    let export = crate::NbdExport::new(info.clone(), device);
+    let export = crate::NbdExport::new(info.clone(), device, 2 * 4096);
     use smalti_nbd::{DeviceErrorKind, Export, ZeroFlags};
     assert_eq!(export.info(), info);
     let error = export.read(0, 1 << 20).await.unwrap_err();
@@ -152,4 +152,24 @@ async fn a_client_is_told_where() {
     export.cache(0, 4096).await.unwrap();
     let error = export.write(1 << 20, patterned(5, 1), false).await.unwrap_err();
     assert_eq!(error.kind(), DeviceErrorKind::Invalid);
+}
+
+#[tokio::test]
+async fn without_room_a_trim_leaves_parts_of_rows_alone() {
+    use smalti_nbd::{DeviceErrorKind, Export, ZeroFlags};
+    let volume = volume();
+    volume.write(1, 1).await;
+    let rows = volume.rows.clone();
+    let info = smalti_nbd::ExportInfo::new("name", 1 << 20);
+    let export = crate::NbdExport::new(info, Arc::new(volume.gateway), 2 * 4096);
+    rows.fail(Some((OpError::NoSpace, false)));
+    export.trim(4096, 4096, false).await.unwrap();
+    for whole in [0, 4096] {
+        let error = export.trim(whole, 3 * 4096, false).await.unwrap_err();
+        assert_eq!(error.kind(), DeviceErrorKind::NoSpace);
+    }
+    let error = export.write_zeroes(4096, 4096, ZeroFlags::default()).await.unwrap_err();
+    assert_eq!(error.kind(), DeviceErrorKind::NoSpace);
+    rows.fail(Some((OpError::Invalid, false)));
+    export.trim(4096, 4096, false).await.unwrap_err();
 }
