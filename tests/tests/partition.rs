@@ -105,25 +105,29 @@ fn a_coordinator_that_loses_two_stores_others_reach_is_replaced() -> Result<()> 
     let lan = Lan::make(5)?;
     let spec = Spec { nodes: 5, geometry: Some((3, 2)), ..Spec::three(test, "64M") };
     let cluster = dealt(spec, &lan)?;
-    let mut load = Load::start(LoadConfig::new(vec![cluster.target(0)], 0, seed));
+    // Not the leader's links: who it does not hear is dead for it, which is another matter.
+    let leads = leader(&cluster, 0)?;
+    let mut others = (0..5).filter(|node| *node != leads);
+    let (own, lost) = (others.next().context("a node")?, others.by_ref().take(2));
+    let lost: Vec<usize> = lost.collect();
+    let mut load = Load::start(LoadConfig::new(vec![cluster.target(own)], 0, seed));
     load.progress(100, LIMIT)?;
     until("the clients' node has the seat", LIMIT, || {
-        Ok(holder(&cluster, 0)?.filter(|node| *node == 0))
+        Ok(holder(&cluster, leads)?.filter(|node| *node == own))
     })?;
-    // Not the leader's link: who it does not hear is dead for it, which is another matter.
-    let leads = leader(&cluster, 0)?;
-    let lost: Vec<usize> = (1..5).filter(|node| *node != leads).take(2).collect();
-    let sees = (1..5).find(|node| !lost.contains(node)).context("one that sees all")?;
     load.window();
     let begun = Instant::now();
     for node in &lost {
-        lan.cut(0, *node)?;
+        lan.cut(own, *node)?;
     }
     // Four slots have to be in sync for writes, and it reaches three: nothing is served meanwhile.
-    let seat = wait_elsewhere(&cluster, sees, 0, REPLACED)?;
+    let seat = wait_elsewhere(&cluster, leads, own, REPLACED)?;
     say(
         test,
-        &format!("leader {leads}, {lost:?} cut from 0: node {seat} after {:?}", begun.elapsed()),
+        &format!(
+            "leader {leads}, {lost:?} cut from {own}: node {seat} after {:?}",
+            begun.elapsed()
+        ),
     );
     load.progress(100, LIMIT).context("while the links are cut")?;
     let window = load.window();
@@ -131,10 +135,10 @@ fn a_coordinator_that_loses_two_stores_others_reach_is_replaced() -> Result<()> 
     // All are in sync, for who has the seat reaches everybody.
     wait_ok(&cluster, seat, 1).context("while the links are cut")?;
     for node in &lost {
-        lan.mend(0, *node)?;
+        lan.mend(own, *node)?;
     }
     load.progress(100, LIMIT)?;
-    wait_ok(&cluster, 0, 1).context("with all links")?;
+    wait_ok(&cluster, own, 1).context("with all links")?;
     let errors = load.server_errors();
     end(cluster, load, errors)
 }
@@ -149,28 +153,27 @@ fn of_three_the_one_between_two_that_are_cut_gets_the_seat() -> Result<()> {
     say(test, &format!("seed {seed}"));
     let lan = Lan::make(3)?;
     let cluster = dealt(Spec::three(test, "64M"), &lan)?;
-    let mut load = Load::start(LoadConfig::new(vec![cluster.target(0)], 0, seed));
+    let between = leader(&cluster, 0)?;
+    let (own, other) = ((between + 1) % 3, (between + 2) % 3);
+    let mut load = Load::start(LoadConfig::new(vec![cluster.target(own)], 0, seed));
     load.progress(100, LIMIT)?;
     until("the clients' node has the seat", LIMIT, || {
-        Ok(holder(&cluster, 0)?.filter(|node| *node == 0))
+        Ok(holder(&cluster, between)?.filter(|node| *node == own))
     })?;
-    let other = (1..3).find(|node| leader(&cluster, 0).is_ok_and(|leads| leads != *node));
-    let other = other.context("one that does not lead")?;
-    let between = 3 - other;
     load.window();
     let begun = Instant::now();
     // What the coordinator sends is lost, and what the other one answers arrives.
-    lan.cut_one_way(0, other)?;
+    lan.cut_one_way(own, other)?;
     load.progress(100, LIMIT).context("without one store")?;
     let window = load.window();
-    say(test, &format!("0 does not reach {other}: {}", window.brief()));
-    let seat = wait_elsewhere(&cluster, between, 0, LIMIT)?;
+    say(test, &format!("{own} does not reach {other}: {}", window.brief()));
+    let seat = wait_elsewhere(&cluster, between, own, LIMIT)?;
     say(test, &format!("node {seat} has the seat after {:?}", begun.elapsed()));
-    ensure!(seat == between, "node {seat} reaches no more than node 0");
+    ensure!(seat == between, "node {seat} reaches no more than node {own}");
     wait_ok(&cluster, between, 1).context("while the link is cut")?;
     load.progress(100, LIMIT)?;
-    lan.mend(0, other)?;
-    wait_ok(&cluster, 0, 1).context("with all links")?;
+    lan.mend(own, other)?;
+    wait_ok(&cluster, own, 1).context("with all links")?;
     let errors = load.server_errors();
     end(cluster, load, errors)
 }

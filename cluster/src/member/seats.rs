@@ -12,7 +12,7 @@ use crate::fabric::service;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
-use smalti_map::reach::{better_seat, reaches_less};
+use smalti_map::reach::{Views, better_seat, reaches_less};
 use smalti_map::view::MapView;
 use smalti_map::{Command, Coordinator, Group, Volume};
 use smalti_net::Service;
@@ -110,6 +110,16 @@ fn encode(message: &impl Serialize) -> Bytes {
     postcard::to_extend(message, vec![VERSION])
         .expect("a vector grows and every field is serialisable")
         .into()
+}
+
+/// Only what the leader hears itself counts: a store that gets no maps from it serves no new seat.
+fn within(leader: NodeId, mut views: Views) -> Views {
+    if let Some(own) = views.get(&leader).cloned() {
+        for (node, hears) in &mut views {
+            hears.retain(|other| other == node || own.contains(other));
+        }
+    }
+    views
 }
 
 fn decode<T: for<'a> Deserialize<'a>>(bytes: &[u8]) -> Option<T> {
@@ -410,7 +420,7 @@ impl Member {
         }
         let map = self.map();
         outlook.keep(|volume| map.volumes.contains_key(&volume));
-        let views = self.beats().views();
+        let views = within(self.node(), self.beats().views());
         let alive = |node: &NodeId| {
             self.beats().ever_heard(*node)
                 && self.beats().silent_for(*node) < self.inner.seat_suspect_after
