@@ -55,7 +55,7 @@ pub use futures::future::BoxFuture;
 pub use identity::PeerIdentity;
 pub use join::{
     JoinAddresses, JoinAsk, JoinError, JoinGrant, JoinHost, JoinPeer, JoinToken, JoinWish, Joined,
-    JoinerKey, TokenError, join,
+    JoinerKey, RenewalError, RenewalHost, TokenError, join,
 };
 pub use peer::{DownReason, Peer, PeerState, PeerStats};
 pub use service::{Service, SessionHandler};

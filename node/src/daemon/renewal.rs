@@ -1,30 +1,18 @@
-//! Certificates are renewed at two thirds of their life, by a node with the authority's key, over a
-//! connection that the old one still opens.
+//! Certificates are renewed at two thirds of their life, by a node with the authority's key, which gives
+//! one to members whose own has expired as well: `cluster/net/src/join/renew.rs`.
 //!
-//! ```text
-//! request  1 | public key 65 bytes        answer  1 | 0 | certificate in PEM, or 1 | 1 | why not
-//! ```
 //! The key stays the node's own and the same: only `node.crt` is replaced, which a crash leaves as it
 //! was or as it is to be.
 
 use super::authority::{Authority, unix_now};
 use crate::serve::NodeRuntime;
 use anyhow::{Context, anyhow, bail};
-use bytes::Bytes;
 use futures::future::BoxFuture;
 use smalti_cluster::Member;
-use smalti_cluster::fabric::service;
-use smalti_net::{JoinerKey, NodeCredentials, Service, Validity};
+use smalti_net::{JoinerKey, NodeCredentials, RenewalHost, Validity};
 use smalti_storage::ids::NodeId;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
-
-const VERSION: u8 = 1;
-const SIGNED: u8 = 0;
-const REFUSED: u8 = 1;
-
-/// A certificate has about a thousand letters.
-const ANSWER_BYTES_MAX: usize = 16 << 10;
 
 /// How long one node may take to sign.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -40,23 +28,9 @@ pub(super) struct Renewals {
     pub(super) authority: Authority,
 }
 
-impl Service for Renewals {
-    fn call(&self, from: NodeId, request: Bytes) -> BoxFuture<'_, Bytes> {
-        Box::pin(async move {
-            let key = match request.split_first() {
-                Some((&VERSION, point)) => JoinerKey::from_point(point),
-                _ => None,
-            };
-            let signed = match key {
-                Some(key) => self.sign(from, &key).await,
-                None => Err("the request can not be read".into()),
-            };
-            let (status, text) = match signed {
-                Ok(certificate) => (SIGNED, certificate),
-                Err(why) => (REFUSED, why),
-            };
-            [&[VERSION, status], text.as_bytes()].concat().into()
-        })
+impl RenewalHost for Renewals {
+    fn renew(&self, node: NodeId, key: JoinerKey) -> BoxFuture<'_, Result<String, String>> {
+        Box::pin(async move { self.sign(node, &key).await })
     }
 }
 
@@ -80,31 +54,14 @@ impl Renewals {
             Ok(certificate) => return Ok(certificate),
             Err(why) => why,
         };
-        let nodes: Vec<NodeId> = self.member.map().nodes.keys().copied().collect();
-        let request = Bytes::from([&[VERSION], key.as_point()].concat());
-        for node in nodes.into_iter().filter(|node| *node != me) {
-            let request = request.clone();
-            let fabric = self.member.fabric();
-            match fabric.call(node, service::CERTIFICATES, request, CALL_TIMEOUT).await {
-                Ok(answer) => match read(&answer) {
-                    Some(Ok(certificate)) => return Ok(certificate),
-                    Some(Err(why)) => last = format!("{node}: {why}"),
-                    None => last = format!("{node}: its answer can not be read"),
-                },
+        let fabric = self.member.fabric();
+        for node in fabric.nodes().into_iter().filter(|node| *node != me) {
+            match fabric.ask_certificate(node, CALL_TIMEOUT).await {
+                Ok(certificate) => return Ok(certificate),
                 Err(error) => last = error.to_string(),
             }
         }
         bail!("no node signs; the last one asked said: {last}")
-    }
-}
-
-fn read(answer: &[u8]) -> Option<Result<String, String>> {
-    let [VERSION, status, text @ ..] = answer else { return None };
-    let text = std::str::from_utf8(text).ok().filter(|_| text.len() <= ANSWER_BYTES_MAX)?;
-    match *status {
-        SIGNED => Some(Ok(text.to_owned())),
-        REFUSED => Some(Err(text.chars().filter(|c| !c.is_control()).take(300).collect())),
-        _ => None,
     }
 }
 
@@ -183,18 +140,6 @@ async fn renew(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn answers_are_read_or_refused() {
-        assert_eq!(read(&[VERSION, SIGNED, b'c']), Some(Ok("c".into())));
-        assert_eq!(read(&[VERSION, REFUSED, b'n', b'\n', b'o']), Some(Err("no".into())));
-        let long = [&[VERSION, SIGNED][..], &[b'c'; ANSWER_BYTES_MAX + 1]].concat();
-        for answer in
-            [&b""[..], &[VERSION], &[2, SIGNED], &[VERSION, 2], &[VERSION, 0, 0xff], &long]
-        {
-            assert_eq!(read(answer), None);
-        }
-    }
 
     #[test]
     fn it_is_time_at_two_thirds() {

@@ -63,7 +63,7 @@ pub async fn start(node: NodeRuntime) -> anyhow::Result<Started> {
     let admission = Admission { member: member.clone(), authority: authority.clone() };
     member.fabric().endpoint().accept_joins(Arc::new(admission));
     let renewals = || Renewals { member: member.clone(), authority: authority.clone() };
-    member.fabric().endpoint().serve(service::CERTIFICATES, Arc::new(renewals()));
+    member.fabric().endpoint().accept_renewals(Arc::new(renewals()));
     node.tasks.spawn(renewal::keep(node.clone(), renewals()));
     let control = Arc::new(MemberControl::new(member.clone(), attachments, authority));
     let shutdown = Box::pin(async move {

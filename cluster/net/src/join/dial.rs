@@ -8,10 +8,14 @@ use super::{
 use crate::{
     credentials::{NodeCredentials, certificates},
     error::{CredentialError, IdentityError},
-    tls::{self, SERVER_NAME},
+    identity::PeerIdentity,
+    tls::{self, SERVER_NAME, peer_identity},
     wire::{code, lost_reason},
 };
-use quinn::{ClientConfig, Connection, Endpoint, IdleTimeout, TransportConfig, VarInt};
+use quinn::{
+    ClientConfig, Connection, Endpoint, IdleTimeout, TransportConfig, VarInt,
+    crypto::rustls::QuicClientConfig,
+};
 use quinn_proto::ConnectionId;
 use rcgen::{KeyPair, PublicKeyData};
 use ring::rand::SecureRandom;
@@ -119,13 +123,9 @@ async fn attempt(
     };
     let message = message(token, wish, key, &connection)
         .ok_or_else(|| JoinError::Local("the request can not be signed".into()))?;
-    let exchange = async {
-        let (mut send, mut recv) = connection.open_bi().await.ok()?;
-        send.write_all(&message).await.ok()?;
-        send.finish().ok()?;
-        recv.read_to_end(ANSWER_BYTES_MAX).await.ok()
-    };
+    let exchange = exchange(&connection, &message, ANSWER_BYTES_MAX);
     let answer = tokio::time::timeout(ANSWER_TIMEOUT, exchange).await.ok().flatten();
+    let host = peer_identity(&connection).map_err(CredentialError::Identity);
     connection.close(code::CLOSED, b"done");
     endpoint.wait_idle().await;
     let answer = answer.ok_or(JoinError::Unanswered(addr))?;
@@ -133,8 +133,23 @@ async fn attempt(
     match wire::decode::<Answer>(&answer) {
         None => Err(unusable("it can not be read".into())),
         Some(Err(why)) => Err(JoinError::Refused(wire::one_line(&why))),
-        Some(Ok(grant)) => accept(token, key, grant).map_err(|error| unusable(with_causes(&error))),
+        Some(Ok(grant)) => {
+            let accepted = host.and_then(|host| accept(token, key, grant, host));
+            accepted.map_err(|error| unusable(with_causes(&error)))
+        }
     }
+}
+
+/// Says one thing, and hears another.
+pub(super) async fn exchange(
+    connection: &Connection,
+    message: &[u8],
+    answer_bytes_max: usize,
+) -> Option<Vec<u8>> {
+    let (mut send, mut recv) = connection.open_bi().await.ok()?;
+    send.write_all(message).await.ok()?;
+    send.finish().ok()?;
+    recv.read_to_end(answer_bytes_max).await.ok()
 }
 
 pub(super) fn message(
@@ -155,7 +170,12 @@ pub(super) fn client_config(
     token: &JoinToken,
     stranger: Arc<AtomicBool>,
 ) -> Result<ClientConfig, CredentialError> {
-    let mut config = ClientConfig::new(Arc::new(pin::client(token.pin, ALPN, stranger)?));
+    Ok(one_exchange(pin::client(token.pin, ALPN, stranger)?, MARK))
+}
+
+/// For a connection by a way of its own.
+pub(crate) fn one_exchange(crypto: QuicClientConfig, mark: [u8; 8]) -> ClientConfig {
+    let mut config = ClientConfig::new(Arc::new(crypto));
     let mut transport = TransportConfig::default();
     transport
         .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(
@@ -166,26 +186,35 @@ pub(super) fn client_config(
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .datagram_receive_buffer_size(None);
     config.transport_config(Arc::new(transport));
-    config.initial_dst_cid_provider(Arc::new(marked));
-    Ok(config)
+    config.initial_dst_cid_provider(Arc::new(move || marked(mark)));
+    config
 }
 
 /// A connection id that says what is wanted; the rest of it nobody can foresee.
-fn marked() -> ConnectionId {
+fn marked(mark: [u8; 8]) -> ConnectionId {
     let mut id = [0; CID_LEN];
     // Without randomness there would be no key either, and no handshake.
     let _ = ring::rand::SystemRandom::new().fill(&mut id);
-    id[..MARK.len()].copy_from_slice(&MARK);
+    id[..mark.len()].copy_from_slice(&mark);
     ConnectionId::new(&id)
 }
 
-/// Checks that the grant is what the token promised, for our key.
-fn accept(token: &JoinToken, key: &KeyPair, grant: JoinGrant) -> Result<Joined, CredentialError> {
+/// Checks that the grant is what the token promised, for our key, and a place of our own: a host must not
+/// have a key that it does not know signed as its own number.
+fn accept(
+    token: &JoinToken,
+    key: &KeyPair,
+    grant: JoinGrant,
+    host: PeerIdentity,
+) -> Result<Joined, CredentialError> {
     let [authority] = &certificates(&grant.ca_pem, "authority certificate")?[..] else {
         return Err(CredentialError::NotPem { what: "single authority certificate" });
     };
     if pin_of(authority) != Some(token.pin) {
         return Err(CredentialError::Identity(IdentityError::OtherAuthority));
+    }
+    if grant.cluster != host.cluster || grant.node == host.node {
+        return Err(CredentialError::Identity(IdentityError::Taken { node: grant.node }));
     }
     let key = Zeroizing::new(key.serialize_pem());
     let credentials = NodeCredentials::from_pem(grant.certificate_pem, key, grant.ca_pem)?;

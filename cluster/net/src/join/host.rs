@@ -3,14 +3,21 @@
 use super::{
     ALPN,
     proof::{self, Binding, JoinerKey},
+    renew::{RenewalHost, Renewing},
     wire::{self, ASK_BYTES_MAX, Answer, Ask, JoinGrant, JoinWish, Signed},
 };
-use crate::{endpoint::Shared, error::CredentialError, tls::Tls, wire::code};
+use crate::{
+    endpoint::Shared,
+    error::CredentialError,
+    tls::{PeerPolicy, Tls},
+    wire::code,
+};
 use futures::future::BoxFuture;
 use quinn::{
     Connection, IdleTimeout, Incoming, RecvStream, SendStream, ServerConfig, TransportConfig,
-    VarInt,
+    VarInt, crypto::rustls::QuicServerConfig,
 };
+use serde::Serialize;
 use smalti_storage::ids::TokenId;
 use std::{
     fmt,
@@ -23,13 +30,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 const JOINERS_MAX: usize = 8;
 
 /// How long a joiner may take for its handshake, and for its message.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long the cluster may take to agree.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(25);
 
 /// How long a joiner may take to hear the answer.
-const GOODBYE_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const GOODBYE_TIMEOUT: Duration = Duration::from_secs(5);
 
 const WINDOW: u32 = 64 << 10;
 
@@ -75,6 +82,7 @@ pub(crate) struct Hosting {
     config: Arc<ServerConfig>,
     joiners: Arc<Semaphore>,
     host: RwLock<Option<Arc<dyn JoinHost>>>,
+    pub(super) renewing: Renewing,
 }
 
 impl fmt::Debug for Hosting {
@@ -84,22 +92,15 @@ impl fmt::Debug for Hosting {
 }
 
 impl Hosting {
-    pub(crate) fn new(tls: &Tls) -> Result<Self, CredentialError> {
-        let mut config = ServerConfig::with_crypto(Arc::new(tls.join_server(ALPN)?));
-        config.migration(false);
-        let mut transport = TransportConfig::default();
-        transport
-            .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(
-                HANDSHAKE_TIMEOUT.as_millis() as u32,
-            ))))
-            .max_concurrent_bidi_streams(VarInt::from_u32(1))
-            .max_concurrent_uni_streams(VarInt::from_u32(0))
-            .stream_receive_window(VarInt::from_u32(WINDOW))
-            .receive_window(VarInt::from_u32(WINDOW))
-            .datagram_receive_buffer_size(None);
-        config.transport_config(Arc::new(transport));
+    pub(crate) fn new(tls: &Tls, policy: Arc<dyn PeerPolicy>) -> Result<Self, CredentialError> {
+        let config = Arc::new(one_exchange(tls.join_server(ALPN)?));
         let joiners = Arc::new(Semaphore::new(JOINERS_MAX));
-        Ok(Self { config: Arc::new(config), joiners, host: RwLock::default() })
+        let renewing = Renewing::new(tls, policy)?;
+        Ok(Self { config, joiners, host: RwLock::default(), renewing })
+    }
+
+    pub(crate) fn set_renewals(&self, host: Option<Arc<dyn RenewalHost>>) {
+        self.renewing.set(host);
     }
 
     pub(crate) fn set(&self, host: Option<Arc<dyn JoinHost>>) {
@@ -112,15 +113,38 @@ impl Hosting {
     }
 }
 
-/// Answers a joiner, if there is room for one.
-pub(crate) fn take(shared: &Arc<Shared>, incoming: Incoming) {
-    // Who does not receive what is sent to its address must not take a place away.
-    if !incoming.remote_address_validated() {
-        if incoming.retry().is_err() {
-            tracing::debug!("a joiner's address can not be validated");
-        }
-        return;
+/// Settings for a connection that has one stream each way and ends.
+pub(super) fn one_exchange(crypto: QuicServerConfig) -> ServerConfig {
+    let mut config = ServerConfig::with_crypto(Arc::new(crypto));
+    config.migration(false);
+    let mut transport = TransportConfig::default();
+    transport
+        .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(
+            HANDSHAKE_TIMEOUT.as_millis() as u32
+        ))))
+        .max_concurrent_bidi_streams(VarInt::from_u32(1))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .stream_receive_window(VarInt::from_u32(WINDOW))
+        .receive_window(VarInt::from_u32(WINDOW))
+        .datagram_receive_buffer_size(None);
+    config.transport_config(Arc::new(transport));
+    config
+}
+
+/// Who does not receive what is sent to its address must not take a place away.
+pub(super) fn validated(incoming: Incoming) -> Option<Incoming> {
+    if incoming.remote_address_validated() {
+        return Some(incoming);
     }
+    if incoming.retry().is_err() {
+        tracing::debug!("an address can not be validated");
+    }
+    None
+}
+
+/// Answers a joiner, if there is room for one.
+pub(super) fn take(shared: &Arc<Shared>, incoming: Incoming) {
+    let Some(incoming) = validated(incoming) else { return };
     let permit = Arc::clone(&shared.hosting.joiners).try_acquire_owned();
     let (Some(host), Ok(permit)) = (shared.hosting.host(), permit) else {
         incoming.refuse();
@@ -180,7 +204,7 @@ async fn read(connection: &Connection, recv: &mut RecvStream) -> Option<JoinAsk>
 }
 
 /// Sends the answer and waits until it was received.
-async fn tell(send: &mut SendStream, answer: &Answer) -> Option<()> {
+pub(super) async fn tell(send: &mut SendStream, answer: &impl Serialize) -> Option<()> {
     send.write_all(&wire::encode(answer)?).await.ok()?;
     send.finish().ok()?;
     send.stopped().await.ok()?;

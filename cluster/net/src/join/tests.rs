@@ -28,6 +28,8 @@ struct Signer {
     asked: AtomicUsize,
     /// What it tells the joiner it is.
     says: NodeId,
+    /// What it has signed.
+    signs: NodeId,
 }
 
 impl JoinHost for Signer {
@@ -38,7 +40,7 @@ impl JoinHost for Signer {
                 return Err("it does not have\nthe secret".into());
             }
             let validity = Validity::starting(SystemTime::now(), LONG);
-            let signed = self.ca.sign(NodeId(4), "four", &ask.key, validity);
+            let signed = self.ca.sign(self.signs, "four", &ask.key, validity);
             Ok(JoinGrant {
                 cluster: self.ca.cluster(),
                 node: self.says,
@@ -75,6 +77,10 @@ fn bind(credentials: &NodeCredentials) -> Endpoint {
 
 /// A node that can sign, and a token for it.
 fn host(says: u64) -> (Endpoint, Arc<Signer>, JoinToken) {
+    host_that_signs(says, 4)
+}
+
+fn host_that_signs(says: u64, signs: u64) -> (Endpoint, Arc<Signer>, JoinToken) {
     let ca = authority(7);
     let credentials = ca.issue(NodeId(1), "one").expect("issued");
     let endpoint = bind(&credentials);
@@ -82,7 +88,8 @@ fn host(says: u64) -> (Endpoint, Arc<Signer>, JoinToken) {
     let token = JoinToken::draw(pin, vec![endpoint.local_addr()]).expect("drawn");
     let proof_key = token.proof_key().expect("a key");
     let asked = AtomicUsize::new(0);
-    let signer = Arc::new(Signer { ca, token: token.id, proof_key, asked, says: NodeId(says) });
+    let (says, signs) = (NodeId(says), NodeId(signs));
+    let signer = Arc::new(Signer { ca, token: token.id, proof_key, asked, says, signs });
     endpoint.accept_joins(signer.clone());
     endpoint.serve(ECHO, Arc::new(Echo));
     (endpoint, signer, token)
@@ -158,6 +165,14 @@ async fn a_grant_that_does_not_hold_together_is_not_used() {
     let (_endpoint, _signer, token) = host(5);
     let error = join(&token, &wish()).await.expect_err("4 is not 5");
     assert!(matches!(error, JoinError::Unusable { .. }), "{error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_joiner_does_not_become_the_node_that_answers_it() {
+    let (_endpoint, _signer, token) = host_that_signs(1, 1);
+    let error = join(&token, &wish()).await.expect_err("1 is the host");
+    assert!(matches!(error, JoinError::Unusable { .. }), "{error:?}");
+    assert!(error.to_string().contains("the one that answered"), "{error}");
 }
 
 /// Connects as a joiner does.
