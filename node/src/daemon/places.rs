@@ -27,7 +27,7 @@ impl MemberControl {
         for setting in settings.into_iter().flatten() {
             self.propose(Command::SetNode { node, setting }).await?;
         }
-        let nodes = Report::take(self.member()).await?.nodes();
+        let nodes = self.report().await?.nodes();
         let lost = || ControlError::new(ErrorKind::NotFound, format!("{name} was removed"));
         nodes.into_iter().find(|facts| facts.id == node).ok_or_else(lost)
     }
@@ -53,7 +53,7 @@ impl MemberControl {
 
     pub(super) async fn set_paused(&self, wish: PauseMoves) -> Result<MovesStatus, ControlError> {
         self.propose(Command::PauseMoves(wish.paused)).await?;
-        Ok(Report::take(self.member()).await?.moves_status())
+        Ok(self.report().await?.moves_status())
     }
 
     pub(super) async fn what_if_stopped(
@@ -63,7 +63,7 @@ impl MemberControl {
         let map = self.member().map();
         let nodes: Result<BTreeSet<NodeId>, ControlError> =
             names.iter().map(|name| node_named(&map, name)).collect();
-        Ok(Report::take(self.member()).await?.without(&nodes?, names))
+        Ok(self.report().await?.without(&nodes?, names))
     }
 
     async fn current_map(&self) -> Result<MapView, ControlError> {
