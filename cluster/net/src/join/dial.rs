@@ -13,8 +13,8 @@ use crate::{
     wire::{code, lost_reason},
 };
 use quinn::{
-    ClientConfig, Connection, Endpoint, IdleTimeout, TransportConfig, VarInt,
-    crypto::rustls::QuicClientConfig,
+    ClientConfig, Connection, ConnectionError, Endpoint, IdleTimeout, TransportConfig,
+    TransportErrorCode, VarInt, crypto::rustls::QuicClientConfig,
 };
 use quinn_proto::ConnectionId;
 use rcgen::{KeyPair, PublicKeyData};
@@ -25,7 +25,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 use zeroize::Zeroizing;
 
@@ -38,6 +38,15 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(40);
 const ALIVE_EVERY: Duration = Duration::from_secs(1);
 
 const CID_LEN: usize = 20;
+
+/// How long to try where others are being answered: longer than those can take who never ask.
+const BUSY_PATIENCE: Duration = Duration::from_secs(12);
+const BUSY_PAUSE: Duration = Duration::from_millis(500);
+
+/// How long to wait until the host has heard that all was heard.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(1);
+
+const LOOK: &str = "if `smalti node list` shows the new node, remove it, and use another token";
 
 /// What a joiner is from now on.
 #[derive(Clone, Debug)]
@@ -57,17 +66,25 @@ pub enum JoinError {
     /// Nobody was reached, or nobody who is to be believed. Nothing has changed.
     #[error("{0}")]
     Unreached(String),
+    /// Others are being answered where it asked, longer than it waits. Nothing has changed.
+    #[error("join at {0}: busy with other joiners, or not answering any yet: try again")]
+    Busy(SocketAddr),
     /// The cluster does not want it. Nothing has changed.
     #[error("the cluster refused: {0}")]
     Refused(String),
     /// It was asked, and no answer came: it may be a member or not.
-    #[error(
-        "no answer came from {0}: if `smalti node list` shows the new node, remove it and use \
-         another token"
-    )]
+    #[error("no answer came from {0}: {look}", look = LOOK)]
     Unanswered(SocketAddr),
+    /// The cluster has not come to know in time: it may be a member or not.
+    #[error("{addr} does not know whether this machine is in: {why}: {look}", look = LOOK)]
+    Undecided {
+        /// Who answered.
+        addr: SocketAddr,
+        /// What is not known.
+        why: String,
+    },
     /// The answer does not hold together. The cluster takes it for a member.
-    #[error("what {addr} answered can not be used: {what}")]
+    #[error("what {addr} answered can not be used: {what}: {look}", look = LOOK)]
     Unusable {
         /// Who answered.
         addr: SocketAddr,
@@ -82,17 +99,46 @@ pub enum JoinError {
 /// Joins the cluster of a token. Must be called inside a tokio runtime.
 ///
 /// # Errors
-/// [`JoinError`]; only in two of its cases is it not sure that nothing has changed.
-pub async fn join(token: &JoinToken, wish: &JoinWish) -> Result<Joined, JoinError> {
+/// [`JoinError`]; only in three of its cases is it not sure that nothing has changed.
+pub async fn join(token: &JoinToken, wish: &JoinWish) -> Result<(Joined, Farewell), JoinError> {
+    join_within(token, wish, BUSY_PATIENCE).await
+}
+
+pub(super) async fn join_within(
+    token: &JoinToken,
+    wish: &JoinWish,
+    patience: Duration,
+) -> Result<(Joined, Farewell), JoinError> {
     let key = KeyPair::generate().map_err(|error| JoinError::Local(error.to_string()))?;
-    let mut last = JoinError::Unreached("the token names no address".into());
-    for addr in &token.addresses {
-        match attempt(token, wish, &key, *addr).await {
-            Err(error @ JoinError::Unreached(_)) => last = error,
-            decided => return decided,
+    let until = Instant::now() + patience;
+    loop {
+        let mut last = JoinError::Unreached("the token names no address".into());
+        for addr in &token.addresses {
+            match attempt(token, wish, &key, *addr).await {
+                Err(JoinError::Unreached(_)) if matches!(last, JoinError::Busy(_)) => {}
+                Err(error @ (JoinError::Unreached(_) | JoinError::Busy(_))) => last = error,
+                decided => return decided,
+            }
+        }
+        if !matches!(last, JoinError::Busy(_)) || Instant::now() >= until {
+            return Err(last);
+        }
+        tokio::time::sleep(BUSY_PAUSE).await;
+    }
+}
+
+/// The end of the connection by which a machine has joined. What was granted is to be kept before that
+/// is waited for.
+#[derive(Debug)]
+pub struct Farewell(Endpoint);
+
+impl Farewell {
+    /// Waits until the host has heard of it, or a moment.
+    pub async fn done(self) {
+        if tokio::time::timeout(FAREWELL_TIMEOUT, self.0.wait_idle()).await.is_err() {
+            tracing::debug!("the host did not confirm the close");
         }
     }
-    Err(last)
 }
 
 async fn attempt(
@@ -100,7 +146,7 @@ async fn attempt(
     wish: &JoinWish,
     key: &KeyPair,
     addr: SocketAddr,
-) -> Result<Joined, JoinError> {
+) -> Result<(Joined, Farewell), JoinError> {
     let any: SocketAddr = match addr {
         SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
         SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
@@ -118,6 +164,7 @@ async fn attempt(
         Ok(Err(_)) if stranger.load(Ordering::Acquire) => {
             return Err(unreached(IdentityError::OtherAuthority.to_string()));
         }
+        Ok(Err(error)) if is_refusal(&error) => return Err(JoinError::Busy(addr)),
         Ok(Err(error)) => return Err(unreached(wire::one_line(&lost_reason(&error)))),
         Err(_) => return Err(unreached(format!("no answer within {CONNECT_TIMEOUT:?}"))),
     };
@@ -127,17 +174,26 @@ async fn attempt(
     let answer = tokio::time::timeout(ANSWER_TIMEOUT, exchange).await.ok().flatten();
     let host = peer_identity(&connection).map_err(CredentialError::Identity);
     connection.close(code::CLOSED, b"done");
-    endpoint.wait_idle().await;
     let answer = answer.ok_or(JoinError::Unanswered(addr))?;
     let unusable = |what: String| JoinError::Unusable { addr, what };
     match wire::decode::<Answer>(&answer) {
         None => Err(unusable("it can not be read".into())),
-        Some(Err(why)) => Err(JoinError::Refused(wire::one_line(&why))),
-        Some(Ok(grant)) => {
+        Some(Answer::Refused(why)) => Err(JoinError::Refused(wire::one_line(&why))),
+        Some(Answer::Undecided(why)) => {
+            Err(JoinError::Undecided { addr, why: wire::one_line(&why) })
+        }
+        Some(Answer::Granted(grant)) => {
             let accepted = host.and_then(|host| accept(token, key, grant, host));
-            accepted.map_err(|error| unusable(with_causes(&error)))
+            let joined = accepted.map_err(|error| unusable(with_causes(&error)))?;
+            Ok((joined, Farewell(endpoint)))
         }
     }
+}
+
+/// Whether somebody is there who takes nobody just now.
+fn is_refusal(error: &ConnectionError) -> bool {
+    let refused = TransportErrorCode::CONNECTION_REFUSED;
+    matches!(error, ConnectionError::ConnectionClosed(close) if close.error_code == refused)
 }
 
 /// Says one thing, and hears another.

@@ -12,8 +12,8 @@
 //!     members in never has to reckon with a peer that has no certificate.
 //! J2. Both proofs are signatures over keying material of this very connection. Relayed, recorded or
 //!     seen by whoever answers, they are worth nothing anywhere else.
-//! J3. What strangers can make us do is bounded: so many at once, from addresses that answer, in a
-//!     few seconds, with messages of a few KiB.
+//! J3. What strangers can make us do is bounded: so many at once, fewer of one source, from addresses
+//!     that answer, in a few seconds, with messages of a few KiB.
 
 mod dial;
 mod gate;
@@ -24,8 +24,8 @@ mod renew;
 mod token;
 mod wire;
 
-pub use dial::{JoinError, Joined, join};
-pub use host::{JoinAsk, JoinHost};
+pub use dial::{Farewell, JoinError, Joined, join};
+pub use host::{JoinAsk, JoinDenial, JoinHost};
 pub use proof::JoinerKey;
 pub use renew::{RenewalError, RenewalHost};
 pub use token::{JoinToken, TokenError};
