@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use smalti_map::view::MapView;
-use smalti_net::{CallError, Endpoint, Peer, PeerPolicy};
+use smalti_net::{CallError, Endpoint, Peer, PeerPolicy, RenewalError};
 use smalti_raft::{RaftTransport, TransportError};
 use smalti_storage::ids::NodeId;
 use std::collections::BTreeMap;
@@ -25,8 +25,7 @@ pub mod service {
     pub const SEATS: u8 = 5;
     /// Block requests of another node's gateway.
     pub const BLOCKS: u8 = 6;
-    /// Renewed certificates.
-    pub const CERTIFICATES: u8 = 7;
+    // 7 was for renewed certificates, which have a way in of their own.
 }
 
 /// Where nodes are: as configured until the map says otherwise.
@@ -44,6 +43,11 @@ impl AddressBook {
     /// The address of a node.
     pub fn find(&self, node: NodeId) -> Option<SocketAddr> {
         self.entries.read().unwrap_or_else(PoisonError::into_inner).get(&node).copied()
+    }
+
+    /// Everybody that is known.
+    pub fn nodes(&self) -> Vec<NodeId> {
+        self.entries.read().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
     }
 
     /// Sets or forgets one address.
@@ -127,6 +131,25 @@ impl Fabric {
     ) -> Result<Bytes, Unreached> {
         let peer = self.peer(node).ok_or(Unreached::Unknown(node))?;
         peer.call(service, request, timeout).await.map_err(Unreached::Call)
+    }
+
+    /// Every node whose address is known.
+    pub fn nodes(&self) -> Vec<NodeId> {
+        self.book.nodes()
+    }
+
+    /// Asks another node for another certificate, as works even when this node's own has expired.
+    ///
+    /// # Errors
+    /// [`RenewalError`] when it is not known, not reached or does not sign.
+    pub async fn ask_certificate(
+        &self,
+        node: NodeId,
+        timeout: Duration,
+    ) -> Result<String, RenewalError> {
+        let unknown = || RenewalError::Unreached { node, why: "it is not known".into() };
+        let addr = self.book.find(node).ok_or_else(unknown)?;
+        self.endpoint.ask_certificate(node, addr, timeout).await
     }
 }
 

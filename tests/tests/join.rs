@@ -340,11 +340,7 @@ fn what_may_not_join_changes_nothing() -> Result<()> {
 /// Life of a certificate in the test of renewal: of the least there is.
 const LIFE: Duration = Duration::from_secs(30);
 
-#[test]
-fn a_certificate_is_renewed_and_used_without_a_restart() -> Result<()> {
-    let test = "a_certificate_is_renewed_and_used_without_a_restart";
-    let mut cluster = Cluster::up(Spec::three(test, "64M"))?;
-    let home = cluster.scratch()?;
+fn sign_for_a_moment(cluster: &mut Cluster) -> Result<()> {
     let config = cluster.config(0)?;
     let text = std::fs::read_to_string(&config)?;
     let changed = text.replacen("[addresses]", "certificate_seconds = 30\n\n[addresses]", 1);
@@ -353,7 +349,50 @@ fn a_certificate_is_renewed_and_used_without_a_restart() -> Result<()> {
     std::fs::write(&config, changed)?;
     cluster.start(0)?;
     cluster.wait_ok()?;
+    Ok(())
+}
 
+#[test]
+fn a_node_whose_certificate_expired_comes_back_when_somebody_signs() -> Result<()> {
+    let test = "a_node_whose_certificate_expired_comes_back_when_somebody_signs";
+    let mut cluster = Cluster::up(Spec::three(test, "64M"))?;
+    let home = cluster.scratch()?;
+    sign_for_a_moment(&mut cluster)?;
+    let joined = add(&mut cluster, &home, "x4")?;
+    let (key, away) = (cluster.dir().join("ca/ca.key"), home.join("ca.key"));
+    std::fs::rename(&key, &away)?;
+    let api = cluster.nodes()[joined].api.clone();
+    let why = |words: &str| {
+        until(words, LIMIT, || {
+            let told = smalti(&["why", "--api", &api], LIMIT)?;
+            Ok(told.stdout.contains(words).then_some(told.stdout))
+        })
+    };
+    why("was not renewed")?;
+    let told = why("has expired")?;
+    ensure!(told.contains("`authority`") && told.contains("never empty"), "{told}");
+    // Connections that there are go on; from now on it makes none.
+    cluster.kill(joined)?;
+    cluster.wait_status("it is down", LIMIT, |s| s.node_state("x4") == "down")?;
+    cluster.start(joined)?;
+    why("has expired")?;
+    ensure!(cluster.status()?.node_state("x4") == "down");
+
+    std::fs::rename(&away, &key)?;
+    let back = Instant::now();
+    cluster.wait_status("it is back", LIMIT, |s| s.node_state("x4") == "up")?;
+    say(test, &format!("back {:?} after the key", back.elapsed()));
+    cluster.wait_ok()?;
+    cluster.stop(joined)?;
+    cluster.finish()
+}
+
+#[test]
+fn a_certificate_is_renewed_and_used_without_a_restart() -> Result<()> {
+    let test = "a_certificate_is_renewed_and_used_without_a_restart";
+    let mut cluster = Cluster::up(Spec::three(test, "64M"))?;
+    let home = cluster.scratch()?;
+    sign_for_a_moment(&mut cluster)?;
     let joined = add(&mut cluster, &home, "x4")?;
     let signed = Instant::now();
     let certificate = home.join("x4/tls/node.crt");

@@ -33,10 +33,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
             incoming = shared.quinn.accept() => incoming,
         };
         let Some(incoming) = incoming else { return };
-        if join::is_marked(&incoming.orig_dst_cid()) {
-            join::take(&shared, incoming);
-            continue;
-        }
+        let Some(incoming) = join::take(&shared, incoming) else { continue };
         let Ok(permit) = handshakes.clone().try_acquire_owned() else {
             incoming.refuse();
             continue;

@@ -3,7 +3,7 @@
 use crate::{
     endpoint::Shared,
     peer::DownReason,
-    tls::SERVER_NAME,
+    tls::{ALPN, SERVER_NAME},
     wire::{WELCOME, code, lost_reason},
 };
 use quinn::{ClientConfig, Connection, ConnectionError, ReadExactError};
@@ -20,7 +20,7 @@ pub(crate) async fn dial(
     addr: SocketAddr,
 ) -> Result<Connection, DownReason> {
     let failed = |text: String| DownReason::Unreachable(text);
-    let tls = shared.tls.client(node).map_err(|e| failed(e.to_string()))?;
+    let tls = shared.tls.client(node, ALPN).map_err(|e| failed(e.to_string()))?;
     let mut config = ClientConfig::new(Arc::new(tls));
     config.transport_config(shared.dial_transport.clone());
     let connecting =

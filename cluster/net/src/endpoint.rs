@@ -6,11 +6,11 @@ use crate::{
     credentials::NodeCredentials,
     error::{BindError, CredentialError},
     identity::PeerIdentity,
-    join::{Hosting, JoinHost},
+    join::{self, Hosting, JoinHost, RenewalError, RenewalHost},
     peer::{self, Peer},
     service::{Service, Services, SessionHandler},
     socket,
-    tls::{PeerPolicy, Tls},
+    tls::{ALPN, Expired, PeerPolicy, Tls},
     wire::code,
 };
 use quinn::{Connection, EndpointConfig, ServerConfig, TokioRuntime, TransportConfig};
@@ -76,7 +76,11 @@ impl Endpoint {
     ) -> Result<Self, BindError> {
         config.check()?;
         let tls = Tls::new(credentials)?;
-        let mut server = ServerConfig::with_crypto(Arc::new(tls.server(policy.clone())?));
+        let mut server = ServerConfig::with_crypto(Arc::new(tls.server(
+            policy.clone(),
+            ALPN,
+            Expired::Refused,
+        )?));
         // Nodes have fixed addresses; a connection that moves is somebody else's trick.
         server.migration(false);
         let (socket, buffer) = socket::bind(addr, &config)?;
@@ -90,7 +94,7 @@ impl Endpoint {
             Arc::new(TokioRuntime),
         )
         .map_err(failed)?;
-        let hosting = Hosting::new(&tls)?;
+        let hosting = Hosting::new(&tls, policy.clone())?;
         let shared = Arc::new(Shared {
             dial_transport: config.transport(Role::Dialer, buffer)?,
             config,
@@ -141,6 +145,25 @@ impl Endpoint {
     /// Lets `host` decide about machines that want to join. Until then they are turned away.
     pub fn accept_joins(&self, host: Arc<dyn JoinHost>) {
         self.inner.shared.hosting.set(Some(host));
+    }
+
+    /// Lets `host` sign for members that want another certificate, be their own expired.
+    pub fn accept_renewals(&self, host: Arc<dyn RenewalHost>) {
+        self.inner.shared.hosting.set_renewals(Some(host));
+    }
+
+    /// Asks `node` at `addr` for another certificate, in PEM, for the key that this node shows. Nothing is
+    /// believed of it yet.
+    ///
+    /// # Errors
+    /// It is not reached, or does not sign.
+    pub async fn ask_certificate(
+        &self,
+        node: NodeId,
+        addr: SocketAddr,
+        timeout: Duration,
+    ) -> Result<String, RenewalError> {
+        join::ask_certificate(&self.inner.shared, node, addr, timeout).await
     }
 
     #[cfg(test)]
@@ -194,6 +217,7 @@ impl Shared {
         self.quinn.close(code::CLOSED, b"node stops");
         self.services.clear();
         self.hosting.set(None);
+        self.hosting.set_renewals(None);
     }
 }
 

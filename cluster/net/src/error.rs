@@ -42,6 +42,12 @@ pub enum IdentityError {
     /// Whoever answers a joiner is not of the authority that its token names.
     #[error("the answering node is of another authority than the token's")]
     OtherAuthority,
+    /// A joiner was given the number of the node that answered it.
+    #[error("node {node} is the one that answered, and can not be the joiner too")]
+    Taken {
+        /// The node.
+        node: NodeId,
+    },
     /// The policy does not allow this node, or no longer.
     #[error("node {node} is not a member")]
     NotAllowed {

@@ -54,8 +54,8 @@ pub use error::{
 pub use futures::future::BoxFuture;
 pub use identity::PeerIdentity;
 pub use join::{
-    JoinAddresses, JoinAsk, JoinError, JoinGrant, JoinHost, JoinPeer, JoinToken, JoinWish, Joined,
-    JoinerKey, TokenError, join,
+    Farewell, JoinAddresses, JoinAsk, JoinDenial, JoinError, JoinGrant, JoinHost, JoinPeer,
+    JoinToken, JoinWish, Joined, JoinerKey, RenewalError, RenewalHost, TokenError, join,
 };
 pub use peer::{DownReason, Peer, PeerState, PeerStats};
 pub use service::{Service, SessionHandler};

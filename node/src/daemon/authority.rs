@@ -10,8 +10,10 @@ use futures::future::BoxFuture;
 use smalti_cluster::Member;
 use smalti_map::{Applied, Command, JoinToken as OpenToken, NodeAddresses};
 use smalti_net::{
-    ClusterCa, JoinAddresses, JoinAsk, JoinGrant, JoinHost, JoinPeer, JoinToken, Validity,
+    ClusterCa, JoinAddresses, JoinAsk, JoinDenial, JoinGrant, JoinHost, JoinPeer, JoinToken,
+    Validity,
 };
+use smalti_raft::ProposeError;
 use smalti_storage::ids::{ClusterId, NodeId};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -101,25 +103,33 @@ pub(super) struct Admission {
 }
 
 impl JoinHost for Admission {
-    fn join(&self, ask: JoinAsk) -> BoxFuture<'_, Result<JoinGrant, String>> {
+    fn join(&self, ask: JoinAsk) -> BoxFuture<'_, Result<JoinGrant, JoinDenial>> {
         Box::pin(self.admit(ask))
     }
 }
 
 impl Admission {
-    async fn admit(&self, ask: JoinAsk) -> Result<JoinGrant, String> {
+    async fn admit(&self, ask: JoinAsk) -> Result<JoinGrant, JoinDenial> {
         self.authority.folder()?;
-        let now = unix_now();
-        {
-            let map = self.member.map();
-            // What has become of a token is for those who have it.
-            if let Some(token) = map.tokens.get(&ask.token)
-                && !ask.is_proven_by(&token.proof_key)
-            {
+        // What has become of a token is for those who have it.
+        let proven = match self.member.map().tokens.get(&ask.token) {
+            Some(token) if !ask.is_proven_by(&token.proof_key) => {
                 return Err("the token's secret is another one".into());
             }
-            map.usable_token(ask.token, now)?;
+            found => found.is_some(),
+        };
+        let (token, wish) = (ask.token, ask.wish.clone());
+        let answer = self.take_in(ask).await;
+        // Of strangers there is nothing in the log: they would fill it.
+        if proven && let Err(JoinDenial::Refused(why)) = &answer {
+            tracing::warn!(%token, ?wish, why, "a joiner with a token was refused");
         }
+        answer
+    }
+
+    async fn take_in(&self, ask: JoinAsk) -> Result<JoinGrant, JoinDenial> {
+        let now = unix_now();
+        self.member.map().usable_token(ask.token, now)?;
         check_reachable(&ask.wish.addresses, self.authority.quic)?;
         let ca = self.authority.load(self.member.cluster()).await?;
         let JoinAddresses { quic, api, nbd } = ask.wish.addresses;
@@ -132,18 +142,26 @@ impl Admission {
         // The token is used up here, whoever else has it in hand at this moment.
         let (node, name) = match self.member.raft().propose_within(command, JOIN_PATIENCE).await {
             Ok(Applied::Joined { node, name }) => (node, name),
-            Ok(Applied::Rejected(why)) => return Err(why.to_string()),
-            Ok(other) => return Err(format!("the cluster answered {other:?}")),
+            Ok(Applied::Rejected(why)) => return Err(why.to_string().into()),
+            Ok(other) => {
+                return Err(JoinDenial::Undecided(format!("the cluster answered {other:?}")));
+            }
+            Err(error @ (ProposeError::TooLarge(_) | ProposeError::Encoding(_))) => {
+                return Err(error.to_string().into());
+            }
             Err(error) => {
-                return Err(format!("the cluster does not agree: {error}; look at `node list`"));
+                return Err(JoinDenial::Undecided(format!("the cluster does not agree: {error}")));
             }
         };
         let validity = Validity::starting(SystemTime::now(), self.authority.life());
         let certificate_pem = match ca.sign(node, &name, &ask.key, validity) {
             Ok(certificate) => certificate,
             Err(error) => {
-                self.take_back(node).await;
-                return Err(format!("its certificate can not be signed: {error}"));
+                let why = format!("its certificate can not be signed: {error}");
+                return Err(match self.take_back(node).await {
+                    true => JoinDenial::Refused(why),
+                    false => JoinDenial::Undecided(why),
+                });
             }
         };
         let map = self.member.map();
@@ -163,12 +181,14 @@ impl Admission {
         })
     }
 
-    /// A member that will never come.
-    async fn take_back(&self, node: NodeId) {
+    /// Removes a member that will never come; false if it may be one still.
+    async fn take_back(&self, node: NodeId) -> bool {
         let taken = self.member.raft().propose_within(Command::RemoveNode { node }, JOIN_PATIENCE);
-        if !matches!(taken.await, Ok(Applied::Done)) {
+        let is_gone = matches!(taken.await, Ok(Applied::Done));
+        if !is_gone {
             tracing::error!(%node, "a node that got no certificate is still a member: remove it");
         }
+        is_gone
     }
 }
 

@@ -1,6 +1,7 @@
 //! The node's control, answered from its member.
 
 use super::authority::Authority;
+use super::renewal::Standing;
 use super::report::Report;
 use crate::attach::{Attachments, MemberCluster};
 use crate::control::{
@@ -21,6 +22,7 @@ use smalti_volume::{
     ShardMetadata, VolumeError, VolumeShape, Volumes, read_data, reconstruct_volume, shard_volume,
 };
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -33,12 +35,18 @@ pub struct MemberControl {
     member: Member,
     attachments: Attachments,
     authority: Authority,
+    certificate: watch::Receiver<Option<Standing>>,
 }
 
 impl MemberControl {
     /// Over a member; volumes are read through its attachments, nodes let in by its authority.
-    pub fn new(member: Member, attachments: Attachments, authority: Authority) -> Self {
-        Self { member, attachments, authority }
+    pub(super) fn new(
+        member: Member,
+        attachments: Attachments,
+        authority: Authority,
+        certificate: watch::Receiver<Option<Standing>>,
+    ) -> Self {
+        Self { member, attachments, authority, certificate }
     }
 
     pub(super) fn authority(&self) -> &Authority {
@@ -49,8 +57,9 @@ impl MemberControl {
         &self.member
     }
 
-    async fn report(&self) -> Result<Report, ControlError> {
-        Report::take(&self.member).await
+    pub(super) async fn report(&self) -> Result<Report, ControlError> {
+        let certificate = self.certificate.borrow().clone();
+        Report::take(&self.member, certificate).await
     }
 
     async fn create(&self, request: CreateVolume) -> Result<VolumeDetail, ControlError> {

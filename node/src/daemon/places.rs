@@ -35,7 +35,7 @@ impl MemberControl {
         node: NodeId,
         name: &str,
     ) -> Result<NodeFacts, ControlError> {
-        let nodes = Report::take(self.member()).await?.nodes();
+        let nodes = self.report().await?.nodes();
         let lost = || ControlError::new(ErrorKind::NotFound, format!("{name} was removed"));
         nodes.into_iter().find(|facts| facts.id == node).ok_or_else(lost)
     }
@@ -61,7 +61,7 @@ impl MemberControl {
 
     pub(super) async fn set_paused(&self, wish: PauseMoves) -> Result<MovesStatus, ControlError> {
         self.propose(Command::PauseMoves(wish.paused)).await?;
-        Ok(Report::take(self.member()).await?.moves_status())
+        Ok(self.report().await?.moves_status())
     }
 
     pub(super) async fn what_if_stopped(
@@ -71,7 +71,7 @@ impl MemberControl {
         let map = self.member().map();
         let nodes: Result<BTreeSet<NodeId>, ControlError> =
             names.iter().map(|name| node_named(&map, name)).collect();
-        Ok(Report::take(self.member()).await?.without(&nodes?, names))
+        Ok(self.report().await?.without(&nodes?, names))
     }
 
     pub(super) async fn current_map(&self) -> Result<MapView, ControlError> {

@@ -1,5 +1,6 @@
 //! Why the health is not `ok`: what is the matter, and what to do about it, one sentence each.
 
+use super::renewal::Standing;
 use super::report::Report;
 use crate::control::{Health, Reason};
 use smalti_cluster::clock;
@@ -7,6 +8,7 @@ use smalti_cluster::shard_store::Fullness;
 use smalti_map::plan::{Cause, Stuck};
 use smalti_storage::ids::Incarnation;
 use std::collections::BTreeMap;
+use std::time::SystemTime;
 
 #[derive(Default)]
 struct Reasons(Vec<Reason>);
@@ -40,9 +42,39 @@ impl Reasons {
     }
 }
 
+const CERTIFICATE_REMEDY: &str = "bring up a node whose `node.toml` names `authority`, with the key in that \
+    folder: it is renewed by itself then; never empty this node's folder for it";
+
+/// What is wrong with this node's certificate, once it should have been renewed.
+fn certificate_problem(standing: &Standing, now: SystemTime) -> Option<String> {
+    let why = standing.failure.as_deref().unwrap_or("it is being tried");
+    if standing.is_expired(now) {
+        return Some(format!(
+            "its certificate has expired: the others take no connection of it until it is renewed, \
+             which failed at last: {why}"
+        ));
+    }
+    let left = standing.validity.not_after.duration_since(now).unwrap_or_default();
+    standing.is_late(now).then(|| {
+        let seconds = left.as_secs();
+        format!("its certificate expires in {seconds} s and was not renewed: {why}")
+    })
+}
+
 impl Report {
     pub(super) fn reasons(&self) -> Vec<Reason> {
         let mut reasons = Reasons::default();
+        let now = SystemTime::now();
+        // Nobody takes this node's connections then: that others do not answer is not for them to mend.
+        let expired = self.certificate.as_ref().is_some_and(|standing| standing.is_expired(now));
+        let or_first =
+            |remedy| if expired { "renew this node's certificate first" } else { remedy };
+        if let Some(standing) = &self.certificate
+            && let Some(problem) = certificate_problem(standing, now)
+        {
+            let subject = format!("node {}", self.node_name(self.me));
+            reasons.add_lasting(Health::Degraded, subject, problem, CERTIFICATE_REMEDY);
+        }
         if self.leader().is_none() {
             let (up, all) = self.voters();
             let problem = if self.has_majority() {
@@ -50,11 +82,16 @@ impl Report {
             } else {
                 format!("no leader: {up} of {all} voters answer, {} are needed", all / 2 + 1)
             };
-            reasons.add(Health::Stalled, "raft".into(), problem, "start the nodes that are down");
+            reasons.add(
+                Health::Stalled,
+                "raft".into(),
+                problem,
+                or_first("start the nodes that are down"),
+            );
         }
         if !self.caught_up {
             let problem = "this node has not caught up with the cluster since it started";
-            let remedy = "it does as soon as more than half of the nodes are up";
+            let remedy = or_first("it does as soon as more than half of the nodes are up");
             let subject = format!("node {}", self.node_name(self.me));
             reasons.add(Health::Stalled, subject, problem.into(), remedy);
         }
@@ -68,7 +105,7 @@ impl Report {
                 Health::Degraded,
                 "custody".into(),
                 problem,
-                "start the custodians that are down",
+                or_first("start the custodians that are down"),
             );
         }
         for (id, node) in &self.map.nodes {
@@ -78,7 +115,7 @@ impl Report {
                     _ => ("it does not answer", "start it again; it catches up by itself"),
                 };
                 let subject = format!("node {}", node.name);
-                reasons.add(Health::Degraded, subject, problem.into(), remedy);
+                reasons.add(Health::Degraded, subject, problem.into(), or_first(remedy));
             }
         }
         for (id, node) in &self.map.nodes {
@@ -286,5 +323,28 @@ impl Report {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use smalti_net::Validity;
+    use std::time::Duration;
+
+    #[test]
+    fn a_certificate_that_was_not_renewed_is_told_of_before_it_expires() {
+        let now = SystemTime::now();
+        let problem = |ago: u64| {
+            let start = now - Duration::from_secs(ago);
+            let validity = Validity::starting(start, Duration::from_secs(300));
+            certificate_problem(&Standing { validity, failure: Some("no key".into()) }, now)
+        };
+        assert_eq!((problem(0), problem(201)), (None, None));
+        let late = problem(230).expect("late");
+        assert!(late.contains("expires in 70 s") || late.contains("expires in 69 s"), "{late}");
+        let expired = problem(301).expect("expired");
+        assert!(expired.contains("has expired") && expired.ends_with("no key"), "{expired}");
+        assert!(CERTIFICATE_REMEDY.contains("`authority`"));
     }
 }

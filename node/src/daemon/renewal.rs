@@ -1,30 +1,20 @@
-//! Certificates are renewed at two thirds of their life, by a node with the authority's key, over a
-//! connection that the old one still opens.
+//! Certificates are renewed at two thirds of their life, by a node with the authority's key, which gives
+//! one to members whose own has expired as well: `cluster/net/src/join/renew.rs`.
 //!
-//! ```text
-//! request  1 | public key 65 bytes        answer  1 | 0 | certificate in PEM, or 1 | 1 | why not
-//! ```
 //! The key stays the node's own and the same: only `node.crt` is replaced, which a crash leaves as it
 //! was or as it is to be.
 
-use super::authority::{Authority, unix_now};
+use super::authority::Authority;
 use crate::serve::NodeRuntime;
 use anyhow::{Context, anyhow, bail};
-use bytes::Bytes;
 use futures::future::BoxFuture;
 use smalti_cluster::Member;
-use smalti_cluster::fabric::service;
-use smalti_net::{JoinerKey, NodeCredentials, Service, Validity};
+use smalti_net::{JoinerKey, NodeCredentials, RenewalHost, Validity};
 use smalti_storage::ids::NodeId;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
-
-const VERSION: u8 = 1;
-const SIGNED: u8 = 0;
-const REFUSED: u8 = 1;
-
-/// A certificate has about a thousand letters.
-const ANSWER_BYTES_MAX: usize = 16 << 10;
+use tokio::sync::watch;
+use tokio::time::Instant;
 
 /// How long one node may take to sign.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -32,6 +22,10 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// The clock may be set: nothing is waited for longer than this at once.
 const LOOK_EVERY: Duration = Duration::from_secs(3600);
 const RETRY_MIN: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_secs(60);
+
+/// Between two words in the log about the same trouble.
+const TELL_EVERY: Duration = Duration::from_secs(3600);
 
 /// Signs for members that ask.
 #[derive(Debug)]
@@ -40,23 +34,9 @@ pub(super) struct Renewals {
     pub(super) authority: Authority,
 }
 
-impl Service for Renewals {
-    fn call(&self, from: NodeId, request: Bytes) -> BoxFuture<'_, Bytes> {
-        Box::pin(async move {
-            let key = match request.split_first() {
-                Some((&VERSION, point)) => JoinerKey::from_point(point),
-                _ => None,
-            };
-            let signed = match key {
-                Some(key) => self.sign(from, &key).await,
-                None => Err("the request can not be read".into()),
-            };
-            let (status, text) = match signed {
-                Ok(certificate) => (SIGNED, certificate),
-                Err(why) => (REFUSED, why),
-            };
-            [&[VERSION, status], text.as_bytes()].concat().into()
-        })
+impl RenewalHost for Renewals {
+    fn renew(&self, node: NodeId, key: JoinerKey) -> BoxFuture<'_, Result<String, String>> {
+        Box::pin(async move { self.sign(node, &key).await })
     }
 }
 
@@ -80,17 +60,10 @@ impl Renewals {
             Ok(certificate) => return Ok(certificate),
             Err(why) => why,
         };
-        let nodes: Vec<NodeId> = self.member.map().nodes.keys().copied().collect();
-        let request = Bytes::from([&[VERSION], key.as_point()].concat());
-        for node in nodes.into_iter().filter(|node| *node != me) {
-            let request = request.clone();
-            let fabric = self.member.fabric();
-            match fabric.call(node, service::CERTIFICATES, request, CALL_TIMEOUT).await {
-                Ok(answer) => match read(&answer) {
-                    Some(Ok(certificate)) => return Ok(certificate),
-                    Some(Err(why)) => last = format!("{node}: {why}"),
-                    None => last = format!("{node}: its answer can not be read"),
-                },
+        let fabric = self.member.fabric();
+        for node in fabric.nodes().into_iter().filter(|node| *node != me) {
+            match fabric.ask_certificate(node, CALL_TIMEOUT).await {
+                Ok(certificate) => return Ok(certificate),
                 Err(error) => last = error.to_string(),
             }
         }
@@ -98,54 +71,101 @@ impl Renewals {
     }
 }
 
-fn read(answer: &[u8]) -> Option<Result<String, String>> {
-    let [VERSION, status, text @ ..] = answer else { return None };
-    let text = std::str::from_utf8(text).ok().filter(|_| text.len() <= ANSWER_BYTES_MAX)?;
-    match *status {
-        SIGNED => Some(Ok(text.to_owned())),
-        REFUSED => Some(Err(text.chars().filter(|c| !c.is_control()).take(300).collect())),
-        _ => None,
+/// How it stands with this node's certificate.
+#[derive(Clone, Debug)]
+pub(super) struct Standing {
+    pub(super) validity: Validity,
+    /// Why it was not renewed at last.
+    pub(super) failure: Option<String>,
+}
+
+impl Standing {
+    pub(super) fn is_expired(&self, now: SystemTime) -> bool {
+        now > self.validity.not_after
+    }
+
+    /// Whether it should have been renewed by now: it has been tried some times.
+    pub(super) fn is_late(&self, now: SystemTime) -> bool {
+        let (renewal, end) = (self.validity.renewal(), self.validity.not_after);
+        let slack = end.duration_since(renewal).unwrap_or_default() / 4;
+        now > renewal + slack
     }
 }
 
 /// Keeps this node's certificate from expiring, until the node stops: wherever that meets it, the file
 /// and the certificate that is shown are whole.
-pub(super) async fn keep(node: NodeRuntime, renewals: Renewals) {
+pub(super) async fn keep(
+    node: NodeRuntime,
+    renewals: Renewals,
+    standing: watch::Sender<Option<Standing>>,
+) {
     let folder = node.config.credentials.dir.clone();
-    node.stop.run_until_cancelled(renew_in_time(&folder, &renewals)).await;
+    node.stop.run_until_cancelled(renew_in_time(&folder, &renewals, &standing)).await;
 }
 
-async fn renew_in_time(folder: &Path, renewals: &Renewals) {
+async fn renew_in_time(
+    folder: &Path,
+    renewals: &Renewals,
+    standing: &watch::Sender<Option<Standing>>,
+) {
     let mut pause = Duration::ZERO;
+    let mut tries = 0;
+    let mut told = Told::default();
     loop {
         tokio::time::sleep(pause).await;
-        pause = match load(folder).await {
+        let (credentials, validity) = match load(folder).await {
+            Ok(loaded) => loaded,
             Err(error) => {
-                tracing::warn!(
-                    error = format!("{error:#}"),
-                    "the certificate can not be looked at"
-                );
-                LOOK_EVERY
+                told.warn(&format!("the certificate can not be looked at: {error:#}"));
+                pause = LOOK_EVERY;
+                continue;
             }
-            Ok((credentials, validity)) => match left(validity) {
-                Some(left) => left.min(LOOK_EVERY),
-                None => match renew(folder, credentials, renewals).await {
-                    Ok(()) => RETRY_MIN,
-                    Err(error) => {
-                        let expires = validity.not_after.duration_since(SystemTime::UNIX_EPOCH);
-                        let seconds = expires.map_or(0, |passed| passed.as_secs());
-                        tracing::warn!(
-                            error = format!("{error:#}"),
-                            expires = seconds,
-                            "the certificate was not renewed"
-                        );
-                        // Ten tries and more until it expires, and not one a moment after that.
-                        Duration::from_secs(seconds.saturating_sub(unix_now()) / 10)
-                            .clamp(RETRY_MIN, LOOK_EVERY)
-                    }
-                },
-            },
         };
+        if let Some(left) = left(validity) {
+            standing.send_replace(Some(Standing { validity, failure: None }));
+            (tries, told) = (0, Told::default());
+            pause = left.min(LOOK_EVERY);
+            continue;
+        }
+        let failure = renew(folder, credentials, renewals).await.err();
+        let failure = failure.map(|error| format!("{error:#}"));
+        let remaining = validity.not_after.duration_since(SystemTime::now()).unwrap_or_default();
+        if let Some(failure) = &failure {
+            let seconds = remaining.as_secs();
+            told.warn(&format!(
+                "the certificate, which holds {seconds} s more, was not renewed: {failure}"
+            ));
+        }
+        pause = match &failure {
+            Some(_) if !remaining.is_zero() => (remaining / 10).clamp(RETRY_MIN, LOOK_EVERY),
+            _ => {
+                tries += 1;
+                backoff(tries)
+            }
+        };
+        standing.send_replace(Some(Standing { validity, failure }));
+    }
+}
+
+/// Between tries that are not hurried by an end to come: from a second, doubling, to a minute.
+fn backoff(tries: u32) -> Duration {
+    RETRY_MIN.saturating_mul(1 << tries.saturating_sub(1).min(10)).min(RETRY_MAX)
+}
+
+/// What the log was told last.
+#[derive(Default)]
+struct Told(Option<Instant>);
+
+impl Told {
+    /// The first time, and then now and then.
+    fn warn(&mut self, text: &str) {
+        match self.0 {
+            Some(at) if at.elapsed() < TELL_EVERY => tracing::debug!("{text}"),
+            _ => {
+                tracing::warn!("{text}");
+                self.0 = Some(Instant::now());
+            }
+        }
     }
 }
 
@@ -185,18 +205,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn answers_are_read_or_refused() {
-        assert_eq!(read(&[VERSION, SIGNED, b'c']), Some(Ok("c".into())));
-        assert_eq!(read(&[VERSION, REFUSED, b'n', b'\n', b'o']), Some(Err("no".into())));
-        let long = [&[VERSION, SIGNED][..], &[b'c'; ANSWER_BYTES_MAX + 1]].concat();
-        for answer in
-            [&b""[..], &[VERSION], &[2, SIGNED], &[VERSION, 2], &[VERSION, 0, 0xff], &long]
-        {
-            assert_eq!(read(answer), None);
-        }
-    }
-
-    #[test]
     fn it_is_time_at_two_thirds() {
         let now = SystemTime::now();
         let life = Duration::from_secs(300);
@@ -205,5 +213,26 @@ mod tests {
         assert!(left(validity(190)).is_some_and(|left| left <= Duration::from_secs(10)));
         assert_eq!(left(validity(201)), None);
         assert_eq!(left(validity(9999)), None);
+    }
+    #[test]
+    fn tries_get_rarer_and_do_not_end() {
+        let pauses: Vec<u64> = (1..=8).map(|tries| backoff(tries).as_secs()).collect();
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60]);
+        assert_eq!(backoff(u32::MAX), RETRY_MAX);
+    }
+
+    #[test]
+    fn it_is_late_some_time_after_it_was_time() {
+        let now = SystemTime::now();
+        let standing = |ago: u64| Standing {
+            validity: Validity::starting(now - Duration::from_secs(ago), Duration::from_secs(300)),
+            failure: None,
+        };
+        for (ago, late, expired) in
+            [(0, false, false), (210, false, false), (230, true, false), (310, true, true)]
+        {
+            let standing = standing(ago);
+            assert_eq!((standing.is_late(now), standing.is_expired(now)), (late, expired), "{ago}");
+        }
     }
 }

@@ -5,7 +5,6 @@
 
 use super::control::MemberControl;
 use super::places::node_named;
-use super::report::Report;
 use crate::control::{ControlError, NodeFacts, ReplaceNode};
 use smalti_map::plan::Plan;
 use smalti_map::view::MapView;
@@ -20,7 +19,7 @@ impl MemberControl {
     ) -> Result<NodeFacts, ControlError> {
         let map = self.current_map().await?;
         let (old, new) = (node_named(&map, &name)?, node_named(&map, &wish.with)?);
-        let report = Report::take(self.member()).await?;
+        let report = self.report().await?;
         check(&map, old, new, |node| report.up.contains(&node)).map_err(ControlError::invalid)?;
         let wanted = replaced(&map, old, new);
         let plan = self.member().plan_at_once(&wanted);

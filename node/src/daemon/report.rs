@@ -1,5 +1,6 @@
 //! One look at the cluster, and the facts that follow from it.
 
+use super::renewal::Standing;
 use crate::control::{
     ControlError, CustodyStatus, DiskFacts, DiskState, ErrorKind, GroupFacts, Health, HolderFacts,
     KeyEpochFacts, KeyReport, MovesStatus, NodeFacts, NodeState, NodeStatus, RaftStatus, Reason,
@@ -41,6 +42,8 @@ pub(super) struct Report {
     pub(super) plan: Plan,
     /// Who should vote.
     pub(super) wanted_voters: BTreeSet<NodeId>,
+    /// This node's certificate.
+    pub(super) certificate: Option<Standing>,
     progress: BTreeMap<VolumeNo, VolumeProgress>,
 }
 
@@ -49,7 +52,10 @@ impl Report {
     ///
     /// # Errors
     /// While this node knows of no cluster yet.
-    pub(super) async fn take(member: &Member) -> Result<Self, ControlError> {
+    pub(super) async fn take(
+        member: &Member,
+        certificate: Option<Standing>,
+    ) -> Result<Self, ControlError> {
         let map = member.map();
         if map.cluster == ClusterId::default() {
             let text = "this node has not heard of its cluster yet: too few nodes are up";
@@ -91,6 +97,7 @@ impl Report {
             disks,
             slow_disks: slow_disks(&beats.paces()),
             plan,
+            certificate,
             progress,
             map,
         })

@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
@@ -63,9 +64,10 @@ pub async fn start(node: NodeRuntime) -> anyhow::Result<Started> {
     let admission = Admission { member: member.clone(), authority: authority.clone() };
     member.fabric().endpoint().accept_joins(Arc::new(admission));
     let renewals = || Renewals { member: member.clone(), authority: authority.clone() };
-    member.fabric().endpoint().serve(service::CERTIFICATES, Arc::new(renewals()));
-    node.tasks.spawn(renewal::keep(node.clone(), renewals()));
-    let control = Arc::new(MemberControl::new(member.clone(), attachments, authority));
+    member.fabric().endpoint().accept_renewals(Arc::new(renewals()));
+    let (standing, certificate) = watch::channel(None);
+    node.tasks.spawn(renewal::keep(node.clone(), renewals(), standing));
+    let control = Arc::new(MemberControl::new(member.clone(), attachments, authority, certificate));
     let shutdown = Box::pin(async move {
         member.shutdown().await;
         Ok(())

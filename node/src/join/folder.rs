@@ -43,11 +43,17 @@ impl Making {
             dir.display(),
             SOCKET_PATH_MAX
         );
+        // Before it is looked at: what another join has begun is no half made folder.
+        let lock = || DirLock::take(&dir, "smalti join");
+        let held = if dir.is_dir() { Some(lock()?) } else { None };
         check_free(&dir)?;
         let made = !dir.exists();
         let make = fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir);
         make.with_context(|| format!("make {}", dir.display()))?;
-        let lock = DirLock::take(&dir, "smalti join")?;
+        let lock = match held {
+            Some(held) => held,
+            None => lock()?,
+        };
         // Whoever had the lock before may have been at work.
         check_free(&dir)?;
         let making = Self { dir, made, open: true, _lock: lock };
@@ -225,11 +231,13 @@ mod tests {
     fn half_made_and_foreign_folders_are_told_apart() {
         let home = tempfile::tempdir().unwrap();
         let dir = home.path().join("d");
-        let held = Making::begin(&dir).unwrap();
+        let mut held = Making::begin(&dir).unwrap();
         let error = Making::begin(&dir).err().unwrap().to_string();
-        assert!(error.contains("is half made") || error.contains("at work"), "{error}");
+        let at_work = format!("another `smalti join` is at work in {}", dir.display());
+        assert_eq!(error, at_work);
         // As if it had been killed.
-        std::mem::forget(held);
+        held.open = false;
+        drop(held);
         let error = Making::begin(&dir).err().unwrap().to_string();
         assert!(error.contains("is half made"), "{error}");
         assert_eq!(names(&dir), [".making"]);

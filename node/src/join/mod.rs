@@ -64,11 +64,21 @@ pub async fn join(options: JoinOptions) -> anyhow::Result<JoinedNode> {
         )),
     };
     match joined {
-        Ok(joined) => making.finish(&joined, addresses),
-        Err(error) => {
-            making.undo()?;
-            Err(error)
+        Ok((joined, farewell)) => {
+            // Before anything is waited for: until it is kept, a crash loses what the cluster has given.
+            let node = making.finish(&joined, addresses);
+            farewell.done().await;
+            node
         }
+        Err(error) => Err(and_left(error, making.undo())),
+    }
+}
+
+/// Why it did not join, which what is left behind must not hide: the machine may be a member.
+fn and_left(error: anyhow::Error, undone: anyhow::Result<()>) -> anyhow::Error {
+    match undone {
+        Ok(()) => error,
+        Err(left) => anyhow!("{error:#}; and what was begun is left behind: {left:#}"),
     }
 }
 
@@ -95,4 +105,17 @@ fn addresses(options: &JoinOptions) -> anyhow::Result<Addresses> {
         TcpListener::bind(address).with_context(|| format!("bind {what} to {address}"))?;
     }
     Ok(Addresses { quic, api, nbd })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_behind_does_not_hide_why() {
+        let why = || anyhow!("no answer came");
+        assert_eq!(and_left(why(), Ok(())).to_string(), "no answer came");
+        let both = and_left(why(), Err(anyhow!("denied").context("clean d up"))).to_string();
+        assert_eq!(both, "no answer came; and what was begun is left behind: clean d up: denied");
+    }
 }

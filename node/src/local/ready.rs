@@ -29,7 +29,10 @@ pub(super) enum Outcome {
     /// Every node and slot is there, and waiting would change nothing: rows are lost, or a disk is
     /// full or nearly so.
     Lasting(Health, Vec<String>),
-    /// Not in service: what is missing.
+    /// Every node that has not ended answers, and something is not in service: what is missing, and
+    /// the volumes. It may be elsewhere: others may have joined from other machines.
+    Stalled(String, Vec<String>),
+    /// Nodes are not up: what is missing.
     NotReady(String),
 }
 
@@ -42,6 +45,10 @@ struct Look {
 impl Look {
     fn answering(&self) -> usize {
         self.reports.iter().flatten().count()
+    }
+
+    fn all_answer(&self) -> bool {
+        !self.reports.is_empty() && self.reports.iter().all(Option::is_some)
     }
 
     fn is_formed(&self) -> bool {
@@ -128,6 +135,9 @@ pub(super) async fn wait(
             } else {
                 format!("the volume could not be made: {held_up}")
             };
+            if look.all_answer() && look.worst() == Health::Stalled {
+                return Ok(Outcome::Stalled(missing, look.volumes()));
+            }
             return Ok(Outcome::NotReady(missing));
         }
         tokio::time::sleep(POLL).await;
@@ -146,6 +156,8 @@ async fn ask_all(asked: &[(&LayoutNode, &Client)]) -> Look {
             Err(_) => missing.push(format!("{name} does not answer")),
             Ok(report) if report.cluster != node.config.cluster => {
                 missing.push(format!("{name} is of another cluster"));
+                reports.push(None);
+                continue;
             }
             Ok(report) if report.raft.leader.is_none() => {
                 missing.push(format!("{name} knows no leader"));

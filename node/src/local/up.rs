@@ -61,7 +61,7 @@ pub struct VolumeWish {
 ///
 /// # Errors
 /// What can not be as asked, or did not come up; the nodes that were started are stopped again,
-/// but for a detached cluster that serves and is only degraded.
+/// but for a detached cluster that is degraded, or is an older one and only lacks what may be elsewhere.
 pub async fn up(options: UpOptions) -> anyhow::Result<()> {
     let mut signals = StopSignals::listen()?;
     let dir = std::path::absolute(&options.dir).context("find the folder")?;
@@ -201,7 +201,12 @@ async fn bring_up(
             let lack = format!("{}; the other nodes run", ends.join("; "));
             (Health::Degraded, Some(lack), volumes)
         }
-        Outcome::NotReady(missing) => {
+        // What it misses may come: a new cluster has nothing to wait for.
+        Outcome::Stalled(missing, volumes) if !is_new => {
+            ends.push(format!("not healthy after {seconds} s: {missing}; the nodes run"));
+            (Health::Stalled, Some(ends.join("; ")), volumes)
+        }
+        Outcome::Stalled(missing, _) | Outcome::NotReady(missing) => {
             ends.push(format!("not healthy after {seconds} s: {missing}"));
             bail!("{}", ends.join("; "));
         }

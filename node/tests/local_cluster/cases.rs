@@ -29,6 +29,7 @@ pub(crate) const ALL: &[Case] = &[
     ("a_majority_that_fails_at_start_ends_it", a_majority_that_fails_at_start_ends_it),
     ("a_node_that_is_never_ready_ends_the_wait", a_node_that_is_never_ready_ends_the_wait),
     ("a_degraded_cluster_is_left_running", a_degraded_cluster_is_left_running),
+    ("an_older_cluster_that_stalls_is_left_running", an_older_cluster_that_stalls_is_left_running),
     ("foreground_stops_its_nodes_in_order", foreground_stops_its_nodes_in_order),
     ("foreground_ends_when_taken_down", foreground_ends_when_taken_down),
     (
@@ -292,6 +293,20 @@ fn a_degraded_cluster_is_left_running() {
     fs::write(home.dir().join("degraded"), "").unwrap();
     let error = up(UpOptions { wait: Duration::from_secs(1), ..home.options() }).unwrap_err();
     assert!(error.contains("still degraded after 1 s"), "{error}");
+    assert!(home.file().nodes.iter().all(runs));
+}
+
+fn an_older_cluster_that_stalls_is_left_running() {
+    let home = Home::new();
+    up(home.options()).unwrap();
+    down(&home.dir()).unwrap();
+    fs::write(home.dir().join("stalled"), "").unwrap();
+    // What it lacks may be at nodes that joined from elsewhere.
+    let error = up(UpOptions { wait: Duration::from_secs(1), ..home.options() }).unwrap_err();
+    assert!(
+        error.starts_with("not healthy after 1 s: health is stalled; the nodes run"),
+        "{error}"
+    );
     assert!(home.file().nodes.iter().all(runs));
 }
 

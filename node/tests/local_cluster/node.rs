@@ -23,7 +23,7 @@ fn finish(done: anyhow::Result<()>) -> ExitCode {
 }
 
 /// `serve --config FILE`. Obeys files in the cluster's folder: `nX.fail` fails the start, `nX.slow`
-/// never gets ready, `degraded` is the cluster's health.
+/// never gets ready, `degraded` or `stalled` is the cluster's health.
 pub(crate) fn run(path: &str) -> ExitCode {
     let serve = async {
         telemetry::start_logging("info")?;
@@ -35,6 +35,9 @@ pub(crate) fn run(path: &str) -> ExitCode {
             (has(format!("{}.fail", config.name)), has(format!("{}.slow", config.name)));
         let mut fake =
             FakeControl::new(config.cluster, config.peers.len() + 1, &dir.join("volumes.json"));
+        if has("stalled".into()) {
+            fake.health = smalti_node::control::Health::Stalled;
+        }
         if has("degraded".into()) {
             fake.health = smalti_node::control::Health::Degraded;
         }

@@ -2,34 +2,38 @@
 
 use super::{
     ALPN,
+    gate::{Gate, Place},
     proof::{self, Binding, JoinerKey},
+    renew::{RenewalHost, Renewing},
     wire::{self, ASK_BYTES_MAX, Answer, Ask, JoinGrant, JoinWish, Signed},
 };
-use crate::{endpoint::Shared, error::CredentialError, tls::Tls, wire::code};
+use crate::{
+    endpoint::Shared,
+    error::CredentialError,
+    tls::{PeerPolicy, Tls},
+    wire::code,
+};
 use futures::future::BoxFuture;
 use quinn::{
     Connection, IdleTimeout, Incoming, RecvStream, SendStream, ServerConfig, TransportConfig,
-    VarInt,
+    VarInt, crypto::rustls::QuicServerConfig,
 };
+use serde::Serialize;
 use smalti_storage::ids::TokenId;
 use std::{
     fmt,
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-
-/// Joiners at once. Strangers can make us do a handshake, so that their number must not be theirs.
-const JOINERS_MAX: usize = 8;
 
 /// How long a joiner may take for its handshake, and for its message.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long the cluster may take to agree.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(25);
 
 /// How long a joiner may take to hear the answer.
-const GOODBYE_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const GOODBYE_TIMEOUT: Duration = Duration::from_secs(5);
 
 const WINDOW: u32 = 64 << 10;
 
@@ -63,18 +67,40 @@ impl JoinAsk {
     }
 }
 
+/// Why a joiner was not taken in, in one line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum JoinDenial {
+    /// Nothing has changed.
+    Refused(String),
+    /// It may be a member all the same.
+    Undecided(String),
+}
+
+impl From<String> for JoinDenial {
+    fn from(why: String) -> Self {
+        Self::Refused(why)
+    }
+}
+
+impl From<&str> for JoinDenial {
+    fn from(why: &str) -> Self {
+        Self::Refused(why.into())
+    }
+}
+
 /// Decides about joiners.
 pub trait JoinHost: Send + Sync + 'static {
-    /// Takes a joiner in, or says in one line why not. Nothing but the possession of its own key is
-    /// proven when this is called.
-    fn join(&self, ask: JoinAsk) -> BoxFuture<'_, Result<JoinGrant, String>>;
+    /// Takes a joiner in, or says why not. Nothing but the possession of its own key is proven when this
+    /// is called.
+    fn join(&self, ask: JoinAsk) -> BoxFuture<'_, Result<JoinGrant, JoinDenial>>;
 }
 
 /// What an endpoint needs to answer joiners.
 pub(crate) struct Hosting {
     config: Arc<ServerConfig>,
-    joiners: Arc<Semaphore>,
+    gate: Arc<Gate>,
     host: RwLock<Option<Arc<dyn JoinHost>>>,
+    pub(super) renewing: Renewing,
 }
 
 impl fmt::Debug for Hosting {
@@ -84,22 +110,14 @@ impl fmt::Debug for Hosting {
 }
 
 impl Hosting {
-    pub(crate) fn new(tls: &Tls) -> Result<Self, CredentialError> {
-        let mut config = ServerConfig::with_crypto(Arc::new(tls.join_server(ALPN)?));
-        config.migration(false);
-        let mut transport = TransportConfig::default();
-        transport
-            .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(
-                HANDSHAKE_TIMEOUT.as_millis() as u32,
-            ))))
-            .max_concurrent_bidi_streams(VarInt::from_u32(1))
-            .max_concurrent_uni_streams(VarInt::from_u32(0))
-            .stream_receive_window(VarInt::from_u32(WINDOW))
-            .receive_window(VarInt::from_u32(WINDOW))
-            .datagram_receive_buffer_size(None);
-        config.transport_config(Arc::new(transport));
-        let joiners = Arc::new(Semaphore::new(JOINERS_MAX));
-        Ok(Self { config: Arc::new(config), joiners, host: RwLock::default() })
+    pub(crate) fn new(tls: &Tls, policy: Arc<dyn PeerPolicy>) -> Result<Self, CredentialError> {
+        let config = Arc::new(one_exchange(tls.join_server(ALPN)?));
+        let renewing = Renewing::new(tls, policy)?;
+        Ok(Self { config, gate: Arc::default(), host: RwLock::default(), renewing })
+    }
+
+    pub(crate) fn set_renewals(&self, host: Option<Arc<dyn RenewalHost>>) {
+        self.renewing.set(host);
     }
 
     pub(crate) fn set(&self, host: Option<Arc<dyn JoinHost>>) {
@@ -112,29 +130,47 @@ impl Hosting {
     }
 }
 
-/// Answers a joiner, if there is room for one.
-pub(crate) fn take(shared: &Arc<Shared>, incoming: Incoming) {
-    // Who does not receive what is sent to its address must not take a place away.
-    if !incoming.remote_address_validated() {
-        if incoming.retry().is_err() {
-            tracing::debug!("a joiner's address can not be validated");
-        }
-        return;
+/// Settings for a connection that has one stream each way and ends.
+pub(super) fn one_exchange(crypto: QuicServerConfig) -> ServerConfig {
+    let mut config = ServerConfig::with_crypto(Arc::new(crypto));
+    config.migration(false);
+    let mut transport = TransportConfig::default();
+    transport
+        .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(
+            HANDSHAKE_TIMEOUT.as_millis() as u32
+        ))))
+        .max_concurrent_bidi_streams(VarInt::from_u32(1))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .stream_receive_window(VarInt::from_u32(WINDOW))
+        .receive_window(VarInt::from_u32(WINDOW))
+        .datagram_receive_buffer_size(None);
+    config.transport_config(Arc::new(transport));
+    config
+}
+
+/// Who does not receive what is sent to its address must not take a place away.
+pub(super) fn validated(incoming: Incoming) -> Option<Incoming> {
+    if incoming.remote_address_validated() {
+        return Some(incoming);
     }
-    let permit = Arc::clone(&shared.hosting.joiners).try_acquire_owned();
-    let (Some(host), Ok(permit)) = (shared.hosting.host(), permit) else {
+    if incoming.retry().is_err() {
+        tracing::debug!("an address can not be validated");
+    }
+    None
+}
+
+/// Answers a joiner, if there is room for one.
+pub(super) fn take(shared: &Arc<Shared>, incoming: Incoming) {
+    let Some(incoming) = validated(incoming) else { return };
+    let place = shared.hosting.gate.enter(incoming.remote_address());
+    let (Some(host), Some(place)) = (shared.hosting.host(), place) else {
         incoming.refuse();
         return;
     };
-    shared.tasks.spawn(answer(Arc::clone(shared), incoming, host, permit));
+    shared.tasks.spawn(answer(Arc::clone(shared), incoming, host, place));
 }
 
-async fn answer(
-    shared: Arc<Shared>,
-    incoming: Incoming,
-    host: Arc<dyn JoinHost>,
-    permit: OwnedSemaphorePermit,
-) {
+async fn answer(shared: Arc<Shared>, incoming: Incoming, host: Arc<dyn JoinHost>, place: Place) {
     let addr = incoming.remote_address();
     let config = Arc::clone(&shared.hosting.config);
     let arrival = async {
@@ -145,42 +181,62 @@ async fn answer(
     };
     let arrived = tokio::time::timeout(HANDSHAKE_TIMEOUT, arrival).await;
     let Ok(Some((connection, mut send, ask))) = arrived else {
-        tracing::info!(%addr, "a joiner did not get as far as to ask");
+        tracing::debug!(%addr, "a joiner did not get as far as to ask");
         return;
     };
-    let answer: Answer = match ask {
-        None => Err("what was asked can not be read, or is not signed by its key".into()),
-        Some(ask) => {
-            let (token, wish) = (ask.token, ask.wish.clone());
+    let answer = match ask {
+        Err(why) => Answer::Refused(why.into()),
+        Ok(ask) => {
+            let token = ask.token;
             let decided = tokio::time::timeout(ANSWER_TIMEOUT, host.join(ask)).await;
-            let late = || Err("the cluster did not agree in time: look at `node list`".into());
-            let answer = decided.unwrap_or_else(|_| late());
-            match &answer {
-                Ok(grant) => tracing::info!(%addr, %token, node = %grant.node, "a node has joined"),
-                Err(why) => tracing::warn!(%addr, %token, ?wish, why, "a joiner was refused"),
+            let late = || Err(JoinDenial::Undecided("the cluster did not agree in time".into()));
+            match decided.unwrap_or_else(|_| late()) {
+                Ok(grant) => {
+                    tracing::info!(%addr, %token, node = %grant.node, "a node has joined");
+                    Answer::Granted(grant)
+                }
+                // Told at more than that by who decides, and only of those who have a token: what
+                // strangers can have written into a log must not be theirs.
+                Err(JoinDenial::Refused(why)) => {
+                    tracing::debug!(%addr, why, "a joiner was refused");
+                    Answer::Refused(why)
+                }
+                Err(JoinDenial::Undecided(why)) => {
+                    tracing::warn!(%addr, %token, why, "whether a joiner is in is not known");
+                    Answer::Undecided(why)
+                }
             }
-            answer
         }
     };
     let sent = tokio::time::timeout(GOODBYE_TIMEOUT, tell(&mut send, &answer)).await;
     if !matches!(sent, Ok(Some(()))) {
-        tracing::warn!(%addr, "a joiner did not hear the answer");
+        match answer {
+            Answer::Granted(_) => {
+                tracing::warn!(%addr, "a node that has joined did not hear of it")
+            }
+            _ => tracing::debug!(%addr, "a joiner did not hear the answer"),
+        }
     }
     connection.close(code::CLOSED, b"answered");
-    drop(permit);
+    drop(place);
 }
 
-async fn read(connection: &Connection, recv: &mut RecvStream) -> Option<JoinAsk> {
-    let message = recv.read_to_end(ASK_BYTES_MAX).await.ok()?;
-    let Signed { ask: bytes, token_proof: proof, key_proof } = wire::decode(&message)?;
-    let ask: Ask = wire::decode(&bytes)?;
-    let binding = proof::binding(connection)?;
-    let key = proof::proven_key(&ask, &binding, &bytes, &key_proof)?;
-    Some(JoinAsk { token: ask.token, wish: ask.wish, key, binding, bytes, proof })
+async fn read(connection: &Connection, recv: &mut RecvStream) -> Result<JoinAsk, &'static str> {
+    const UNREADABLE: &str = "what was asked can not be read, or is not signed by its key";
+    let message = recv.read_to_end(ASK_BYTES_MAX).await.map_err(|_| UNREADABLE)?;
+    let Signed { ask: bytes, token_proof: proof, key_proof } =
+        wire::decode(&message).ok_or(UNREADABLE)?;
+    let ask: Ask = wire::decode(&bytes).ok_or(UNREADABLE)?;
+    if !wire::is_name(&ask.wish.name) {
+        return Err("what it wants to be called is not a name: 1 to 64 of a-z A-Z 0-9 . _ -");
+    }
+    let binding = proof::binding(connection).ok_or(UNREADABLE)?;
+    let key = proof::proven_key(&ask, &binding, &bytes, &key_proof).ok_or(UNREADABLE)?;
+    Ok(JoinAsk { token: ask.token, wish: ask.wish, key, binding, bytes, proof })
 }
 
 /// Sends the answer and waits until it was received.
-async fn tell(send: &mut SendStream, answer: &Answer) -> Option<()> {
+pub(super) async fn tell(send: &mut SendStream, answer: &impl Serialize) -> Option<()> {
     send.write_all(&wire::encode(answer)?).await.ok()?;
     send.finish().ok()?;
     send.stopped().await.ok()?;

@@ -12,30 +12,38 @@
 //!     members in never has to reckon with a peer that has no certificate.
 //! J2. Both proofs are signatures over keying material of this very connection. Relayed, recorded or
 //!     seen by whoever answers, they are worth nothing anywhere else.
-//! J3. What strangers can make us do is bounded: so many at once, from addresses that answer, in a
-//!     few seconds, with messages of a few KiB.
+//! J3. What strangers can make us do is bounded: so many at once, fewer of one source, from addresses
+//!     that answer, in a few seconds, with messages of a few KiB.
 
 mod dial;
+mod gate;
 mod host;
 mod pin;
 mod proof;
+mod renew;
 mod token;
 mod wire;
 
-pub use dial::{JoinError, Joined, join};
-pub use host::{JoinAsk, JoinHost};
+pub use dial::{Farewell, JoinError, Joined, join};
+pub use host::{JoinAsk, JoinDenial, JoinHost};
 pub use proof::JoinerKey;
+pub use renew::{RenewalError, RenewalHost};
 pub use token::{JoinToken, TokenError};
 pub use wire::{JoinAddresses, JoinGrant, JoinPeer, JoinWish};
 
-pub(crate) use host::{Hosting, take};
+#[cfg(test)]
+pub(crate) use dial::one_exchange;
+pub(crate) use host::Hosting;
+pub(crate) use renew::ask as ask_certificate;
 
 #[cfg(test)]
 mod tests;
 
-use quinn_proto::ConnectionId;
+use crate::endpoint::Shared;
+use quinn::Incoming;
 use ring::digest;
 use rustls::pki_types::CertificateDer;
+use std::sync::Arc;
 use webpki::EndEntityCert;
 
 /// Names this protocol and its version.
@@ -45,8 +53,17 @@ pub(crate) const ALPN: &[u8] = b"smalti-join/1";
 /// gets no further than a joiner would.
 const MARK: [u8; 8] = *b"smltjoin";
 
-pub(crate) fn is_marked(first: &ConnectionId) -> bool {
-    first.starts_with(&MARK)
+/// Takes those who come by a way of their own; gives members back.
+pub(crate) fn take(shared: &Arc<Shared>, incoming: Incoming) -> Option<Incoming> {
+    let first = incoming.orig_dst_cid();
+    if first.starts_with(&MARK) {
+        host::take(shared, incoming);
+    } else if first.starts_with(&renew::MARK) {
+        renew::take(shared, incoming);
+    } else {
+        return Some(incoming);
+    }
+    None
 }
 
 /// SHA-256 of the public key of an authority's certificate.

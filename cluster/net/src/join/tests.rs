@@ -21,6 +21,9 @@ use uuid::Uuid;
 const LONG: Duration = Duration::from_secs(60);
 const ECHO: u8 = 1;
 
+/// The name of whom the signer of the tests can not tell of.
+const UNDECIDED: &str = "undecided";
+
 struct Signer {
     ca: ClusterCa,
     token: TokenId,
@@ -28,17 +31,22 @@ struct Signer {
     asked: AtomicUsize,
     /// What it tells the joiner it is.
     says: NodeId,
+    /// What it has signed.
+    signs: NodeId,
 }
 
 impl JoinHost for Signer {
-    fn join(&self, ask: JoinAsk) -> BoxFuture<'_, Result<JoinGrant, String>> {
+    fn join(&self, ask: JoinAsk) -> BoxFuture<'_, Result<JoinGrant, JoinDenial>> {
         self.asked.fetch_add(1, Ordering::Relaxed);
         Box::pin(async move {
+            if ask.wish.name == UNDECIDED {
+                return Err(JoinDenial::Undecided("no majority".into()));
+            }
             if ask.token != self.token || !ask.is_proven_by(&self.proof_key) {
                 return Err("it does not have\nthe secret".into());
             }
             let validity = Validity::starting(SystemTime::now(), LONG);
-            let signed = self.ca.sign(NodeId(4), "four", &ask.key, validity);
+            let signed = self.ca.sign(self.signs, "four", &ask.key, validity);
             Ok(JoinGrant {
                 cluster: self.ca.cluster(),
                 node: self.says,
@@ -75,6 +83,10 @@ fn bind(credentials: &NodeCredentials) -> Endpoint {
 
 /// A node that can sign, and a token for it.
 fn host(says: u64) -> (Endpoint, Arc<Signer>, JoinToken) {
+    host_that_signs(says, 4)
+}
+
+fn host_that_signs(says: u64, signs: u64) -> (Endpoint, Arc<Signer>, JoinToken) {
     let ca = authority(7);
     let credentials = ca.issue(NodeId(1), "one").expect("issued");
     let endpoint = bind(&credentials);
@@ -82,7 +94,8 @@ fn host(says: u64) -> (Endpoint, Arc<Signer>, JoinToken) {
     let token = JoinToken::draw(pin, vec![endpoint.local_addr()]).expect("drawn");
     let proof_key = token.proof_key().expect("a key");
     let asked = AtomicUsize::new(0);
-    let signer = Arc::new(Signer { ca, token: token.id, proof_key, asked, says: NodeId(says) });
+    let (says, signs) = (NodeId(says), NodeId(signs));
+    let signer = Arc::new(Signer { ca, token: token.id, proof_key, asked, says, signs });
     endpoint.accept_joins(signer.clone());
     endpoint.serve(ECHO, Arc::new(Echo));
     (endpoint, signer, token)
@@ -99,7 +112,8 @@ fn wish() -> JoinWish {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_has_the_token_becomes_a_node_that_others_believe() {
     let (endpoint, signer, token) = host(4);
-    let joined = join(&token, &wish()).await.expect("joined");
+    let (joined, farewell) = join(&token, &wish()).await.expect("joined");
+    farewell.done().await;
     assert_eq!(joined.credentials.identity().node, NodeId(4));
     assert_eq!(joined.credentials.identity().cluster, signer.ca.cluster());
     let four = bind(&joined.credentials);
@@ -145,8 +159,9 @@ async fn a_joiner_tells_nothing_to_a_node_of_another_authority() {
 async fn where_nobody_decides_and_where_nobody_is_a_joiner_is_told_so() {
     let (endpoint, _signer, token) = host(4);
     endpoint.inner_hosting().set(None);
-    let error = join(&token, &wish()).await.expect_err("nobody decides");
-    assert!(matches!(error, JoinError::Unreached(_)), "{error:?}");
+    let error = dial::join_within(&token, &wish(), Duration::ZERO).await;
+    let error = error.expect_err("nobody decides");
+    assert!(matches!(error, JoinError::Busy(_)), "{error:?}");
     // The next address is tried.
     let (second, _signer, token) = host(4);
     let addresses = vec![endpoint.local_addr(), second.local_addr()];
@@ -160,6 +175,14 @@ async fn a_grant_that_does_not_hold_together_is_not_used() {
     assert!(matches!(error, JoinError::Unusable { .. }), "{error:?}");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_joiner_does_not_become_the_node_that_answers_it() {
+    let (_endpoint, _signer, token) = host_that_signs(1, 1);
+    let error = join(&token, &wish()).await.expect_err("1 is the host");
+    assert!(matches!(error, JoinError::Unusable { .. }), "{error:?}");
+    assert!(error.to_string().contains("the one that answered"), "{error}");
+}
+
 /// Connects as a joiner does.
 async fn connect(token: &JoinToken) -> (quinn::Endpoint, quinn::Connection) {
     let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
@@ -168,6 +191,14 @@ async fn connect(token: &JoinToken) -> (quinn::Endpoint, quinn::Connection) {
     let connecting = endpoint.connect_with(config, token.addresses[0], SERVER_NAME);
     let connection = connecting.expect("connects").await.expect("connected");
     (endpoint, connection)
+}
+
+/// Why not.
+fn why(answer: wire::Answer) -> String {
+    match answer {
+        wire::Answer::Refused(why) => why,
+        other => panic!("{other:?}"),
+    }
 }
 
 async fn exchange(connection: &quinn::Connection, message: &[u8]) -> Option<wire::Answer> {
@@ -185,7 +216,7 @@ async fn what_was_said_on_one_connection_is_worth_nothing_on_another() {
     let recorded = dial::message(&token, &wish(), &key, &seen).expect("signed");
     let (_second, other) = connect(&token).await;
     let answer = exchange(&other, &recorded).await.expect("an answer");
-    assert!(answer.expect_err("replayed").contains("not signed"));
+    assert!(why(answer).contains("not signed"));
     assert_eq!(signer.asked.load(Ordering::Relaxed), 0);
     // A thief who signs with a key of its own has no proof of the token for this connection.
     let mut signed: wire::Signed = wire::decode(&recorded).expect("its own");
@@ -194,9 +225,10 @@ async fn what_was_said_on_one_connection_is_worth_nothing_on_another() {
     signed.key_proof = proof::prove_key(&key, &binding, &signed.ask).expect("signed");
     let message = wire::encode(&signed).expect("encodes");
     let answer = exchange(&other, &message).await.expect("an answer");
-    assert!(answer.expect_err("stolen").contains("secret"));
+    assert!(why(answer).contains("secret"));
     assert_eq!(signer.asked.load(Ordering::Relaxed), 1);
-    assert!(exchange(&seen, &recorded).await.expect("an answer").is_ok());
+    let answer = exchange(&seen, &recorded).await.expect("an answer");
+    assert!(matches!(answer, wire::Answer::Granted(_)), "{answer:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -205,7 +237,7 @@ async fn bytes_that_are_no_request_change_nothing() {
     for message in [&b""[..], &[1], &[2, 0], &[0xff; 100], &[1; 4096], &[1; 9999]] {
         let (_client, connection) = connect(&token).await;
         if let Some(answer) = exchange(&connection, message).await {
-            assert!(answer.is_err());
+            assert!(why(answer).contains("can not be read"));
         } else {
             assert!(message.len() > wire::ASK_BYTES_MAX, "{} bytes", message.len());
         }
@@ -215,11 +247,48 @@ async fn bytes_that_are_no_request_change_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_that_is_none_is_not_even_looked_at() {
+    let (_endpoint, signer, token) = host(4);
+    for name in ["x".repeat(65), "\u{7f}".repeat(3000), "a b".into(), "\u{e4}".into()] {
+        let error = join(&token, &JoinWish { name, ..wish() }).await.expect_err("no name");
+        assert!(error.to_string().contains("is not a name"), "{error}");
+    }
+    assert_eq!(signer.asked.load(Ordering::Relaxed), 0);
+    join(&token, &JoinWish { name: "x".repeat(64), ..wish() }).await.expect("joined");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_joiner_reaches_no_service() {
     let (_endpoint, signer, token) = host(4);
     let (_client, connection) = connect(&token).await;
     let answer = exchange(&connection, &[1, 1, ECHO, 0, 0, 0, 2, b'h', b'i']).await;
-    assert!(answer.expect("told why not").is_err());
+    assert!(why(answer.expect("told why not")).contains("can not be read"));
     assert!(connection.open_bi().await.is_err(), "it may ask once");
     assert_eq!(signer.asked.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_leaves_it_open_is_not_told_as_a_refusal() {
+    let (_endpoint, _signer, token) = host(4);
+    let error = join(&token, &JoinWish { name: UNDECIDED.into(), ..wish() }).await;
+    let error = error.expect_err("nobody knows");
+    assert!(matches!(error, JoinError::Undecided { .. }), "{error:?}");
+    let text = error.to_string();
+    assert!(text.contains("no majority") && text.contains("node list"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_joiner_outlasts_those_who_never_ask() {
+    let (_endpoint, signer, token) = host(4);
+    let mut silent = Vec::new();
+    for _ in 0..8 {
+        silent.push(connect(&token).await);
+    }
+    let error = dial::join_within(&token, &wish(), Duration::ZERO).await.expect_err("no place");
+    assert!(error.to_string().contains("busy with other joiners"), "{error}");
+    assert_eq!(signer.asked.load(Ordering::Relaxed), 0);
+    let joining = tokio::spawn(async move { join(&token, &wish()).await });
+    // One goes: there is room again.
+    drop(silent.pop());
+    joining.await.expect("no panic").expect("joined");
 }

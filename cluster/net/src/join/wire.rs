@@ -12,6 +12,9 @@ pub(super) const ASK_BYTES_MAX: usize = 4 << 10;
 /// An answer has certificates and the addresses of at most 255 nodes.
 pub(super) const ANSWER_BYTES_MAX: usize = 128 << 10;
 
+/// Letters of a name.
+const NAME_MAX: usize = 64;
+
 /// Letters of a refusal that a joiner shows.
 const REASON_MAX: usize = 300;
 
@@ -79,7 +82,14 @@ pub struct JoinGrant {
     pub peers: Vec<JoinPeer>,
 }
 
-pub(super) type Answer = Result<JoinGrant, String>;
+/// What a joiner is told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Answer {
+    Granted(JoinGrant),
+    Refused(String),
+    /// A joiner of before knows no such answer, and says that it can not be used.
+    Undecided(String),
+}
 
 pub(super) fn encode(message: &impl Serialize) -> Option<Vec<u8>> {
     postcard::to_extend(message, vec![VERSION]).ok()
@@ -92,6 +102,13 @@ pub(super) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
         Ok((message, [])) => Some(message),
         _ => None,
     }
+}
+
+/// Whether a wished name is one, or none, in length and letters: it may be shown and logged. What else
+/// names have to be is for who decides.
+pub(super) fn is_name(name: &str) -> bool {
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    name.len() <= NAME_MAX && name.bytes().all(legal)
 }
 
 /// A text from outside as one line of a bounded length.
@@ -136,10 +153,12 @@ mod tests {
             ca_pem: "a".into(),
             peers: vec![JoinPeer { id: NodeId(1), name: "n1".into(), quic: at(1) }],
         };
-        let answers: [Answer; 2] = [Ok(grant), Err("no".into())];
+        let answers =
+            [Answer::Granted(grant), Answer::Refused("no".into()), Answer::Undecided("no".into())];
         for (answer, expected) in answers.iter().zip([
             "01001000000000000000000000000000000006040178016301610101026e31007f00000101",
             "0101026e6f",
+            "0102026e6f",
         ]) {
             let bytes = encode(answer).expect("encodes");
             assert_eq!(hex(&bytes), expected);

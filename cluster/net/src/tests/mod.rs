@@ -5,6 +5,7 @@
 mod bulk;
 mod calls;
 mod hostile;
+mod renewal;
 mod sessions;
 mod support;
 mod trust;

@@ -184,7 +184,7 @@ pub(super) async fn raw(
     to: &Endpoint,
 ) -> (quinn::Endpoint, quinn::Connection) {
     let tls = Tls::new(credentials).expect("credentials");
-    let crypto = tls.client(to.identity().node).expect("client config");
+    let crypto = tls.client(to.identity().node, crate::tls::ALPN).expect("client config");
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
     let transport = patient().transport(crate::config::Role::Dialer, 1 << 20).expect("transport");
     config.transport_config(transport);

@@ -20,13 +20,13 @@ use std::{
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-fn expired(ca: &ClusterCa, node: u64) -> NodeCredentials {
+pub(super) fn expired(ca: &ClusterCa, node: u64) -> NodeCredentials {
     let now = SystemTime::now();
     let validity = Validity { not_before: now - 10 * DAY, not_after: now - DAY };
     ca.issue_for(NodeId(node), "old", validity).expect("issue")
 }
 
-fn not_yet(ca: &ClusterCa, node: u64) -> NodeCredentials {
+pub(super) fn not_yet(ca: &ClusterCa, node: u64) -> NodeCredentials {
     let now = SystemTime::now();
     let validity = Validity { not_before: now + DAY, not_after: now + 2 * DAY };
     ca.issue_for(NodeId(node), "early", validity).expect("issue")
@@ -34,7 +34,7 @@ fn not_yet(ca: &ClusterCa, node: u64) -> NodeCredentials {
 
 /// A stranger that believes everybody, so that only the acceptor's check is left.
 #[derive(Debug)]
-struct Gullible;
+pub(super) struct Gullible;
 
 impl ServerCertVerifier for Gullible {
     fn verify_server_cert(
@@ -71,9 +71,9 @@ impl ServerCertVerifier for Gullible {
     }
 }
 
-type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+pub(super) type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
-fn identity(credentials: &NodeCredentials) -> Identity {
+pub(super) fn identity(credentials: &NodeCredentials) -> Identity {
     (credentials.chain_der().expect("chain"), credentials.key_der().expect("key"))
 }
 

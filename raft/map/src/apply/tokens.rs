@@ -72,7 +72,7 @@ impl ClusterMap {
         }
         let node = NodeId(self.next_node);
         let next = self.next_node.checked_add(1).ok_or_else(|| invalid("no number is left"))?;
-        let name = if name.is_empty() { node.to_string() } else { name.to_owned() };
+        let name = if name.is_empty() { self.free_name(node) } else { name.to_owned() };
         self.check_joiner(&name)?;
         let taken = self.nodes.values().find(|other| other.addresses.quic == addresses.quic);
         if let Some(other) = taken {
@@ -86,6 +86,13 @@ impl ClusterMap {
             token.used_by = Some(node);
         }
         Ok(Applied::Joined { node, name })
+    }
+
+    /// The name of a number, from this one's on, that no node has: one may have been given such a name.
+    fn free_name(&self, node: NodeId) -> String {
+        let names = (node.0..=u64::MAX).map(|number| NodeId(number).to_string());
+        let is_free = |name: &String| self.nodes.values().all(|other| other.name != *name);
+        names.into_iter().find(is_free).unwrap_or_else(|| node.to_string())
     }
 
     /// Whether a node of that name, or of none, could be taken in.
@@ -192,6 +199,23 @@ mod tests {
         refused(&mut map, "is the address of n4", |map| join(map, 2, "x", 200, NOW));
         let joined = join(&mut map, 2, "x", 300, NOW);
         assert_eq!(joined, Applied::Joined { node: NodeId(5), name: "x".into() });
+    }
+
+    #[test]
+    fn a_name_that_a_number_would_give_may_be_taken() {
+        let mut map = founded();
+        for (no, wish, number, name) in [
+            (1, "n6", 4, "n6"),
+            (2, "n5", 5, "n5"),
+            (3, "", 6, "n7"),
+            (4, "", 7, "n8"),
+            (5, "", 8, "n9"),
+        ] {
+            assert_eq!(create(&mut map, no, "", NOW, 60), Applied::Done);
+            let joined = join(&mut map, no, wish, 200 + 10 * number as u16, NOW);
+            assert_eq!(joined, Applied::Joined { node: NodeId(number), name: name.into() });
+            map.check().expect("consistent");
+        }
     }
 
     #[test]
