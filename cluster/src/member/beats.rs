@@ -24,8 +24,7 @@ use tokio_util::task::TaskTracker;
 const EVERY: Duration = Duration::from_millis(100);
 
 /// Before an answer. A node of before there were any answers with nothing; version 1 had no space,
-/// version 2 no start, version 3 neither whom the
-/// node hears nor the pace of its disks.
+/// version 2 no start, version 3 neither whom the node hears nor the pace of its disks.
 const VERSION: u8 = 4;
 
 /// What a node answers.

@@ -226,7 +226,9 @@ impl Member {
                 if !mine || to == self.node() {
                     return Answer::No;
                 }
-                let views = self.beats().views();
+                // As the leader judges it, or one would undo what the other does.
+                let leader = self.raft().metrics().leader.unwrap_or(self.node());
+                let views = within(leader, self.beats().views());
                 if self.in_use(volume) || reaches_less(&map, entry, &views, to, self.node()) {
                     return Answer::Kept;
                 }

@@ -21,8 +21,9 @@ const TIMES: u32 = 8;
 /// Less than this holds up nobody to speak of.
 const NOTICED: Duration = Duration::from_millis(100);
 
-/// Larger batches take what they take: a store that is rebuilt has many of them.
-const BYTES_MAX: u64 = 64 << 10;
+/// Larger batches take what they take: a store that is rebuilt has many of them. What waits for a slow disk
+/// makes its batches larger as well, so this is far above what clients' small writes come to.
+const BYTES_MAX: u64 = 1 << 20;
 
 const SECOND: u64 = 1_000_000;
 

@@ -111,25 +111,35 @@ impl JoinHost for Admission {
 impl Admission {
     async fn admit(&self, ask: JoinAsk) -> Result<JoinGrant, JoinDenial> {
         self.authority.folder()?;
-        // What has become of a token is for those who have it.
-        let proven = match self.member.map().tokens.get(&ask.token) {
+        let now = unix_now();
+        // One map for both questions: of a token that comes to be known in between nothing was proven.
+        let map = self.member.map();
+        let usable = map.usable_token(ask.token, now);
+        // What has become of a token is for those who have it. Of others there is nothing in the log:
+        // they would fill it.
+        match map.tokens.get(&ask.token) {
+            None => {
+                usable?;
+                return Err("the token is not known".into());
+            }
             Some(token) if !ask.is_proven_by(&token.proof_key) => {
                 return Err("the token's secret is another one".into());
             }
-            found => found.is_some(),
-        };
+            Some(_) => {}
+        }
         let (token, wish) = (ask.token, ask.wish.clone());
-        let answer = self.take_in(ask).await;
-        // Of strangers there is nothing in the log: they would fill it.
-        if proven && let Err(JoinDenial::Refused(why)) = &answer {
+        let answer = match usable {
+            Ok(_) => self.take_in(ask, now).await,
+            Err(why) => Err(why.into()),
+        };
+        if let Err(JoinDenial::Refused(why)) = &answer {
             tracing::warn!(%token, ?wish, why, "a joiner with a token was refused");
         }
         answer
     }
 
-    async fn take_in(&self, ask: JoinAsk) -> Result<JoinGrant, JoinDenial> {
-        let now = unix_now();
-        self.member.map().usable_token(ask.token, now)?;
+    /// Lets in who has proven to have a token.
+    async fn take_in(&self, ask: JoinAsk, now: u64) -> Result<JoinGrant, JoinDenial> {
         check_reachable(&ask.wish.addresses, self.authority.quic)?;
         let ca = self.authority.load(self.member.cluster()).await?;
         let JoinAddresses { quic, api, nbd } = ask.wish.addresses;

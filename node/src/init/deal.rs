@@ -123,7 +123,7 @@ impl Dealt {
         text.push_str(&format!(
             "3. {} has the key that makes members: put it away. To let machines join later, put it \
              beside the folder of the first node, or where `authority` in a node.toml says, and use \
-             `smalti token create` there\n",
+             `smalti token create --api unix:FOLDER/api.sock` there\n",
             self.authority.display()
         ));
         text

@@ -51,8 +51,8 @@ pub struct RocksOptions {
     pub wal_bytes_max: u64,
     /// Threads that write out and compact.
     pub background_jobs: u8,
-    /// Dead records are taken out of the files they lie in once there is at least one for every
-    /// live one and they are at least so many bytes.
+    /// Dead records are taken out of the files they lie in once they are at least so many bytes, and as
+    /// large a part of the store as the room on the disk makes it worth while.
     pub garbage_bytes_min: u64,
     /// Keeps the counters behind [`RocksStore::log_syncs`](crate::RocksStore::log_syncs). All
     /// others come with them, at every look at a key, so this is for tests.
