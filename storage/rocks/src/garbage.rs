@@ -11,10 +11,10 @@ use smalti_storage::store::Space;
 use std::sync::atomic::Ordering;
 
 const GARBAGE: &str = "rocksdb.live-blob-file-garbage-size";
+const FILES: &str = "rocksdb.num-blob-files";
 /// Where space is scarce so much garbage is worth a compaction, however much a store would wait for
 /// otherwise.
 const SCARCE_BYTES_MIN: u64 = 16 << 20;
-const CUTOFFS: [f64; 7] = [0.5, 0.25, 0.1, 0.05, 0.02, 0.01, 0.005];
 
 /// What of all blob files in use is dead, in bytes.
 #[derive(Clone, Copy, Debug)]
@@ -23,12 +23,15 @@ pub(crate) struct Sizes {
     pub(crate) all: u64,
     /// Dead records.
     pub(crate) garbage: u64,
+    /// How many files.
+    pub(crate) files: u64,
 }
 
 impl Sizes {
     pub(crate) fn of(database: &Database) -> Result<Self, rocksdb::Error> {
         let figure = |name| database.db.property_int_value_cf(database.data(), name);
-        Ok(Self { all: figure(BLOBS_SIZE)?.unwrap_or(0), garbage: figure(GARBAGE)?.unwrap_or(0) })
+        let figure = |name| Ok(figure(name)?.unwrap_or(0));
+        Ok(Self { all: figure(BLOBS_SIZE)?, garbage: figure(GARBAGE)?, files: figure(FILES)? })
     }
 
     /// So much garbage is worth moving what lives beside it.
@@ -56,12 +59,14 @@ impl Sizes {
     /// of what is free are left to those who write meanwhile, and to other stores on the disk that do
     /// the same.
     pub(crate) fn cutoff(self, garbage_min: u64, space: Space) -> Option<f64> {
-        let Self { all, garbage } = self;
+        let Self { all, garbage, files } = self;
         if garbage == 0 || garbage < self.worth(space).max(least(garbage_min, space)) {
             return None;
         }
-        let fits = |part: &f64| all as f64 * part <= space.free as f64 / 4.0;
-        CUTOFFS.into_iter().find(fits)
+        // RocksDB takes whole files, rounding down: a part of less than one is none.
+        let fit = (space.free / 4).checked_div(all / files.max(1)).unwrap_or(files);
+        let taken = fit.min(files.div_ceil(2));
+        (taken > 0).then(|| ((taken as f64 + 0.5) / files as f64).min(1.0))
     }
 }
 
@@ -88,29 +93,46 @@ mod tests {
     }
 
     fn sizes(all: u64, garbage: u64) -> Sizes {
-        Sizes { all: all * MIB, garbage: garbage * MIB }
+        Sizes { all: all * MIB, garbage: garbage * MIB, files: all / 10 }
+    }
+
+    /// How many files RocksDB takes then.
+    fn taken(sizes: Sizes, garbage_min: u64, free: u64) -> Option<u64> {
+        let cutoff = sizes.cutoff(garbage_min, disk(free));
+        cutoff.map(|part| (part * sizes.files as f64) as u64)
     }
 
     #[test]
     fn collections_leave_room_and_begin_sooner_where_it_is_scarce() {
-        let cut = |all, garbage, free| sizes(all, garbage).cutoff(0, disk(free));
+        let cut = |all, garbage, free| taken(sizes(all, garbage), 0, free);
         assert_eq!(cut(400, 199, 800), None);
-        assert_eq!(cut(400, 200, 800), Some(0.5), "a quarter of what is free is enough for half");
-        assert_eq!(cut(400, 200, 799), Some(0.25));
+        assert_eq!(cut(400, 200, 800), Some(20), "a quarter of what is free is enough for half");
+        assert_eq!(cut(400, 200, 799), Some(19));
         assert_eq!(cut(400, 99, 400), None);
-        assert_eq!(cut(400, 100, 400), Some(0.25));
+        assert_eq!(cut(400, 100, 400), Some(10));
         assert_eq!(cut(800, 49, 150), None);
-        assert_eq!(cut(800, 50, 150), Some(0.02), "nearly full");
+        assert_eq!(cut(800, 50, 150), Some(3), "nearly full");
         assert_eq!(cut(800, 500, 15), None, "it would fill the disk");
         assert_eq!(cut(0, 0, 99), None);
     }
 
     #[test]
+    fn what_is_less_than_a_file_is_not_begun() {
+        let large = Sizes { files: 16, ..sizes(1024, 600) };
+        assert_eq!(taken(large, 0, 255), None);
+        assert_eq!(taken(large, 0, 256), Some(1));
+        assert_eq!(taken(large, 0, 600), Some(2));
+        let one = Sizes { files: 1, ..sizes(64, 40) };
+        assert_eq!(one.cutoff(0, disk(900)), Some(1.0));
+        assert_eq!(one.cutoff(0, disk(255)), None);
+    }
+
+    #[test]
     fn a_small_store_waits_for_garbage_only_where_there_is_room() {
-        let cut = |free| sizes(100, 50).cutoff(256 * MIB, disk(free));
+        let cut = |free| taken(sizes(100, 50), 256 * MIB, free);
         assert_eq!(cut(900), None);
-        assert_eq!(cut(150), Some(0.25));
-        assert_eq!(sizes(100, 15).cutoff(256 * MIB, disk(150)), None);
+        assert_eq!(cut(150), Some(3));
+        assert_eq!(taken(sizes(100, 15), 256 * MIB, 150), None);
     }
 
     #[test]

@@ -171,7 +171,7 @@ impl Collector {
                 warn!(%error, "can not take dead records out");
                 return;
             }
-            let Sizes { all, garbage } = sizes;
+            let Sizes { all, garbage, .. } = sizes;
             let left = Sizes::of(&self.database).map_or(garbage, |sizes| sizes.garbage);
             info!(all, garbage, left, cutoff, "took dead records out");
             if left >= garbage {
