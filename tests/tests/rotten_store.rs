@@ -8,6 +8,7 @@ use smalti_tests::cluster::{COMMAND_LIMIT, smalti};
 use smalti_tests::files;
 use smalti_tests::image::Image;
 use smalti_tests::pattern::{next_random, seed};
+use smalti_tests::process::until;
 use smalti_tests::report::say;
 use smalti_tests::{Cluster, Spec};
 
@@ -32,8 +33,17 @@ fn rotten_store() -> Result<()> {
     for node in 0..3 {
         image.verify(&cluster, node)?;
     }
-    let status = cluster.wait_ok()?;
+    let status = cluster.wait_status("all is repaired", LIMIT, |status| {
+        let volume = &status.volumes[0];
+        volume.health == "ok" && volume.rows_behind == Some(0)
+    })?;
     say(test, &format!("read right through every node; {}", status.brief()));
+    // A disk with a third of its records wrong is better replaced, and health is not `ok` before.
+    let words = ["why", "--dir", &cluster.dir().display().to_string()];
+    until("`why` tells of the disk", COMMAND_LIMIT, || {
+        let why = smalti(&words, COMMAND_LIMIT)?;
+        Ok(why.stdout.contains("wrong records, and lately again").then_some(()))
+    })?;
     cluster.finish()
 }
 

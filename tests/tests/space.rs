@@ -172,11 +172,11 @@ fn fill_up(
         match client.write(at * PIECE as u64, &piece(seed, at), 0) {
             Ok(()) => (at, refused) = (at + 1, None),
             Err(Error::Server(NO_SPACE)) => {
-                let warned = warned.context("full without a warning that it is nearly full")?;
                 if refused.get_or_insert_with(Instant::now).elapsed() < FULL_FOR {
                     sleep(POLL);
                     continue;
                 }
+                let warned = warned.context("full without a warning that it is nearly full")?;
                 let status = cluster.wait_status("it is full", LIMIT, |s| s.health == "stalled")?;
                 let found = levels(cluster)?;
                 ensure!(
