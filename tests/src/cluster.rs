@@ -412,16 +412,6 @@ impl Cluster {
         })
     }
 
-    /// What `smalti` prints when it asks one node.
-    ///
-    /// # Errors
-    /// When it fails.
-    pub fn ask(&self, node: usize, words: &[&str]) -> Result<String> {
-        let api = format!("unix:{}", self.nodes[node].dir.join("api.sock").display());
-        let words: Vec<&str> = words.iter().copied().chain(["--api", &api]).collect();
-        smalti(&words, COMMAND_LIMIT)?.ok()
-    }
-
     /// Waits until the status satisfies `condition`.
     ///
     /// # Errors

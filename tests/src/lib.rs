@@ -3,11 +3,12 @@
 //! Knows nothing of the product's insides and links none of its crates. It holds the program only to
 //! its command line, to the files it documents, and to the NBD protocol.
 //!
-//! [`cluster`] starts, kills, freezes and restarts nodes; [`nbd`] is a small client of its own;
+//! [`cluster`] starts, kills, freezes and restarts nodes, and [`asking`] asks them; [`nbd`] is a small client of its own;
 //! [`load`] writes patterns that can be told apart ([`pattern`]), follows the cluster from node to
 //! node and remembers what was acknowledged ([`model`]); [`clients`] and [`fio`] drive other
 //! people's clients; [`files`] makes images and searches folders byte by byte; [`report`] prints.
 
+pub mod asking;
 pub mod clients;
 pub mod cluster;
 pub mod files;

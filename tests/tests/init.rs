@@ -4,11 +4,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
 use smalti_tests::cluster::smalti;
 use smalti_tests::pattern::seed;
 use smalti_tests::ports::{free_address, free_run};
-use smalti_tests::process::{Output, until};
+use smalti_tests::process::Output;
 use smalti_tests::report::say;
 use smalti_tests::{Cluster, Load, LoadConfig, Spec};
 
@@ -16,32 +15,6 @@ const LIMIT: Duration = Duration::from_secs(120);
 
 fn text(path: &Path) -> Result<&str> {
     path.to_str().context("a path in UTF-8")
-}
-
-fn ask(cluster: &Cluster, node: usize, words: &[&str]) -> Result<String> {
-    let api = format!("unix:{}", cluster.nodes()[node].dir.join("api.sock").display());
-    let words: Vec<&str> = words.iter().copied().chain(["--api", &api]).collect();
-    smalti(&words, LIMIT)?.ok()
-}
-
-/// All nodes are up, all have their share, and all is well.
-fn wait_ok(cluster: &Cluster, volumes: usize) -> Result<()> {
-    let mut last = "nothing".to_owned();
-    let waited = until("the cluster is healthy", LIMIT, || {
-        // One that has only just been started does not answer yet; the deadline decides.
-        last = match ask(cluster, 0, &["status", "--json"]) {
-            Ok(status) => status,
-            Err(error) => format!("{error:#}"),
-        };
-        let Ok(status) = serde_json::from_str::<Value>(&last) else { return Ok(None) };
-        let nodes = status["nodes"].as_array().context("nodes")?;
-        let up = nodes.iter().filter(|node| node["state"] == "up").count();
-        let rest = ["moving", "waiting", "stuck"].iter().all(|key| status["moves"][*key] == 0);
-        let has = status["volumes"].as_array().map(Vec::len) == Some(volumes);
-        let ok = status["health"] == "ok" && has && rest && up == cluster.nodes().len();
-        Ok(ok.then_some(()))
-    });
-    waited.with_context(|| format!("last status: {last}"))
 }
 
 fn init(dir: &Path, nodes: &[String], more: &[&str]) -> Result<Output> {
@@ -96,8 +69,8 @@ fn nodes_dealt_on_one_machine_make_a_cluster_on_others() -> Result<()> {
     for node in [2, 1, 0] {
         cluster.start(node)?;
     }
-    wait_ok(&cluster, 0)?;
-    ask(&cluster, 1, &["volume", "create", "v", "--size", "64M"])?;
+    cluster.wait_well(0, 0)?;
+    cluster.ask(1, &["volume", "create", "v", "--size", "64M"])?;
     let load = Load::start(LoadConfig::new(cluster.targets(), 0, seed));
     load.progress(300, LIMIT)?;
     let mut loaded = load.finish()?;
@@ -113,24 +86,24 @@ fn nodes_dealt_on_one_machine_make_a_cluster_on_others() -> Result<()> {
     for node in 0..3 {
         cluster.start(node)?;
     }
-    wait_ok(&cluster, 1)?;
+    cluster.wait_well(0, 1)?;
     loaded.verify(&cluster.target(1)).context("after all were stopped")?;
 
     // With the authority's key away nobody is let in; with the key beside the first node one is.
-    let refused = ask(&cluster, 0, &["token", "create"]).err().context("there is no key")?;
+    let refused = cluster.ask(0, &["token", "create"]).err().context("there is no key")?;
     ensure!(format!("{refused:#}").contains("the authority's key can not be read"), "{refused:#}");
     std::fs::rename(&authority, home.join("ca"))?;
-    let token = ask(&cluster, 0, &["token", "create", "--name", "fourth"])?;
+    let token = cluster.ask(0, &["token", "create", "--name", "fourth"])?;
     let place = home.join("w");
     let listen = free_address()?;
     let words = ["join", token.trim(), "--dir", text(&place)?, "--listen", &listen];
     smalti(&words, LIMIT)?.ok()?;
     let fourth = cluster.adopt(&place)?;
     cluster.start(fourth)?;
-    wait_ok(&cluster, 1)?;
+    cluster.wait_well(0, 1)?;
     loaded.verify(&cluster.target(fourth)).context("through the one that joined")?;
 
-    let nodes: Value = serde_json::from_str(&ask(&cluster, fourth, &["node", "list", "--json"])?)?;
+    let nodes = cluster.ask_facts(fourth, &["node", "list"])?;
     let share = |node: usize| nodes[node]["slots"].as_u64().unwrap_or(0);
     ensure!((0..4).all(|node| share(node).abs_diff(24) <= 2), "{nodes}");
     for node in 0..4 {

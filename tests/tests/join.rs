@@ -2,10 +2,9 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
 use smalti_tests::cluster::{program, smalti};
 use smalti_tests::files::search;
 use smalti_tests::pattern::seed;
@@ -20,20 +19,9 @@ fn text(path: &Path) -> Result<&str> {
     path.to_str().context("a path in UTF-8")
 }
 
-fn command(cluster: &Cluster, words: &[&str]) -> Result<String> {
-    let dir = cluster.dir();
-    let words: Vec<&str> = words.iter().copied().chain(["--dir", text(&dir)?]).collect();
-    smalti(&words, LIMIT)?.ok()
-}
-
-fn facts(cluster: &Cluster, words: &[&str]) -> Result<Value> {
-    let words: Vec<&str> = words.iter().copied().chain(["--json"]).collect();
-    Ok(serde_json::from_str(&command(cluster, &words)?)?)
-}
-
 fn token(cluster: &Cluster, words: &[&str]) -> Result<String> {
     let words: Vec<&str> = ["token", "create"].iter().chain(words).copied().collect();
-    let printed = command(cluster, &words)?;
+    let printed = cluster.command(&words)?;
     let mut lines = printed.lines();
     let token = lines.next().context("a token")?.to_owned();
     ensure!(lines.next().is_none() && token.starts_with("smalti1"), "{printed}");
@@ -41,23 +29,9 @@ fn token(cluster: &Cluster, words: &[&str]) -> Result<String> {
 }
 
 fn names(cluster: &Cluster) -> Result<Vec<String>> {
-    let nodes = facts(cluster, &["node", "list"])?;
+    let nodes = cluster.facts(&["node", "list"])?;
     let nodes = nodes.as_array().context("nodes")?;
     nodes.iter().map(|node| Ok(node["name"].as_str().context("name")?.to_owned())).collect()
-}
-
-fn slots(cluster: &Cluster) -> Result<Vec<u64>> {
-    let nodes = facts(cluster, &["node", "list"])?;
-    let nodes = nodes.as_array().context("nodes")?;
-    nodes.iter().map(|node| node["slots"].as_u64().context("slots")).collect()
-}
-
-/// Nothing moves, nothing is left to move, and everybody is well.
-fn at_rest(cluster: &Cluster) -> Result<Option<()>> {
-    let status = facts(cluster, &["status"])?;
-    let moves = &status["moves"];
-    let none = ["moving", "waiting", "stuck"].iter().all(|key| moves[*key] == 0);
-    Ok((none && status["health"] == "ok").then_some(()))
 }
 
 fn join(token: &str, dir: &Path, listen: &str, more: &[&str]) -> Result<Output> {
@@ -130,7 +104,7 @@ fn nodes_join_take_their_share_and_leave_while_clients_go_on() -> Result<()> {
     let home = cluster.scratch()?;
     let mut load = Load::start(LoadConfig::new(cluster.targets(), 0, seed));
     load.progress(100, LIMIT)?;
-    let had = slots(&cluster)?;
+    let had = cluster.slots()?;
 
     let began = Instant::now();
     let added: Vec<&str> = vec!["x4", "x5", "x6"];
@@ -139,15 +113,15 @@ fn nodes_join_take_their_share_and_leave_while_clients_go_on() -> Result<()> {
         load.progress(20, LIMIT).with_context(|| format!("{name} has joined"))?;
         say(test, &format!("{name} is up {:?} after the first token", began.elapsed()));
     }
-    until("all have their share", LIMIT, || at_rest(&cluster))?;
-    let has = slots(&cluster)?;
+    until("all have their share", LIMIT, || cluster.at_rest())?;
+    let has = cluster.slots()?;
     let pause = load.window();
     say(
         test,
         &format!("slots before {had:?}, after {has:?}, {:?}: {}", began.elapsed(), pause.brief()),
     );
     ensure!(has.len() == 6 && has.iter().all(|slots| slots.abs_diff(has[0]) <= 2), "{has:?}");
-    let nodes = facts(&cluster, &["node", "list"])?;
+    let nodes = cluster.facts(&["node", "list"])?;
     let voters = nodes.as_array().context("nodes")?.iter().filter(|node| node["voter"] == true);
     ensure!(voters.count() == 5, "{nodes}");
     // Clients are served by a node that joined, with no founder in between.
@@ -180,17 +154,17 @@ fn nodes_join_take_their_share_and_leave_while_clients_go_on() -> Result<()> {
     load.prefer(0);
     let mut gone = Vec::new();
     for (index, name) in [(5, "x6"), (4, "x5"), (3, "x4")] {
-        let said = command(&cluster, &["node", "drain", name])?;
+        let said = cluster.command(&["node", "drain", name])?;
         ensure!(said.contains("can be stopped"), "{said}");
         cluster.stop(index)?;
         load.progress(20, LIMIT).context("an empty node is stopped")?;
         until("it is known to be stopped", LIMIT, || {
             Ok((cluster.status()?.node_state(name) == "down").then_some(()))
         })?;
-        command(&cluster, &["node", "remove", name])?;
+        cluster.command(&["node", "remove", name])?;
         gone.push(index);
     }
-    until("three have all", LIMIT, || at_rest(&cluster))?;
+    until("three have all", LIMIT, || cluster.at_rest())?;
     ensure!(names(&cluster)? == ["n1", "n2", "n3"]);
     load.progress(50, LIMIT)?;
     say(test, &format!("three are left: {}", load.window().brief()));
@@ -296,14 +270,15 @@ fn what_may_not_join_changes_nothing() -> Result<()> {
     refused("used", &try_it(&good, &[])?, "was used already, by n4", &dir)?;
     ensure!(names(&cluster)? == ["n1", "n2", "n3", "n4"]);
     // It has never started; taken back, the token stays used.
-    command(&cluster, &["node", "remove", "n4"])?;
+    cluster.command(&["node", "remove", "n4"])?;
     refused("used by one that is gone", &try_it(&good, &[])?, "was used already", &dir)?;
 
     let named = token(&cluster, &["--name", "y"])?;
     refused("another name", &try_it(&named, &["--name", "z"])?, "a node named y", &dir)?;
-    let brief = token(&cluster, &["--ttl", "1s"])?;
-    // A second has to pass, and nothing shows that it has but the clock.
-    std::thread::sleep(Duration::from_millis(2100));
+    let brief = cluster.facts(&["token", "create", "--ttl", "1s"])?;
+    let ends = UNIX_EPOCH + Duration::from_secs(brief["expires"].as_u64().context("expires")?);
+    let brief = brief["token"].as_str().context("token")?.to_owned();
+    until("the token's time is over", LIMIT, || Ok((SystemTime::now() > ends).then_some(())))?;
     refused("expired", &try_it(&brief, &[])?, "has expired", &dir)?;
 
     // Neither the log nor the map of any node has what a token is made of.

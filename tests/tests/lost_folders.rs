@@ -6,7 +6,6 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
 use smalti_tests::cluster::smalti;
 use smalti_tests::image::Image;
 use smalti_tests::nbd::Client;
@@ -116,15 +115,9 @@ fn a_store_that_is_put_back_costs_nobody_his_place() -> Result<()> {
     cluster.finish()
 }
 
-fn command(cluster: &Cluster, words: &[&str]) -> Result<String> {
-    let dir = text(&cluster.dir());
-    let words: Vec<&str> = words.iter().copied().chain(["--dir", &dir]).collect();
-    smalti(&words, LIMIT)?.ok()
-}
-
 /// Which start of its process a node has joined under.
 fn start_of(cluster: &Cluster, node: usize) -> Result<u64> {
-    let nodes: Value = serde_json::from_str(&command(cluster, &["node", "list", "--json"])?)?;
+    let nodes = cluster.facts(&["node", "list"])?;
     nodes[node]["incarnation"].as_u64().context("a start")
 }
 

@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
 use smalti_tests::cluster::smalti;
 use smalti_tests::lan::{self, Lan};
 use smalti_tests::pattern::seed;
@@ -32,7 +31,7 @@ fn dealt(spec: Spec, lan: &Lan) -> Result<Cluster> {
         cluster.enter(no, lan.enter(no));
         cluster.start(no)?;
     }
-    wait_ok(&cluster, 0, 0)?;
+    cluster.wait_well(0, 0)?;
     let mut words = vec!["volume", "create", "v", "--size", "64M"];
     let numbers;
     if let Some((data, parity)) = geometry {
@@ -43,27 +42,9 @@ fn dealt(spec: Spec, lan: &Lan) -> Result<Cluster> {
     Ok(cluster)
 }
 
-fn json(cluster: &Cluster, node: usize, words: &[&str]) -> Result<Value> {
-    Ok(serde_json::from_str(&cluster.ask(node, &[words, &["--json"]].concat())?)?)
-}
-
-/// All is well, as one node sees it.
-fn wait_ok(cluster: &Cluster, node: usize, volumes: usize) -> Result<()> {
-    let mut last = "nothing".to_owned();
-    let waited = until("the cluster is healthy", LIMIT, || {
-        // One that has only just been started does not answer yet; the deadline decides.
-        let status = json(cluster, node, &["status"]);
-        last = status.as_ref().map_or_else(|error| format!("{error:#}"), Value::to_string);
-        let Ok(status) = status else { return Ok(None) };
-        let has = status["volumes"].as_array().map(Vec::len) == Some(volumes);
-        Ok((status["health"] == "ok" && has).then_some(()))
-    });
-    waited.with_context(|| format!("last status: {last}"))
-}
-
 /// The node that has the volume's seat, as another one knows.
 fn holder(cluster: &Cluster, asked: usize) -> Result<Option<usize>> {
-    let volume = json(cluster, asked, &["volume", "show", "v"])?;
+    let volume = cluster.ask_facts(asked, &["volume", "show", "v"])?;
     let name = volume["coordinator"].as_str();
     Ok(name.and_then(|name| cluster.nodes().iter().position(|node| node.name == name)))
 }
@@ -76,7 +57,7 @@ fn wait_elsewhere(cluster: &Cluster, asked: usize, than: usize, limit: Duration)
 }
 
 fn leader(cluster: &Cluster, asked: usize) -> Result<usize> {
-    let status = json(cluster, asked, &["status"])?;
+    let status = cluster.ask_facts(asked, &["status"])?;
     let name = status["raft"]["leader"].as_str().context("a leader")?;
     cluster.nodes().iter().position(|node| node.name == name).context("the leader's name")
 }
@@ -133,12 +114,12 @@ fn a_coordinator_that_loses_two_stores_others_reach_is_replaced() -> Result<()> 
     let window = load.window();
     say(test, &format!("clients of the node that is cut off: {}", window.brief()));
     // All are in sync, for who has the seat reaches everybody.
-    wait_ok(&cluster, seat, 1).context("while the links are cut")?;
+    cluster.wait_well(seat, 1).context("while the links are cut")?;
     for node in &lost {
         lan.mend(own, *node)?;
     }
     load.progress(100, LIMIT)?;
-    wait_ok(&cluster, own, 1).context("with all links")?;
+    cluster.wait_well(own, 1).context("with all links")?;
     let errors = load.server_errors();
     end(cluster, load, errors)
 }
@@ -170,10 +151,10 @@ fn of_three_the_one_between_two_that_are_cut_gets_the_seat() -> Result<()> {
     let seat = wait_elsewhere(&cluster, between, own, LIMIT)?;
     say(test, &format!("node {seat} has the seat after {:?}", begun.elapsed()));
     ensure!(seat == between, "node {seat} reaches no more than node {own}");
-    wait_ok(&cluster, between, 1).context("while the link is cut")?;
+    cluster.wait_well(between, 1).context("while the link is cut")?;
     load.progress(100, LIMIT)?;
     lan.mend(own, other)?;
-    wait_ok(&cluster, own, 1).context("with all links")?;
+    cluster.wait_well(own, 1).context("with all links")?;
     let errors = load.server_errors();
     end(cluster, load, errors)
 }

@@ -5,41 +5,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
-use serde_json::Value;
-use smalti_tests::cluster::smalti;
 use smalti_tests::pattern::seed;
 use smalti_tests::process::until;
 use smalti_tests::report::say;
 use smalti_tests::{Cluster, Load, LoadConfig, Spec};
 
 const LIMIT: Duration = Duration::from_secs(120);
-
-fn command(cluster: &Cluster, words: &[&str]) -> Result<String> {
-    let dir = cluster.dir();
-    let dir = dir.to_str().context("a path in UTF-8")?;
-    let words: Vec<&str> = words.iter().copied().chain(["--dir", dir]).collect();
-    smalti(&words, LIMIT)?.ok()
-}
-
-fn facts(cluster: &Cluster, words: &[&str]) -> Result<Value> {
-    let words: Vec<&str> = words.iter().copied().chain(["--json"]).collect();
-    Ok(serde_json::from_str(&command(cluster, &words)?)?)
-}
-
-/// Slots by node, as `node list` counts them.
-fn slots(cluster: &Cluster) -> Result<Vec<u64>> {
-    let nodes = facts(cluster, &["node", "list"])?;
-    let nodes = nodes.as_array().context("nodes")?;
-    nodes.iter().map(|node| node["slots"].as_u64().context("slots")).collect()
-}
-
-/// Nothing moves, and nothing is left to move.
-fn at_rest(cluster: &Cluster) -> Result<Option<()>> {
-    let status = facts(cluster, &["status"])?;
-    let moves = &status["moves"];
-    let none = ["moving", "waiting", "stuck"].iter().all(|key| moves[*key] == 0);
-    Ok((none && status["health"] == "ok").then_some(()))
-}
 
 #[test]
 fn slots_of_a_dead_node_are_rebuilt_by_themselves() -> Result<()> {
@@ -51,12 +22,12 @@ fn slots_of_a_dead_node_are_rebuilt_by_themselves() -> Result<()> {
     let mut load = Load::start(LoadConfig::new(cluster.targets(), 0, seed));
     load.progress(200, LIMIT)?;
     load.prefer(0);
-    let had = slots(&cluster)?;
+    let had = cluster.slots()?;
 
     cluster.kill(4)?;
     let killed = Instant::now();
     load.progress(50, LIMIT).context("a node is dead")?;
-    let rebuilt = || Ok((slots(&cluster)?[4] == 0).then_some(()));
+    let rebuilt = || Ok((cluster.slots()?[4] == 0).then_some(()));
     until("its slots are elsewhere", LIMIT, rebuilt)?;
     load.progress(100, LIMIT).context("its slots have moved")?;
     say(
@@ -82,8 +53,8 @@ fn slots_of_a_dead_node_are_rebuilt_by_themselves() -> Result<()> {
     // Back with what they had, they delete that, and take their share again.
     cluster.start(2)?;
     cluster.start(4)?;
-    until("all have their share", LIMIT, || at_rest(&cluster))?;
-    let has = slots(&cluster)?;
+    until("all have their share", LIMIT, || cluster.at_rest())?;
+    let has = cluster.slots()?;
     say(test, &format!("slots before {had:?}, after {has:?}"));
     ensure!(has.iter().all(|slots| slots.abs_diff(has[0]) <= 2), "{has:?}");
     loaded.verify(&cluster.target(4)).context("through the one that was dead")?;
@@ -108,70 +79,70 @@ fn nodes_take_their_share_and_give_it_back_while_clients_go_on() -> Result<()> {
         (&["node", "remove", "n6"][..], "n6 runs"),
         (&["what-if", "stop", "n9"][..], "no node n9"),
     ] {
-        let error = command(&cluster, words).err().context("it makes no sense")?;
+        let error = cluster.command(words).err().context("it makes no sense")?;
         ensure!(format!("{error:#}").contains(reason), "{error:#}");
     }
     // As if there were three nodes.
     for node in ["n4", "n5", "n6"] {
-        command(&cluster, &["node", "set", node, "--weight", "0"])?;
+        cluster.command(&["node", "set", node, "--weight", "0"])?;
     }
-    until("three have all", LIMIT, || at_rest(&cluster))?;
-    let three = slots(&cluster)?;
+    until("three have all", LIMIT, || cluster.at_rest())?;
+    let three = cluster.slots()?;
     ensure!(three[3..].iter().all(|slots| *slots == 0), "{three:?}");
-    let report = facts(&cluster, &["what-if", "stop", "n1"])?;
+    let report = cluster.facts(&["what-if", "stop", "n1"])?;
     ensure!(report["safe"] == true && report["volumes"][0]["spare"] == 0, "{report}");
-    let report = facts(&cluster, &["what-if", "stop", "n1", "n2"])?;
+    let report = cluster.facts(&["what-if", "stop", "n1", "n2"])?;
     ensure!(report["safe"] == false && report["volumes"][0]["writes"] == false, "{report}");
 
     // Three more get their share; one of them is killed meanwhile, and one of the old ones.
     load.window();
     for node in ["n4", "n5", "n6"] {
-        command(&cluster, &["node", "set", node, "--weight", "100"])?;
+        cluster.command(&["node", "set", node, "--weight", "100"])?;
     }
-    until("slots move", LIMIT, || Ok(slots(&cluster)?[3..].iter().any(|s| *s > 0).then_some(())))?;
+    until("slots move", LIMIT, || Ok(cluster.slots()?[3..].iter().any(|s| *s > 0).then_some(())))?;
     for node in [4, 1] {
         cluster.kill(node)?;
         load.progress(20, LIMIT).context("a node is dead")?;
         cluster.start(node)?;
     }
-    until("six share", LIMIT, || at_rest(&cluster))?;
+    until("six share", LIMIT, || cluster.at_rest())?;
     load.progress(50, LIMIT)?;
-    let six = slots(&cluster)?;
+    let six = cluster.slots()?;
     say(test, &format!("three have {three:?}, six have {six:?}: {}", load.window().brief()));
     ensure!(six.iter().all(|slots| slots.abs_diff(six[0]) <= 2), "{six:?}");
 
     // Paused, nothing begins; then three leave.
-    command(&cluster, &["moves", "pause"])?;
-    command(&cluster, &["node", "drain", "n6", "--no-wait"])?;
+    cluster.command(&["moves", "pause"])?;
+    cluster.command(&["node", "drain", "n6", "--no-wait"])?;
     until("what is to move waits", LIMIT, || {
-        let moves = &facts(&cluster, &["status"])?["moves"];
+        let moves = &cluster.facts(&["status"])?["moves"];
         Ok((moves["paused"] == true && moves["waiting"] == six[5]).then_some(()))
     })?;
-    ensure!(slots(&cluster)? == six, "something moved");
-    command(&cluster, &["moves", "resume"])?;
+    ensure!(cluster.slots()? == six, "something moved");
+    cluster.command(&["moves", "resume"])?;
     for (index, node) in [(5, "n6"), (4, "n5"), (3, "n4")] {
-        let said = command(&cluster, &["node", "drain", node])?;
+        let said = cluster.command(&["node", "drain", node])?;
         ensure!(said.contains("can be stopped"), "{said}");
-        let report = facts(&cluster, &["what-if", "stop", node])?;
+        let report = cluster.facts(&["what-if", "stop", node])?;
         ensure!(report["safe"] == true, "{report}");
         cluster.stop(index)?;
         load.progress(20, LIMIT).context("an empty node is stopped")?;
         say(test, said.trim());
     }
-    let removed = command(&cluster, &["node", "remove", "n6"])?;
+    let removed = cluster.command(&["node", "remove", "n6"])?;
     say(test, removed.trim());
-    let status = facts(&cluster, &["status"])?;
+    let status = cluster.facts(&["status"])?;
     ensure!(status["nodes"].as_array().map(Vec::len) == Some(5), "{status}");
     // Two of five custodians are stopped with them, and three are needed: it is said before.
     until("n1 is known to be needed", LIMIT, || {
-        let report = facts(&cluster, &["what-if", "stop", "n1"])?;
+        let report = cluster.facts(&["what-if", "stop", "n1"])?;
         let volume = &report["volumes"][0];
         Ok((report["custody"] == false && volume["writes"] == true).then_some(()))
     })?;
     cluster.start(3)?;
     cluster.start(4)?;
-    until("nothing moves back", LIMIT, || at_rest(&cluster))?;
-    let three = slots(&cluster)?;
+    until("nothing moves back", LIMIT, || cluster.at_rest())?;
+    let three = cluster.slots()?;
     ensure!(three[3..].iter().all(|slots| *slots == 0), "{three:?}");
     load.prefer(1);
     cluster.signal(0, Signal::KILL)?;

@@ -20,19 +20,8 @@ fn text(path: &Path) -> Result<&str> {
     path.to_str().context("a path in UTF-8")
 }
 
-fn command(cluster: &Cluster, words: &[&str]) -> Result<String> {
-    let dir = cluster.dir();
-    let words: Vec<&str> = words.iter().copied().chain(["--dir", text(&dir)?]).collect();
-    smalti(&words, LIMIT)?.ok()
-}
-
-fn facts(cluster: &Cluster, words: &[&str]) -> Result<Value> {
-    let words: Vec<&str> = words.iter().copied().chain(["--json"]).collect();
-    Ok(serde_json::from_str(&command(cluster, &words)?)?)
-}
-
 fn node(cluster: &Cluster, name: &str) -> Result<Option<Value>> {
-    let nodes = facts(cluster, &["node", "list"])?;
+    let nodes = cluster.facts(&["node", "list"])?;
     let nodes = nodes.as_array().context("nodes")?;
     Ok(nodes.iter().find(|node| node["name"] == name).cloned())
 }
@@ -42,24 +31,16 @@ fn slots(cluster: &Cluster, name: &str) -> Result<u64> {
     node["slots"].as_u64().context("slots")
 }
 
-/// Nothing moves, nothing is left to move, and everybody is well.
-fn at_rest(cluster: &Cluster) -> Result<Option<()>> {
-    let status = facts(cluster, &["status"])?;
-    let moves = &status["moves"];
-    let none = ["moving", "waiting", "stuck"].iter().all(|key| moves[*key] == 0);
-    Ok((none && status["health"] == "ok").then_some(()))
-}
-
 /// Joins and starts a node, and waits until it has its share.
 fn add(cluster: &mut Cluster, name: &str) -> Result<usize> {
     let dir = cluster.scratch()?.join(name);
-    let token = command(cluster, &["token", "create", "--name", name])?;
+    let token = cluster.command(&["token", "create", "--name", name])?;
     let listen = free_address()?;
     smalti(&["join", token.trim(), "--dir", text(&dir)?, "--listen", &listen], LIMIT)?.ok()?;
     let index = cluster.adopt(&dir)?;
     cluster.start(index)?;
     until("the new node has slots", LIMIT, || Ok((slots(cluster, name)? > 0).then_some(())))?;
-    until("all have their share", LIMIT, || at_rest(cluster))?;
+    until("all have their share", LIMIT, || cluster.at_rest())?;
     Ok(index)
 }
 
@@ -71,11 +52,11 @@ fn replace(cluster: &Cluster, old: &str, new: &str) -> Result<Running> {
 
 /// Whether it is refused for that reason, and nothing changes.
 fn refused(cluster: &Cluster, old: &str, new: &str, reason: &str) -> Result<()> {
-    let before = facts(cluster, &["status"])?["map_version"].clone();
+    let before = cluster.facts(&["status"])?["map_version"].clone();
     let words = ["node", "replace", old, "--with", new];
-    let error = command(cluster, &words).err().with_context(|| format!("not refused: {reason}"))?;
+    let error = cluster.command(&words).err().with_context(|| format!("not refused: {reason}"))?;
     ensure!(format!("{error:#}").contains(reason), "{error:#}, not {reason:?}");
-    let after = facts(cluster, &["status"])?["map_version"].clone();
+    let after = cluster.facts(&["status"])?["map_version"].clone();
     ensure!(before == after, "something changed: {before} {after} ({reason})");
     Ok(())
 }
@@ -93,11 +74,11 @@ fn a_node_takes_the_place_of_one_that_lives_and_of_one_that_is_lost() -> Result<
     refused(&cluster, "n4", "n9", "no node n9")?;
     refused(&cluster, "n4", "n4", "can not replace itself")?;
     refused(&cluster, "n1", "x5", "n1 holds key shares")?;
-    command(&cluster, &["moves", "pause"])?;
-    command(&cluster, &["node", "drain", "x5", "--no-wait"])?;
+    cluster.command(&["moves", "pause"])?;
+    cluster.command(&["node", "drain", "x5", "--no-wait"])?;
     refused(&cluster, "n4", "x5", "x5 is being drained")?;
-    command(&cluster, &["node", "drain", "x5", "--undo"])?;
-    command(&cluster, &["moves", "resume"])?;
+    cluster.command(&["node", "drain", "x5", "--undo"])?;
+    cluster.command(&["moves", "resume"])?;
     cluster.stop(fifth)?;
     cluster.wait_status("x5 is down", LIMIT, |s| s.node_state("x5") == "down")?;
     refused(&cluster, "n4", "x5", "x5 does not run")?;
@@ -109,11 +90,11 @@ fn a_node_takes_the_place_of_one_that_lives_and_of_one_that_is_lost() -> Result<
     refused(&cluster, "n4", "x5", "would have no node to go to")?;
     cluster.start(2)?;
     cluster.wait_ok()?;
-    until("all is at rest", LIMIT, || at_rest(&cluster))?;
+    until("all is at rest", LIMIT, || cluster.at_rest())?;
 
     let mut load = Load::start(LoadConfig::new(cluster.targets(), 0, seed));
     load.progress(100, LIMIT)?;
-    command(&cluster, &["node", "set", "n4", "--weight", "120", "--domain", "rack4"])?;
+    cluster.command(&["node", "set", "n4", "--weight", "120", "--domain", "rack4"])?;
 
     // Cut off in the middle, and called again.
     let began = Instant::now();
@@ -138,7 +119,7 @@ fn a_node_takes_the_place_of_one_that_lives_and_of_one_that_is_lost() -> Result<
     let heir = node(&cluster, "x5")?.context("x5")?;
     ensure!(heir["weight"] == 120 && heir["domain"] == "rack4", "{heir}");
     load.progress(50, LIMIT).context("a node was replaced")?;
-    until("all is at rest", LIMIT, || at_rest(&cluster))?;
+    until("all is at rest", LIMIT, || cluster.at_rest())?;
     let took = began.elapsed();
     say(test, &format!("a live node was replaced in {took:?}: {}", load.window().brief()));
 
@@ -150,13 +131,13 @@ fn a_node_takes_the_place_of_one_that_lives_and_of_one_that_is_lost() -> Result<
     load.window();
     cluster.wait_status("x5 is down", LIMIT, |s| s.node_state("x5") == "down")?;
     let began = Instant::now();
-    let said = command(&cluster, &["node", "replace", "x5", "--with", "x6", "--no-wait"])?;
+    let said = cluster.command(&["node", "replace", "x5", "--with", "x6", "--no-wait"])?;
     ensure!(said.contains("the same command removes x5 when it is empty"), "{said}");
-    let said = command(&cluster, &["node", "replace", "x5", "--with", "x6"])?;
+    let said = cluster.command(&["node", "replace", "x5", "--with", "x6"])?;
     ensure!(said.contains("x5 is no member any more; x6 has its place"), "{said}");
     let heir = node(&cluster, "x6")?.context("x6")?;
     ensure!(heir["weight"] == 120 && heir["domain"] == "rack4", "{heir}");
-    until("all is at rest", LIMIT, || at_rest(&cluster))?;
+    until("all is at rest", LIMIT, || cluster.at_rest())?;
     load.progress(50, LIMIT).context("a lost node was replaced")?;
     let took = began.elapsed();
     say(test, &format!("a lost node was replaced in {took:?}: {}", load.window().brief()));

@@ -7,8 +7,6 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
-use smalti_tests::cluster::smalti;
 use smalti_tests::files;
 use smalti_tests::nbd::Client;
 use smalti_tests::pattern::{BLOCK, PIECE, next_random, piece, seed};
@@ -22,13 +20,6 @@ const PIECES: u64 = 48;
 const EVERY: u64 = 200_000;
 const ROTTEN: usize = 1;
 
-fn facts(cluster: &Cluster, words: &[&str]) -> Result<Value> {
-    let dir = cluster.dir();
-    let dir = dir.to_str().context("a path in UTF-8")?;
-    let words: Vec<&str> = words.iter().copied().chain(["--json", "--dir", dir]).collect();
-    Ok(serde_json::from_str(&smalti(&words, LIMIT)?.ok()?)?)
-}
-
 #[test]
 fn a_scrub_finds_and_mends_what_rots_under_load() -> Result<()> {
     let test = "a_scrub_finds_and_mends_what_rots_under_load";
@@ -41,7 +32,7 @@ fn a_scrub_finds_and_mends_what_rots_under_load() -> Result<()> {
     }
     client.flush()?;
     drop(client);
-    let scrub = facts(&cluster, &["scrub"])?["v"].clone();
+    let scrub = cluster.facts(&["scrub"])?["v"].clone();
     ensure!(scrub["wrong"] == 0 && scrub["due"] == 0, "nothing has rotted: {scrub}");
     ensure!(scrub["rows"].as_u64() >= Some(PIECES * 128), "all rows were read: {scrub}");
 
@@ -59,19 +50,19 @@ fn a_scrub_finds_and_mends_what_rots_under_load() -> Result<()> {
         }
     }
     ensure!(flipped > 50, "only {flipped} bytes flipped");
-    let scrub = facts(&cluster, &["scrub", "v"])?["v"].clone();
+    let scrub = cluster.facts(&["scrub", "v"])?["v"].clone();
     say(test, &format!("{flipped} bytes flipped on node {ROTTEN}: {scrub}"));
     let wrong = scrub["wrong"].as_u64().context("wrong")?;
     // A byte may be of what the load has replaced, or two of one record.
     ensure!(wrong >= flipped / 2 && wrong <= flipped, "{flipped} bytes flipped: {scrub}");
     ensure!(scrub["unclear"] == 0, "{scrub}");
     load.progress(100, LIMIT)?;
-    let again = facts(&cluster, &["scrub", "v"])?["v"].clone();
+    let again = cluster.facts(&["scrub", "v"])?["v"].clone();
     ensure!(again["wrong"] == 0, "scrubbed again: {again}");
     say(test, &format!("once more: {again}"));
     load.finish()?.verify(&cluster.target(2))?;
 
-    let nodes = facts(&cluster, &["node", "list"])?;
+    let nodes = cluster.facts(&["node", "list"])?;
     for (node, facts) in nodes.as_array().context("nodes")?.iter().enumerate() {
         let faults = facts["stores"][0]["faults"].as_u64().context("faults")?;
         let right = if node == ROTTEN { faults >= wrong } else { faults == 0 };

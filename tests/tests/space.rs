@@ -4,7 +4,6 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::Value;
 use smalti_tests::cluster::{COMMAND_LIMIT, smalti};
 use smalti_tests::mount::{self, SmallDisk};
 use smalti_tests::nbd::{Client, Error, Target};
@@ -194,7 +193,7 @@ fn fill_up(
             && warned.is_none()
             && levels(cluster)?.contains("near_full")
         {
-            let why = command(cluster, &["why"])?;
+            let why = cluster.command(&["why"])?;
             ensure!(why.contains("nearly full"), "`why` does not tell: {why}");
             warned = Some(at);
         }
@@ -248,16 +247,11 @@ fn wait_ok(cluster: &Cluster) -> Result<()> {
 
 /// How full each store says that its disk is, in words.
 fn levels(cluster: &Cluster) -> Result<String> {
-    let nodes: Value = serde_json::from_str(&command(cluster, &["node", "list", "--json"])?)?;
+    let nodes = cluster.facts(&["node", "list"])?;
     let stores = nodes.as_array().context("a list of nodes")?.iter();
     let states: Option<Vec<&str>> =
         stores.map(|node| node["stores"][0]["disk"]["state"].as_str()).collect();
     Ok(states.with_context(|| format!("a store without a disk: {nodes}"))?.join(" "))
-}
-
-fn command(cluster: &Cluster, words: &[&str]) -> Result<String> {
-    let dir = cluster.dir().display().to_string();
-    Ok(smalti(&[words, &["--dir", &dir]].concat(), COMMAND_LIMIT)?.stdout)
 }
 
 /// A piece as the second write makes it.

@@ -148,7 +148,7 @@ impl Collector {
             return;
         }
         self.compact(self.database.data(), None, false);
-        let left = Sizes::of(&self.database).map_or(sizes, |sizes| sizes);
+        let left = Sizes::of(&self.database).unwrap_or(sizes);
         info!(
             unmet,
             all = sizes.all,

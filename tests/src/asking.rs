@@ -1,0 +1,94 @@
+//! Asking a running cluster, by the command line.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use crate::cluster::{COMMAND_LIMIT, Cluster, smalti};
+use crate::process::until;
+
+/// A command that waits for the cluster, as a drain does, ends within this.
+const LIMIT: Duration = Duration::from_secs(120);
+
+impl Cluster {
+    /// What `smalti` prints when it asks the cluster.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn command(&self, words: &[&str]) -> Result<String> {
+        let dir = self.dir().display().to_string();
+        smalti(&[words, &["--dir", &dir]].concat(), LIMIT)?.ok()
+    }
+
+    /// The same as JSON.
+    ///
+    /// # Errors
+    /// When it fails, or prints no JSON.
+    pub fn facts(&self, words: &[&str]) -> Result<Value> {
+        let text = self.command(&[words, &["--json"]].concat())?;
+        serde_json::from_str(&text).with_context(|| format!("{words:?} as JSON: {text}"))
+    }
+
+    /// What `smalti` prints when it asks one node.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn ask(&self, node: usize, words: &[&str]) -> Result<String> {
+        let api = format!("unix:{}", self.nodes()[node].dir.join("api.sock").display());
+        smalti(&[words, &["--api", &api]].concat(), COMMAND_LIMIT)?.ok()
+    }
+
+    /// The same as JSON.
+    ///
+    /// # Errors
+    /// When it fails, or prints no JSON.
+    pub fn ask_facts(&self, node: usize, words: &[&str]) -> Result<Value> {
+        let text = self.ask(node, &[words, &["--json"]].concat())?;
+        serde_json::from_str(&text).with_context(|| format!("{words:?} as JSON: {text}"))
+    }
+
+    /// Slots by node, as `node list` counts them.
+    ///
+    /// # Errors
+    /// When that can not be asked.
+    pub fn slots(&self) -> Result<Vec<u64>> {
+        let nodes = self.facts(&["node", "list"])?;
+        let nodes = nodes.as_array().context("nodes")?;
+        nodes.iter().map(|node| node["slots"].as_u64().context("slots")).collect()
+    }
+
+    /// Something once nothing moves, nothing is left to move, and everybody is well.
+    ///
+    /// # Errors
+    /// When the status can not be asked.
+    pub fn at_rest(&self) -> Result<Option<()>> {
+        Ok(is_at_rest(&self.facts(&["status"])?).then_some(()))
+    }
+
+    /// Waits until by what one node sees there are so many volumes, every node is up, and all is at
+    /// rest: for clusters that `smalti up` did not make.
+    ///
+    /// # Errors
+    /// When it is not in time; the last status is in the message.
+    pub fn wait_well(&self, node: usize, volumes: usize) -> Result<()> {
+        let mut last = "nothing".to_owned();
+        let waited = until("the cluster is well", LIMIT, || {
+            // One that has only just been started does not answer yet; the deadline decides.
+            let status = self.ask_facts(node, &["status"]);
+            last = status.as_ref().map_or_else(|error| format!("{error:#}"), Value::to_string);
+            let Ok(status) = status else { return Ok(None) };
+            let nodes = status["nodes"].as_array().context("nodes")?;
+            let up = nodes.iter().filter(|node| node["state"] == "up").count();
+            let has = status["volumes"].as_array().map(Vec::len) == Some(volumes);
+            let well = has && up == self.nodes().len() && is_at_rest(&status);
+            Ok(well.then_some(()))
+        });
+        waited.with_context(|| format!("last status: {last}"))
+    }
+}
+
+fn is_at_rest(status: &Value) -> bool {
+    let none = ["moving", "waiting", "stuck"].iter().all(|key| status["moves"][*key] == 0);
+    none && status["health"] == "ok"
+}
