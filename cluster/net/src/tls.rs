@@ -143,33 +143,23 @@ impl Tls {
                 .map_err(|e| CredentialError::tls(Error::General(e.to_string())))?;
         let cluster = self.identity.cluster;
         let verifier = Arc::new(AcceptVerifier { cluster, chain, policy, expired });
-        let mut config = ServerConfig::builder_with_provider(self.provider.clone())
+        let config = ServerConfig::builder_with_provider(self.provider.clone())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(CredentialError::tls)?
             .with_client_cert_verifier(verifier)
             .with_cert_resolver(self.key.clone());
-        config.alpn_protocols = vec![alpn.to_vec()];
-        config.session_storage = Arc::new(NoServerSessionStorage {});
-        config.send_tls13_tickets = 0;
-        config.max_early_data_size = 0;
-        QuicServerConfig::try_from(config)
-            .map_err(|e| CredentialError::tls(Error::General(e.to_string())))
+        serving(config, alpn)
     }
 
     /// The side that answers joiners, who have no certificate. It shows the authority's as well, which
     /// they know by its pin only.
     pub(crate) fn join_server(&self, alpn: &[u8]) -> Result<QuicServerConfig, CredentialError> {
-        let mut config = ServerConfig::builder_with_provider(self.provider.clone())
+        let config = ServerConfig::builder_with_provider(self.provider.clone())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(CredentialError::tls)?
             .with_no_client_auth()
             .with_cert_resolver(self.join_key.clone());
-        config.alpn_protocols = vec![alpn.to_vec()];
-        config.session_storage = Arc::new(NoServerSessionStorage {});
-        config.send_tls13_tickets = 0;
-        config.max_early_data_size = 0;
-        QuicServerConfig::try_from(config)
-            .map_err(|e| CredentialError::tls(Error::General(e.to_string())))
+        serving(config, alpn)
     }
 
     /// The dialer's side: accepts nobody but `node`.
@@ -178,24 +168,40 @@ impl Tls {
         node: NodeId,
         alpn: &[u8],
     ) -> Result<QuicClientConfig, CredentialError> {
-        let verifier = Arc::new(DialVerifier {
-            wanted: PeerIdentity { cluster: self.identity.cluster, node },
-            roots: self.roots.clone(),
-            provider: self.provider.clone(),
-        });
-        let mut config = ClientConfig::builder_with_provider(self.provider.clone())
+        let wanted = PeerIdentity { cluster: self.identity.cluster, node };
+        let judge = OneNode { wanted, roots: self.roots.clone() };
+        let verifier = Arc::new(ServerVerifier { judge, provider: self.provider.clone() });
+        let config = ClientConfig::builder_with_provider(self.provider.clone())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(CredentialError::tls)?
             .dangerous()
             .with_custom_certificate_verifier(verifier)
             .with_client_cert_resolver(self.key.clone());
-        config.alpn_protocols = vec![alpn.to_vec()];
-        config.resumption = Resumption::disabled();
-        config.enable_early_data = false;
-        config.enable_sni = false;
-        QuicClientConfig::try_from(config)
-            .map_err(|e| CredentialError::tls(Error::General(e.to_string())))
+        dialing(config, alpn)
     }
+}
+
+/// No session is kept (T3), whoever is served.
+fn serving(mut config: ServerConfig, alpn: &[u8]) -> Result<QuicServerConfig, CredentialError> {
+    config.alpn_protocols = vec![alpn.to_vec()];
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    config.max_early_data_size = 0;
+    QuicServerConfig::try_from(config)
+        .map_err(|e| CredentialError::tls(Error::General(e.to_string())))
+}
+
+/// The same, whoever dials.
+pub(crate) fn dialing(
+    mut config: ClientConfig,
+    alpn: &[u8],
+) -> Result<QuicClientConfig, CredentialError> {
+    config.alpn_protocols = vec![alpn.to_vec()];
+    config.resumption = Resumption::disabled();
+    config.enable_early_data = false;
+    config.enable_sni = false;
+    QuicClientConfig::try_from(config)
+        .map_err(|e| CredentialError::tls(Error::General(e.to_string())))
 }
 
 /// What is shown to members, and to joiners.
@@ -329,15 +335,28 @@ impl ClientCertVerifier for AcceptVerifier {
     }
 }
 
-/// Whom the dialer talks to: one node.
-#[derive(Debug)]
-struct DialVerifier {
-    wanted: PeerIdentity,
-    roots: Arc<RootCertStore>,
-    provider: Arc<CryptoProvider>,
+/// Decides whom a dialer talks to.
+pub(crate) trait ServerJudge: fmt::Debug + Send + Sync + 'static {
+    /// Whether that is whom it wants, by the certificates it shows; its signature is not for here.
+    ///
+    /// # Errors
+    /// It is not, or they do not hold.
+    fn judge(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), Error>;
 }
 
-impl ServerCertVerifier for DialVerifier {
+/// A dialer's verifier: a judge, and the signatures of TLS 1.3.
+#[derive(Debug)]
+pub(crate) struct ServerVerifier<J> {
+    pub(crate) judge: J,
+    pub(crate) provider: Arc<CryptoProvider>,
+}
+
+impl<J: ServerJudge> ServerCertVerifier for ServerVerifier<J> {
     fn verify_server_cert(
         &self,
         leaf: &CertificateDer<'_>,
@@ -346,20 +365,7 @@ impl ServerCertVerifier for DialVerifier {
         _: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        verify_server_cert_signed_by_trust_anchor(
-            &ParsedCertificate::try_from(leaf)?,
-            &self.roots,
-            intermediates,
-            now,
-            self.provider.signature_verification_algorithms.all,
-        )?;
-        let identity = PeerIdentity::of_certificate(leaf)
-            .and_then(|identity| in_cluster(identity, self.wanted.cluster))
-            .map_err(refuse)?;
-        if identity.node != self.wanted.node {
-            let (theirs, wanted) = (identity.node, self.wanted.node);
-            return Err(refuse(IdentityError::OtherNode { theirs, wanted }));
-        }
+        self.judge.judge(leaf, intermediates, now)?;
         Ok(ServerCertVerified::assertion())
     }
 
@@ -384,5 +390,43 @@ impl ServerCertVerifier for DialVerifier {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// The chain of a server ends at one of `roots`, and holds.
+pub(crate) fn check_chain(
+    leaf: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    roots: &RootCertStore,
+    now: UnixTime,
+) -> Result<(), Error> {
+    let algorithms = ring::default_provider().signature_verification_algorithms.all;
+    let leaf = ParsedCertificate::try_from(leaf)?;
+    verify_server_cert_signed_by_trust_anchor(&leaf, roots, intermediates, now, algorithms)
+}
+
+/// One node of the cluster.
+#[derive(Debug)]
+struct OneNode {
+    wanted: PeerIdentity,
+    roots: Arc<RootCertStore>,
+}
+
+impl ServerJudge for OneNode {
+    fn judge(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), Error> {
+        check_chain(leaf, intermediates, &self.roots, now)?;
+        let identity = PeerIdentity::of_certificate(leaf)
+            .and_then(|identity| in_cluster(identity, self.wanted.cluster))
+            .map_err(refuse)?;
+        if identity.node != self.wanted.node {
+            let (theirs, wanted) = (identity.node, self.wanted.node);
+            return Err(refuse(IdentityError::OtherNode { theirs, wanted }));
+        }
+        Ok(())
     }
 }

@@ -4,19 +4,13 @@ use super::pin_of;
 use crate::{
     error::{CredentialError, IdentityError},
     identity::{PeerIdentity, authority_cluster},
-    tls::{in_cluster, refuse},
+    tls::{ServerJudge, ServerVerifier, check_chain, dialing, in_cluster, refuse},
 };
 use quinn::crypto::rustls::QuicClientConfig;
 use rustls::{
-    ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
-    client::{
-        Resumption,
-        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-        verify_server_cert_signed_by_trust_anchor,
-    },
-    crypto::{CryptoProvider, ring, verify_tls13_signature},
-    pki_types::{CertificateDer, ServerName, UnixTime},
-    server::ParsedCertificate,
+    ClientConfig, Error, RootCertStore,
+    crypto::ring,
+    pki_types::{CertificateDer, UnixTime},
 };
 use std::sync::{
     Arc,
@@ -32,38 +26,31 @@ pub(super) fn client(
     stranger: Arc<AtomicBool>,
 ) -> Result<QuicClientConfig, CredentialError> {
     let provider = Arc::new(ring::default_provider());
-    let verifier = Arc::new(PinVerifier { pin, stranger, provider: provider.clone() });
-    let mut config = ClientConfig::builder_with_provider(provider)
+    let judge = PinnedAuthority { pin, stranger };
+    let verifier = Arc::new(ServerVerifier { judge, provider: provider.clone() });
+    let config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(CredentialError::tls)?
         .dangerous()
         .with_custom_certificate_verifier(verifier)
         .with_no_client_auth();
-    config.alpn_protocols = vec![alpn.to_vec()];
-    config.resumption = Resumption::disabled();
-    config.enable_early_data = false;
-    config.enable_sni = false;
-    QuicClientConfig::try_from(config)
-        .map_err(|e| CredentialError::tls(Error::General(e.to_string())))
+    dialing(config, alpn)
 }
 
 /// Whom a joiner believes: a node of the authority whose key it has been told.
 #[derive(Debug)]
-struct PinVerifier {
+struct PinnedAuthority {
     pin: [u8; 32],
     stranger: Arc<AtomicBool>,
-    provider: Arc<CryptoProvider>,
 }
 
-impl ServerCertVerifier for PinVerifier {
-    fn verify_server_cert(
+impl ServerJudge for PinnedAuthority {
+    fn judge(
         &self,
         leaf: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
         now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
+    ) -> Result<(), Error> {
         let pinned = intermediates.iter().find(|der| pin_of(der) == Some(self.pin));
         let pinned = pinned.ok_or_else(|| {
             self.stranger.store(true, Ordering::Release);
@@ -71,39 +58,10 @@ impl ServerCertVerifier for PinVerifier {
         })?;
         let mut roots = RootCertStore::empty();
         roots.add(pinned.clone().into_owned())?;
-        verify_server_cert_signed_by_trust_anchor(
-            &ParsedCertificate::try_from(leaf)?,
-            &roots,
-            intermediates,
-            now,
-            self.provider.signature_verification_algorithms.all,
-        )?;
+        check_chain(leaf, intermediates, &roots, now)?;
         let cluster = authority_cluster(pinned).map_err(refuse)?;
         let identity = PeerIdentity::of_certificate(leaf);
         identity.and_then(|identity| in_cluster(identity, cluster)).map_err(refuse)?;
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::General("tls 1.2 is not spoken".into()))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls13_signature(message, leaf, signature, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        Ok(())
     }
 }
