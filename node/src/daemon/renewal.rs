@@ -116,8 +116,16 @@ async fn renew_in_time(
         let (credentials, validity) = match load(folder).await {
             Ok(loaded) => loaded,
             Err(error) => {
-                told.warn(&format!("the certificate can not be looked at: {error:#}"));
-                pause = LOOK_EVERY;
+                let failure = format!("the certificate can not be looked at: {error:#}");
+                told.warn(&failure);
+                // What was shown before goes on, for as long as that holds.
+                standing.send_modify(|standing| {
+                    if let Some(standing) = standing {
+                        standing.failure = Some(failure);
+                    }
+                });
+                tries += 1;
+                pause = backoff(tries);
                 continue;
             }
         };
