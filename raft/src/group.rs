@@ -2,13 +2,14 @@
 
 mod config;
 mod errors;
+mod lead;
 mod members;
 mod metrics;
 mod serve;
 #[cfg(test)]
 mod tests;
 
-pub use config::RaftGroupConfig;
+pub use config::{POSITIONS, RaftGroupConfig};
 pub use errors::{InitializeError, ProposeError, StartError};
 pub use members::MemberError;
 pub use metrics::{GroupMetrics, Role};
@@ -27,7 +28,7 @@ use smalti_map::view::MapView;
 use smalti_map::{Applied, Command};
 use smalti_storage::ids::{NodeId, RaftStoreId};
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -62,6 +63,10 @@ struct Inner {
     next_index: watch::Receiver<u64>,
     metrics: watch::Receiver<GroupMetrics>,
     recruit: Arc<Recruit>,
+    /// It leads, and is to send nothing.
+    gives_way: AtomicBool,
+    /// Who is to lead next, and until when nobody else gets a vote.
+    favoured: watch::Sender<Option<(NodeId, Instant)>>,
     /// Who would lead this member, were it no recruit.
     leads: watch::Sender<Option<NodeId>>,
     session: u64,
@@ -135,6 +140,8 @@ impl RaftGroup {
             next_index,
             metrics,
             recruit,
+            gives_way: AtomicBool::new(false),
+            favoured: watch::Sender::new(None),
             leads: watch::Sender::new(None),
             session: rand::random(),
             proposals: AtomicU64::new(0),

@@ -33,8 +33,8 @@ mod fault_tests;
 mod storage_tests;
 
 pub use group::{
-    GroupMetrics, InitializeError, MemberError, ProposeError, RaftGroup, RaftGroupConfig, Role,
-    StartError,
+    GroupMetrics, InitializeError, MemberError, POSITIONS, ProposeError, RaftGroup,
+    RaftGroupConfig, Role, StartError,
 };
 pub use rpc::MAX_REQUEST_BYTES;
 pub use state_machine::REMEMBERED_ANSWERS;

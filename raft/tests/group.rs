@@ -46,6 +46,24 @@ async fn commands_are_accepted_by_every_member() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_leader_gives_way_to_who_campaigns() {
+    let cluster = Cluster::found(3, 1000).await;
+    accepted(cluster.member(1), init(3)).await;
+    for round in 0..3u64 {
+        let leader = cluster.leader().await;
+        let next = NodeId(1 + leader.0 % 3);
+        let (old, new) = (cluster.member(leader.0), cluster.member(next.0));
+        // The third one's time to campaign comes as well.
+        cluster.members.values().for_each(|member| member.favour(next, PATIENCE));
+        let (gave_way, won) = tokio::join!(old.give_way(PATIENCE), new.campaign(leader, PATIENCE));
+        assert!(gave_way && won.unwrap(), "round {round}");
+        assert_eq!(cluster.leader().await, next, "round {round}");
+        accepted(old, numbered(round)).await;
+    }
+    assert_eq!(cluster.converge().await, 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn watchers_see_every_new_map_in_order() {
     let cluster = Cluster::found(3, 1000).await;
     accepted(cluster.member(1), init(3)).await;

@@ -143,13 +143,15 @@ pub fn ext4_image(image: &Path, size: u64, seed: u64) -> Result<()> {
     Ok(())
 }
 
-/// Compares two files byte by byte.
+/// Compares two files byte by byte, as far as that or to their ends.
 ///
 /// # Errors
 /// When they differ, with cmp's word on where.
-pub fn same(a: &Path, b: &Path) -> Result<()> {
+pub fn same(a: &Path, b: &Path, bytes: Option<usize>) -> Result<()> {
     let (a, b) = (a.display().to_string(), b.display().to_string());
-    sh(&["cmp", &a, &b], Duration::from_secs(120))?;
+    let limit = bytes.map(|bytes| format!("--bytes={bytes}"));
+    let words = ["cmp"].into_iter().chain(limit.as_deref()).chain([a.as_str(), b.as_str()]);
+    sh(&words.collect::<Vec<_>>(), Duration::from_secs(120))?;
     Ok(())
 }
 

@@ -12,18 +12,19 @@ const LIMIT: Duration = Duration::from_secs(240);
 /// What a volume is to hold.
 #[derive(Debug)]
 pub struct Image {
+    bytes: usize,
     file: PathBuf,
     back: PathBuf,
 }
 
 impl Image {
-    /// Fills the volume with random bytes through a node.
+    /// Fills the volume, or its beginning, with random bytes through a node.
     ///
     /// # Errors
     /// When the write fails.
     pub fn write(cluster: &Cluster, bytes: usize, node: usize, seed: u64) -> Result<Self> {
         let scratch = cluster.scratch()?;
-        let image = Self { file: scratch.join("image"), back: scratch.join("back") };
+        let image = Self { bytes, file: scratch.join("image"), back: scratch.join("back") };
         files::random_file(&image.file, bytes, seed)?;
         image.write_again(cluster, node)?;
         Ok(image)
@@ -47,13 +48,14 @@ impl Image {
             .map(drop)
     }
 
-    /// Reads all of it and compares.
+    /// Reads all of the volume, and compares what was written.
     ///
     /// # Errors
     /// When a read fails or gives other bytes.
     pub fn verify(&self, cluster: &Cluster, node: usize) -> Result<()> {
         self.read(cluster, node)?;
-        files::same(&self.file, &self.back).with_context(|| format!("read through node {node}"))?;
+        files::same(&self.file, &self.back, Some(self.bytes))
+            .with_context(|| format!("read through node {node}"))?;
         Ok(std::fs::remove_file(&self.back)?)
     }
 }

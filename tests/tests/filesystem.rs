@@ -55,7 +55,7 @@ fn filesystem() -> Result<()> {
         let folder = disk.path().join(format!("before{victim}"));
         ensure!(files::walk(&folder)?.len() as u64 == FILES, "files are missing");
         for i in 0..FILES {
-            files::same(&plain.join(i.to_string()), &folder.join(i.to_string()))?;
+            files::same(&plain.join(i.to_string()), &folder.join(i.to_string()), None)?;
         }
     }
     disk.unmount()?;

@@ -143,12 +143,13 @@ fn images(cluster: &Cluster, uris: &[String]) -> Result<()> {
         let four = ["nbdcopy", "--flush", "--connections=4", "--requests=32"];
         sh(&[&four[..], &[&text(&raw), &uris[node]]].concat(), LIMIT)?;
         sh(&["nbdcopy", &uris[(node + 1) % 3], &text(&back)], LIMIT)?;
-        files::same(&raw, &back).with_context(|| format!("nbdcopy in through node {node}"))?;
+        files::same(&raw, &back, None)
+            .with_context(|| format!("nbdcopy in through node {node}"))?;
         std::fs::remove_file(&back)?;
         let api = cluster.nodes()[(node + 2) % 3].api.clone();
         let export = ["volume", "export", "v", &text(&back), "--api", &api];
         smalti(&export, LIMIT)?.ok()?;
-        files::same(&raw, &back).with_context(|| format!("export in by node {node}"))?;
+        files::same(&raw, &back, None).with_context(|| format!("export in by node {node}"))?;
         ensure!(smalti(&export, LIMIT)?.code() == 1, "an export replaced a file");
         std::fs::remove_file(&back)?;
     }

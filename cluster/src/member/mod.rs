@@ -1,6 +1,7 @@
 //! One node's part in the cluster.
 
 mod beats;
+mod govern;
 mod join;
 mod member_inner;
 mod outlook;

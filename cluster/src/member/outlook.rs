@@ -11,17 +11,44 @@ use tokio::time::Instant;
 /// this is about being whole again, and links that come and go are not worth an election.
 const ONE_MORE: Duration = Duration::from_secs(10);
 
+/// No more than 64 times the patience.
+const DOUBLINGS: u32 = 6;
+
+/// A seat that was not moved for so long is moved as readily as ever.
+const CALM: Duration = Duration::from_secs(300);
+
 /// What the leader sees of seats that would reach more, for as long as it leads.
 #[derive(Debug, Default)]
 pub(super) struct Outlook {
-    seen: BTreeMap<VolumeNo, Seen>,
+    seats: BTreeMap<VolumeNo, (Coordinator, Wait)>,
+    /// How often seats were moved, and when last.
+    moved: BTreeMap<VolumeNo, (u32, Instant)>,
+    lead: Option<Wait>,
+    /// How often this leader gave way, and leads on.
+    tries: u32,
+    silent_until: Option<Instant>,
 }
 
+/// Since when another node reaches more.
 #[derive(Clone, Copy, Debug)]
-struct Seen {
-    holder: Coordinator,
+struct Wait {
     one: Instant,
     several: Option<Instant>,
+}
+
+impl Wait {
+    fn begin() -> Self {
+        Self { one: Instant::now(), several: None }
+    }
+
+    /// Whether it has been so for long enough. `patience` is for how long, if it is several; every
+    /// time that it was to no avail doubles it.
+    fn is_over(&mut self, gain: usize, patience: Duration, tries: u32) -> bool {
+        let (now, times) = (Instant::now(), 1 << tries.min(DOUBLINGS));
+        self.several = (gain > 1).then(|| self.several.unwrap_or(now));
+        now.duration_since(self.one) >= ONE_MORE * times
+            || self.several.is_some_and(|since| now.duration_since(since) >= patience * times)
+    }
 }
 
 impl Outlook {
@@ -35,28 +62,59 @@ impl Outlook {
         patience: Duration,
     ) -> Option<NodeId> {
         let Some(Better { node, gain }) = better else {
-            self.seen.remove(&volume);
+            self.seats.remove(&volume);
             return None;
         };
-        let now = Instant::now();
-        let fresh = Seen { holder, one: now, several: None };
-        let seen = self.seen.entry(volume).or_insert(fresh);
-        if seen.holder != holder {
+        let fresh = (holder, Wait::begin());
+        let seen = self.seats.entry(volume).or_insert(fresh);
+        if seen.0 != holder {
             *seen = fresh;
         }
-        seen.several = (gain > 1).then(|| seen.several.unwrap_or(now));
-        let due = now.duration_since(seen.one) >= ONE_MORE
-            || seen.several.is_some_and(|since| now.duration_since(since) >= patience);
-        if due {
-            // If it comes back at once, it has its time again.
-            self.seen.remove(&volume);
+        let now = Instant::now();
+        let moved = self.moved.get(&volume).filter(|(_, at)| now.duration_since(*at) < CALM);
+        let moves = moved.map_or(0, |(moves, _)| *moves);
+        let over = seen.1.is_over(gain, patience, moves);
+        if over {
+            // If it comes back at once, it has its time again, and more of it: where all are late to
+            // answer, elections would only add to that.
+            self.seats.remove(&volume);
+            self.moved.insert(volume, (moves + 1, now));
         }
-        due.then_some(node)
+        over.then_some(node)
+    }
+
+    /// Notes who would be the better leader, and tells the one to give way to.
+    pub(super) fn note_lead(
+        &mut self,
+        better: Option<Better>,
+        patience: Duration,
+    ) -> Option<NodeId> {
+        let Some(Better { node, gain }) = better else {
+            (self.lead, self.tries) = (None, 0);
+            return None;
+        };
+        let tries = self.tries;
+        let over = self.lead.get_or_insert_with(Wait::begin).is_over(gain, patience, tries);
+        if over {
+            (self.lead, self.tries) = (None, tries + 1);
+        }
+        over.then_some(node)
+    }
+
+    /// Nothing is proposed for so long.
+    pub(super) fn be_silent(&mut self, time: Duration) {
+        self.silent_until = Some(Instant::now() + time);
+    }
+
+    /// Whether nothing is to be proposed.
+    pub(super) fn is_silent(&self) -> bool {
+        self.silent_until.is_some_and(|until| Instant::now() < until)
     }
 
     /// Volumes that are no more.
     pub(super) fn keep(&mut self, there: impl Fn(VolumeNo) -> bool) {
-        self.seen.retain(|volume, _| there(*volume));
+        self.seats.retain(|volume, _| there(*volume));
+        self.moved.retain(|volume, _| there(*volume));
     }
 }
 
@@ -89,15 +147,22 @@ mod tests {
         assert_eq!(note(better(2)), None);
         after(1).await;
         assert_eq!(note(better(2)), Some(NodeId(2)));
-        // Whoever has the seat then has its time again.
+        // Whoever has the seat then has twice the time.
         assert_eq!(note(better(2)), None);
-        after(400).await;
+        after(999).await;
+        assert_eq!(note(better(2)), None);
         // Of two that were out of reach one is back.
         assert_eq!(note(better(1)), None);
-        after(9_599).await;
+        after(19_000).await;
         assert_eq!(note(better(1)), None);
         after(1).await;
         assert_eq!(note(better(1)), Some(NodeId(2)));
+        // After a calm time it is as it was.
+        after(300_000).await;
+        assert_eq!(note(None), None);
+        assert_eq!(note(better(2)), None);
+        after(500).await;
+        assert_eq!(note(better(2)), Some(NodeId(2)));
     }
 
     #[tokio::test(start_paused = true)]
@@ -115,5 +180,28 @@ mod tests {
         assert_eq!(outlook.note(VOLUME, holder(3), better(2), PATIENCE), Some(NodeId(2)));
         outlook.keep(|volume| volume != VOLUME);
         assert_eq!(outlook.note(VOLUME, holder(3), better(2), PATIENCE), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_that_gives_way_is_silent_and_waits_again() {
+        let mut outlook = Outlook::default();
+        assert_eq!(outlook.note_lead(better(2), PATIENCE), None);
+        after(500).await;
+        assert_eq!(outlook.note_lead(better(2), PATIENCE), Some(NodeId(2)));
+        assert!(!outlook.is_silent());
+        outlook.be_silent(PATIENCE);
+        assert!(outlook.is_silent());
+        after(500).await;
+        assert!(!outlook.is_silent());
+        // It was to no avail.
+        assert_eq!(outlook.note_lead(better(1), PATIENCE), None);
+        after(19_999).await;
+        assert_eq!(outlook.note_lead(better(1), PATIENCE), None);
+        after(1).await;
+        assert_eq!(outlook.note_lead(better(1), PATIENCE), Some(NodeId(2)));
+        assert_eq!(outlook.note_lead(None, PATIENCE), None);
+        assert_eq!(outlook.note_lead(better(2), PATIENCE), None);
+        after(500).await;
+        assert_eq!(outlook.note_lead(better(2), PATIENCE), Some(NodeId(2)));
     }
 }

@@ -5,6 +5,7 @@
 //! wants a volume asks the holder to hand it over, which it does when nobody uses it there.
 
 use super::Member;
+use super::govern::within;
 use super::member_inner::Inner;
 use super::outlook::Outlook;
 use crate::coder::{self, CoderArgs, CoderHandle, CoderMsg};
@@ -12,7 +13,7 @@ use crate::fabric::service;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
-use smalti_map::reach::{Views, better_seat, reaches_less};
+use smalti_map::reach::reaches_less;
 use smalti_map::view::MapView;
 use smalti_map::{Command, Coordinator, Group, Volume};
 use smalti_net::Service;
@@ -32,6 +33,9 @@ const SEAT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Between two looks at the map while a seat is changing.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// How long a leader that gives way waits for another one: longer than the leases of its voters.
+pub(super) const GIVE_WAY: Duration = Duration::from_secs(3);
 
 /// How long a proposal of the leader's may take.
 const ELECT_PATIENCE: Duration = Duration::from_millis(800);
@@ -58,17 +62,19 @@ pub enum SeatError {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-enum Ask {
+pub(super) enum Ask {
     /// To the holder: let this node have the seat.
     Handover { volume: VolumeNo, to: NodeId, incarnation: Incarnation },
     /// To the leader: the holder is dead, I would take the seat.
     Claim { volume: VolumeNo, epoch: Epoch, to: NodeId, incarnation: Incarnation },
     /// To the holder: how does the volume stand?
     Progress { volume: VolumeNo },
+    /// To a voter: this leader gives way to one of them.
+    Lead { than: NodeId, next: NodeId },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-enum Answer {
+pub(super) enum Answer {
     /// Proposed; the map will show it.
     Granted,
     /// It stays here: clients of this node use the volume, or fewer of its stores are in reach of the
@@ -103,23 +109,14 @@ pub struct VolumeProgress {
     pub rows_repaired: u64,
 }
 
-/// Version 1 did not tell of lost rows, version 2 not of suspects, version 3 not how far it is.
-const VERSION: u8 = 4;
+/// Version 1 did not tell of lost rows, version 2 not of suspects, version 3 not how far it is,
+/// version 4 could not ask to lead.
+const VERSION: u8 = 5;
 
 fn encode(message: &impl Serialize) -> Bytes {
     postcard::to_extend(message, vec![VERSION])
         .expect("a vector grows and every field is serialisable")
         .into()
-}
-
-/// Only what the leader hears itself counts: a store that gets no maps from it serves no new seat.
-fn within(leader: NodeId, mut views: Views) -> Views {
-    if let Some(own) = views.get(&leader).cloned() {
-        for (node, hears) in &mut views {
-            hears.retain(|other| other == node || own.contains(other));
-        }
-    }
-    views
 }
 
 fn decode<T: for<'a> Deserialize<'a>>(bytes: &[u8]) -> Option<T> {
@@ -211,13 +208,13 @@ impl Member {
             && self.beats().silent_for(seat.node) < self.inner.seat_suspect_after
     }
 
-    async fn ask_seat(&self, node: NodeId, ask: &Ask) -> Result<Answer, String> {
+    pub(super) async fn ask_seat(&self, node: NodeId, ask: &Ask) -> Result<Answer, String> {
         let call = self.fabric().call(node, service::SEATS, encode(ask), SEAT_TIMEOUT).await;
         let bytes = call.map_err(|error| error.to_string())?;
         decode(&bytes).ok_or_else(|| "malformed answer".into())
     }
 
-    async fn answer_seat(&self, ask: Ask) -> Answer {
+    pub(super) async fn answer_seat(&self, ask: Ask) -> Answer {
         let map = self.map();
         match ask {
             Ask::Handover { volume, to, incarnation } => {
@@ -251,6 +248,17 @@ impl Member {
                     rows_per_second: status.rows_per_second,
                     rows_repaired: status.stats.rows_repaired,
                 })
+            }
+            Ask::Lead { than, next } => {
+                let raft = self.raft().clone();
+                raft.favour(next, GIVE_WAY);
+                if next == self.node() {
+                    self.inner.tasks.spawn(async move {
+                        let won = raft.campaign(than, GIVE_WAY).await;
+                        tracing::info!(?won, "campaigned, as the leader wanted");
+                    });
+                }
+                Answer::Granted
             }
             Ask::Claim { volume, epoch, to, incarnation } => {
                 let leads = self.raft().metrics().leader == Some(self.node());
@@ -286,7 +294,7 @@ impl Member {
         answer == Answer::Granted
     }
 
-    async fn elect(
+    pub(super) async fn elect(
         &self,
         volume: VolumeNo,
         epoch: Epoch,
@@ -311,7 +319,7 @@ impl Member {
     }
 
     /// Whether the leader may fill the seat: empty, of a past process, or of a silent node.
-    fn is_vacant(&self, map: &MapView, volume: &Volume) -> bool {
+    pub(super) fn is_vacant(&self, map: &MapView, volume: &Volume) -> bool {
         match volume.coordinator {
             None => true,
             Some(seat) => !self.holds(map, seat),
@@ -411,79 +419,5 @@ impl Member {
             Ok(actor) => self.add_coder(CoderHandle::new(volume, actor)),
             Err(error) => tracing::error!(%volume, %error, "coder did not start"),
         }
-    }
-
-    /// The leader's part: every volume has a living coordinator, clients or not, because healing
-    /// needs one.
-    async fn govern(&self, outlook: &mut Outlook) {
-        if self.raft().metrics().leader != Some(self.node()) {
-            *outlook = Outlook::default();
-            return;
-        }
-        let map = self.map();
-        outlook.keep(|volume| map.volumes.contains_key(&volume));
-        let views = within(self.node(), self.beats().views());
-        let alive = |node: &NodeId| {
-            self.beats().ever_heard(*node)
-                && self.beats().silent_for(*node) < self.inner.seat_suspect_after
-        };
-        for volume in map.volumes.values() {
-            let before = volume.coordinator.map(|seat| seat.node);
-            let up = map
-                .nodes
-                .iter()
-                .filter(|(id, node)| node.incarnation > Incarnation(0) && alive(id));
-            // A node that is to be emptied gets no seat while another one can have it.
-            let (leaving, staying): (Vec<_>, Vec<_>) = up.partition(|(_, node)| node.draining);
-            let candidates = if staying.is_empty() { leaving } else { staying };
-            let candidates: Vec<NodeId> = candidates.into_iter().map(|(id, _)| *id).collect();
-            if !self.is_vacant(&map, volume) {
-                let better = better_seat(&map, volume, &views, &candidates);
-                let patience = self.inner.suspect_after;
-                let cut_off = volume
-                    .coordinator
-                    .and_then(|seat| outlook.note(volume.no, seat, better, patience));
-                match cut_off {
-                    Some(node) => {
-                        let volume_no = volume.no;
-                        tracing::warn!(volume = %volume_no, %node, "the coordinator does not reach \
-                            stores that others do: another node takes its seat");
-                        self.seat_at(&map, volume, node).await;
-                    }
-                    None => self.move_seat(&map, volume, &candidates).await,
-                }
-                continue;
-            }
-            // The same node where it is back already, else spread by volume.
-            let spread = candidates.get(volume.no.0 as usize % candidates.len().max(1));
-            let chosen = before.filter(|node| candidates.contains(node)).or(spread.copied());
-            if let Some(node) = chosen {
-                self.seat_at(&map, volume, node).await;
-            }
-        }
-    }
-
-    async fn seat_at(&self, map: &MapView, volume: &Volume, node: NodeId) {
-        if let Some(entry) = map.nodes.get(&node) {
-            self.elect(volume.no, volume.epoch, node, entry.incarnation).await;
-        }
-    }
-
-    /// Asks a node that is to be emptied for a seat that nobody uses there.
-    async fn move_seat(&self, map: &MapView, volume: &Volume, candidates: &[NodeId]) {
-        let Some(seat) = volume.coordinator.filter(|seat| !candidates.contains(&seat.node)) else {
-            return;
-        };
-        let draining = map.nodes.get(&seat.node).is_some_and(|node| node.draining);
-        let to = candidates.get(volume.no.0 as usize % candidates.len().max(1));
-        let to = to.and_then(|to| Some((*to, map.nodes.get(to)?.incarnation)));
-        let Some((to, incarnation)) = to.filter(|_| draining) else { return };
-        let ask = Ask::Handover { volume: volume.no, to, incarnation };
-        let answer = if seat.node == self.node() {
-            Ok(self.answer_seat(ask).await)
-        } else {
-            self.ask_seat(seat.node, &ask).await
-        };
-        tracing::debug!(volume = %volume.no, ?answer, "a seat is to leave its node");
     }
 }

@@ -6,18 +6,55 @@
 
 use crate::types::{ClusterMap, Volume};
 use smalti_storage::ids::{NodeId, StoreId};
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Whom each node hears, as it says itself. A node hears itself.
 pub type Views = BTreeMap<NodeId, BTreeSet<NodeId>>;
 
-/// A seat that reaches more.
+/// A node that reaches more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Better {
-    /// Whose it would be.
+    /// Which.
     pub node: NodeId,
-    /// How many slots more it reaches, of the group that lacks most.
+    /// How many slots more it reaches, of the group that lacks most; how many nodes, where it is to lead.
     pub gain: usize,
+}
+
+/// The candidates that reach most of the volume's stores. Of who tells nothing, nothing is known to be
+/// out of reach.
+pub fn best_seats(
+    map: &ClusterMap,
+    volume: &Volume,
+    views: &Views,
+    candidates: &[NodeId],
+) -> Vec<NodeId> {
+    let lacks = |node: &NodeId| views.get(node).map_or((0, 0), |seen| lacks(map, volume, seen));
+    let least = candidates.iter().map(lacks).min();
+    candidates.iter().copied().filter(|node| Some(lacks(node)) == least).collect()
+}
+
+/// The voter that hears most of the members, if that is more than the leader does. Who does not hear the
+/// leader gets no maps. Only a voter that the leader hears can be told, and only one that hears a majority of
+/// them can be elected.
+pub fn better_leader(
+    map: &ClusterMap,
+    views: &Views,
+    leader: NodeId,
+    voters: &BTreeSet<NodeId>,
+) -> Option<Better> {
+    let own = views.get(&leader)?;
+    let hears = |seen: &BTreeSet<NodeId>| map.nodes.keys().filter(|id| seen.contains(id)).count();
+    let stays = |node: &NodeId| map.nodes.get(node).is_some_and(|node| !node.draining);
+    let wins = |seen: &BTreeSet<NodeId>| seen.intersection(voters).count() > voters.len() / 2;
+    let others = voters.iter().filter(|node| **node != leader && own.contains(node) && stays(node));
+    let others = others.filter_map(|node| {
+        let seen = views.get(node).filter(|seen| wins(seen))?;
+        Some((hears(seen), Reverse(*node)))
+    });
+    let (best, Reverse(node)) = others.max()?;
+    let gain = best.checked_sub(hears(own)).filter(|gain| *gain > 0)?;
+    Some(Better { node, gain })
 }
 
 /// Whether `to` would do without more of the volume's slots than `holder` does, as far as both tell.

@@ -2,7 +2,7 @@
 
 mod support;
 
-use smalti_map::reach::{Better, Views, better_seat, reaches_less};
+use smalti_map::reach::{Better, Views, best_seats, better_leader, better_seat, reaches_less};
 use smalti_storage::ids::NodeId;
 use support::*;
 
@@ -60,6 +60,43 @@ fn a_seat_is_not_handed_to_who_reaches_less() {
     let mut some = views(&[(2, 3)]);
     some.remove(&NodeId(2));
     assert!(!less(&some, 2), "it has told nothing");
+}
+
+#[test]
+fn the_voter_that_hears_most_is_the_better_leader() {
+    let map = active();
+    let found = |cuts: &[(u64, u64)], voters: &[u64]| {
+        let voters = voters.iter().copied().map(NodeId).collect();
+        let better = better_leader(&map, &views(cuts), NodeId(1), &voters);
+        better.map(|Better { node, gain }| (node.0, gain))
+    };
+    assert_eq!(found(&[], &[1, 2, 3, 4, 5]), None);
+    assert_eq!(found(&[(1, 2), (1, 3)], &[1, 2, 3, 4, 5]), Some((4, 2)));
+    assert_eq!(found(&[(1, 2), (1, 3)], &[1, 2, 3, 5]), Some((5, 2)));
+    // Of those that it hears none hears more than it does, and the others can not be told.
+    assert_eq!(found(&[(1, 2), (2, 3)], &[1, 2, 3]), None);
+    // Who is down is heard by nobody.
+    assert_eq!(found(&[(1, 2), (3, 2), (4, 2), (5, 2)], &[1, 3, 4]), None);
+    // It would hear four of five nodes, and of the voters only the leader and itself.
+    let cuts = [(1, 2), (1, 4), (5, 3)];
+    assert_eq!(found(&cuts, &[1, 5]), Some((5, 1)));
+    assert_eq!(found(&[(1, 2), (1, 4), (1, 3), (5, 3)], &[1, 3, 5]), Some((5, 2)));
+    let cuts = [(1, 2), (1, 3), (1, 4), (5, 3), (5, 4)];
+    assert_eq!(found(&cuts, &[1, 3, 4, 5]), None);
+}
+
+#[test]
+fn a_vacant_seat_goes_to_who_reaches_most() {
+    let map = active();
+    let found = |cuts: &[(u64, u64)], candidates: &[u64]| {
+        let candidates: Vec<NodeId> = candidates.iter().copied().map(NodeId).collect();
+        let best = best_seats(&map, volume(&map), &views(cuts), &candidates);
+        best.into_iter().map(|node| node.0).collect::<Vec<_>>()
+    };
+    assert_eq!(found(&[], &[2, 3, 4]), [2, 3, 4]);
+    assert_eq!(found(&[(4, 3)], &[2, 3, 4]), [2, 3]);
+    assert_eq!(found(&[(2, 3)], &[2, 3]), [2, 3]);
+    assert_eq!(found(&[], &[]), [] as [u64; 0]);
 }
 
 #[test]

@@ -20,8 +20,8 @@ const ELECTION_MS: u64 = 300;
 const WINDOW_STEP_MS: u64 = 100;
 const WINDOW_MS: u64 = 80;
 
-/// Positions that get a window: more voters than anyone should have.
-const POSITIONS: u8 = 32;
+/// Positions that have a window of their own.
+pub const POSITIONS: u8 = 32;
 
 /// How a member is started.
 #[derive(Clone, Debug)]

@@ -57,6 +57,9 @@ impl RaftGroup {
                     "its store is not the one the group knows: it does not vote".into(),
                 )
             }
+            Request::Vote(_) if !self.may_favour(from) => {
+                Response::Refused("another member is to lead next".into())
+            }
             Request::Vote(request) => match raft.vote(request).await {
                 Ok(response) => Response::Vote(response),
                 Err(error) => infallible(&error),
@@ -87,6 +90,9 @@ impl RaftGroup {
 
     /// Takes a proposal to the log, if this member leads, and waits for its answer.
     pub(super) async fn lead_proposal(&self, proposal: Proposal) -> Response {
+        if self.is_giving_way() {
+            return Response::NotLeader;
+        }
         match self.inner.raft.client_write(proposal).await {
             Ok(response) => Response::Propose(response.data),
             Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => Response::NotLeader,
@@ -99,6 +105,9 @@ impl RaftGroup {
 
     /// Confirms with a majority that this member leads, and says how far a read has to wait.
     pub(super) async fn lead_read(&self) -> Response {
+        if self.is_giving_way() {
+            return Response::NotLeader;
+        }
         match self.inner.raft.get_read_log_id().await {
             Ok((read, _applied)) => Response::ReadIndex(read.next_index()),
             Err(RaftError::APIError(
