@@ -1,11 +1,13 @@
 //! Three data and two parity shards on five nodes: two die at once, and nothing is lost; and where
 //! the volume may do without a slot to spare, work goes on meanwhile.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use smalti_tests::pattern::seed;
+use smalti_tests::image::Image;
+use smalti_tests::pattern::{BLOCK, seed};
 use smalti_tests::report::say;
+use smalti_tests::status::points_at;
 use smalti_tests::{Cluster, Load, LoadConfig, Spec};
 
 const LIMIT: Duration = Duration::from_secs(120);
@@ -43,6 +45,55 @@ fn five_nodes() -> Result<()> {
     for node in 0..5 {
         loaded.verify(&cluster.target(node)).with_context(|| format!("through node {node}"))?;
     }
+    cluster.finish()
+}
+
+/// One dies, and then the coordinator: the other three have all there is, and the first one to be back is
+/// the fourth that acknowledgements take. The second one is not missed.
+#[test]
+fn four_of_five_nodes_are_enough() -> Result<()> {
+    let test = "four_of_five_nodes_are_enough";
+    let seed = seed();
+    say(test, &format!("seed {seed}"));
+    let spec = Spec { nodes: 5, geometry: Some((3, 2)), ..Spec::three(test, "64M") };
+    let mut cluster = Cluster::up(spec)?;
+    let image = Image::write(&cluster, 32 << 20, 0, seed)?;
+    let mut config = LoadConfig::new(cluster.targets()[..3].to_vec(), 0, seed);
+    config.base = (32 << 20) / BLOCK as u64;
+    let mut load = Load::start(config);
+    load.progress(100, LIMIT)?;
+    let status = cluster.status()?;
+    let holder = cluster.nodes().iter().position(|n| points_at(&status.volumes[0].coordinator, n));
+    let holder = holder.context("a coordinator")?;
+    ensure!(holder < 3, "the clients' node has the seat");
+    cluster.kill(4)?;
+    load.progress(200, LIMIT).context("without one")?;
+
+    let next = (holder + 1) % 3;
+    load.prefer(next);
+    load.window();
+    let died = Instant::now();
+    cluster.kill(holder)?;
+    image.verify(&cluster, next).context("by three of five")?;
+    say(test, &format!("read by three of five {:?} after the second one died", died.elapsed()));
+    ensure!(cluster.status()?.health == "stalled", "writes wait");
+    let back = Instant::now();
+    cluster.start(4)?;
+    load.progress(100, LIMIT).context("four of five")?;
+    say(
+        test,
+        &format!("writes go on, 100 at each client {:?} after it was started", back.elapsed()),
+    );
+    say(test, &format!("clients: {}", load.window().brief()));
+    cluster.start(holder)?;
+    cluster.wait_ok().context("all are back")?;
+    let errors = load.server_errors();
+    let mut loaded = load.finish()?;
+    ensure!(errors == 0, "{errors} requests were answered with an error");
+    for node in 0..5 {
+        loaded.verify(&cluster.target(node)).with_context(|| format!("through node {node}"))?;
+    }
+    image.verify(&cluster, 4)?;
     cluster.finish()
 }
 

@@ -102,7 +102,7 @@ pub(crate) fn activate(map: &mut ClusterMap) {
 
 pub(crate) fn shrink(map: &mut ClusterMap, no: u64) {
     let (epoch, stores) = (epoch(map), vec![store(no)]);
-    accept(map, &Command::Shrink { volume: VOLUME, epoch, stores });
+    accept(map, &Command::Shrink { volume: VOLUME, epoch, stores, to_data: false });
 }
 
 pub(crate) fn slot(no: u64) -> Slot {

@@ -52,7 +52,7 @@ impl Model {
         let (before, after) = (volume(before), volume(after));
         let grow = matches!(command, Command::Grow { .. });
         let (old, new) = (before.groups[0].insync, after.groups[0].insync);
-        if new.len() < u32::from(after.min_insync) || (!grow && !new.is_subset(old)) {
+        if new.len() < u32::from(after.data) || (!grow && !new.is_subset(old)) {
             return bad(format!("I1: {command:?} made {new} of {old}"));
         }
         if after.epoch < before.epoch || (grow && after.epoch == before.epoch) {

@@ -47,6 +47,7 @@ pub(super) fn coordinator(at: usize, incarnation: Incarnation) -> Coordinator {
         suspect_after: PATIENCE,
         takeover_patience: PATIENCE,
         power_patience: PATIENCE,
+        stall_patience: PATIENCE,
         cached_rows: CACHED_ROWS,
         catchup_window: 2,
         // What it remembers is no part of a state.

@@ -50,7 +50,7 @@ impl World {
         let (Some(before), Some(after)) = (before, self.volume().cloned()) else { return };
         let grow = matches!(command, Command::Grow { .. });
         for (old, new) in before.groups.iter().zip(&after.groups) {
-            if new.insync.len() < u32::from(after.min_insync) {
+            if new.insync.len() < u32::from(after.data) {
                 self.fail(format!("I1: {} in sync is too few", new.insync));
             }
             if !new.insync.is_subset(old.insync) && !grow {
@@ -98,6 +98,10 @@ impl World {
             return;
         }
         let Some(insync) = volume.group(block.0.group).map(|group| group.insync) else { return };
+        if insync.len() < u32::from(volume.min_insync) {
+            let why = format!("I5: {wid:?} was acknowledged with {insync} in sync");
+            return self.fail(Failure::at(block.0, why));
+        }
         // A slot that grew a moment ago may be out in the newest map again, or have moved: who held
         // it, and may have deleted it since, is asked by a coordinator from before.
         let now = self.volume().and_then(|v| v.group(block.0.group)).cloned();

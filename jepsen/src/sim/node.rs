@@ -172,6 +172,7 @@ impl World {
         config.lease = Duration::from_micros(self.swarm.lease);
         config.suspect_after = Duration::from_micros(self.swarm.suspect_after);
         config.power_patience = Duration::from_micros(self.swarm.power_patience);
+        config.stall_patience = Duration::from_micros(self.swarm.stall_patience);
         config.takeover_patience = Duration::from_micros(self.swarm.takeover_patience);
         let store_config =
             StoreConfig { lease_max: config.lease, cached_rows: self.swarm.cached_rows };

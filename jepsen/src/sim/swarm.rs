@@ -141,6 +141,7 @@ pub(crate) struct Swarm {
     pub(crate) suspect_after: u64,
     pub(crate) takeover_patience: u64,
     pub(crate) power_patience: u64,
+    pub(crate) stall_patience: u64,
 }
 
 impl Swarm {
@@ -229,6 +230,7 @@ impl Swarm {
             suspect_after: rng.pick(&[150, 500, 500]).unwrap_or(500) * MS,
             takeover_patience: rng.pick(&[200, 1500]).unwrap_or(1500) * MS,
             power_patience: 0,
+            stall_patience: rng.pick(&[0, 300, 1500, 5000]).unwrap_or(5000) * MS,
             scrub_every: rng.pick(&[0, 0, 100, 700]).unwrap_or(0) * MS,
         };
         // Where disks forget the last ones must come within it.
@@ -238,6 +240,8 @@ impl Swarm {
             swarm.link_timeout = swarm.link_timeout.min(400 * MS);
         }
         if rot || amnesia || wipe {
+            // Nor may those that are merely away be done without, down to the last.
+            swarm.stall_patience = 60_000 * MS;
             // Impatience takes slots out as well: a store whose map is late would be called silent.
             swarm.suspect_after = 500 * MS;
             swarm.takeover_patience = 1500 * MS;

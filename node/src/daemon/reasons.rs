@@ -151,13 +151,20 @@ impl Report {
                     let problem = match (&volume.coordinator, volume.activated) {
                         _ if !self.caught_up => "how it is, is not known here yet".to_owned(),
                         (None, _) => "it has no coordinator".to_owned(),
-                        (Some(_), _) if self.fewest_live(volume) < volume.min_insync => format!(
-                            "{} of {} slots of a group are in sync on nodes that answer, {} are \
-                             needed: writes wait, and some reads may too",
-                            self.fewest_live(volume),
-                            volume.slots(),
-                            volume.min_insync
-                        ),
+                        (Some(_), _) if self.fewest_live(volume) < volume.min_insync => {
+                            let live = self.fewest_live(volume);
+                            let wait = if live < volume.data {
+                                "reads and writes wait"
+                            } else {
+                                "writes wait until another one is up to date, and reads for a moment"
+                            };
+                            format!(
+                                "{live} of {} slots of a group are in sync on nodes that answer, {} \
+                                 are needed: {wait}",
+                                volume.slots(),
+                                volume.min_insync
+                            )
+                        }
                         (Some(_), false) if self.all_in_sync(volume) => {
                             "its coordinator is taking over".to_owned()
                         }
@@ -170,7 +177,7 @@ impl Report {
                         }
                         (Some(_), true) => "its coordinator does not answer".to_owned(),
                     };
-                    let remedy = "it goes on by itself once enough nodes are up";
+                    let remedy = "it goes on by itself once enough nodes are up and up to date";
                     reasons.add(Health::Stalled, subject, problem, remedy);
                 }
                 _ => {

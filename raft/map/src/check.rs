@@ -174,8 +174,8 @@ impl Volume {
         let distinct: BTreeSet<StoreId> = group.slots.iter().copied().collect();
         ensure(distinct.len() == group.slots.len(), || "a store fills two slots".into())?;
         ensure(group.insync.is_subset(self.all_slots()), || "unknown slots in sync".into())?;
-        ensure(group.insync.len() >= u32::from(self.min_insync), || {
-            format!("{} in sync, fewer than min_insync {}", group.insync, self.min_insync)
+        ensure(group.insync.len() >= u32::from(self.data), || {
+            format!("{} in sync, fewer than there are data slots", group.insync)
         })?;
         let holds = |slot: &Slot, store| group.slots.get(slot.index()) == Some(store);
         for (slot, learner) in &group.learners {

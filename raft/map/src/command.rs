@@ -41,7 +41,7 @@ pub enum Command {
         /// And by identity.
         id: VolumeId,
     },
-    /// Takes stores out of the in-sync set of every group where at least `min_insync` remain.
+    /// Takes stores out of the in-sync set of every group where enough remain.
     Shrink {
         /// Which volume.
         volume: VolumeNo,
@@ -49,6 +49,9 @@ pub enum Command {
         epoch: Epoch,
         /// Stores to take out.
         stores: Vec<StoreId>,
+        /// Whether as many as there are data slots are enough, instead of `min_insync`. They have all
+        /// that is needed to bring others up to date; no write is acknowledged meanwhile.
+        to_data: bool,
     },
     /// Names a new coordinator.
     Elect {

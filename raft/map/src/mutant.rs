@@ -130,6 +130,8 @@ mutants! {
     AckWithoutGrowing = "ack-without-growing",
     /// A write is acknowledged without the last parity slot.
     AckWithoutParity = "ack-without-parity",
+    /// Writes are acknowledged while fewer than `min_insync` are in sync.
+    AckBelowMin = "ack-below-min",
     /// A write is acknowledged without the stores whose link is down, before the map says so.
     AckWithoutSilent = "ack-without-silent",
     /// A store answers a prepare before it is durable.
@@ -229,8 +231,8 @@ mutants! {
     // The map.
     /// Commands are accepted whatever epoch they were planned against.
     NoEpochCompare = "no-epoch-compare",
-    /// In-sync sets shrink below `min_insync`.
-    ShrinkBelowMin = "shrink-below-min",
+    /// In-sync sets shrink below the number of data slots.
+    ShrinkBelowData = "shrink-below-data",
     /// A shrink does not raise the epoch.
     ShrinkSameEpoch = "shrink-same-epoch",
     /// A slot grows in though its store has been started anew since it was compared.

@@ -84,7 +84,12 @@ fn its_growth_replaces_the_holder_who_keeps_its_data_until_the_group_is_clean() 
     assert_eq!(group.old_holders, BTreeSet::from([store(3)]));
     assert!(group.targets.is_empty() && group.learners.is_empty() && group.keeps(store(3)));
 
-    let shrink = Command::Shrink { volume: VOLUME, epoch: now(&map), stores: vec![store(1)] };
+    let shrink = Command::Shrink {
+        volume: VOLUME,
+        epoch: now(&map),
+        stores: vec![store(1)],
+        to_data: false,
+    };
     let mut degraded = map.clone();
     accept(&mut degraded, &shrink);
     let command = forget(&degraded);
@@ -118,18 +123,33 @@ fn to_take_it_back_takes_an_epoch() {
 fn a_place_has_one_learner() {
     let mut map = active();
     accept(&mut map, &move_to(4));
-    let shrink = Command::Shrink { volume: VOLUME, epoch: now(&map), stores: vec![store(3)] };
+    let shrink = Command::Shrink {
+        volume: VOLUME,
+        epoch: now(&map),
+        stores: vec![store(3)],
+        to_data: false,
+    };
     accept(&mut map, &shrink);
     let command = learn(&map, 3);
     accept(&mut map, &command);
     let command = learn(&map, 4);
     invalid(&mut map, &command, "another learner");
     // Taken out itself, it makes room.
-    let shrink = Command::Shrink { volume: VOLUME, epoch: now(&map), stores: vec![store(3)] };
+    let shrink = Command::Shrink {
+        volume: VOLUME,
+        epoch: now(&map),
+        stores: vec![store(3)],
+        to_data: false,
+    };
     accept(&mut map, &shrink);
     let command = learn(&map, 4);
     accept(&mut map, &command);
-    let shrink = Command::Shrink { volume: VOLUME, epoch: now(&map), stores: vec![store(4)] };
+    let shrink = Command::Shrink {
+        volume: VOLUME,
+        epoch: now(&map),
+        stores: vec![store(4)],
+        to_data: false,
+    };
     accept(&mut map, &shrink);
     assert!(volume(&map).groups[0].learners.is_empty());
 }

@@ -37,6 +37,7 @@ enum Step {
         volume: u32,
         lag: u32,
         stores: Vec<u64>,
+        to_data: bool,
     },
     Elect {
         volume: u32,
@@ -138,8 +139,9 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(id, rotate, parity, strict)| Step::Create { id, rotate, parity, strict }),
         1 => (0..8u32, prop::bool::weighted(0.5))
             .prop_map(|(volume, right)| Step::Delete { volume, right }),
-        3 => (volume(), lag(), prop::collection::vec(0..7u64, 0..3))
-            .prop_map(|(volume, lag, stores)| Step::Shrink { volume, lag, stores }),
+        3 => (volume(), lag(), prop::collection::vec(0..7u64, 0..3), any::<bool>()).prop_map(
+            |(volume, lag, stores, to_data)| Step::Shrink { volume, lag, stores, to_data }
+        ),
         1 => (volume(), lag(), 0..7u64, behind())
             .prop_map(|(volume, lag, node, behind)| Step::Elect { volume, lag, node, behind }),
         4 => (volume(), lag()).prop_map(|(volume, lag)| Step::Activate { volume, lag }),
@@ -199,10 +201,11 @@ fn command(map: &ClusterMap, step: &Step) -> Command {
             let id = known.filter(|_| right).unwrap_or_default();
             Command::DeleteVolume { volume: VolumeNo(volume), id }
         }
-        Step::Shrink { volume, lag, ref stores } => Command::Shrink {
+        Step::Shrink { volume, lag, ref stores, to_data } => Command::Shrink {
             volume: VolumeNo(volume),
             epoch: epoch(volume, lag),
             stores: stores.iter().map(|no| store(*no)).collect(),
+            to_data,
         },
         Step::Elect { volume, lag, node, behind } => {
             let current = map.nodes.get(&NodeId(node)).map_or(0, |entry| entry.incarnation.0);

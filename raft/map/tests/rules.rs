@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 fn shrink(epoch: u32, stores: &[u64]) -> Command {
     let stores = stores.iter().map(|no| store(*no)).collect();
-    Command::Shrink { volume: VOLUME, epoch: Epoch(epoch), stores }
+    Command::Shrink { volume: VOLUME, epoch: Epoch(epoch), stores, to_data: false }
 }
 
 fn slot(group: u16, slot: u8, no: u64, incarnation: u64) -> GrowSlot {
@@ -259,6 +259,21 @@ fn shrink_never_goes_below_min_insync() {
     assert!(matches!(refuse(&mut map, &shrink(3, &[])), Rejection::Invalid(_)));
     // From full, one of two named stores could go. That would help nobody who waits for the other.
     assert_eq!(refuse(&mut active(), &shrink(2, &[2, 3])), Rejection::MinInsync);
+}
+
+#[test]
+fn to_bring_others_up_to_date_as_many_as_data_slots_are_enough() {
+    let to_data = |epoch, no| {
+        let stores = vec![store(no)];
+        Command::Shrink { volume: VOLUME, epoch: Epoch(epoch), stores, to_data: true }
+    };
+    let mut map = active();
+    map.volumes.get_mut(&VOLUME).expect("made").min_insync = 3;
+    assert_eq!(refuse(&mut map, &shrink(2, &[3])), Rejection::MinInsync);
+    accept(&mut map, &to_data(2, 3));
+    assert_eq!(volume(&map).groups, volume(&shrunk()).groups);
+    map.check().expect("a map like any other");
+    assert_eq!(refuse(&mut map, &to_data(3, 1)), Rejection::MinInsync);
 }
 
 fn another_start(no: u64, run: u128, last: RunId, announced: &[u128]) -> StoreStart {

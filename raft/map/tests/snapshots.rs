@@ -56,7 +56,7 @@ fn busy() -> ClusterMap {
     let moves = vec![MoveSlot { group, slot: Slot(2), store: store(4) }];
     accept(&mut map, &Command::Move { volume: VOLUME, moves });
     let stores = vec![store(2)];
-    accept(&mut map, &Command::Shrink { volume: VOLUME, epoch: Epoch(2), stores });
+    accept(&mut map, &Command::Shrink { volume: VOLUME, epoch: Epoch(2), stores, to_data: false });
     let learns = |slot, no| {
         let (slot, store, incarnation) = (Slot(slot), store(no), Incarnation(1));
         GrowSlot { group, slot, store, incarnation }
@@ -241,7 +241,7 @@ fn they_outlive_coordinators_and_members() {
     accept(&mut map, &drop_it(1));
     let kept = volume(&map).snapshots.clone();
     let (epoch, stores) = (volume(&map).epoch, vec![store(3)]);
-    accept(&mut map, &Command::Shrink { volume: VOLUME, epoch, stores });
+    accept(&mut map, &Command::Shrink { volume: VOLUME, epoch, stores, to_data: false });
     register_store(&mut map, start(1, 2, true));
     elect(&mut map, 4);
     let after = volume(&map);

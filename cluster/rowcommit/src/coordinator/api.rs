@@ -27,6 +27,9 @@ pub struct CoordinatorConfig {
     /// The same while another one, that would remain, came up with a disk that may have gone back, as
     /// after a power cut, and is a suspect: the silent one may be the only one that remembers.
     pub power_patience: Duration,
+    /// How long stores are waited for whose leaving leaves fewer than `min_insync`: writes wait for them
+    /// anyway, and would go on sooner if they came back than if others had to be brought up to date.
+    pub stall_patience: Duration,
     /// Rows whose version vectors stay in memory.
     pub cached_rows: usize,
     /// Rows repaired at once by catch-up, in each slot. Eight times as many in all.
@@ -46,6 +49,7 @@ impl CoordinatorConfig {
             suspect_after: Duration::from_millis(500),
             takeover_patience: Duration::from_millis(1500),
             power_patience: Duration::from_secs(30),
+            stall_patience: Duration::from_secs(5),
             cached_rows: 256 * 1024,
             catchup_window: 64,
             govern: true,

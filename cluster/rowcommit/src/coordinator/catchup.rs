@@ -493,7 +493,8 @@ impl Coordinator {
         self.decide_lost_again(None);
         self.vet_pump();
         let at_work = !self.catchup.learners.is_empty() || self.scrub.is_some();
-        self.governor.tick(self.now, at_work);
+        let urgent = self.is_short();
+        self.governor.tick(self.now, at_work, urgent);
         self.scrub_pump();
         self.catchup_pump();
         self.propose_growth();

@@ -107,7 +107,7 @@ impl Coordinator {
 
     fn longest_patience(&self) -> Duration {
         let patience = self.config.takeover_patience.max(self.config.suspect_after);
-        patience.max(self.config.power_patience)
+        patience.max(self.config.power_patience).max(self.config.stall_patience)
     }
 
     fn digest_link(&self, now: Time, link: &Link, hasher: &mut impl Hasher) {

@@ -4,7 +4,8 @@
 //!     what they would wait without repairs.
 //! G2. As long as they wait for not much longer than that, more is repaired at once; else less.
 //! G3. Something is repaired always, but for those moments: it must end.
-//! G4. With no client waiting it is as much as there is room for.
+//! G4. With no client waiting it is as much as there is room for, and as well where writes wait for what
+//!     is repaired.
 //!
 //! Additive increase, multiplicative decrease, as of TCP's window (RFC 5681); the signal is the time that
 //! nine of ten operations take, for the hundredth is too rare to be seen in a step.
@@ -95,8 +96,8 @@ impl Governor {
         }
     }
 
-    /// Time has passed. `repairing`: there is something to repair.
-    pub(super) fn tick(&mut self, now: Time, repairing: bool) {
+    /// Time has passed. `repairing`: there is something to repair; `urgent`: clients wait for that.
+    pub(super) fn tick(&mut self, now: Time, repairing: bool, urgent: bool) {
         if !repairing {
             *self = Self {
                 begun: std::mem::take(&mut self.begun),
@@ -113,6 +114,11 @@ impl Governor {
                 self.quiet_ended = Some(now);
                 self.stepped = now;
             }
+            return;
+        }
+        if urgent {
+            self.took.clear();
+            self.window = self.most;
             return;
         }
         let idle = self.last_ended.is_none_or(|at| now.since(at) >= IDLE);
@@ -189,7 +195,7 @@ mod tests {
                 self.governor.ended(self.op, self.now.after(took));
                 self.now = self.now.after(Duration::from_millis(1));
                 if self.op.is_multiple_of(20) {
-                    self.governor.tick(self.now, true);
+                    self.governor.tick(self.now, true, false);
                 }
                 self.quiet += u32::from(self.governor.window() == 0);
             }
@@ -198,7 +204,7 @@ mod tests {
         fn idle(&mut self, millis: u64) {
             for _ in 0..millis / 20 {
                 self.now = self.now.after(Duration::from_millis(20));
-                self.governor.tick(self.now, true);
+                self.governor.tick(self.now, true, false);
             }
         }
     }
@@ -234,6 +240,18 @@ mod tests {
         rig.busy(5_000, |window| 1000 + 1000 * window as u64);
         assert!(rig.governor.window() < 4);
         rig.idle(2_000);
+        assert_eq!(rig.governor.window(), MOST);
+    }
+
+    #[test]
+    fn what_writes_wait_for_takes_all_there_is() {
+        let mut rig = Rig::new();
+        rig.busy(5_000, |window| 1000 + 1000 * window as u64);
+        assert!(rig.governor.window() < 4);
+        for _ in 0..20 {
+            rig.now = rig.now.after(Duration::from_millis(20));
+            rig.governor.tick(rig.now, true, true);
+        }
         assert_eq!(rig.governor.window(), MOST);
     }
 

@@ -5,6 +5,9 @@
 //! S2. Nobody goes before all that would remain have answered a request made since it came to light
 //!     who is to go: one of them may have gone just then too, and be about to come back without what
 //!     it held.
+//! S3. Stores without which fewer than `min_insync` would remain go only after
+//!     [`stall_patience`](super::CoordinatorConfig::stall_patience), and never any without which fewer would
+//!     than there are data slots. No write of their group is acknowledged then until it has grown again.
 //! U2. While one of a group's slots is a suspect whose disk may have gone back, another store of it is
 //!     taken out only after [`power_patience`](super::CoordinatorConfig::power_patience).
 
@@ -49,10 +52,15 @@ impl Coordinator {
             self.catchup_silent(*store);
         }
         let held = self.held_back(&silent);
-        let leave: Vec<StoreId> =
-            silent.iter().copied().filter(|store| !held.contains(store)).collect();
-        if self.may_shrink(&leave) && self.would_remain(&silent) {
-            self.shrink(leave);
+        let mut leave = silent.clone();
+        leave.retain(|store| !held.contains(store));
+        let to_data = !self.may_shrink(&leave, false);
+        if to_data {
+            let early = self.too_early(&leave);
+            leave.retain(|store| !early.contains(store));
+        }
+        if self.may_shrink(&leave, to_data) && self.would_remain(&silent) {
+            self.shrink(leave, to_data);
         }
     }
 
@@ -80,26 +88,27 @@ impl Coordinator {
     }
 
     /// Nobody is taken out who would be missed: see [`would_remain`](Self::would_remain).
-    pub(super) fn shrink(&mut self, stores: Vec<StoreId>) {
+    pub(super) fn shrink(&mut self, stores: Vec<StoreId>, to_data: bool) {
         if stores.is_empty() || self.volume.is_none() {
             return;
         }
         let (volume, epoch) = (self.config.volume, self.epoch);
-        if self.propose("shrink", Command::Shrink { volume, epoch, stores: stores.clone() }) {
+        let command = Command::Shrink { volume, epoch, stores: stores.clone(), to_data };
+        if self.propose("shrink", command) {
             let alarms = stores.into_iter().map(|store| Action::Alarm(Alarm::Silent { store }));
             self.actions.extend(alarms);
         }
     }
 
     /// Whether taking the stores out would change anything: of a group all go or none.
-    pub(super) fn may_shrink(&self, stores: &[StoreId]) -> bool {
+    fn may_shrink(&self, stores: &[StoreId], to_data: bool) -> bool {
         let spared = |volume: &Volume| {
             volume.groups.iter().any(|group| {
                 let out = stores.iter().filter_map(|store| group.slot_of(*store));
                 let out = out.collect::<SlotSet>().and(group.insync);
                 let all = if lives(Mutant::ShrinkInPart) { 1 } else { out.len() };
-                let fewest = u32::from(volume.min_insync) + all;
-                out != SlotSet::EMPTY && group.insync.len() >= fewest
+                let fewest = if to_data { volume.data } else { volume.min_insync };
+                out != SlotSet::EMPTY && group.insync.len() >= u32::from(fewest) + all
             })
         };
         let learns =
@@ -107,9 +116,32 @@ impl Coordinator {
         stores.iter().any(learns) || self.volume.as_ref().is_some_and(spared)
     }
 
-    /// U2: which of these silent stores are not to be taken out yet, and with them, of a group, all that
-    /// are silent: all go or none.
+    /// U2: which of these silent stores are not to be taken out yet.
     fn held_back(&self, silent: &[StoreId]) -> BTreeSet<StoreId> {
+        self.kept(silent, |no, go, stay| {
+            let doubts = || stay.iter().filter_map(|store| self.doubted_since(*store, no));
+            let until = doubts().min().zip(doubts().max());
+            until.is_some_and(|both| go.iter().any(|store| !self.is_overdue(*store, both)))
+        })
+    }
+
+    /// S3: which of these have not owed answers for long enough.
+    fn too_early(&self, silent: &[StoreId]) -> BTreeSet<StoreId> {
+        let (now, patience) = (self.now, self.config.stall_patience);
+        let long = |store: &StoreId| {
+            self.links.is_silent(*store, now, patience)
+                || self.overdue_from(*store).is_some_and(|at| now.since(at) > patience)
+        };
+        self.kept(silent, |_, go, _| !go.iter().all(long))
+    }
+
+    /// Silent stores that are kept, and with them, of a group, all that are silent: all go or none.
+    /// `keeps` says of a group whether those that are silent are, beside the others.
+    fn kept(
+        &self,
+        silent: &[StoreId],
+        keeps: impl Fn(GroupNo, &[StoreId], &[StoreId]) -> bool,
+    ) -> BTreeSet<StoreId> {
         let mut held = BTreeSet::new();
         let groups = self.volume.iter().flat_map(|volume| &volume.groups);
         let groups = (0u16..).map(GroupNo).zip(groups);
@@ -118,13 +150,7 @@ impl Coordinator {
             for (no, group) in groups.clone() {
                 let (go, stay): (Vec<_>, Vec<_>) =
                     group.insync_stores().partition(|store| silent.contains(store));
-                let in_doubt = || {
-                    let doubts = || stay.iter().filter_map(|store| self.doubted_since(*store, no));
-                    let (first, last) = (doubts().min(), doubts().max());
-                    let until = first.zip(last);
-                    until.is_some_and(|both| go.iter().any(|store| !self.is_overdue(*store, both)))
-                };
-                if go.iter().any(|store| held.contains(store)) || in_doubt() {
+                if go.iter().any(|store| held.contains(store)) || keeps(no, &go, &stay) {
                     held.extend(go);
                 }
             }

@@ -49,6 +49,7 @@ impl Coordinator {
             Phase::Active if activated => {
                 if epoch != before {
                     self.adopt_epoch();
+                    self.finish_writes();
                     self.snapshot_on_map();
                     for (_, event) in std::mem::take(&mut self.waiting_ops) {
                         self.start(event);

@@ -221,7 +221,7 @@ impl Coordinator {
         if !alone || !doubtful.iter().all(leaves) {
             self.propose_elect();
         } else if self.would_remain(&[&doubtful[..], &silent].concat()) {
-            self.shrink(doubtful);
+            self.shrink(doubtful, false);
         }
     }
 

@@ -26,6 +26,7 @@ const MISSED_ROWS_MAX: usize = 1 << 20;
 #[derive(Clone, Debug, Hash)]
 pub(super) struct WriteOp {
     rows_left: usize,
+    groups: BTreeSet<GroupNo>,
     result: Result<(), OpError>,
 }
 
@@ -78,6 +79,8 @@ impl Coordinator {
             self.waiting_ops.push_back((self.now, Event::Write { op, blocks }));
             return;
         }
+        // It would be acknowledged no sooner, and have a row locked.
+        let short = blocks.iter().any(|write| !self.may_acknowledge(write.row.group));
         let refused = if !blocks.iter().all(fits) {
             Some(OpError::Invalid)
         } else if blocks.iter().any(|write| write.wid.generation < writer_gen) {
@@ -91,11 +94,16 @@ impl Coordinator {
             self.actions.push(Action::WriteDone { op, result: Err(error) });
             return;
         }
+        if short {
+            self.waiting_ops.push_back((self.now, Event::Write { op, blocks }));
+            return;
+        }
         let mut rows: BTreeMap<RowAddr, Vec<BlockWrite>> = BTreeMap::new();
         for write in blocks {
             rows.entry(write.row).or_default().push(write);
         }
-        self.writes.insert(op, WriteOp { rows_left: rows.len(), result: Ok(()) });
+        let groups = rows.keys().map(|row| row.group).collect();
+        self.writes.insert(op, WriteOp { rows_left: rows.len(), groups, result: Ok(()) });
         if rows.is_empty() {
             self.writes.remove(&op);
             self.actions.push(Action::WriteDone { op, result: Ok(()) });
@@ -463,12 +471,39 @@ impl Coordinator {
             let Some(write) = self.writes.get_mut(&op) else { continue };
             write.rows_left -= 1;
             write.result = write.result.and(result);
-            if write.rows_left == 0 {
-                let result = write.result;
-                self.writes.remove(&op);
-                self.actions.push(Action::WriteDone { op, result });
-            }
+            self.finish_write(op);
         }
+    }
+
+    /// Answers a write that is done, if enough stores are in sync to acknowledge it.
+    fn finish_write(&mut self, op: u64) {
+        let Some(write) = self.writes.get(&op).filter(|write| write.rows_left == 0) else { return };
+        let result = write.result;
+        if result.is_err() || write.groups.iter().all(|no| self.may_acknowledge(*no)) {
+            self.writes.remove(&op);
+            self.actions.push(Action::WriteDone { op, result });
+        }
+    }
+
+    /// The same after groups have grown: what has joined them has all that the others have.
+    pub(super) fn finish_writes(&mut self) {
+        let done = self.writes.iter().filter(|(_, write)| write.rows_left == 0);
+        let done: Vec<u64> = done.map(|(op, _)| *op).collect();
+        for op in done {
+            self.finish_write(op);
+        }
+    }
+
+    /// Whether as many stores of the group are in sync as an acknowledgement takes.
+    fn may_acknowledge(&self, group: GroupNo) -> bool {
+        let least = self.volume.as_ref().map_or(0, |volume| volume.min_insync);
+        self.insync(group).len() >= u32::from(least) || lives(Mutant::AckBelowMin)
+    }
+
+    /// Whether writes wait for a group to grow.
+    pub(super) fn is_short(&self) -> bool {
+        let groups = self.volume.as_ref().map_or(0, |volume| volume.groups.len());
+        (0u16..).take(groups).any(|no| !self.may_acknowledge(GroupNo(no)))
     }
 }
 

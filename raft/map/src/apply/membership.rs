@@ -16,12 +16,13 @@ impl ClusterMap {
         volume: VolumeNo,
         epoch: Epoch,
         stores: &[StoreId],
+        to_data: bool,
     ) -> Result<Applied, Rejection> {
         let volume = self.planned_mut(volume, epoch)?;
         let next = volume.next_epoch()?;
         let mut changed = false;
         let mut refused = Vec::new();
-        let min_insync = u32::from(volume.min_insync);
+        let fewest = u32::from(if to_data { volume.data } else { volume.min_insync });
         // Nothing is written before `changed` is set, so a refusal leaves no trace.
         for (no, group) in (0u16..).map(GroupNo).zip(&mut volume.groups) {
             let out = stores.iter().filter_map(|store| group.slot_of(*store));
@@ -29,12 +30,12 @@ impl ClusterMap {
             let learners = group.learners.len();
             group.learners.retain(|_, learner| !stores.contains(&learner.store));
             changed |= group.learners.len() < learners;
-            let enough = group.insync.len() >= min_insync + out.len();
-            if enough || lives(Mutant::ShrinkBelowMin) {
+            let enough = group.insync.len() >= fewest + out.len();
+            if enough || lives(Mutant::ShrinkBelowData) {
                 changed |= out != SlotSet::EMPTY;
                 group.insync = group.insync.minus(out);
             } else if lives(Mutant::ShrinkInPart) {
-                let spare = group.insync.len() - min_insync.min(group.insync.len());
+                let spare = group.insync.len() - fewest.min(group.insync.len());
                 let out = out.iter().take(spare as usize).collect::<SlotSet>();
                 changed |= out != SlotSet::EMPTY;
                 group.insync = group.insync.minus(out);

@@ -67,7 +67,9 @@ impl ClusterMap {
             Command::RegisterStore(start) => self.register_store(start),
             Command::CreateVolume(new) => self.create_volume(new),
             Command::DeleteVolume { volume, id } => self.delete_volume(*volume, *id),
-            Command::Shrink { volume, epoch, stores } => self.shrink(*volume, *epoch, stores),
+            Command::Shrink { volume, epoch, stores, to_data } => {
+                self.shrink(*volume, *epoch, stores, *to_data)
+            }
             Command::Elect { volume, epoch, node, incarnation } => {
                 self.elect(*volume, *epoch, *node, *incarnation)
             }

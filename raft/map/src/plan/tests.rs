@@ -105,7 +105,12 @@ impl Rig {
 
     fn shrink(&mut self, no: u64) {
         let epoch = self.volume().epoch;
-        self.must(&Command::Shrink { volume: VOLUME, epoch, stores: vec![store(no)] });
+        self.must(&Command::Shrink {
+            volume: VOLUME,
+            epoch,
+            stores: vec![store(no)],
+            to_data: false,
+        });
     }
 
     fn plan(&self) -> Plan {

@@ -20,7 +20,10 @@ fn a_store_whose_sessions_are_only_dropped_is_silent() {
         }
     }
     let stores = vec![store(3)];
-    assert_eq!(proposed, vec![Command::Shrink { volume: VOLUME, epoch: Epoch(2), stores }]);
+    assert_eq!(
+        proposed,
+        vec![Command::Shrink { volume: VOLUME, epoch: Epoch(2), stores, to_data: false }]
+    );
 }
 
 /// The update itself may be what ends every session, while others are answered.
@@ -277,7 +280,7 @@ fn nobody_is_taken_out_before_the_others_were_heard() {
             }
         }
         let stores = vec![store(1)];
-        let shrink = Command::Shrink { volume: VOLUME, epoch: Epoch(2), stores };
+        let shrink = Command::Shrink { volume: VOLUME, epoch: Epoch(2), stores, to_data: false };
         assert_eq!(proposed, if alive { vec![shrink] } else { vec![] });
     }
 }

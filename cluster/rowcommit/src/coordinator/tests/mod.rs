@@ -7,6 +7,7 @@ mod listing;
 mod moves;
 mod rig;
 mod scrub;
+mod short;
 mod snapshots;
 mod suspects;
 mod unreadable;
@@ -182,7 +183,10 @@ fn a_silent_store_is_taken_out_and_the_update_goes_on() {
         }
     }
     let stores = vec![store(3)];
-    assert_eq!(shrink, vec![Command::Shrink { volume: VOLUME, epoch: Epoch(2), stores }]);
+    assert_eq!(
+        shrink,
+        vec![Command::Shrink { volume: VOLUME, epoch: Epoch(2), stores, to_data: false }]
+    );
     assert_eq!(rig.done, vec![Action::Alarm(Alarm::Silent { store: store(3) })]);
     rig.accept(shrink);
     rig.settle();
@@ -312,7 +316,7 @@ fn a_slot_whose_growth_is_proposed_counts_even_when_its_link_breaks() {
         proposals.extend(rig.settle());
     }
     let stores = vec![store(3)];
-    let shrink = Command::Shrink { volume: VOLUME, epoch: Epoch(3), stores };
+    let shrink = Command::Shrink { volume: VOLUME, epoch: Epoch(3), stores, to_data: false };
     assert!(proposals.contains(&shrink), "{proposals:?}");
     rig.done.retain(|action| !matches!(action, Action::Alarm(_)));
     assert_eq!(rig.done, vec![]);
