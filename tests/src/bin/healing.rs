@@ -1,14 +1,17 @@
 //! How fast a store is brought up to date on a local 2+1 cluster, and what clients notice of it.
 //!
-//! A node is frozen for ten seconds under random writes, killed for as long, and loses its whole store,
-//! under the same writes and without any. Environment: `SECS` (10) a measurement, `SIZE` (1G).
+//! A node is frozen for ten seconds under random writes, killed for as long, and loses its whole store;
+//! while it comes back clients are silent or write on. Environment: `SECS` (10) a measurement, `SIZE` (1G), `ONLY` a
+//! part of a case's name.
 #![allow(clippy::print_stdout, reason = "printing the figures is what it is for")]
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::path::Path;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, anyhow};
 use rustix::process::Signal;
@@ -20,6 +23,8 @@ use smalti_tests::{Cluster, Spec};
 const LIMIT: Duration = Duration::from_secs(900);
 /// For how long a node is away.
 const AWAY: Duration = Duration::from_secs(10);
+/// Between two looks whether all is well.
+const ASK_EVERY: Duration = Duration::from_millis(200);
 /// Which node is.
 const NODE: usize = 2;
 /// Bytes of a record.
@@ -38,6 +43,8 @@ enum Loss {
 
 /// What became of one.
 struct Healed {
+    from: SystemTime,
+    to: SystemTime,
     took: Duration,
     rows: u64,
 }
@@ -48,22 +55,87 @@ impl Healed {
     }
 }
 
-/// 4k random writes, eight at a time, for so long.
-fn writes(uri: &str, size: &str, secs: u64) -> Result<Figures> {
+/// Who writes at random, 4k, eight at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Clients {
+    None,
+    /// Only while the node is away.
+    WhileAway,
+    /// All the time.
+    Busy,
+}
+
+const WRITES: [&str; 8] = [
+    "--name=w",
+    "--ioengine=nbd",
+    "--rw=randwrite",
+    "--bs=4k",
+    "--iodepth=8",
+    "--randrepeat=0",
+    "--time_based",
+    "--output-format=json",
+];
+
+fn writes(uri: &str, size: &str, secs: u64, more: &[&str]) -> Result<Figures> {
     let (size, secs_word) = (format!("--size={size}"), format!("--runtime={secs}"));
-    let options = [
-        "--name=w",
-        "--ioengine=nbd",
-        "--rw=randwrite",
-        "--bs=4k",
-        "--iodepth=8",
-        "--randrepeat=0",
-        "--time_based",
-        "--output-format=json",
-        &size,
-        &secs_word,
-    ];
+    let options = [&WRITES[..], &[&size, &secs_word], more].concat();
     Ok(fio::run(uri, &options, Duration::from_secs(secs * 3 + 120))?.write)
+}
+
+/// Writes until it is told to stop, noting when each one ended and how long it took.
+struct Writes {
+    stop: Arc<AtomicBool>,
+    logs: PathBuf,
+    thread: JoinHandle<Result<()>>,
+}
+
+impl Writes {
+    fn start(uri: String, size: &'static str, secs: u64, logs: PathBuf) -> Result<Self> {
+        fs::create_dir_all(&logs)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let (stopped, folder) = (Arc::clone(&stop), logs.clone());
+        let thread = thread::spawn(move || {
+            for round in 0.. {
+                if stopped.load(Ordering::Relaxed) {
+                    break;
+                }
+                let log = format!("--write_lat_log={}", folder.join(round.to_string()).display());
+                writes(&uri, size, secs, &[&log, "--log_unix_epoch=1"])?;
+            }
+            Ok(())
+        });
+        Ok(Self { stop, logs, thread })
+    }
+
+    /// How many a second ended in that time, and in what time 99 of 100 of them did, in milliseconds.
+    fn finish(self, from: SystemTime, to: SystemTime) -> Result<(f64, f64)> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().map_err(|_| anyhow!("the load panicked"))??;
+        let since =
+            |at: SystemTime| Ok::<_, anyhow::Error>(at.duration_since(UNIX_EPOCH)?.as_millis());
+        let (from, to) = (since(from)?, since(to)?);
+        let mut took: Vec<u64> = Vec::new();
+        for entry in fs::read_dir(&self.logs)? {
+            let path = entry?.path();
+            if !path.to_string_lossy().contains("_clat.") {
+                continue;
+            }
+            for line in fs::read_to_string(&path)?.lines() {
+                let mut words = line.split(", ");
+                let mut number = || words.next().and_then(|word| word.parse::<u64>().ok());
+                let both = number().zip(number());
+                let (at, nanos) = both.with_context(|| format!("fio's log: {line}"))?;
+                if (from..=to).contains(&u128::from(at)) {
+                    took.push(nanos);
+                }
+            }
+        }
+        fs::remove_dir_all(&self.logs)?;
+        took.sort_unstable();
+        let p99 = took.get(took.len() * 99 / 100).context("nothing was written meanwhile")?;
+        let secs = to.saturating_sub(from) as f64 / 1e3;
+        Ok((took.len() as f64 / secs, *p99 as f64 / 1e6))
+    }
 }
 
 fn rows(cluster: &Cluster) -> Result<u64> {
@@ -72,7 +144,7 @@ fn rows(cluster: &Cluster) -> Result<u64> {
 }
 
 /// Takes the node away and back, and waits until all is in sync.
-fn heal(cluster: &mut Cluster, loss: Loss) -> Result<Healed> {
+fn heal(cluster: &mut Cluster, loss: Loss, away: impl FnOnce() -> Result<()>) -> Result<Healed> {
     let before = rows(cluster)?;
     match loss {
         Loss::Frozen => cluster.signal(NODE, Signal::STOP)?,
@@ -82,20 +154,25 @@ fn heal(cluster: &mut Cluster, loss: Loss) -> Result<Healed> {
         let store = cluster.nodes()[NODE].dir.join("data/store");
         fs::remove_dir_all(&store).with_context(|| format!("empty {}", store.display()))?;
     } else {
-        thread::sleep(AWAY);
+        away()?;
     }
     match loss {
         Loss::Frozen => cluster.signal(NODE, Signal::CONT)?,
         Loss::Killed | Loss::Emptied => cluster.start(NODE)?,
     }
-    let mut began = Instant::now();
+    let (mut began, mut from) = (Instant::now(), SystemTime::now());
     if loss == Loss::Emptied {
         // It is given a moment to come back with what it had.
         until("the rebuild begins", LIMIT, || Ok((rows(cluster)? > before).then_some(())))?;
-        began = Instant::now();
+        (began, from) = (Instant::now(), SystemTime::now());
     }
-    until("all is in sync", LIMIT, || Ok((cluster.status()?.health == "ok").then_some(())))?;
-    Ok(Healed { took: began.elapsed(), rows: rows(cluster)?.saturating_sub(before) })
+    until("all is in sync", LIMIT, || {
+        // To ask starts a process, which on few processors is felt.
+        thread::sleep(ASK_EVERY);
+        Ok((cluster.status()?.health == "ok").then_some(()))
+    })?;
+    let (took, to) = (began.elapsed(), SystemTime::now());
+    Ok(Healed { from, to, took, rows: rows(cluster)?.saturating_sub(before) })
 }
 
 /// Sequential writes with a sync at the end: what one store can be given at most.
@@ -130,44 +207,45 @@ fn main() -> Result<()> {
         thread::available_parallelism()?,
         filled.mib_s
     );
-    let alone = writes(&uri, size, secs)?;
+    let alone = writes(&uri, size, secs, &[])?;
     println!(
         "4k random writes, depth 8, all in sync: {:.0} IOPS, p50 {:.2} ms, p99 {:.2} ms\n",
         alone.iops,
         alone.p50_us / 1e3,
         alone.p99_us / 1e3
     );
-    println!("| what | clients | rows copied | in | MiB/s | writes | p99 | of p99 alone |");
-    println!("|---|---|---|---|---|---|---|---|");
-    for (name, loss, busy) in [
-        ("away for 10 s, frozen", Loss::Frozen, true),
-        ("away for 10 s, killed", Loss::Killed, true),
-        ("store lost", Loss::Emptied, false),
-        ("store lost", Loss::Emptied, true),
-    ] {
+    println!("| what | rows copied | in | MiB/s | writes meanwhile | p99 | of p99 alone |");
+    println!("|---|---|---|---|---|---|---|");
+    let only = std::env::var("ONLY").unwrap_or_default();
+    let cases = [
+        ("away for 10 s, then idle", Loss::Frozen, Clients::WhileAway),
+        ("away for 10 s, frozen, busy", Loss::Frozen, Clients::Busy),
+        ("away for 10 s, killed, busy", Loss::Killed, Clients::Busy),
+        ("store lost, idle", Loss::Emptied, Clients::None),
+        ("store lost, busy", Loss::Emptied, Clients::Busy),
+    ];
+    for (name, loss, clients) in cases.into_iter().filter(|(name, ..)| name.contains(&only)) {
         cluster.wait_ok()?;
-        let load = busy.then(|| {
-            // Beyond the end of what is measured, or nobody would be there to be disturbed.
-            let (uri, secs) = (uri.clone(), secs + 2 * AWAY.as_secs());
-            thread::spawn(move || writes(&uri, size, secs))
-        });
-        if busy {
-            thread::sleep(Duration::from_secs(1));
-        }
-        let healed = heal(&mut cluster, loss)?;
-        let figures = match load.map(thread::JoinHandle::join) {
-            Some(joined) => Some(joined.map_err(|_| anyhow!("the load panicked"))??),
-            None => None,
+        let busy = clients == Clients::Busy;
+        let logs = cluster.scratch()?.join("logs");
+        let load = busy.then(|| Writes::start(uri.clone(), size, secs, logs)).transpose()?;
+        let away = || match clients {
+            Clients::WhileAway => writes(&uri, size, AWAY.as_secs(), &[]).map(drop),
+            Clients::None | Clients::Busy => {
+                thread::sleep(AWAY);
+                Ok(())
+            }
         };
+        let healed = heal(&mut cluster, loss, away)?;
+        let figures = load.map(|load| load.finish(healed.from, healed.to)).transpose()?;
         println!(
-            "| {name:<21} | {} | {:>7} | {:>6.1} s | {:>4.0} | {} | {} | {} |",
-            if busy { "4k writes" } else { "none     " },
+            "| {name:<27} | {:>7} | {:>6.1} s | {:>4.0} | {} | {} | {} |",
             healed.rows,
             healed.took.as_secs_f64(),
             healed.mib_s(),
-            figures.map_or("-".into(), |f| format!("{:.0} IOPS", f.iops)),
-            figures.map_or("-".into(), |f| format!("{:.2} ms", f.p99_us / 1e3)),
-            figures.map_or("-".into(), |f| format!("{:.2}", f.p99_us / alone.p99_us)),
+            figures.map_or("-".into(), |(iops, _)| format!("{iops:.0} IOPS")),
+            figures.map_or("-".into(), |(_, p99)| format!("{p99:.2} ms")),
+            figures.map_or("-".into(), |(_, p99)| format!("{:.2}", p99 * 1e3 / alone.p99_us)),
         );
     }
     cluster.finish()

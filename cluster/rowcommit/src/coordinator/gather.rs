@@ -40,6 +40,9 @@ pub(super) struct Gather {
     pub(super) dumb: SlotSet,
     /// All slots are asked for the vector: decided when the first one is.
     pub(super) by_all: bool,
+    /// Records are asked for with the vector, before that tells whether they will do: one round instead of
+    /// two, where it is most likely that all will.
+    pub(super) eager: bool,
     pub(super) asked: SlotSet,
     pub(super) asked_vec: SlotSet,
     /// Slots that were asked and left. One that has grown back in meanwhile may be asked again.
@@ -61,8 +64,28 @@ impl Gather {
         *self = Self { need, avoid, round: self.round + 1, ..Self::default() };
     }
 
-    fn want_meta(&self) -> Want {
-        self.snap.map_or(Want::HeadMeta, Want::HeldMeta)
+    /// The same, with everything asked for at once.
+    pub(super) fn reset_eager(&mut self, need: SlotSet, avoid: SlotSet) {
+        self.reset(need, avoid);
+        self.eager = true;
+    }
+
+    /// Asks a slot for its part of the vector, and for its record if that is to come along.
+    fn want_vec(&mut self, slot: Slot) -> Want {
+        self.asked_vec = self.asked_vec.with(slot);
+        match self.snap {
+            Some(snap) => Want::HeldMeta(snap),
+            None if self.takes_records() => {
+                self.asked = self.asked.with(slot);
+                Want::Head
+            }
+            None => Want::HeadMeta,
+        }
+    }
+
+    /// Whether slots that are asked for the vector answer with their records.
+    fn takes_records(&self) -> bool {
+        self.eager && !self.by_all && self.snap.is_none()
     }
 
     /// What is needed is at hand: answers that are still on their way mean nothing any more.
@@ -163,6 +186,9 @@ impl Coordinator {
         }
         let missing: SlotSet = g.need.iter().filter(|slot| !g.usable(*slot)).collect();
         if g.vec.is_none() {
+            if g.takes_records() && !missing.is_subset(g.asked) {
+                self.ask_sources(id, row, g, insync);
+            }
             return Progress::Waiting;
         }
         if missing.is_empty() {
@@ -187,9 +213,8 @@ impl Coordinator {
         let parity = self.parity_slots().and(able).minus(silent);
         if let Some(slot) = self.nearest(row, parity) {
             if g.asked_vec.and(parity).is_empty() {
-                g.asked_vec = g.asked_vec.with(slot);
                 let purpose = Purpose::Vec { task: id, slot, round: g.round };
-                let want = g.want_meta();
+                let want = g.want_vec(slot);
                 self.ask(row.group, slot, Ask::Fetch { row, slot, want }, purpose);
             }
             return true;
@@ -243,10 +268,20 @@ impl Coordinator {
 
     fn ask_heads(&mut self, id: TaskId, row: RowAddr, g: &mut Gather, of: SlotSet) {
         for slot in of.minus(g.asked_vec).iter().collect::<Vec<_>>() {
-            g.asked_vec = g.asked_vec.with(slot);
             let purpose = Purpose::Vec { task: id, slot, round: g.round };
-            let want = g.want_meta();
+            let want = g.want_vec(slot);
             self.ask(row.group, slot, Ask::Fetch { row, slot, want }, purpose);
+        }
+    }
+
+    /// Asks as many others as decoding takes, with the one that was asked for the vector.
+    fn ask_sources(&mut self, id: TaskId, row: RowAddr, g: &mut Gather, insync: SlotSet) {
+        let shunned = g.shunned(insync);
+        let asked = g.asked.minus(shunned).len() as usize;
+        let others = insync.minus(g.asked).minus(shunned).minus(g.need);
+        let lacking = usize::from(self.n()).saturating_sub(asked);
+        for slot in others.iter().take(lacking).collect::<Vec<_>>() {
+            self.ask_record(id, row, slot, g);
         }
     }
 
@@ -359,7 +394,12 @@ impl Coordinator {
         }
         let (row, snap) = (task.row, task.gather.snap);
         let meta = match answer {
-            Answer::Version { meta, .. } => Some(meta),
+            Answer::Version { meta, record } => {
+                if task.gather.takes_records() {
+                    task.gather.unchecked.insert(slot, (meta.clone(), record));
+                }
+                Some(meta)
+            }
             Answer::Missing => None,
             answer => {
                 task.gather.dumb = task.gather.dumb.with(slot);

@@ -145,6 +145,23 @@ impl Coordinator {
         self.repairs.insert(id, (seat, RepairState::Begin));
     }
 
+    /// What a slot that comes back has of a row that it lacks is looked at while the others are asked
+    /// what it should have.
+    fn gather_ahead(&mut self, id: TaskId, row: RowAddr, seat: Seat) {
+        let snapshots = self.volume.as_ref().is_some_and(|volume| !volume.snapshots.is_empty());
+        let Some(task) = self.tasks.get_mut(&id) else { return };
+        if snapshots || !matches!(task.kind, Kind::Repair(Repair { life: Some(_), .. })) {
+            return;
+        }
+        let need = SlotSet::EMPTY.with(seat.0);
+        let own = self.store_of(row.group, seat.0) == Some(seat.1);
+        let avoid = if own { need } else { SlotSet::EMPTY };
+        if let Some(task) = self.tasks.get_mut(&id) {
+            task.gather.reset_eager(need, avoid);
+        }
+        self.gather(id);
+    }
+
     pub(super) fn repair_step(&mut self, id: TaskId) -> Progress {
         loop {
             let Some(row) = self.tasks.get(&id).map(|task| task.row) else {
@@ -174,6 +191,7 @@ impl Coordinator {
                     self.set_repair(id, RepairState::Looking(tries));
                     let ask = Ask::Versions { row, slot };
                     self.ask_at(row.group, seat, ask, Purpose::Look { task: id });
+                    self.gather_ahead(id, row, seat);
                 }
                 RepairState::Looking(_) | RepairState::Installing(_) | RepairState::Marking => {
                     self.set_repair(id, state);
@@ -254,8 +272,12 @@ impl Coordinator {
         if let Some(task) = self.tasks.get_mut(&id) {
             // One that is to hold the slot may have it from the one that does.
             let avoid = if own { SlotSet::EMPTY.with(slot) } else { SlotSet::EMPTY };
-            task.gather.reset(SlotSet::EMPTY, avoid);
-            task.gather.snap = plan.left.front().copied().flatten();
+            let snap = plan.left.front().copied().flatten();
+            // What was begun with the look goes on.
+            if !task.gather.eager || snap.is_some() {
+                task.gather.reset(SlotSet::EMPTY, avoid);
+                task.gather.snap = snap;
+            }
         }
         self.set_repair(id, RepairState::Gathering(plan));
         self.runnable.push_back(id);
@@ -274,6 +296,10 @@ impl Coordinator {
         let Some(state) = plan.left.front().copied() else { return Some(Progress::Failed) };
         let lost = match self.gather(id) {
             Progress::Done => false,
+            Progress::Failed if self.gave_up_eager(id) => {
+                self.plan_next(id, plan);
+                return None;
+            }
             Progress::Failed if self.is_lost(id, row, seat, &plan) => {
                 if self.counts(row, seat) {
                     self.catchup.unrepaired.put_off(self.now, row, seat);
@@ -320,6 +346,11 @@ impl Coordinator {
             self.plan_next(id, plan);
         }
         None
+    }
+
+    /// Whether it was asked ahead, and is to be asked step by step: it may need less than that.
+    fn gave_up_eager(&mut self, id: TaskId) -> bool {
+        self.tasks.get_mut(&id).is_some_and(|task| std::mem::take(&mut task.gather.eager))
     }
 
     /// Whether the state that was gathered at is known, and can not be constructed: every other slot
