@@ -4,7 +4,7 @@ use super::link::{LinkArgs, LinkHandle};
 use super::rate::Rate;
 use super::scrubs::Scrubs;
 use crate::clock;
-use crate::shard_store::LocalStores;
+use crate::shard_store::{LocalStores, SlowDisk};
 use crate::transport::Transport;
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -21,7 +21,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -155,6 +155,8 @@ pub(crate) struct CoderArgs<T> {
     pub(crate) stopping: CancellationToken,
     /// Each group is scrubbed again after so long; zero: only when asked.
     pub(crate) scrub_every: Duration,
+    /// Stores whose disks are far slower than others'.
+    pub(crate) slow: watch::Receiver<BTreeMap<StoreId, SlowDisk>>,
 }
 
 struct Coder<T>(PhantomData<fn(T)>);
@@ -198,6 +200,7 @@ impl<T: Transport> Actor for Coder<T> {
     ) -> Result<State<T>, ActorProcessingErr> {
         let mut core = Coordinator::new(args.config.clone());
         let now = clock::now();
+        core.handle(now, Event::Slow(args.slow.borrow().keys().copied().collect()));
         for (store, silent) in &args.unheard {
             core.handle(now, Event::Unheard { store: *store, since: now.before(*silent) });
         }
@@ -254,6 +257,10 @@ impl<T: Transport> Actor for Coder<T> {
                 state.core.handle(now, Event::Refused { command: *command, why });
             }
             CoderMsg::Tick => {
+                if state.args.slow.has_changed().unwrap_or(false) {
+                    let slow = state.args.slow.borrow_and_update().keys().copied().collect();
+                    state.core.handle(now, Event::Slow(slow));
+                }
                 state.core.handle(now, Event::Tick);
                 state.ticks += 1;
                 if state.ticks.is_multiple_of(RATE_TICKS) {
@@ -446,6 +453,9 @@ impl<T: Transport> State<T> {
                 "the records of a row do not fit together, and nobody can tell which is wrong"
             ),
             Alarm::Silent { store } => tracing::warn!(%volume, %store, "store is silent"),
+            Alarm::Slow { store } => {
+                tracing::warn!(%volume, %store, "the disk of a store is slow: it is done without");
+            }
             _ => tracing::warn!(%volume, ?alarm, "alarm"),
         }
     }

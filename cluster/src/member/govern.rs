@@ -15,7 +15,7 @@ impl Member {
     /// needs one.
     pub(super) async fn govern(&self, outlook: &mut Outlook) {
         if self.raft().metrics().leader != Some(self.node()) {
-            *outlook = Outlook::default();
+            outlook.lost_lead();
             return;
         }
         let map = self.map();
@@ -103,7 +103,11 @@ impl Member {
             return true;
         }
         let voters = self.raft().metrics().voters;
-        let better = better_leader(map, views, self.node(), &voters);
+        // A recruit asks for no votes, whatever it hears.
+        let may_lead = |node: &NodeId| *node == self.node() || self.beats().is_voter(*node);
+        let views = views.iter().filter(|(node, _)| may_lead(node));
+        let views: Views = views.map(|(node, hears)| (*node, hears.clone())).collect();
+        let better = better_leader(map, &views, self.node(), &voters);
         let Some(node) = outlook.note_lead(better, self.inner.seat_suspect_after) else {
             return false;
         };

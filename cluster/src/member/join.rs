@@ -60,6 +60,8 @@ pub struct MemberConfig {
     pub power_patience: Duration,
     /// For how long a store may be away before its slots are rebuilt elsewhere.
     pub down_out: Duration,
+    /// For how long a disk that was far slower than others is done without, at first.
+    pub slow_out: Duration,
     /// Each group is scrubbed again after so long; zero: only when asked.
     pub scrub_every: Duration,
     /// Cancelled when the process is to end, before the member is shut down.
@@ -179,6 +181,8 @@ impl Member {
             suspect_after: config.suspect_after,
             power_patience: config.power_patience,
             down_out: config.down_out,
+            slow_out: config.slow_out,
+            slow: watch::Sender::default(),
             scrub_every: config.scrub_every,
             seat_suspect_after: config.suspect_after * 2,
         });

@@ -4,10 +4,10 @@ use super::Beats;
 use crate::coder::CoderHandle;
 use crate::custodian::{CustodianMsg, CustodyClient};
 use crate::fabric::{AddressBook, Fabric};
-use crate::shard_store::{LocalStores, ShardStoreMsg};
+use crate::shard_store::{LocalStores, ShardStoreMsg, SlowDisk};
 use ractor::ActorRef;
 use smalti_raft::RaftGroup;
-use smalti_storage::ids::{ClusterId, Incarnation, NodeId, VolumeNo};
+use smalti_storage::ids::{ClusterId, Incarnation, NodeId, StoreId, VolumeNo};
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
@@ -42,6 +42,10 @@ pub(crate) struct Inner {
     pub(super) power_patience: Duration,
     /// For how long a store may be away before its slots are rebuilt elsewhere.
     pub(super) down_out: Duration,
+    /// For how long a disk that was far slower than others is done without.
+    pub(super) slow_out: Duration,
+    /// Those that are.
+    pub(super) slow: watch::Sender<BTreeMap<StoreId, SlowDisk>>,
     /// Each group is scrubbed again after so long; zero: only when asked.
     pub(super) scrub_every: Duration,
     /// A coordinator costs more to replace than a store: it is given twice the time.

@@ -7,6 +7,7 @@ mod member_inner;
 mod outlook;
 mod places;
 mod seats;
+mod slow;
 
 pub use beats::Beats;
 pub use join::{Founding, MemberConfig, StartError};

@@ -17,15 +17,16 @@ const DOUBLINGS: u32 = 6;
 /// A seat that was not moved for so long is moved as readily as ever.
 const CALM: Duration = Duration::from_secs(300);
 
-/// What the leader sees of seats that would reach more, for as long as it leads.
+/// What the leader sees of seats that would reach more, and of leaders. How often something was moved it
+/// knows for a while after it has ceased to lead: where leads and seats go back and forth, each turn takes longer.
 #[derive(Debug, Default)]
 pub(super) struct Outlook {
     seats: BTreeMap<VolumeNo, (Coordinator, Wait)>,
     /// How often seats were moved, and when last.
     moved: BTreeMap<VolumeNo, (u32, Instant)>,
     lead: Option<Wait>,
-    /// How often this leader gave way, and leads on.
-    tries: u32,
+    /// How often this node gave way as the leader, and when last.
+    gave_way: Option<(u32, Instant)>,
     silent_until: Option<Instant>,
 }
 
@@ -90,15 +91,23 @@ impl Outlook {
         patience: Duration,
     ) -> Option<NodeId> {
         let Some(Better { node, gain }) = better else {
-            (self.lead, self.tries) = (None, 0);
+            self.lead = None;
             return None;
         };
-        let tries = self.tries;
+        let now = Instant::now();
+        let before = self.gave_way.filter(|(_, at)| now.duration_since(*at) < CALM);
+        let tries = before.map_or(0, |(tries, _)| tries);
         let over = self.lead.get_or_insert_with(Wait::begin).is_over(gain, patience, tries);
         if over {
-            (self.lead, self.tries) = (None, tries + 1);
+            (self.lead, self.gave_way) = (None, Some((tries + 1, now)));
         }
         over.then_some(node)
+    }
+
+    /// Another one leads: what was seen begins anew when this one does.
+    pub(super) fn lost_lead(&mut self) {
+        self.seats.clear();
+        (self.lead, self.silent_until) = (None, None);
     }
 
     /// Nothing is proposed for so long.
@@ -199,7 +208,16 @@ mod tests {
         assert_eq!(outlook.note_lead(better(1), PATIENCE), None);
         after(1).await;
         assert_eq!(outlook.note_lead(better(1), PATIENCE), Some(NodeId(2)));
+        // Nor does it help that another one leads in between.
+        outlook.lost_lead();
+        assert_eq!(outlook.note_lead(better(2), PATIENCE), None);
+        after(1_999).await;
+        assert_eq!(outlook.note_lead(better(2), PATIENCE), None);
+        after(1).await;
+        assert_eq!(outlook.note_lead(better(2), PATIENCE), Some(NodeId(2)));
+        // After a calm time it is as it was.
         assert_eq!(outlook.note_lead(None, PATIENCE), None);
+        after(300_000).await;
         assert_eq!(outlook.note_lead(better(2), PATIENCE), None);
         after(500).await;
         assert_eq!(outlook.note_lead(better(2), PATIENCE), Some(NodeId(2)));

@@ -8,8 +8,10 @@ use super::Member;
 use super::govern::within;
 use super::member_inner::Inner;
 use super::outlook::Outlook;
+use super::slow::SlowStores;
 use crate::coder::{self, CoderArgs, CoderHandle, CoderMsg};
 use crate::fabric::service;
+use crate::shard_store::{SlowDisk, slow_disks};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
@@ -333,6 +335,7 @@ impl Member {
         every.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let stop = self.inner.stop.clone();
         let mut outlook = Outlook::default();
+        let mut slow = SlowStores::default();
         loop {
             tokio::select! {
                 biased;
@@ -340,6 +343,7 @@ impl Member {
                 changed = map.changed() => if changed.is_err() { return },
                 _ = every.tick() => {
                     self.run_own_seats(&self.map()).await;
+                    self.look_for_slow_disks(&mut slow);
                     self.govern(&mut outlook).await;
                     continue;
                 }
@@ -347,6 +351,22 @@ impl Member {
             let now = map.borrow_and_update().clone();
             self.follow_map(&now).await;
         }
+    }
+
+    fn look_for_slow_disks(&self, slow: &mut SlowStores) {
+        let now = slow.note(&slow_disks(&self.beats().paces()), self.inner.slow_out);
+        self.inner.slow.send_if_modified(|known| {
+            let changed = !known.keys().eq(now.keys());
+            if changed {
+                *known = now;
+            }
+            changed
+        });
+    }
+
+    /// Disks that are, or were of late, far slower than others, with what was seen of them then.
+    pub fn slow_disks(&self) -> Vec<SlowDisk> {
+        self.inner.slow.borrow().values().copied().collect()
     }
 
     async fn follow_map(&self, map: &MapView) {
@@ -414,6 +434,7 @@ impl Member {
             sessions: Arc::clone(&self.inner.sessions),
             tasks: self.inner.tasks.clone(),
             scrub_every: self.inner.scrub_every,
+            slow: self.inner.slow.subscribe(),
         };
         match coder::start(args).await {
             Ok(actor) => self.add_coder(CoderHandle::new(volume, actor)),

@@ -271,6 +271,7 @@ impl Cluster {
                 tasks: tasks.clone(),
                 stopping: stopping.clone(),
                 scrub_every: Duration::ZERO,
+                slow: tokio::sync::watch::Sender::default().subscribe(),
             };
             let actor = coder::start(args).await.expect("a coder starts");
             coders.push(CoderHandle::new(volume.no, actor));

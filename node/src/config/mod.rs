@@ -112,6 +112,9 @@ pub struct Tunables {
     /// A store that is away for this long does not come back: its slots are rebuilt elsewhere. Where
     /// nothing is left to spare that begins after 5 seconds.
     pub down_out_ms: u64,
+    /// A store whose disk is far slower than the others' is done without for this long, and for twice
+    /// as long each time that it was slow again, where its groups have a slot to spare even then.
+    pub slow_out_ms: u64,
     /// Every record is read and compared once in so many seconds; 0: only when asked.
     pub scrub_interval_s: u64,
     /// How long a coordinator may serve reads on one round of grants.
@@ -144,6 +147,7 @@ impl Default for Tunables {
             suspect_timeout_ms: 500,
             power_timeout_ms: 30_000,
             down_out_ms: 600_000,
+            slow_out_ms: 120_000,
             scrub_interval_s: 14 * 24 * 60 * 60,
             lease_ms: 1500,
             shutdown_timeout_ms: 10_000,
@@ -165,6 +169,11 @@ impl Tunables {
     /// [`Self::down_out_ms`] as a duration.
     pub const fn down_out(&self) -> Duration {
         Duration::from_millis(self.down_out_ms)
+    }
+
+    /// [`Self::slow_out_ms`] as a duration.
+    pub const fn slow_out(&self) -> Duration {
+        Duration::from_millis(self.slow_out_ms)
     }
 
     /// [`Self::lease_ms`] as a duration.

@@ -154,6 +154,7 @@ fn wrong_tunable(config: &NodeConfig) -> Option<Wrong> {
         ("suspect_timeout_ms", tunables.suspect_timeout_ms),
         ("power_timeout_ms", tunables.power_timeout_ms),
         ("down_out_ms", tunables.down_out_ms),
+        ("slow_out_ms", tunables.slow_out_ms),
         ("lease_ms", tunables.lease_ms),
         ("shutdown_timeout_ms", tunables.shutdown_timeout_ms),
     ];

@@ -153,10 +153,13 @@ impl Report {
                         (None, _) => "it has no coordinator".to_owned(),
                         (Some(_), _) if self.fewest_live(volume) < volume.min_insync => {
                             let live = self.fewest_live(volume);
-                            let wait = if live < volume.data {
-                                "reads and writes wait"
-                            } else {
-                                "writes wait until another one is up to date, and reads for a moment"
+                            let wait = match (live < volume.data, volume.activated) {
+                                (true, _) => "reads and writes wait",
+                                (false, true) => "writes wait until another one is up to date",
+                                (false, false) => {
+                                    "reads and writes wait for the others, for a moment, or after a power \
+                                     cut until enough are back that one of them remembers everything"
+                                }
                             };
                             format!(
                                 "{live} of {} slots of a group are in sync on nodes that answer, {} \
@@ -281,7 +284,8 @@ impl Report {
             let node = self.map.node_of(slow.store);
             let subject = format!("node {}", node.map_or("-".into(), |node| self.node_name(node)));
             let problem = format!(
-                "the disk of its store {} takes {} ms for what others do in {} ms, and holds every write up",
+                "the disk of its store {} took {} ms for what others do in {} ms: where a group has a slot \
+                 to spare it is done without, and tried again in a while; elsewhere it holds every write up",
                 slow.store,
                 slow.takes.as_millis(),
                 slow.others.as_millis().max(1)

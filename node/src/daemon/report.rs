@@ -10,7 +10,7 @@ use crate::control::{
 use futures::future::join_all;
 use smalti_cluster::Member;
 use smalti_cluster::member::VolumeProgress;
-use smalti_cluster::shard_store::{Fullness, SlowDisk, StoreSpace, slow_disks};
+use smalti_cluster::shard_store::{Fullness, SlowDisk, StoreSpace};
 use smalti_map::plan::Plan;
 use smalti_map::view::MapView;
 use smalti_map::{GroupScrub, Volume};
@@ -95,7 +95,7 @@ impl Report {
             up,
             running,
             disks,
-            slow_disks: slow_disks(&beats.paces()),
+            slow_disks: member.slow_disks(),
             plan,
             certificate,
             progress,

@@ -133,6 +133,7 @@ fn member_config(config: &NodeConfig, stopping: CancellationToken) -> anyhow::Re
         suspect_after: config.tunables.suspect_timeout(),
         power_patience: config.tunables.power_timeout(),
         down_out: config.tunables.down_out(),
+        slow_out: config.tunables.slow_out(),
         scrub_every: Duration::from_secs(config.tunables.scrub_interval_s),
         stopping,
     })

@@ -132,6 +132,8 @@ mutants! {
     AckWithoutParity = "ack-without-parity",
     /// Writes are acknowledged while fewer than `min_insync` are in sync.
     AckBelowMin = "ack-below-min",
+    /// What is under way when too few are in sync is committed all the same.
+    CommitBelowMin = "commit-below-min",
     /// A write is acknowledged without the stores whose link is down, before the map says so.
     AckWithoutSilent = "ack-without-silent",
     /// A store answers a prepare before it is durable.
@@ -243,6 +245,16 @@ mutants! {
     PutBackInSync = "put-back-in-sync",
     /// Where not all silent stores can be spared some of them are taken out.
     ShrinkInPart = "shrink-in-part",
+    /// In-sync sets shrink to as many as data slots although one of those may have forgotten something.
+    DoubtedToData = "doubted-to-data",
+    /// Who held a slot before it moved is never let go of.
+    KeepHolders = "keep-holders",
+    /// Slots go to nodes that are to be emptied.
+    PlanToDraining = "plan-to-draining",
+    /// A plan gives a node two slots of a group.
+    PlanTwoOnANode = "plan-two-on-a-node",
+    /// A plan moves slots that make nothing more even.
+    PlanForNothing = "plan-for-nothing",
     /// A suspect denies what it may have had by a repair.
     DenyRepaired = "deny-repaired",
     /// Silent stores are taken out no later because those that remain may have gone back.

@@ -20,6 +20,7 @@ mod balance;
 mod tests;
 
 use crate::command::MoveSlot;
+use crate::mutant::{Mutant, lives};
 use crate::types::{ClusterMap, Group, Node, Volume};
 use smalti_storage::ids::{GroupNo, NodeId, Slot, SlotSet, StoreId, VolumeNo};
 use std::collections::{BTreeMap, BTreeSet};
@@ -295,13 +296,13 @@ impl<'a> Planner<'a> {
         (no, slot): (GroupNo, Slot),
     ) -> Result<StoreId, bool> {
         let taken = self.taken(volume, group, (no, slot));
-        let nodes: BTreeSet<NodeId> = taken.iter().map(|(node, _)| *node).collect();
+        let nodes = taken.iter().map(|(node, _)| *node);
+        let nodes: BTreeSet<NodeId> = nodes.filter(|_| !lives(Mutant::PlanTwoOnANode)).collect();
         let domains: BTreeSet<String> = taken.into_iter().map(|(_, domain)| domain).collect();
         let candidates = self.map.stores.keys().copied().filter(|store| {
             let node = self.map.node_of(*store);
-            self.away(*store).is_none()
-                && !self.is_unwanted(*store)
-                && node.is_some_and(|node| !nodes.contains(&node))
+            let wanted = !self.is_unwanted(*store) || lives(Mutant::PlanToDraining);
+            self.away(*store).is_none() && wanted && node.is_some_and(|node| !nodes.contains(&node))
         });
         let candidates: Vec<StoreId> = candidates.collect();
         let with_room = candidates.iter().copied().filter(|store| self.has_room(*store));

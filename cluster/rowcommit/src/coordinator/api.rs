@@ -6,6 +6,7 @@ use crate::time::Time;
 use bytes::Bytes;
 use smalti_map::{ClusterMap, Command, Coordinator as Coordinating, Rejection};
 use smalti_storage::ids::{GroupNo, RowAddr, Slot, StoreId, VolumeNo, Wid};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -75,6 +76,8 @@ pub struct BlockWrite {
 pub enum Event {
     /// A newer map.
     Map(Arc<ClusterMap>),
+    /// Stores whose disks are far slower than others', all there are: what can be done without them is.
+    Slow(BTreeSet<StoreId>),
     /// A session with a store began. Session numbers grow for ever within one process.
     LinkUp {
         /// The store.
@@ -261,6 +264,11 @@ pub enum Alarm {
     },
     /// A store was silent for too long.
     Silent {
+        /// The store.
+        store: StoreId,
+    },
+    /// A store answers, far later than others.
+    Slow {
         /// The store.
         store: StoreId,
     },

@@ -253,11 +253,11 @@ impl Learning {
     }
 
     /// No row is known to be behind.
-    fn is_level(&self) -> bool {
+    pub(super) fn is_level(&self) -> bool {
         self.behind.is_empty() && self.failed.is_empty() && self.repairing == 0
     }
 
-    fn is_growing(&self) -> bool {
+    pub(super) fn is_growing(&self) -> bool {
         matches!(self.stage, Stage::Growing { .. })
     }
 }
@@ -277,7 +277,9 @@ impl Coordinator {
         let mut adopt = Vec::new();
         for (no, group) in (0u16..).map(GroupNo).zip(&volume.groups) {
             for slot in volume.all_slots().iter() {
-                let store = Self::candidates(group, slot).find(|store| self.is_reached(*store));
+                let fit =
+                    |store: &StoreId| self.is_reached(*store) && !self.is_kept_away(no, *store);
+                let store = Self::candidates(group, slot).find(fit);
                 let Some(store) = store else { continue };
                 let Some(entry) = self.map.stores.get(&store) else { continue };
                 let incarnation = entry.incarnation;
@@ -348,24 +350,6 @@ impl Coordinator {
             all.filter(|store| self.links.is_uncalled(*store)).collect();
         for store in uncalled {
             self.ask_store(store, None, Ask::Nop, Purpose::Forget);
-        }
-    }
-
-    /// Once a group is whole and nothing of it is in doubt, those that held a slot of it before may
-    /// delete what they have.
-    fn forget_holders(&mut self) {
-        let Some(volume) = &self.volume else { return };
-        let all = volume.all_slots();
-        let clean = |(no, group): &(GroupNo, &Group)| {
-            let whole = group.insync == all && group.learners.is_empty();
-            let lost = self.lost_rows.iter().any(|row| row.group == *no);
-            !group.old_holders.is_empty() && whole && !self.suspects.in_group(*no) && !lost
-        };
-        let numbered = (0u16..).map(GroupNo).zip(&volume.groups);
-        let groups: Vec<GroupNo> = numbered.filter(clean).map(|(no, _)| no).collect();
-        if !groups.is_empty() {
-            let (volume, epoch) = (self.config.volume, self.epoch);
-            self.propose("forget", Command::ForgetHolders { volume, epoch, groups });
         }
     }
 
@@ -510,6 +494,8 @@ impl Coordinator {
         let mut grows = false;
         let window = if self.config.govern { self.governor.window() } else { usize::MAX };
         for place in places {
+            let Some(learning) = self.catchup.learners.get(&place) else { continue };
+            let away = self.is_kept_away(place.0, learning.store);
             let Some(learning) = self.catchup.learners.get_mut(&place) else { continue };
             let level = learning.is_level() || lives(Mutant::GrowBehind);
             let answered = learning.outstanding == 0 || lives(Mutant::GrowUnanswered);
@@ -528,7 +514,7 @@ impl Coordinator {
                 }
                 Stage::Listing(_) if window > 0 => self.resume_listing(place),
                 Stage::Walking(_) if window > 0 => self.resume_walk(place),
-                Stage::Repairing if level && answered => {
+                Stage::Repairing if level && answered && !away => {
                     learning.stage = Stage::Growing { proposed: None };
                     grows = true;
                 }
@@ -559,44 +545,6 @@ impl Coordinator {
                     learning.repairing += 1;
                 }
                 self.add_repair(row, seat, Some(life));
-            }
-        }
-    }
-
-    fn propose_growth(&mut self) {
-        // All slots of one store in one step: each step is an epoch.
-        let ready = |l: &Learning| l.is_growing() && (l.is_level() || lives(Mutant::GrowBehind));
-        // What whoever holds the slot has of a row that is lost may be what it is decided with.
-        let may_grow = |(no, slot): Place, store: StoreId| {
-            self.volume.as_ref().and_then(|v| v.group(no)?.slots.get(slot.index())) == Some(&store)
-                || !self.lost_rows.iter().any(|row| row.group == no)
-        };
-        let learners =
-            || self.catchup.learners.iter().filter(|(place, l)| may_grow(**place, l.store));
-        let waiting: BTreeSet<StoreId> =
-            learners().filter(|(_, l)| !ready(l)).map(|(_, l)| l.store).collect();
-        let ready: Vec<(Place, StoreId, Incarnation)> = learners()
-            .filter(|(_, l)| !waiting.contains(&l.store))
-            .map(|(place, l)| (*place, l.store, l.incarnation))
-            .collect();
-        if ready.is_empty() {
-            return;
-        }
-        let slots = ready
-            .iter()
-            .map(|((group, slot), store, incarnation)| GrowSlot {
-                group: *group,
-                slot: *slot,
-                store: *store,
-                incarnation: *incarnation,
-            })
-            .collect();
-        let (volume, epoch) = (self.config.volume, self.epoch);
-        if self.propose("grow", Command::Grow { volume, epoch, slots }) {
-            for (place, ..) in ready {
-                if let Some(learning) = self.catchup.learners.get_mut(&place) {
-                    learning.stage = Stage::Growing { proposed: Some(epoch) };
-                }
             }
         }
     }

@@ -101,6 +101,7 @@ impl Coordinator {
         self.digest_takeover(now, hasher);
         self.digest_catchup(now, hasher);
         self.suspects.digest(now, hasher);
+        (&self.slow, &self.parked).hash(hasher);
         self.scrub.is_some().hash(hasher);
         self.scrub.iter().for_each(|scrub| scrub.digest(hasher));
     }

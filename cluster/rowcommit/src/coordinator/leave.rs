@@ -6,8 +6,11 @@
 //!     who is to go: one of them may have gone just then too, and be about to come back without what
 //!     it held.
 //! S3. Stores without which fewer than `min_insync` would remain go only after
-//!     [`stall_patience`](super::CoordinatorConfig::stall_patience), and never any without which fewer would
-//!     than there are data slots. No write of their group is acknowledged then until it has grown again.
+//!     [`stall_patience`](super::CoordinatorConfig::stall_patience), not while one of those that remain may
+//!     have forgotten something, and never any without which fewer would remain than there are data
+//!     slots. Nothing of their group is written then until it has grown again.
+//! S5. A store that answers, but far later than others, goes where every group of it has a slot to spare
+//!     even then, and comes back when it is as fast as they are, or where it is needed.
 //! U2. While one of a group's slots is a suspect whose disk may have gone back, another store of it is
 //!     taken out only after [`power_patience`](super::CoordinatorConfig::power_patience).
 
@@ -59,9 +62,45 @@ impl Coordinator {
             let early = self.too_early(&leave);
             leave.retain(|store| !early.contains(store));
         }
-        if self.may_shrink(&leave, to_data) && self.would_remain(&silent) {
-            self.shrink(leave, to_data);
+        if self.may_shrink(&leave, to_data) {
+            if self.would_remain(&silent) {
+                self.shrink(leave, to_data);
+            }
+        } else if silent.is_empty() {
+            self.do_without_slow();
         }
+    }
+
+    /// S5: one at a time, while nobody is silent and nobody's memory is in doubt.
+    fn do_without_slow(&mut self) {
+        if self.phase != Phase::Active || !self.suspects.is_quiet() {
+            return;
+        }
+        let spared = |store: &StoreId| {
+            let groups = self.groups_in_sync(*store);
+            !groups.is_empty() && groups.iter().all(|no| self.has_one_more(*no))
+        };
+        let Some(store) = self.slow.iter().copied().find(spared) else { return };
+        if !self.would_remain(&[store]) {
+            return;
+        }
+        let (volume, epoch, stores) = (self.config.volume, self.epoch, vec![store]);
+        if self.propose("shrink", Command::Shrink { volume, epoch, stores, to_data: false }) {
+            self.actions.push(Action::Alarm(Alarm::Slow { store }));
+        }
+    }
+
+    /// Whether a group would have a slot to spare with one less in sync, and go on.
+    fn has_one_more(&self, group: GroupNo) -> bool {
+        let least = |volume: &Volume| volume.min_insync.max(volume.data + 1);
+        let least = self.volume.as_ref().map_or(u8::MAX, least);
+        self.insync(group).len() > u32::from(least)
+    }
+
+    /// S5: whether a store is to stay out of a group, which has one slot to spare at least.
+    pub(super) fn is_kept_away(&self, group: GroupNo, store: StoreId) -> bool {
+        let spared = self.insync(group).len() > u32::from(self.n());
+        spared && self.slow.contains(&store)
     }
 
     /// Whether all others in sync have answered since it came to light that these are to go, and a
@@ -125,14 +164,17 @@ impl Coordinator {
         })
     }
 
-    /// S3: which of these have not owed answers for long enough.
+    /// S3: which of these have not owed answers for long enough, or may be the only ones that remember.
     fn too_early(&self, silent: &[StoreId]) -> BTreeSet<StoreId> {
         let (now, patience) = (self.now, self.config.stall_patience);
         let long = |store: &StoreId| {
             self.links.is_silent(*store, now, patience)
                 || self.overdue_from(*store).is_some_and(|at| now.since(at) > patience)
         };
-        self.kept(silent, |_, go, _| !go.iter().all(long))
+        self.kept(silent, |no, go, stay| {
+            let doubted = || stay.iter().any(|store| self.doubted_since(*store, no).is_some());
+            !go.iter().all(long) || doubted() && !lives(Mutant::DoubtedToData)
+        })
     }
 
     /// Silent stores that are kept, and with them, of a group, all that are silent: all go or none.

@@ -194,6 +194,7 @@ impl Coordinator {
         self.repairs.clear();
         self.rows.clear();
         self.tasks.clear();
+        self.parked.clear();
         self.runnable.clear();
         self.inflight.clear();
         self.lease_wait.clear();

@@ -22,6 +22,7 @@ mod digest;
 mod evidence;
 mod gather;
 mod governor;
+mod growth;
 mod leave;
 mod links;
 mod listing;
@@ -138,6 +139,10 @@ pub struct Coordinator {
     takeover: Takeover,
     catchup: Catchup,
     governor: Governor,
+    /// Updates of groups with too few in sync, which hold no row.
+    parked: BTreeMap<RowAddr, write::Update>,
+    /// Stores whose disks hold others up.
+    slow: BTreeSet<StoreId>,
     suspects: Suspects,
     scrub: Option<Scrub>,
     cache: VecCache,
@@ -221,6 +226,8 @@ impl Coordinator {
             takeover: Takeover::default(),
             catchup: Catchup::default(),
             governor,
+            parked: BTreeMap::new(),
+            slow: BTreeSet::new(),
             suspects: Suspects::default(),
             scrub: None,
             repairs: BTreeMap::new(),
@@ -314,6 +321,7 @@ impl Coordinator {
             && self.reads.is_empty()
             && self.lease_wait.is_empty()
             && self.waiting_ops.is_empty()
+            && self.parked.is_empty()
             && self.snapshots.is_empty()
             && self.frozen.is_empty()
             && self.catchup.is_quiet()
@@ -350,6 +358,7 @@ impl Coordinator {
             }
             // Whatever refused it is in a map that is on its way, and that decides.
             Event::Refused { .. } => {}
+            Event::Slow(stores) => self.slow = stores,
             Event::Scrub { group } => self.start_scrub(group),
             Event::Tick => self.on_tick(),
         }

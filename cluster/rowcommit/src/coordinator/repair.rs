@@ -296,6 +296,8 @@ impl Coordinator {
         let Some(state) = plan.left.front().copied() else { return Some(Progress::Failed) };
         let lost = match self.gather(id) {
             Progress::Done => false,
+            // The record that was asked for ahead is not needed: nobody has to answer for it.
+            Progress::Waiting if self.has_it(id, slot, &plan) => false,
             Progress::Failed if self.gave_up_eager(id) => {
                 self.plan_next(id, plan);
                 return None;
@@ -346,6 +348,14 @@ impl Coordinator {
             self.plan_next(id, plan);
         }
         None
+    }
+
+    /// Whether a slot that was asked ahead for has what it should, as far as the vector tells.
+    fn has_it(&self, id: TaskId, slot: Slot, plan: &Plan) -> bool {
+        let eager = self.tasks.get(&id).is_some_and(|task| task.gather.eager);
+        let Some(meta) = self.wanted(id, slot).filter(|_| eager) else { return false };
+        let same = |held: &VersionMeta| held.ver == meta.ver && same_vector(&held.vec, &meta.vec);
+        plan.have.iter().any(|(held, good)| *good && same(held))
     }
 
     /// Whether it was asked ahead, and is to be asked step by step: it may need less than that.

@@ -165,7 +165,7 @@ impl Coordinator {
         *known == start || lives(Mutant::HearRestarted)
     }
 
-    fn groups_in_sync(&self, store: StoreId) -> BTreeSet<GroupNo> {
+    pub(super) fn groups_in_sync(&self, store: StoreId) -> BTreeSet<GroupNo> {
         let groups = self.volume.iter().flat_map(|volume| &volume.groups);
         let numbered = (0u16..).map(GroupNo).zip(groups);
         let holds = numbered.filter(|(_, group)| {

@@ -57,10 +57,20 @@ enum UpdatePhase {
     Aborting {
         ver: Ver,
         waiting: BTreeSet<Seat>,
-        then: Result<Option<Seat>, OpError>,
+        then: Then,
     },
     /// Waiting for a slot to be repaired under this row lock.
     Repairing,
+}
+
+/// What becomes of an update that has been undone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Then {
+    /// It is begun anew, after the seat's slot was repaired.
+    Again(Option<Seat>),
+    Fail(OpError),
+    /// It waits until its group has grown.
+    Park,
 }
 
 impl Coordinator {
@@ -193,6 +203,9 @@ impl Coordinator {
         }
         let Some(code) = self.code.clone() else { return };
         let Some(row) = self.tasks.get(&id).map(|task| task.row) else { return };
+        if !self.may_acknowledge(row.group) {
+            return self.park(id);
+        }
         let members = self.members(row.group);
         let addressed = slots_of(&members);
         let Some(task) = self.tasks.get_mut(&id) else { return };
@@ -344,19 +357,19 @@ impl Coordinator {
             let ver = *ver;
             let then = match answer {
                 Answer::Rejected(Reject::Base { .. } | Reject::Corrupt) | Answer::Corrupt => {
-                    Ok(Some(seat))
+                    Then::Again(Some(seat))
                 }
-                Answer::Rejected(Reject::NoSpace) => Err(OpError::NoSpace),
+                Answer::Rejected(Reject::NoSpace) => Then::Fail(OpError::NoSpace),
                 Answer::Rejected(Reject::OldWid) => {
                     update.careful = true;
-                    Ok(None)
+                    Then::Again(None)
                 }
                 // Somebody's memory: what is computed anew may be right.
                 Answer::Rejected(Reject::Fingerprint) => {
                     self.actions.push(Action::Alarm(Alarm::Miscomputed { row, slot }));
-                    Ok(None)
+                    Then::Again(None)
                 }
-                _ => Err(OpError::Invalid),
+                _ => Then::Fail(OpError::Invalid),
             };
             self.abort_update(id, ver, then);
         }
@@ -370,6 +383,14 @@ impl Coordinator {
         let UpdatePhase::Preparing { ver, touched, acked, vec, known } = &update.phase else {
             return;
         };
+        if !self.may_acknowledge(row.group) && !lives(Mutant::CommitBelowMin) {
+            // Those that were taken out have what was there before, and may be needed for it: it is not
+            // let go of for what nobody is told of.
+            let ver = *ver;
+            self.abort_update(id, ver, Then::Park);
+            self.runnable.push_back(id);
+            return;
+        }
         let mut needed = self.required(row.group).into_iter();
         if needed.any(|seat| touched.contains(seat.0) && !acked.contains(&seat)) {
             return;
@@ -385,7 +406,7 @@ impl Coordinator {
         self.end_update(id, Ok(()));
     }
 
-    fn abort_update(&mut self, id: TaskId, ver: Ver, then: Result<Option<Seat>, OpError>) {
+    fn abort_update(&mut self, id: TaskId, ver: Ver, then: Then) {
         let Some(task) = self.tasks.get(&id) else { return };
         let row = task.row;
         let Kind::Update(update) = &task.kind else { return };
@@ -445,9 +466,12 @@ impl Coordinator {
         self.inflight.remove(&ver);
         let attempts = update.attempts;
         match then {
-            Err(error) => self.end_update(id, Err(error)),
-            Ok(_) if attempts >= ATTEMPTS_MAX => self.end_update(id, Err(OpError::Unreadable)),
-            Ok(seat) => {
+            Then::Fail(error) => self.end_update(id, Err(error)),
+            Then::Park => self.park(id),
+            Then::Again(_) if attempts >= ATTEMPTS_MAX => {
+                self.end_update(id, Err(OpError::Unreadable));
+            }
+            Then::Again(seat) => {
                 if let Some(Kind::Update(update)) =
                     self.tasks.get_mut(&id).map(|task| &mut task.kind)
                 {
@@ -485,8 +509,28 @@ impl Coordinator {
         }
     }
 
-    /// The same after groups have grown: what has joined them has all that the others have.
+    /// Lets go of a row whose group is short; the update is begun when it has grown.
+    fn park(&mut self, id: TaskId) {
+        let Some(task) = self.end_task(id) else { return };
+        let Kind::Update(mut update) = task.kind else { return };
+        update.phase = UpdatePhase::Begin;
+        if let Some(parked) = self.parked.get_mut(&task.row) {
+            parked.absorb(update);
+        } else {
+            self.parked.insert(task.row, update);
+        }
+    }
+
+    /// After groups have grown: what waited for that begins, and what was done is answered, for what has
+    /// joined a group has all that the others have.
     pub(super) fn finish_writes(&mut self) {
+        let grown: Vec<RowAddr> =
+            self.parked.keys().copied().filter(|row| self.may_acknowledge(row.group)).collect();
+        for row in grown {
+            if let Some(update) = self.parked.remove(&row) {
+                self.add_task(row, Kind::Update(update));
+            }
+        }
         let done = self.writes.iter().filter(|(_, write)| write.rows_left == 0);
         let done: Vec<u64> = done.map(|(op, _)| *op).collect();
         for op in done {
@@ -516,6 +560,18 @@ impl Update {
             }
         }
         self.ops.push(op);
+    }
+
+    /// Takes in an update of the same row that came later.
+    fn absorb(&mut self, later: Self) {
+        for (slot, (wid, record)) in later.writes {
+            let entry = self.writes.entry(slot).or_default();
+            if wid >= entry.0 {
+                *entry = (wid, record);
+            }
+        }
+        self.ops.extend(later.ops);
+        self.careful |= later.careful;
     }
 }
 

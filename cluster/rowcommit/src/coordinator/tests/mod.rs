@@ -8,6 +8,7 @@ mod moves;
 mod rig;
 mod scrub;
 mod short;
+mod slow;
 mod snapshots;
 mod suspects;
 mod unreadable;

@@ -1,0 +1,72 @@
+//! The ends of catching up: slots grow into the in-sync sets, and those that held them before are let
+//! go of.
+
+use super::catchup::{Learning, Stage};
+use super::{Coordinator, Place};
+use smalti_map::mutant::{Mutant, lives};
+use smalti_map::{Command, Group, GrowSlot};
+use smalti_storage::ids::{GroupNo, Incarnation, StoreId};
+use std::collections::BTreeSet;
+
+impl Coordinator {
+    /// Once a group is whole and nothing of it is in doubt, those that held a slot of it before may
+    /// delete what they have.
+    pub(super) fn forget_holders(&mut self) {
+        let Some(volume) = &self.volume else { return };
+        let all = volume.all_slots();
+        let clean = |(no, group): &(GroupNo, &Group)| {
+            let whole = group.insync == all && group.learners.is_empty();
+            let lost = self.lost_rows.iter().any(|row| row.group == *no);
+            !group.old_holders.is_empty() && whole && !self.suspects.in_group(*no) && !lost
+        };
+        let numbered = (0u16..).map(GroupNo).zip(&volume.groups);
+        let groups: Vec<GroupNo> = numbered.filter(clean).map(|(no, _)| no).collect();
+        if !groups.is_empty() && !lives(Mutant::KeepHolders) {
+            let (volume, epoch) = (self.config.volume, self.epoch);
+            self.propose("forget", Command::ForgetHolders { volume, epoch, groups });
+        }
+    }
+
+    pub(super) fn propose_growth(&mut self) {
+        // All slots of one store in one step: each step is an epoch.
+        let ready = |l: &Learning| l.is_growing() && (l.is_level() || lives(Mutant::GrowBehind));
+        // What whoever holds the slot has of a row that is lost may be what it is decided with.
+        let may_grow = |(no, slot): Place, store: StoreId| {
+            self.volume.as_ref().and_then(|v| v.group(no)?.slots.get(slot.index())) == Some(&store)
+                || !self.lost_rows.iter().any(|row| row.group == no)
+        };
+        // Of a store that is kept out of some groups, others need not wait for those.
+        let comes =
+            |(no, _): Place, l: &Learning| l.is_growing() || !self.is_kept_away(no, l.store);
+        let learners = || {
+            let all = self.catchup.learners.iter();
+            all.filter(|(place, l)| may_grow(**place, l.store) && comes(**place, l))
+        };
+        let waiting: BTreeSet<StoreId> =
+            learners().filter(|(_, l)| !ready(l)).map(|(_, l)| l.store).collect();
+        let ready: Vec<(Place, StoreId, Incarnation)> = learners()
+            .filter(|(_, l)| !waiting.contains(&l.store))
+            .map(|(place, l)| (*place, l.store, l.incarnation))
+            .collect();
+        if ready.is_empty() {
+            return;
+        }
+        let slots = ready
+            .iter()
+            .map(|((group, slot), store, incarnation)| GrowSlot {
+                group: *group,
+                slot: *slot,
+                store: *store,
+                incarnation: *incarnation,
+            })
+            .collect();
+        let (volume, epoch) = (self.config.volume, self.epoch);
+        if self.propose("grow", Command::Grow { volume, epoch, slots }) {
+            for (place, ..) in ready {
+                if let Some(learning) = self.catchup.learners.get_mut(&place) {
+                    learning.stage = Stage::Growing { proposed: Some(epoch) };
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! A disk that answers, but far later than the others.
+
+use std::fs;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use smalti_tests::pattern::seed;
+use smalti_tests::process::{sh, until};
+use smalti_tests::report::{say, skip};
+use smalti_tests::status::points_at;
+use smalti_tests::{Cluster, Load, LoadConfig, Spec};
+
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// Every sync of a process takes so much longer, as long as this lives.
+struct SlowSyncs(Child);
+
+impl SlowSyncs {
+    const DELAY: Duration = Duration::from_millis(250);
+
+    fn of(pid: u32) -> Result<Self> {
+        let delay = format!("inject=fdatasync,fsync:delay_enter={}", Self::DELAY.as_micros());
+        let mut command = Command::new("strace");
+        command.args(["-f", "-q", "-e", "trace=fdatasync,fsync", "-e", &delay]);
+        command.args(["-o", "/dev/null", "-p", &pid.to_string()]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        Ok(Self(command.spawn().context("strace")?))
+    }
+}
+
+impl Drop for SlowSyncs {
+    fn drop(&mut self) {
+        let pid = self.0.id().to_string();
+        // It lets go of what it watches only when asked to end.
+        let asked = sh(&["kill", "-TERM", &pid], LIMIT);
+        if asked.is_err() || self.0.wait().is_err() {
+            // Nothing can be done about it here; the cluster's end will tell.
+            eprintln!("strace {pid} does not end");
+        }
+    }
+}
+
+/// Whether syncs of a process can be made slow here.
+fn missing() -> Option<String> {
+    let program = ["-f", "-o", "/dev/null", "true"];
+    let tried = Command::new("strace").args(program).stderr(Stdio::null()).status();
+    match tried {
+        Ok(status) if status.success() => None,
+        Ok(status) => Some(format!("strace can not be used: {status}")),
+        Err(error) => Some(format!("no strace: {error}")),
+    }
+}
+
+/// 2+2 on four nodes can spare one: it is done without, told of, and let in again.
+#[test]
+fn a_slow_disk_is_done_without_where_it_can_be_spared() -> Result<()> {
+    let test = "a_slow_disk_is_done_without_where_it_can_be_spared";
+    if let Some(reason) = missing() {
+        return skip(test, &reason);
+    }
+    let seed = seed();
+    say(test, &format!("seed {seed}"));
+    let spec = Spec { nodes: 4, geometry: Some((2, 2)), ..Spec::three(test, "64M") };
+    let mut cluster = Cluster::up(spec)?;
+    for node in 0..4 {
+        cluster.stop(node)?;
+        let config = cluster.config(node)?;
+        let text = fs::read_to_string(&config)?;
+        ensure!(text.contains("slow_out_ms = 120000"), "no such line in {text}");
+        fs::write(&config, text.replace("slow_out_ms = 120000", "slow_out_ms = 15000"))?;
+        cluster.start(node)?;
+        cluster.wait_ok()?;
+    }
+    let mut load = Load::start(LoadConfig::new(cluster.targets()[..1].to_vec(), 0, seed));
+    load.progress(200, LIMIT)?;
+    let usual = load.window();
+    let status = cluster.status()?;
+    let stores = |node: &usize| {
+        let node = &cluster.nodes()[*node];
+        !points_at(&status.volumes[0].coordinator, node) && !points_at(&status.raft.leader, node)
+    };
+    let victim = (1..4).find(stores).context("a node that only stores")?;
+    let name = cluster.nodes()[victim].name.clone();
+    let pid = cluster.pid(victim);
+
+    let began = Instant::now();
+    let slow = SlowSyncs::of(pid)?;
+    load.progress(5, LIMIT).context("with a slow disk")?;
+    load.window();
+    let is_out = || -> Result<Option<()>> {
+        let volume = cluster.facts(&["volume", "show", "v"])?;
+        let groups = volume["groups"].as_array().context("groups")?;
+        let slots = groups.iter().flat_map(|group| group["slots"].as_array().into_iter().flatten());
+        let here: Vec<_> = slots.filter(|slot| slot["node"] == *name).collect();
+        let out = !here.is_empty() && here.iter().all(|slot| slot["state"] != "insync");
+        Ok(out.then_some(()))
+    };
+    until("the slow disk is done without", LIMIT, is_out)?;
+    let held_up = load.window();
+    say(test, &format!("slow for {:?} until {name} was out: {}", began.elapsed(), held_up.brief()));
+    let why = cluster.command(&["why"])?;
+    ensure!(why.contains(&name) && why.contains("the disk of its store"), "{why}");
+    // The disk is as slow as before, and nobody notices.
+    load.progress(200, LIMIT)?;
+    let without = load.window();
+    say(test, &format!("before: {}; without it: {}", usual.brief(), without.brief()));
+    ensure!(
+        without.longest() < SlowSyncs::DELAY,
+        "a write took {:?} though the slow disk is out",
+        without.longest()
+    );
+    drop(slow);
+    let errors = load.server_errors();
+    let mut loaded = load.finish()?;
+    ensure!(errors == 0, "{errors} requests were answered with an error");
+    cluster.kill(victim)?;
+    loaded.verify(&cluster.target(0)).context("without the slow one")?;
+    cluster.start(victim)?;
+    cluster.wait_status("it is let in again", LIMIT, |status| status.health == "ok")?;
+    loaded.verify(&cluster.target(victim)).context("through the slow one")?;
+    cluster.finish()
+}
