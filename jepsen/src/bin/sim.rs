@@ -52,6 +52,7 @@ struct Totals {
     failed: u64,
     ops: usize,
     acknowledged: u64,
+    planned: u64,
     time: u64,
     epochs: u64,
     whole: u64,
@@ -67,6 +68,7 @@ impl Totals {
         self.whole += u64::from(report.whole);
         self.unreadable += report.unreadable;
         self.acknowledged += report.acknowledged;
+        self.planned += report.planned;
         self.time += report.time;
         self.epochs += u64::from(report.epochs);
         for (fault, count) in &report.faults {
@@ -144,8 +146,8 @@ fn summarise(totals: &Totals, elapsed: f64) {
         totals.time as f64 / 3.6e9,
     );
     println!(
-        "{} whole in the end; {} operations found something unreadable",
-        totals.whole, totals.unreadable
+        "{} whole in the end; {} operations found something unreadable; {} slots moved by plan",
+        totals.whole, totals.unreadable, totals.planned
     );
     let faults = totals.faults.iter().map(|(fault, count)| format!("{fault:?} {count}"));
     println!("faults: {}", faults.collect::<Vec<_>>().join(", "));

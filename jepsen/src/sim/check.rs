@@ -193,6 +193,9 @@ impl World {
         if volume.groups.iter().any(moving) {
             return Err(format!("slots have not moved: {}", self.describe()));
         }
+        if let Some(at) = self.not_drained() {
+            return Err(format!("node {at} is to be emptied: {}", self.describe()));
+        }
         for node in &self.nodes {
             let process = node.process.as_ref().ok_or("a node is down")?;
             let core = &process.coordinator;

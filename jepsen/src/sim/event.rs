@@ -78,6 +78,8 @@ pub(crate) enum Ev {
     Snapshot,
     /// A group is scrubbed.
     Scrub,
+    /// The leader looks at what lies where.
+    Places,
     Leader,
     Elect,
     /// A client attaches at this node, which is elected for it.

@@ -15,6 +15,7 @@ pub mod history;
 mod link;
 mod nemesis;
 mod node;
+mod places;
 mod rng;
 mod scrubs;
 mod snapshots;

@@ -4,9 +4,11 @@ use super::event::{At, Ev};
 use super::swarm::{Fault, MS};
 use super::world::World;
 use smalti_map::{Applied, Command, MoveSlot};
+use smalti_rowcommit::Event;
 use smalti_rowcommit::msg::{Ask, Frame};
 use smalti_rowcommit::store::Room;
 use smalti_storage::ids::{GroupNo, Slot};
+use std::collections::BTreeSet;
 
 impl World {
     fn any_node(&mut self) -> At {
@@ -100,6 +102,7 @@ impl World {
                 }
             }
             Fault::Move => self.move_slot(),
+            Fault::Drain => self.drain(at, until),
             // In what is sent, all the time.
             Fault::Flip => {}
             Fault::Rot => self.rot(),
@@ -107,6 +110,9 @@ impl World {
             Fault::SlowDisk => {
                 self.count(fault, true);
                 self.nodes[at].disk_slow = self.rng.pick(&[5, 30, 200]).unwrap_or(5);
+                if self.rng.percent(50) {
+                    self.tell_slow(Some(at));
+                }
                 self.queue.push(until, Ev::Over(fault, at, 0));
             }
             Fault::Wipe => self.wipe(at, until),
@@ -259,8 +265,12 @@ impl World {
                 }
             }
             Fault::Slow => self.slow = 1,
-            Fault::SlowDisk => self.nodes[a].disk_slow = 1,
+            Fault::SlowDisk => {
+                self.nodes[a].disk_slow = 1;
+                self.tell_slow(None);
+            }
             Fault::Full => self.set_full(a, false),
+            Fault::Drain => self.set_draining(a, false),
             _ => {}
         }
     }
@@ -282,6 +292,17 @@ impl World {
                 }
             } else {
                 self.start(at);
+            }
+        }
+        self.tell_slow(None);
+    }
+
+    /// Every coordinator hears which disk is far slower than others.
+    fn tell_slow(&mut self, slow: Option<At>) {
+        let stores: BTreeSet<_> = slow.map(|at| self.nodes[at].store).into_iter().collect();
+        for at in 0..self.nodes.len() {
+            if self.nodes[at].up && !self.nodes[at].paused {
+                self.coordinate(at, Event::Slow(stores.clone()));
             }
         }
     }

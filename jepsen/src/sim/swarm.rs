@@ -49,6 +49,8 @@ pub enum Fault {
     Full,
     /// A slot is to be held by another store.
     Move,
+    /// A node is to be emptied.
+    Drain,
     /// A byte turns over in memory between a coordinator's coding and a store's disk.
     Flip,
     /// Stored bytes change.
@@ -68,7 +70,7 @@ impl Fault {
     }
 
     /// All classes.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Crash,
         Self::Restart,
         Self::Blackout,
@@ -83,6 +85,7 @@ impl Fault {
         Self::Handover,
         Self::Full,
         Self::Move,
+        Self::Drain,
         Self::Flip,
         Self::Rot,
         Self::Amnesia,
@@ -142,6 +145,12 @@ pub(crate) struct Swarm {
     pub(crate) takeover_patience: u64,
     pub(crate) power_patience: u64,
     pub(crate) stall_patience: u64,
+    /// Whether slots of stores that are away, and of nodes to be emptied, go elsewhere by a plan.
+    pub(crate) plans: bool,
+    /// That plan's policy.
+    pub(crate) down_out: u64,
+    pub(crate) urgent: u64,
+    pub(crate) at_once: usize,
 }
 
 impl Swarm {
@@ -230,6 +239,10 @@ impl Swarm {
             suspect_after: rng.pick(&[150, 500, 500]).unwrap_or(500) * MS,
             takeover_patience: rng.pick(&[200, 1500]).unwrap_or(1500) * MS,
             power_patience: 0,
+            plans: false,
+            down_out: rng.pick(&[500, 2000, 8000]).unwrap_or(8000) * MS,
+            urgent: rng.pick(&[100, 500]).unwrap_or(500) * MS,
+            at_once: usize::try_from(rng.range(1, 8)).unwrap_or(1),
             stall_patience: rng.pick(&[0, 300, 1500, 5000]).unwrap_or(5000) * MS,
             scrub_every: rng.pick(&[0, 0, 100, 700]).unwrap_or(0) * MS,
         };
@@ -239,9 +252,22 @@ impl Swarm {
         if (amnesia && parity < 2) || wipe {
             swarm.link_timeout = swarm.link_timeout.min(400 * MS);
         }
-        if rot || amnesia || wipe {
+        // What takes slots elsewhere on its own takes them out of what the code has to bear as well.
+        swarm.plans = !beyond && !rot && !amnesia && !wipe && rng.percent(35);
+        if swarm.plans {
+            swarm.nodes += rng.below(2);
+            swarm.faults.push(Fault::Drain);
+        } else {
+            swarm.faults.retain(|fault| *fault != Fault::Drain);
+        }
+        if swarm.faults.is_empty() {
+            swarm.faults.push(Fault::Crash);
+        }
+        if rot || wipe {
             // Nor may those that are merely away be done without, down to the last.
             swarm.stall_patience = 60_000 * MS;
+        }
+        if rot || amnesia || wipe {
             // Impatience takes slots out as well: a store whose map is late would be called silent.
             swarm.suspect_after = 500 * MS;
             swarm.takeover_patience = 1500 * MS;

@@ -84,6 +84,8 @@ pub(crate) struct World {
     /// What the last scrub that has ended found.
     pub(crate) scrubbed: Option<(GroupNo, ScrubReport)>,
     pub(crate) acknowledged: u64,
+    /// Moves that a plan made.
+    pub(crate) planned: u64,
     pub(crate) steps: u64,
     pub(crate) tracing: bool,
     pub(crate) timeline: Option<Timeline>,
@@ -113,6 +115,8 @@ pub struct Report {
     pub ops: usize,
     /// Writes that were acknowledged.
     pub acknowledged: u64,
+    /// Moves of slots that a plan made.
+    pub planned: u64,
     /// Faults by class.
     pub faults: BTreeMap<Fault, u64>,
     /// Simulated microseconds.
@@ -219,6 +223,7 @@ impl World {
             snapshots: BTreeMap::new(),
             scrubbed: None,
             acknowledged: 0,
+            planned: 0,
             whole: false,
             unreadable: 0,
             steps: 0,
@@ -292,6 +297,9 @@ impl World {
         }
         if self.swarm.scrub_every > 0 {
             self.queue.push(700 * MS, Ev::Scrub);
+        }
+        if self.swarm.plans {
+            self.queue.push(900 * MS, Ev::Places);
         }
         self.queue.push(3000 * MS, Ev::Fault);
     }
@@ -412,6 +420,7 @@ impl World {
             hash,
             ops: self.history.len(),
             acknowledged: self.acknowledged,
+            planned: self.planned,
             faults: self.counts,
             time: self.now,
             steps: self.steps,
@@ -469,6 +478,7 @@ impl World {
             Ev::Late { blocks } => self.late_write(blocks),
             Ev::Snapshot => self.snapshot_turn(),
             Ev::Scrub => self.scrub_turn(),
+            Ev::Places => self.places_turn(),
             Ev::Leader => self.leader(),
             Ev::Elect => self.elect_any(),
             Ev::Attach(at) => self.attach(at),

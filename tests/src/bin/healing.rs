@@ -15,7 +15,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, anyhow};
 use rustix::process::Signal;
+use smalti_tests::cluster::smalti;
 use smalti_tests::fio::{self, Figures};
+use smalti_tests::ports::free_address;
 use smalti_tests::process::until;
 use smalti_tests::settings::number;
 use smalti_tests::{Cluster, Spec};
@@ -248,5 +250,40 @@ fn main() -> Result<()> {
             figures.map_or("-".into(), |(_, p99)| format!("{:.2}", p99 * 1e3 / alone.p99_us)),
         );
     }
+    if "a node joins, idle".contains(&only) {
+        join(&mut cluster)?;
+    }
     cluster.finish()
+}
+
+/// A fourth node joins and takes its share: no more should travel than it has in the end.
+fn join(cluster: &mut Cluster) -> Result<()> {
+    cluster.wait_ok()?;
+    let (before, had) = (rows(cluster)?, cluster.slots()?);
+    let dir = cluster.scratch()?.join("n4");
+    let place = dir.to_str().context("a path in UTF-8")?;
+    let token = cluster.command(&["token", "create"])?;
+    smalti(&["join", token.trim(), "--dir", place, "--listen", &free_address()?], LIMIT)?.ok()?;
+    let node = cluster.adopt(&dir)?;
+    cluster.start(node)?;
+    until("it begins to take its share", LIMIT, || Ok((rows(cluster)? > before).then_some(())))?;
+    let (began, from) = (Instant::now(), SystemTime::now());
+    until("it has its share", LIMIT, || {
+        thread::sleep(ASK_EVERY);
+        cluster.at_rest()
+    })?;
+    let (took, to) = (began.elapsed(), SystemTime::now());
+    let healed = Healed { from, to, took, rows: rows(cluster)?.saturating_sub(before) };
+    let has = cluster.slots()?;
+    // A slot has as many rows as any other one, but for chance.
+    let (slots, share) = (had.iter().sum::<u64>(), has.last().copied().unwrap_or(0));
+    println!(
+        "\nA fourth node joins: {} rows copied in {:.1} s, {:.0} MiB/s. It has {share} of {slots} slots; a \
+         fair share is {:.1}. Slots before {had:?}, after {has:?}.",
+        healed.rows,
+        healed.took.as_secs_f64(),
+        healed.mib_s(),
+        slots as f64 / has.len() as f64,
+    );
+    Ok(())
 }
