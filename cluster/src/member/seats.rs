@@ -36,7 +36,8 @@ const SEAT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Between two looks at the map while a seat is changing.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-/// How long a leader that gives way waits for another one: longer than the leases of its voters.
+/// How long a leader that gives way waits for another one: longer than the leases of its voters, but for
+/// those with places beyond twenty. If it is in vain, it is tried again later.
 pub(super) const GIVE_WAY: Duration = Duration::from_secs(3);
 
 /// How long a proposal of the leader's may take.
