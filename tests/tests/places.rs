@@ -144,6 +144,15 @@ fn nodes_take_their_share_and_give_it_back_while_clients_go_on() -> Result<()> {
     until("nothing moves back", LIMIT, || cluster.at_rest())?;
     let three = cluster.slots()?;
     ensure!(three[3..].iter().all(|slots| *slots == 0), "{three:?}");
+    // Nor does a new volume get slots there.
+    let wide = ["volume", "create", "w", "--size", "16M", "--data", "3", "--parity", "2"];
+    let error = cluster.command(&wide).err().context("two of five are to be emptied")?;
+    ensure!(format!("{error:#}").contains("to be emptied, or of weight 0: n4, n5"), "{error:#}");
+    let made = cluster.facts(&["volume", "create", "w", "--size", "16M"])?;
+    ensure!((made["data"] == 2) && (made["parity"] == 1), "{made}");
+    let four = cluster.slots()?;
+    ensure!(four[3..].iter().all(|slots| *slots == 0), "{four:?}");
+    cluster.command(&["volume", "delete", "w", "--yes"])?;
     load.prefer(1);
     cluster.signal(0, Signal::KILL)?;
     load.progress(50, LIMIT).context("one of three is dead")?;

@@ -5,11 +5,11 @@
 //! has to be handed over to the next leader.
 
 use super::Member;
-use smalti_map::plan::{Plan, Policy, plan};
+use smalti_map::plan::{Plan, Policy, Sight, plan};
 use smalti_map::view::MapView;
 use smalti_map::{Applied, ClusterMap, Command, voters};
 use smalti_raft::{GroupMetrics, MemberError, ProposeError};
-use smalti_storage::ids::{NodeId, RaftStoreId};
+use smalti_storage::ids::{NodeId, RaftStoreId, StoreId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -44,7 +44,12 @@ impl Member {
     }
 
     fn plan_by(&self, map: &ClusterMap, policy: Policy) -> Plan {
-        plan(map, &self.beats().sights(map, self.inner.seat_suspect_after), &policy)
+        plan(map, &self.sights(map), &policy)
+    }
+
+    /// What this node sees of the stores.
+    pub fn sights(&self, map: &ClusterMap) -> BTreeMap<StoreId, Sight> {
+        self.beats().sights(map, self.inner.seat_suspect_after)
     }
 
     /// Who should vote, as this node sees it.

@@ -12,6 +12,7 @@ use smalti_rowcommit::coordinator::{BlockWrite, OpError};
 use smalti_storage::ids::{ClusterId, NodeId, RowAddr, Slot, VolumeId};
 use smalti_storage::keys::{Commitments, KeyPart, SecretName};
 use smalti_volume::{Cluster, Session, VolumeError};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -26,6 +27,12 @@ impl MemberCluster {
     /// To make volumes.
     pub(crate) fn new(member: Member, map: MapView) -> Self {
         Self { member, map, coder: None }
+    }
+
+    /// Nodes that a new volume can have slots on.
+    pub(crate) fn takers(&self) -> BTreeSet<NodeId> {
+        let takes = |candidate: &Candidate| candidate.weight > 0;
+        self.stores().into_iter().filter(takes).map(|candidate| candidate.node).collect()
     }
 
     /// To open the volume of that coder, which this node has the seat of.
@@ -54,11 +61,14 @@ impl Cluster for MemberCluster {
         self.member.cluster()
     }
 
+    /// None of a node that is away, or is to be emptied, takes anything.
     fn stores(&self) -> Vec<Candidate> {
-        let candidate = |(store, entry): (&_, &smalti_map::Store)| Candidate {
-            store: *store,
-            node: entry.node,
-            weight: 1,
+        let sights = self.member.sights(&self.map);
+        let candidate = |(store, entry): (&_, &smalti_map::Store)| {
+            let here = sights.get(store).is_some_and(|sight| sight.away.is_none());
+            let node = self.map.nodes.get(&entry.node).filter(|node| here && !node.draining);
+            let weight = node.map_or(0, |node| node.weight);
+            Candidate { store: *store, node: entry.node, weight }
         };
         self.map.stores.iter().map(candidate).collect()
     }

@@ -17,10 +17,11 @@ use smalti_map::view::MapView;
 use smalti_map::{Applied, Command, Rejection, Volume};
 use smalti_raft::ProposeError;
 use smalti_storage::geometry::SHARD_SIZE_DEFAULT;
-use smalti_storage::ids::VolumeId;
+use smalti_storage::ids::{NodeId, VolumeId};
 use smalti_volume::{
     ShardMetadata, VolumeError, VolumeShape, Volumes, read_data, reconstruct_volume, shard_volume,
 };
+use std::collections::BTreeSet;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -28,6 +29,9 @@ use uuid::Uuid;
 
 /// How long a new volume may take to get an active coordinator.
 const ACTIVE_PATIENCE: Duration = Duration::from_secs(15);
+
+/// How long nodes that a new volume would have slots on are waited for.
+const TAKERS_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The control of a running node.
 #[derive(Clone, Debug)]
@@ -65,9 +69,10 @@ impl MemberControl {
     async fn create(&self, request: CreateVolume) -> Result<VolumeDetail, ControlError> {
         let map = self.member.raft().linearizable().await.map_err(|error| unavailable(&error))?;
         let name = request.name.clone();
-        let (shape, spec) = Self::wish(&map, &request)?;
+        let cluster = MemberCluster::new(self.member.clone(), MapView::clone(&map));
+        let takers = Self::takers(&map, &cluster).await;
+        let (shape, spec) = Self::wish(&map, &request, &takers)?;
         let id = VolumeId(Uuid::new_v4());
-        let cluster = MemberCluster::new(self.member.clone(), map);
         let metadata = shard_volume(&cluster, id, shape, spec.data, spec.parity)
             .await
             .map_err(|error| refused(&error))?;
@@ -86,15 +91,39 @@ impl MemberControl {
         self.until_active(&request.name).await
     }
 
+    /// Nodes that can take slots. Those that have only just started are given a moment.
+    async fn takers(map: &MapView, cluster: &MemberCluster) -> BTreeSet<NodeId> {
+        let deadline = Instant::now() + TAKERS_PATIENCE;
+        let wanted = map.nodes.values().filter(|node| !node.draining && node.weight > 0).count();
+        loop {
+            let takers = cluster.takers();
+            if takers.len() >= wanted || Instant::now() >= deadline {
+                return takers;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     /// What is asked for, with defaults for what is not said.
-    fn wish(map: &MapView, request: &CreateVolume) -> Result<(VolumeShape, Spec), ControlError> {
+    fn wish(
+        map: &MapView,
+        request: &CreateVolume,
+        takers: &BTreeSet<NodeId>,
+    ) -> Result<(VolumeShape, Spec), ControlError> {
         volume_spec::check_name(&request.name).map_err(ControlError::invalid)?;
         if map.volume_named(&request.name).is_some() {
             let text = format!("there is a volume {} already", request.name);
             return Err(ControlError::new(ErrorKind::Exists, text));
         }
-        let spec = Spec::asked(request.data, request.parity, map.nodes.len())
-            .map_err(ControlError::invalid)?;
+        let spec = Spec::asked(request.data, request.parity, takers.len()).map_err(|error| {
+            let left_out = map.nodes.iter().filter(|(id, _)| !takers.contains(id));
+            let names: Vec<&str> = left_out.map(|(_, node)| node.name.as_str()).collect();
+            let why = "not counted, for they are down, to be emptied, or of weight 0";
+            ControlError::invalid(match names.is_empty() {
+                true => error.to_string(),
+                false => format!("{error}; {why}: {}", names.join(", ")),
+            })
+        })?;
         spec.check_min_insync(request.min_insync).map_err(ControlError::invalid)?;
         let shard_size = request.shard_size.unwrap_or(SHARD_SIZE_DEFAULT);
         Ok((VolumeShape { size: request.size, shard_size }, spec))
