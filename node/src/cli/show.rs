@@ -240,13 +240,17 @@ pub(super) fn what_if(report: &WhatIfReport) -> String {
     let mut table = Table::new(["VOLUME", "READS", "WRITES", "COULD LOSE THEN>", "CLIENTS"]);
     for volume in &report.volumes {
         let goes = |goes| if goes { "go on" } else { "wait" }.to_owned();
-        let pause = if volume.takeover { "pause for a moment" } else { "notice little" };
+        let clients = match (volume.reads && volume.writes, volume.takeover) {
+            (false, _) => "wait",
+            (true, true) => "pause for a moment",
+            (true, false) => "notice little",
+        };
         table.row([
             volume.name.clone(),
             goes(volume.reads),
             goes(volume.writes),
-            format!("{} slots", volume.spare),
-            pause.into(),
+            format!("{} more of a group", volume.spare),
+            clients.into(),
         ]);
     }
     text.push('\n');

@@ -112,6 +112,10 @@ impl Report {
             if !self.up.contains(id) {
                 let (problem, remedy) = match node.incarnation {
                     Incarnation(0) => ("it has never started", "start it, or remove it"),
+                    _ if node.draining && self.slots_on(*id) == 0 => (
+                        "it was emptied and does not run",
+                        "`smalti node remove` takes it out of the cluster, or start it again",
+                    ),
                     _ => ("it does not answer", "start it again; it catches up by itself"),
                 };
                 let subject = format!("node {}", node.name);

@@ -138,7 +138,7 @@ impl Report {
     }
 
     /// Slots of all volumes that stores of the node have or keep.
-    fn slots_on(&self, node: NodeId) -> u32 {
+    pub(super) fn slots_on(&self, node: NodeId) -> u32 {
         let stores: Vec<StoreId> = self.map.stores_of(node).collect();
         let groups = self.map.volumes.values().flat_map(|volume| &volume.groups);
         let kept = groups.filter(|group| stores.iter().any(|store| group.keeps(*store)));
