@@ -34,6 +34,7 @@ const SLOW: &[Mutant] = &[
     Mutant::ShrinkUnheard,
     Mutant::HastenOn,
     Mutant::DoubtedToData,
+    Mutant::IndexDecidedOnly,
 ];
 
 /// Mutants that did not die in a thousand seeds and more. They are blind spots of the simulator, or
