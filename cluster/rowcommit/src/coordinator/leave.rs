@@ -64,7 +64,7 @@ impl Coordinator {
         }
         if self.may_shrink(&leave, to_data) {
             if self.would_remain(&silent) {
-                self.shrink(leave, to_data);
+                self.shrink(leave, to_data, |store| Alarm::Silent { store });
             }
         } else if silent.is_empty() {
             self.do_without_slow();
@@ -78,29 +78,25 @@ impl Coordinator {
         }
         let spared = |store: &StoreId| {
             let groups = self.groups_in_sync(*store);
-            !groups.is_empty() && groups.iter().all(|no| self.has_one_more(*no))
+            !groups.is_empty()
+                && groups.iter().all(|no| self.insync(*no).len() > self.enough_to_spare())
         };
         let Some(store) = self.slow.iter().copied().find(spared) else { return };
         if !self.would_remain(&[store]) {
             return;
         }
-        let (volume, epoch, stores) = (self.config.volume, self.epoch, vec![store]);
-        if self.propose("shrink", Command::Shrink { volume, epoch, stores, to_data: false }) {
-            self.actions.push(Action::Alarm(Alarm::Slow { store }));
-        }
+        self.shrink(vec![store], false, |store| Alarm::Slow { store });
     }
 
-    /// Whether a group would have a slot to spare with one less in sync, and go on.
-    fn has_one_more(&self, group: GroupNo) -> bool {
+    /// With so many in sync a group has a slot to spare, and its writes go on.
+    fn enough_to_spare(&self) -> u32 {
         let least = |volume: &Volume| volume.min_insync.max(volume.data + 1);
-        let least = self.volume.as_ref().map_or(u8::MAX, least);
-        self.insync(group).len() > u32::from(least)
+        self.volume.as_ref().map_or(u32::MAX, |volume| u32::from(least(volume)))
     }
 
-    /// S5: whether a store is to stay out of a group, which has one slot to spare at least.
+    /// S5: whether a store is to stay out of a group, which has a slot to spare without it.
     pub(super) fn is_kept_away(&self, group: GroupNo, store: StoreId) -> bool {
-        let spared = self.insync(group).len() > u32::from(self.n());
-        spared && self.slow.contains(&store)
+        self.slow.contains(&store) && self.insync(group).len() >= self.enough_to_spare()
     }
 
     /// Whether all others in sync have answered since it came to light that these are to go, and a
@@ -127,14 +123,19 @@ impl Coordinator {
     }
 
     /// Nobody is taken out who would be missed: see [`would_remain`](Self::would_remain).
-    pub(super) fn shrink(&mut self, stores: Vec<StoreId>, to_data: bool) {
+    pub(super) fn shrink(
+        &mut self,
+        stores: Vec<StoreId>,
+        to_data: bool,
+        alarm: fn(StoreId) -> Alarm,
+    ) {
         if stores.is_empty() || self.volume.is_none() {
             return;
         }
         let (volume, epoch) = (self.config.volume, self.epoch);
         let command = Command::Shrink { volume, epoch, stores: stores.clone(), to_data };
         if self.propose("shrink", command) {
-            let alarms = stores.into_iter().map(|store| Action::Alarm(Alarm::Silent { store }));
+            let alarms = stores.into_iter().map(|store| Action::Alarm(alarm(store)));
             self.actions.extend(alarms);
         }
     }

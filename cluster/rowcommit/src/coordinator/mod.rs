@@ -32,6 +32,7 @@ mod repair;
 mod rows;
 mod scrub;
 mod settle;
+mod short;
 mod snapshot;
 mod suspects;
 mod takeover;

@@ -10,7 +10,7 @@
 //!     restarted: it may be the one that remembers.
 
 use super::walk::{Page, rows_of};
-use super::{Coordinator, Phase, Purpose, Seat, evidence};
+use super::{Alarm, Coordinator, Phase, Purpose, Seat, evidence};
 use crate::msg::{Answer, Ask, SCAN_LIMIT};
 use crate::snaps;
 use crate::time::Time;
@@ -221,7 +221,7 @@ impl Coordinator {
         if !alone || !doubtful.iter().all(leaves) {
             self.propose_elect();
         } else if self.would_remain(&[&doubtful[..], &silent].concat()) {
-            self.shrink(doubtful, false);
+            self.shrink(doubtful, false, |store| Alarm::Silent { store });
         }
     }
 

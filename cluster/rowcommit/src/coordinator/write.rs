@@ -25,9 +25,9 @@ const MISSED_ROWS_MAX: usize = 1 << 20;
 /// A write in progress.
 #[derive(Clone, Debug, Hash)]
 pub(super) struct WriteOp {
-    rows_left: usize,
-    groups: BTreeSet<GroupNo>,
-    result: Result<(), OpError>,
+    pub(super) rows_left: usize,
+    pub(super) groups: BTreeSet<GroupNo>,
+    pub(super) result: Result<(), OpError>,
 }
 
 /// One update of one row, for one or more client writes.
@@ -498,77 +498,33 @@ impl Coordinator {
             self.finish_write(op);
         }
     }
-
-    /// Answers a write that is done, if enough stores are in sync to acknowledge it.
-    fn finish_write(&mut self, op: u64) {
-        let Some(write) = self.writes.get(&op).filter(|write| write.rows_left == 0) else { return };
-        let result = write.result;
-        if result.is_err() || write.groups.iter().all(|no| self.may_acknowledge(*no)) {
-            self.writes.remove(&op);
-            self.actions.push(Action::WriteDone { op, result });
-        }
-    }
-
-    /// Lets go of a row whose group is short; the update is begun when it has grown.
-    fn park(&mut self, id: TaskId) {
-        let Some(task) = self.end_task(id) else { return };
-        let Kind::Update(mut update) = task.kind else { return };
-        update.phase = UpdatePhase::Begin;
-        if let Some(parked) = self.parked.get_mut(&task.row) {
-            parked.absorb(update);
-        } else {
-            self.parked.insert(task.row, update);
-        }
-    }
-
-    /// After groups have grown: what waited for that begins, and what was done is answered, for what has
-    /// joined a group has all that the others have.
-    pub(super) fn finish_writes(&mut self) {
-        let grown: Vec<RowAddr> =
-            self.parked.keys().copied().filter(|row| self.may_acknowledge(row.group)).collect();
-        for row in grown {
-            if let Some(update) = self.parked.remove(&row) {
-                self.add_task(row, Kind::Update(update));
-            }
-        }
-        let done = self.writes.iter().filter(|(_, write)| write.rows_left == 0);
-        let done: Vec<u64> = done.map(|(op, _)| *op).collect();
-        for op in done {
-            self.finish_write(op);
-        }
-    }
-
-    /// Whether as many stores of the group are in sync as an acknowledgement takes.
-    fn may_acknowledge(&self, group: GroupNo) -> bool {
-        let least = self.volume.as_ref().map_or(0, |volume| volume.min_insync);
-        self.insync(group).len() >= u32::from(least) || lives(Mutant::AckBelowMin)
-    }
-
-    /// Whether writes wait for a group to grow.
-    pub(super) fn is_short(&self) -> bool {
-        let groups = self.volume.as_ref().map_or(0, |volume| volume.groups.len());
-        (0u16..).take(groups).any(|no| !self.may_acknowledge(GroupNo(no)))
-    }
 }
 
 impl Update {
     fn merge(&mut self, op: u64, writes: Vec<BlockWrite>) {
         for write in writes {
-            let entry = self.writes.entry(write.slot).or_default();
-            if write.wid >= entry.0 {
-                *entry = (write.wid, write.record);
-            }
+            self.put(write.slot, write.wid, write.record);
         }
         self.ops.push(op);
     }
 
+    /// Of a slot the newest client write counts.
+    fn put(&mut self, slot: Slot, wid: Wid, record: Bytes) {
+        let entry = self.writes.entry(slot).or_default();
+        if wid >= entry.0 {
+            *entry = (wid, record);
+        }
+    }
+
+    /// As it was before anything was asked or sent.
+    pub(super) fn begin_anew(&mut self) {
+        self.phase = UpdatePhase::Begin;
+    }
+
     /// Takes in an update of the same row that came later.
-    fn absorb(&mut self, later: Self) {
+    pub(super) fn absorb(&mut self, later: Self) {
         for (slot, (wid, record)) in later.writes {
-            let entry = self.writes.entry(slot).or_default();
-            if wid >= entry.0 {
-                *entry = (wid, record);
-            }
+            self.put(slot, wid, record);
         }
         self.ops.extend(later.ops);
         self.careful |= later.careful;

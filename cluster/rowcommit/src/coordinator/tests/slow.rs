@@ -67,6 +67,23 @@ fn what_can_not_be_spared_is_waited_for() {
     assert_eq!(proposed(&mut rig), vec![]);
 }
 
+/// However many there are to spare for reads.
+#[test]
+fn writes_do_not_wait_for_a_slow_store_to_be_fast() {
+    let mut rig = rig(2, 2, 4);
+    rig.deafen(4, true);
+    rig.write(1, 0, 1);
+    rig.pass(8);
+    assert_eq!(rig.map.volumes[&VOLUME].groups[0].insync.len(), 3);
+    slow(&mut rig, &[4]);
+    rig.deafen(4, false);
+    rig.link_down(4);
+    rig.link_up(4);
+    rig.pass(5);
+    assert!(rig.map.volumes[&VOLUME].is_full());
+    assert_eq!(rig.done.last(), Some(&written(1)));
+}
+
 #[test]
 fn one_that_is_needed_comes_back_however_slow_it_is() {
     let mut rig = rig(2, 2, 3);
