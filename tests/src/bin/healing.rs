@@ -285,5 +285,6 @@ fn join(cluster: &mut Cluster) -> Result<()> {
         healed.mib_s(),
         slots as f64 / has.len() as f64,
     );
-    Ok(())
+    // What joined is not the cluster's to stop.
+    cluster.stop(node)
 }
