@@ -304,6 +304,21 @@ impl<T: Transport> Actor for Coder<T> {
         }
         Ok(())
     }
+
+    /// Another coordinates from now on, and knows nothing of what this one found wrong. A node that
+    /// stops does not wait for the map, which may be without a majority.
+    async fn post_stop(
+        &self,
+        myself: ActorRef<Self::Msg>,
+        state: &mut State<T>,
+    ) -> Result<(), ActorProcessingErr> {
+        if !state.args.stopping.is_cancelled()
+            && let Some(command) = state.scrubs.untold_faults(clock::unix_seconds())
+        {
+            state.propose(&myself, command);
+        }
+        Ok(())
+    }
 }
 
 impl<T: Transport> State<T> {

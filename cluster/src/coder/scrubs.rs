@@ -93,13 +93,20 @@ impl Scrubs {
             commands.push(Command::NoteScrubs { volume, epoch, groups });
         }
         let late = now.since(self.faults_noted) >= FAULTS_EVERY;
-        if !self.faults.is_empty() && (late || noted) {
-            self.faults_noted = now;
-            // Told once: rather not counted than counted twice.
-            let faults = std::mem::take(&mut self.faults).into_iter().collect();
-            commands.push(Command::NoteFaults { at: unix, faults });
+        if late || noted {
+            let faults = self.untold_faults(unix);
+            if faults.is_some() {
+                self.faults_noted = now;
+            }
+            commands.extend(faults);
         }
         (next, commands)
+    }
+
+    /// What stores had wrong and the map was not told. Told once: rather not counted than counted twice.
+    pub(super) fn untold_faults(&mut self, unix: u64) -> Option<Command> {
+        let faults: Vec<_> = std::mem::take(&mut self.faults).into_iter().collect();
+        (!faults.is_empty()).then_some(Command::NoteFaults { at: unix, faults })
     }
 
     fn next(&self, now: Time, unix: u64, volume: &Volume) -> Option<GroupNo> {
@@ -240,5 +247,16 @@ mod tests {
             let (_, commands) = scrubs.turn(at(second), 5000, SERVES, &volume);
             assert_eq!(commands.len(), told, "{second} {commands:?}");
         }
+    }
+
+    #[test]
+    fn what_was_found_last_is_told_when_another_coordinates() {
+        let store = volume().groups[0].slots[1];
+        let mut scrubs = Scrubs::new(DAY);
+        assert_eq!(scrubs.untold_faults(5000), None);
+        (0..7).for_each(|_| scrubs.fault(store));
+        let told = Command::NoteFaults { at: 5001, faults: vec![(store, 7)] };
+        assert_eq!(scrubs.untold_faults(5001), Some(told));
+        assert_eq!(scrubs.untold_faults(5002), None);
     }
 }
