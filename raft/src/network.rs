@@ -19,10 +19,15 @@ use smalti_storage::ids::NodeId;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 /// How long replication to an unreachable member pauses. Shorter than any election timeout, so
 /// that a member that comes back hears of its leader before it campaigns.
 const UNREACHABLE_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long an append may take on the other side, which syncs it. openraft gives up after a heartbeat's
+/// time.
+const APPEND_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Makes connections to members.
 #[derive(Clone)]
@@ -52,7 +57,7 @@ impl RaftNetworkFactory<MapRaft> for Network {
     type Network = Peer;
 
     async fn new_client(&mut self, target: u64, _node: &EmptyNode) -> Peer {
-        Peer { network: self.clone(), target }
+        Peer { network: self.clone(), target, append: None }
     }
 }
 
@@ -60,6 +65,8 @@ impl RaftNetworkFactory<MapRaft> for Network {
 pub(crate) struct Peer {
     network: Network,
     target: u64,
+    /// Entries that the member has not answered for yet, though openraft has given them up.
+    append: Option<JoinHandle<Result<Response, AnyError>>>,
 }
 
 type RpcError<E = RaftError<u64>> = RPCError<u64, EmptyNode, E>;
@@ -79,6 +86,25 @@ impl Peer {
         option: RPCOption,
     ) -> Result<Response, RpcError<E>> {
         let answer = self.network.call(self.target, &request, option.hard_ttl()).await;
+        answer.map_err(|error| RPCError::Unreachable(Unreachable::new(&error)))
+    }
+
+    /// Sends entries when those sent before have been answered. A member with a slow disk would get the
+    /// same ones again and again else, each time with a sync that begins when the time for it is
+    /// over; one that has them answers at once.
+    async fn append<E: std::error::Error>(
+        &mut self,
+        request: Request,
+    ) -> Result<Response, RpcError<E>> {
+        if let Some(earlier) = &mut self.append {
+            // Whatever became of it: openraft does not want to know any more.
+            let _ = earlier.await;
+        }
+        let (network, target) = (self.network.clone(), self.target);
+        let call = async move { network.call(target, &request, APPEND_PATIENCE).await };
+        let answer = self.append.insert(tokio::spawn(call)).await;
+        self.append = None;
+        let answer = answer.unwrap_or_else(|error| Err(AnyError::new(&error)));
         answer.map_err(|error| RPCError::Unreachable(Unreachable::new(&error)))
     }
 }
@@ -106,7 +132,11 @@ impl RaftNetwork<MapRaft> for Peer {
         rpc: AppendEntriesRequest<MapRaft>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<u64>, RpcError> {
-        match self.call(Request::Append(self.known(), rpc), option).await? {
+        let heartbeat = rpc.entries.is_empty();
+        let request = Request::Append(self.known(), rpc);
+        let answer =
+            if heartbeat { self.call(request, option).await } else { self.append(request).await };
+        match answer? {
             Response::Append(response) => Ok(response),
             other => Err(unexpected(&other)),
         }

@@ -52,15 +52,8 @@ fn missing() -> Option<String> {
     }
 }
 
-/// 2+2 on four nodes can spare one: it is done without, told of, and let in again.
-#[test]
-fn a_slow_disk_is_done_without_where_it_can_be_spared() -> Result<()> {
-    let test = "a_slow_disk_is_done_without_where_it_can_be_spared";
-    if let Some(reason) = missing() {
-        return skip(test, &reason);
-    }
-    let seed = seed();
-    say(test, &format!("seed {seed}"));
+/// A cluster of 2+2 on four nodes under load, and a node that only stores.
+fn four_under_load(test: &'static str, seed: u64) -> Result<(Cluster, Load, usize)> {
     let spec = Spec { nodes: 4, geometry: Some((2, 2)), ..Spec::three(test, "64M") };
     let mut cluster = Cluster::up(spec)?;
     for node in 0..4 {
@@ -72,18 +65,26 @@ fn a_slow_disk_is_done_without_where_it_can_be_spared() -> Result<()> {
         cluster.start(node)?;
         cluster.wait_ok()?;
     }
-    let mut load = Load::start(LoadConfig::new(cluster.targets()[..1].to_vec(), 0, seed));
+    let load = Load::start(LoadConfig::new(cluster.targets()[..1].to_vec(), 0, seed));
     load.progress(200, LIMIT)?;
-    let usual = load.window();
     let status = cluster.status()?;
     let stores = |node: &usize| {
         let node = &cluster.nodes()[*node];
         !points_at(&status.volumes[0].coordinator, node) && !points_at(&status.raft.leader, node)
     };
     let victim = (1..4).find(stores).context("a node that only stores")?;
-    let name = cluster.nodes()[victim].name.clone();
-    let pid = cluster.pid(victim);
+    Ok((cluster, load, victim))
+}
 
+/// Makes the disk of a node slow, and waits until it is done without.
+fn slow_and_out(
+    test: &str,
+    cluster: &Cluster,
+    load: &mut Load,
+    victim: usize,
+) -> Result<SlowSyncs> {
+    let name = &cluster.nodes()[victim].name;
+    let pid = cluster.pid(victim);
     let began = Instant::now();
     let slow = SlowSyncs::of(pid)?;
     load.progress(5, LIMIT).context("with a slow disk")?;
@@ -99,8 +100,24 @@ fn a_slow_disk_is_done_without_where_it_can_be_spared() -> Result<()> {
     until("the slow disk is done without", LIMIT, is_out)?;
     let held_up = load.window();
     say(test, &format!("slow for {:?} until {name} was out: {}", began.elapsed(), held_up.brief()));
+    Ok(slow)
+}
+
+/// 2+2 on four nodes can spare one: it is done without, told of, and let in again.
+#[test]
+fn a_slow_disk_is_done_without_where_it_can_be_spared() -> Result<()> {
+    let test = "a_slow_disk_is_done_without_where_it_can_be_spared";
+    if let Some(reason) = missing() {
+        return skip(test, &reason);
+    }
+    let seed = seed();
+    say(test, &format!("seed {seed}"));
+    let (mut cluster, mut load, victim) = four_under_load(test, seed)?;
+    let usual = load.window();
+    let slow = slow_and_out(test, &cluster, &mut load, victim)?;
     let why = cluster.command(&["why"])?;
-    ensure!(why.contains(&name) && why.contains("the disk of its store"), "{why}");
+    let name = &cluster.nodes()[victim].name;
+    ensure!(why.contains(name) && why.contains("the disk of its store"), "{why}");
     // The disk is as slow as before, and nobody notices.
     load.progress(200, LIMIT)?;
     let without = load.window();
@@ -119,5 +136,39 @@ fn a_slow_disk_is_done_without_where_it_can_be_spared() -> Result<()> {
     cluster.start(victim)?;
     cluster.wait_status("it is let in again", LIMIT, |status| status.health == "ok")?;
     loaded.verify(&cluster.target(victim)).context("through the slow one")?;
+    cluster.finish()
+}
+
+/// Another node dies while the slow one is done without: the cluster map and every write need the slow
+/// one then, and both go on at its pace.
+#[test]
+fn a_slow_disk_is_taken_back_when_another_node_dies() -> Result<()> {
+    let test = "a_slow_disk_is_taken_back_when_another_node_dies";
+    if let Some(reason) = missing() {
+        return skip(test, &reason);
+    }
+    let seed = seed();
+    say(test, &format!("seed {seed}"));
+    let (mut cluster, mut load, victim) = four_under_load(test, seed)?;
+    let slow = slow_and_out(test, &cluster, &mut load, victim)?;
+    // Nodes 0 to 2 vote. The one that serves clients stays.
+    let other = if victim == 1 { 2 } else { 1 };
+    let led = cluster.leader()? == other;
+    load.window();
+    let began = Instant::now();
+    cluster.kill(other)?;
+    load.progress(1, LIMIT).context("with one node dead and one slow")?;
+    let paused = began.elapsed();
+    load.progress(20, LIMIT)?;
+    let after = load.window();
+    say(test, &format!("leader died: {led}; first write after {paused:?}, then {}", after.brief()));
+    drop(slow);
+    load.progress(200, LIMIT)?;
+    let errors = load.server_errors();
+    let mut loaded = load.finish()?;
+    ensure!(errors == 0, "{errors} requests were answered with an error");
+    cluster.start(other)?;
+    cluster.wait_ok()?;
+    loaded.verify(&cluster.target(victim))?;
     cluster.finish()
 }

@@ -86,6 +86,8 @@ pub enum CoderMsg {
     },
     /// A newer map.
     Map(MapView),
+    /// A proposal has come to an end, one way or another.
+    Proposed(Box<Command>),
     /// A proposal was refused.
     Refused {
         /// The proposal.
@@ -166,6 +168,8 @@ struct State<T> {
     core: Coordinator,
     map: Option<MapView>,
     links: BTreeMap<StoreId, LinkHandle>,
+    /// Proposals without an answer yet: to make them again would only make the log longer.
+    proposing: Vec<Command>,
     next_op: u64,
     writes: HashMap<u64, oneshot::Sender<Result<(), OpError>>>,
     reads: HashMap<u64, oneshot::Sender<Result<Vec<Bytes>, OpError>>>,
@@ -210,6 +214,7 @@ impl<T: Transport> Actor for Coder<T> {
             args,
             map: None,
             links: BTreeMap::new(),
+            proposing: Vec::new(),
             next_op: 1,
             writes: HashMap::new(),
             reads: HashMap::new(),
@@ -252,6 +257,10 @@ impl<T: Transport> Actor for Coder<T> {
             CoderMsg::LinkDown { store } => state.core.handle(now, Event::LinkDown { store }),
             CoderMsg::Map(map) => {
                 state.adopt(&myself, map);
+            }
+            CoderMsg::Proposed(command) => {
+                state.proposing.retain(|other| other != &*command);
+                return Ok(());
             }
             CoderMsg::Refused { command, why } => {
                 state.core.handle(now, Event::Refused { command: *command, why });
@@ -422,7 +431,10 @@ impl<T: Transport> State<T> {
         commands.into_iter().for_each(|command| self.propose(myself, command));
     }
 
-    fn propose(&self, myself: &ActorRef<CoderMsg>, command: Command) {
+    fn propose(&mut self, myself: &ActorRef<CoderMsg>, command: Command) {
+        if self.proposing.contains(&command) {
+            return;
+        }
         if matches!(command, Command::Shrink { .. }) && self.args.stopping.is_cancelled() {
             // Perhaps all nodes are being stopped. Whoever was faster is not out of sync for that: he
             // may be the one who is needed when they start again.
@@ -430,10 +442,14 @@ impl<T: Transport> State<T> {
             return;
         }
         tracing::info!(volume = %self.args.config.volume, ?command, "proposing");
+        self.proposing.push(command.clone());
         let applied = self.args.map.propose(command.clone());
         let myself = myself.clone();
         self.args.tasks.spawn(async move {
-            match applied.await {
+            let ended = applied.await;
+            // The coder may have ended meanwhile.
+            let _ = myself.cast(CoderMsg::Proposed(Box::new(command.clone())));
+            match ended {
                 Ok(Applied::Rejected(why)) => {
                     tracing::info!(?command, %why, "proposal refused");
                     let refused = CoderMsg::Refused { command: Box::new(command), why };
