@@ -1,6 +1,6 @@
 //! A node that is asked to stop gives the seats it has back, whoever works through them.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
@@ -77,5 +77,33 @@ fn a_coordinator_stops_in_order_though_its_writes_wait_for_a_store_that_is_gone(
     ensure!(loaded.server_errors == 0, "{} errors", loaded.server_errors);
     let blocks = loaded.verify(&cluster.target(0))?;
     say(test, &format!("{blocks} blocks right"));
+    cluster.finish()
+}
+
+/// With two of three nodes dead, writes wait. They are no reason for the third not to stop.
+#[test]
+fn a_node_stops_in_order_while_its_clients_wait() -> Result<()> {
+    let test = "a_node_stops_in_order_while_its_clients_wait";
+    let seed = seed();
+    say(test, &format!("seed {seed}"));
+    let mut cluster = Cluster::up(Spec::three(test, "64M"))?;
+    let load = Load::start(LoadConfig::new(cluster.targets()[..1].to_vec(), 0, seed));
+    load.progress(50, LIMIT)?;
+    cluster.kill_together(&[1, 2])?;
+    cluster.wait_status("clients wait", LIMIT, |status| status.health == "stalled")?;
+    let began = Instant::now();
+    cluster.stop(0)?;
+    let took = began.elapsed();
+    say(test, &format!("stopped in {took:?}"));
+    // Less than what a stop may take at all: it has waited for nobody.
+    ensure!(took < Duration::from_secs(8), "it took {took:?}");
+    for node in 0..3 {
+        cluster.start(node)?;
+    }
+    load.progress(50, LIMIT).context("all nodes are up")?;
+    cluster.wait_ok()?;
+    let mut loaded = load.finish()?;
+    ensure!(loaded.server_errors == 0, "{} errors", loaded.server_errors);
+    loaded.verify(&cluster.target(1))?;
     cluster.finish()
 }

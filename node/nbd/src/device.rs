@@ -50,7 +50,7 @@ impl ExportInfo {
 /// within [`ExportInfo::size`] and is not empty. Calls may overlap in time in any number up to
 /// the limits; the server orders nothing. Futures are polled by the connection's task, so work
 /// that takes long belongs on a pool. They are polled to their end even when the client has left,
-/// unless `drain_timeout` passes or the process stops: then they are dropped.
+/// unless `drain_timeout` passes, or `stop_timeout` when the server stops: then they are dropped.
 pub trait Export: Send + Sync {
     /// What the client is told; called once after opening.
     fn info(&self) -> ExportInfo;

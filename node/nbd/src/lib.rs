@@ -11,7 +11,7 @@
 //! N2. A reply is queued only after the device answered; a success is never sent for a failure.
 //! N3. The bytes of a request are accounted until its reply has left for the socket.
 //! N4. `OPT_INFO` never opens an export; an opened export is dropped when its connection ends,
-//!     after its last request has ended (or `drain_timeout` has passed).
+//!     after its last request has ended (or `drain_timeout` or `stop_timeout` has passed).
 
 mod device;
 mod errno;

@@ -36,6 +36,8 @@ pub struct Limits {
     pub stall_timeout: Duration,
     /// Time for the requests in flight to end once a connection is closing.
     pub drain_timeout: Duration,
+    /// The same once the server stops.
+    pub stop_timeout: Duration,
 }
 
 impl Default for Limits {
@@ -54,6 +56,7 @@ impl Default for Limits {
             drain_bytes_max: 128 * MIB,
             stall_timeout: Duration::from_secs(30),
             drain_timeout: Duration::from_secs(30),
+            stop_timeout: Duration::from_secs(2),
         }
     }
 }

@@ -22,7 +22,7 @@ use crate::transmission::{Connection, End};
 
 /// Pause after an accept that failed for want of something, such as file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Beyond `drain_timeout`, for the connections to notice that it has passed.
+/// Beyond `stop_timeout`, for the connections to notice that it has passed.
 const DRAIN_GRACE: Duration = Duration::from_secs(2);
 
 /// Serves one set of exports on any number of listeners, under one set of limits.
@@ -120,7 +120,7 @@ impl Server {
     }
 
     /// Accepts and serves connections until `stop` is cancelled; then lets the requests in flight
-    /// end, within `drain_timeout`, and returns when the last connection is closed.
+    /// end, within `stop_timeout`, and returns when the last connection is closed.
     pub async fn serve(&self, listener: Listener, stop: CancellationToken) {
         let mut connections = JoinSet::new();
         let mut refusing = false;
@@ -170,7 +170,7 @@ impl Server {
                 report(ended);
             }
         };
-        if timeout(self.shared.limits.drain_timeout + DRAIN_GRACE, all).await.is_err() {
+        if timeout(self.shared.limits.stop_timeout + DRAIN_GRACE, all).await.is_err() {
             warn!(connections = connections.len(), "cut connections that did not end in time");
             connections.shutdown().await;
         }

@@ -24,7 +24,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::time::{Interval, MissedTickBehavior, Sleep, interval, sleep, timeout};
+use tokio::time::{Instant, Interval, MissedTickBehavior, Sleep, interval, sleep_until, timeout};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFuture};
 use tracing::{debug, warn};
 
@@ -110,6 +110,7 @@ pub(crate) struct Connection<S> {
     /// Requests started whose replies have not left.
     in_flight: usize,
     end: Option<End>,
+    stopping: bool,
     drain: Option<Pin<Box<Sleep>>>,
     /// The socket takes no more replies.
     broken: bool,
@@ -135,6 +136,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             writer_blocked: false,
             in_flight: 0,
             end: None,
+            stopping: false,
             drain: None,
             broken: false,
             moved: 0,
@@ -174,8 +176,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         stopped: Pin<&mut WaitForCancellationFuture<'_>>,
         ticks: &mut Interval,
     ) -> Poll<End> {
-        if self.end.is_none() && stopped.poll(cx).is_ready() {
+        if !self.stopping && stopped.poll(cx).is_ready() {
+            self.stopping = true;
             self.close(End::Shutdown);
+            self.drain_within(self.shared.limits.stop_timeout);
         }
         while ticks.poll_tick(cx).is_ready() {
             self.check_stall();
@@ -448,7 +452,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         progress
     }
 
-    /// Reads no more; what is in flight goes on until `drain_timeout`.
+    /// Reads no more; what is in flight goes on until `drain_timeout`, or `stop_timeout` once the server
+    /// stops.
     fn close(&mut self, end: End) {
         if let Reading::Payload { ticket, .. } = mem::replace(&mut self.reading, Reading::Closed) {
             self.share.give_back(ticket.cost() as usize);
@@ -456,7 +461,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         self.share.leave_queue();
         if self.end.is_none() {
             self.end = Some(end);
-            self.drain = Some(Box::pin(sleep(self.shared.limits.drain_timeout)));
+            self.drain_within(self.shared.limits.drain_timeout);
+        }
+    }
+
+    /// Gives what is in flight that long, if it has not less already.
+    fn drain_within(&mut self, limit: Duration) {
+        let until = Instant::now() + limit;
+        if self.drain.as_ref().is_none_or(|drain| drain.deadline() > until) {
+            self.drain = Some(Box::pin(sleep_until(until)));
         }
     }
 

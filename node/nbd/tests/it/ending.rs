@@ -161,19 +161,29 @@ async fn the_last_replies_survive_requests_nobody_reads() {
 
 #[tokio::test]
 async fn stopping_has_a_deadline() {
-    let (export, mut calls) = scripted(ExportInfo::new("v", MIB));
-    let limits = Limits { drain_timeout: Duration::from_millis(50), ..Limits::default() };
-    let listening = listening(export, limits).await;
-    let mut client = Client::new(UnixStream::connect(&listening.unix).await.unwrap());
-    client.negotiate("v", false).await;
-    client.request(wire::CMD_FLUSH, 0, 1, 0, 0).await;
-    let call = next(&mut calls).await;
-    listening.stop.cancel();
-    for task in listening.tasks {
-        within(task).await.unwrap();
+    let limits = Limits { stop_timeout: Duration::from_millis(50), ..Limits::default() };
+    // A client that left before, with a request in flight, does not make it longer.
+    for leaves in [false, true] {
+        let (export, mut calls) = scripted(ExportInfo::new("v", MIB));
+        let listening = listening(export, limits.clone()).await;
+        let mut client = Client::new(UnixStream::connect(&listening.unix).await.unwrap());
+        client.negotiate("v", false).await;
+        client.request(wire::CMD_FLUSH, 0, 1, 0, 0).await;
+        let call = next(&mut calls).await;
+        if leaves {
+            client.request(wire::CMD_DISC, 0, 2, 0, 0).await;
+            for _ in 0..20 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                assert!(!call.is_dropped());
+            }
+        }
+        listening.stop.cancel();
+        for task in listening.tasks {
+            within(task).await.unwrap();
+        }
+        assert!(call.is_dropped());
+        client.gone().await;
     }
-    assert!(call.is_dropped());
-    client.gone().await;
 }
 
 #[tokio::test]
