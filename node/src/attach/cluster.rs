@@ -68,7 +68,8 @@ impl Cluster for MemberCluster {
             let here = sights.get(store).is_some_and(|sight| sight.away.is_none());
             let node = self.map.nodes.get(&entry.node).filter(|node| here && !node.draining);
             let weight = node.map_or(0, |node| node.weight);
-            Candidate { store: *store, node: entry.node, weight }
+            let domain = self.map.domain_of(entry.node);
+            Candidate { store: *store, node: entry.node, domain, weight }
         };
         self.map.stores.iter().map(candidate).collect()
     }

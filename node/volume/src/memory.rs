@@ -368,7 +368,11 @@ impl Cluster for MemoryCluster {
     fn stores(&self) -> Vec<Candidate> {
         let state = self.lock();
         let stores = state.map.stores.iter();
-        stores.map(|(id, store)| Candidate { store: *id, node: store.node, weight: 1 }).collect()
+        let candidate = |(id, store): (&StoreId, &smalti_map::Store)| {
+            let domain = state.map.domain_of(store.node);
+            Candidate { store: *id, node: store.node, domain, weight: 1 }
+        };
+        stores.map(candidate).collect()
     }
 
     fn custody(&self) -> Custody {

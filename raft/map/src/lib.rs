@@ -27,6 +27,6 @@ pub use command::{
 };
 pub use scrub::{Faults, GroupScrub, Scrubs};
 pub use types::{
-    ClusterMap, Coordinator, Custody, Group, JoinToken, KeyEpoch, Learner, Node, NodeAddresses,
-    ReadMode, ShareHolder, Snapshot, Store, Volume,
+    ClusterMap, Coordinator, Custody, FailureDomain, Group, JoinToken, KeyEpoch, Learner, Node,
+    NodeAddresses, ReadMode, ShareHolder, Snapshot, Store, Volume,
 };

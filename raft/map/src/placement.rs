@@ -8,6 +8,7 @@
 //! need not agree on the arithmetic here.
 
 use crate::apply::limits;
+use crate::types::FailureDomain;
 use smalti_storage::ids::{NodeId, StoreId, VolumeId};
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,18 +43,20 @@ pub enum PlacementError {
 }
 
 /// A store that can be given slots.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Candidate {
     /// The store.
     pub store: StoreId,
-    /// Its node: the failure domain.
+    /// Its node: a group has at most one slot there.
     pub node: NodeId,
+    /// Its failure domain: a group is in as many of them as it can be.
+    pub domain: FailureDomain,
     /// Its share of the groups, relative to the others (say, GiB of room). 0: takes nothing.
     pub weight: u32,
 }
 
 /// The slot -> store tables of `groups` groups with `data` + `parity` slots each, every group on
-/// distinct nodes. The same arguments give the same tables; the order of candidates is no matter.
+/// distinct nodes, and as evenly over failure domains as those allow. The same arguments give the same tables; the order of candidates is no matter.
 ///
 /// # Errors
 /// [`PlacementError`] when there are too few nodes or the numbers make no sense.
@@ -92,7 +95,18 @@ fn members(volume: VolumeId, group: u16, slots: u8, candidates: &[Candidate]) ->
     ranked.sort_by(|(a, x), (b, y)| b.total_cmp(a).then(x.store.cmp(&y.store)));
     let mut used = BTreeSet::new();
     ranked.retain(|(_, entry)| used.insert(entry.node));
-    ranked.into_iter().take(usize::from(slots)).map(|(_, entry)| entry.store).collect()
+    // In rounds, each of which takes the best of every domain.
+    let mut rounds: BTreeMap<&FailureDomain, usize> = BTreeMap::new();
+    let mut in_rounds: Vec<(usize, StoreId)> = ranked
+        .iter()
+        .map(|(_, entry)| {
+            let round = rounds.entry(&entry.domain).or_default();
+            *round += 1;
+            (*round, entry.store)
+        })
+        .collect();
+    in_rounds.sort_by_key(|(round, _)| *round);
+    in_rounds.into_iter().take(usize::from(slots)).map(|(_, store)| store).collect()
 }
 
 /// Weighted rendezvous: `-weight / ln(u)` with u uniform in (0, 1) makes a store win in proportion
@@ -165,7 +179,13 @@ mod tests {
     use uuid::Uuid;
 
     fn candidate(no: u128, weight: u32) -> Candidate {
-        Candidate { store: StoreId(Uuid::from_u128(no)), node: NodeId(no as u64), weight }
+        let node = NodeId(no as u64);
+        Candidate {
+            store: StoreId(Uuid::from_u128(no)),
+            node,
+            domain: FailureDomain::Own(node),
+            weight,
+        }
     }
 
     fn volume() -> VolumeId {
@@ -224,6 +244,30 @@ mod tests {
         }
         candidates.reverse();
         assert_eq!(place_groups(volume(), 100, 2, 1, &candidates), Ok(tables));
+    }
+
+    #[test]
+    fn a_group_is_in_as_many_domains_as_there_are() {
+        let named = |no: u128, domain: &str| Candidate {
+            domain: FailureDomain::Named(domain.into()),
+            ..candidate(no, 10)
+        };
+        let racks = ["a", "a", "a", "a", "b", "b", "c"];
+        let candidates: Vec<_> = (1..).zip(racks).map(|(no, rack)| named(no, rack)).collect();
+        let rack = |store: &StoreId| racks[store.0.as_u128() as usize - 1];
+        for (data, parity, each_at_most) in [(2, 1, 1), (3, 2, 2)] {
+            let tables = place_groups(volume(), 100, data, parity, &candidates).expect("seven");
+            for table in &tables {
+                for domain in ["a", "b", "c"] {
+                    let held = table.iter().filter(|store| rack(store) == domain).count();
+                    assert!((1..=each_at_most).contains(&held), "{table:?} has {held} in {domain}");
+                }
+            }
+            // Within a domain its nodes share what it has.
+            let first = count(&tables, candidates[0].store, 0..usize::from(data + parity));
+            let fourth = count(&tables, candidates[3].store, 0..usize::from(data + parity));
+            assert!(first.abs_diff(fourth) < 25, "{first} and {fourth}");
+        }
     }
 
     #[test]

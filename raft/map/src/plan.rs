@@ -21,7 +21,7 @@ mod tests;
 
 use crate::command::MoveSlot;
 use crate::mutant::{Mutant, lives};
-use crate::types::{ClusterMap, Group, Node, Volume};
+use crate::types::{ClusterMap, FailureDomain, Group, Node, Volume};
 use smalti_storage::ids::{GroupNo, NodeId, Slot, SlotSet, StoreId, VolumeNo};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -88,10 +88,13 @@ pub struct Plan {
     pub moves: BTreeMap<VolumeNo, Vec<MoveSlot>>,
     /// Slots that stay where they should not.
     pub stuck: Vec<Stuck>,
-    /// Slots that move, with those that begin to and those that their old stores have not let go of.
+    /// Slots that move, with those that begin to.
     pub moving: usize,
-    /// Slots that have yet to begin, for lost stores and drains.
+    /// Slots that have yet to begin, for lost stores and drains, or can not get on, for too little of their
+    /// group is there.
     pub waiting: usize,
+    /// Slots that have moved, and that their old stores keep as well until their groups are whole.
+    pub kept: usize,
     /// Stores that are gone, and that nothing needs any more.
     pub forget: Vec<StoreId>,
 }
@@ -203,8 +206,7 @@ impl<'a> Planner<'a> {
     /// Takes back wishes that make no sense any more, and counts the others.
     fn settle_wishes(&mut self, volume: &Volume) {
         for (no, group) in (0u16..).map(GroupNo).zip(&volume.groups) {
-            // Not over before those that had a slot have let go of it.
-            self.plan.moving += group.old_holders.len();
+            self.plan.kept += group.old_holders.len();
             for (slot, target) in &group.targets {
                 let Some(holder) = group.slots.get(slot.index()).copied() else { continue };
                 let out = !group.insync.contains(*slot);
@@ -215,7 +217,10 @@ impl<'a> Planner<'a> {
                     self.wish(volume.no, MoveSlot { group: no, slot: *slot, store: holder });
                     self.change_load(volume.no, *target, holder);
                 } else {
-                    self.plan.moving += 1;
+                    match self.spare(volume, group) < 0 {
+                        true => self.plan.waiting += 1,
+                        false => self.plan.moving += 1,
+                    }
                     *self.coming.entry(*target).or_default() += self.slot_bytes;
                 }
             }
@@ -298,7 +303,7 @@ impl<'a> Planner<'a> {
         let taken = self.taken(volume, group, (no, slot));
         let nodes = taken.iter().map(|(node, _)| *node);
         let nodes: BTreeSet<NodeId> = nodes.filter(|_| !lives(Mutant::PlanTwoOnANode)).collect();
-        let domains: BTreeSet<String> = taken.into_iter().map(|(_, domain)| domain).collect();
+        let domains: BTreeSet<_> = taken.into_iter().map(|(_, domain)| domain).collect();
         let candidates = self.map.stores.keys().copied().filter(|store| {
             let node = self.map.node_of(*store);
             let wanted = !self.is_unwanted(*store) || lives(Mutant::PlanToDraining);
@@ -324,7 +329,7 @@ impl<'a> Planner<'a> {
         volume: &Volume,
         group: &Group,
         (no, slot): (GroupNo, Slot),
-    ) -> Vec<(NodeId, String)> {
+    ) -> Vec<(NodeId, Option<FailureDomain>)> {
         let wishes = self.plan.moves.get(&volume.no).into_iter().flatten();
         let wished = wishes.filter(|wish| wish.group == no && wish.slot != slot);
         let targets = group.targets.iter().filter(|(other, _)| **other != slot);
@@ -338,12 +343,8 @@ impl<'a> Planner<'a> {
     }
 
     /// The failure domain of a store.
-    fn domain(&self, store: StoreId) -> String {
-        match self.node(store) {
-            Some((id, node)) if node.domain.is_empty() => format!("={id}"),
-            Some((_, node)) => node.domain.clone(),
-            None => String::new(),
-        }
+    fn domain(&self, store: StoreId) -> Option<FailureDomain> {
+        Some(self.map.domain_of(self.map.node_of(store)?))
     }
 
     fn has_room(&self, store: StoreId) -> bool {

@@ -63,6 +63,15 @@ pub struct NodeAddresses {
     pub nbd: SocketAddr,
 }
 
+/// What is likely to fail at once.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum FailureDomain {
+    /// The operator named none for this node.
+    Own(NodeId),
+    /// All nodes with this name.
+    Named(String),
+}
+
 /// A member of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Node {
@@ -286,6 +295,14 @@ impl ClusterMap {
     /// The node a store is on.
     pub fn node_of(&self, store: StoreId) -> Option<NodeId> {
         self.stores.get(&store).map(|entry| entry.node)
+    }
+
+    /// The failure domain of a node.
+    pub fn domain_of(&self, node: NodeId) -> FailureDomain {
+        match self.nodes.get(&node) {
+            Some(entry) if !entry.domain.is_empty() => FailureDomain::Named(entry.domain.clone()),
+            _ => FailureDomain::Own(node),
+        }
     }
 
     /// The stores of one node, in order.

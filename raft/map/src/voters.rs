@@ -41,25 +41,21 @@ pub fn choose(
             (false, false) => 2,
         }
     };
-    let mut ranked: Vec<(u8, &NodeId, &Node)> =
-        map.nodes.iter().map(|(id, node)| (rank(id, node), id, node)).collect();
-    ranked.sort_by_key(|(rank, id, _)| (*rank, **id));
-    let domain = |id: &NodeId, node: &Node| match node.domain.as_str() {
-        "" => format!("={id}"),
-        domain => domain.to_owned(),
-    };
+    let mut ranked: Vec<(u8, &NodeId)> =
+        map.nodes.iter().map(|(id, node)| (rank(id, node), id)).collect();
+    ranked.sort();
     let mut chosen = BTreeSet::new();
     let mut domains = BTreeSet::new();
     let eligible = |rank: u8, id: &NodeId| rank < 2 || voters.contains(id);
     for apart in [true, false] {
-        for (rank, id, node) in &ranked {
-            let fresh = *rank < 2 && !domains.contains(&domain(id, node));
+        for (rank, id) in &ranked {
+            let fresh = *rank < 2 && !domains.contains(&map.domain_of(**id));
             if chosen.len() < size
                 && eligible(*rank, id)
                 && (fresh || !apart)
                 && !chosen.contains(*id)
             {
-                domains.insert(domain(id, node));
+                domains.insert(map.domain_of(**id));
                 chosen.insert(**id);
             }
         }

@@ -3,7 +3,7 @@
 use super::{Planner, destination, is_settled};
 use crate::command::MoveSlot;
 use crate::mutant::{Mutant, lives};
-use crate::types::{Group, Volume};
+use crate::types::{FailureDomain, Group, Volume};
 use smalti_storage::ids::{GroupNo, NodeId, Slot, StoreId};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -49,8 +49,8 @@ impl Planner<'_> {
     fn spread(&mut self, volume: &Volume) -> usize {
         let mut begun = 0;
         for (no, group) in (0u16..).map(GroupNo).zip(&volume.groups) {
-            let domain = |slot: Slot| destination(group, slot).map(|store| self.domain(store));
-            let others = |but: Slot| -> BTreeSet<Option<String>> {
+            let domain = |slot: Slot| self.domain(destination(group, slot)?);
+            let others = |but: Slot| -> BTreeSet<Option<FailureDomain>> {
                 volume.all_slots().iter().filter(|slot| *slot != but).map(domain).collect()
             };
             let doubled =
@@ -58,7 +58,7 @@ impl Planner<'_> {
             let Some(slot) = doubled.filter(|_| begun < self.policy.at_once) else { continue };
             let Some(from) = destination(group, slot) else { continue };
             let Ok(store) = self.choose(volume, group, (no, slot)) else { continue };
-            if !others(slot).contains(&Some(self.domain(store))) {
+            if !others(slot).contains(&self.domain(store)) {
                 self.begin(volume, from, MoveSlot { group: no, slot, store });
                 begun += 1;
             }
@@ -119,7 +119,7 @@ impl Planner<'_> {
         let node = self.map.node_of(to);
         let others = (0u8..).map(Slot).zip(&group.slots).filter(|(other, _)| *other != slot);
         let others: Vec<StoreId> = others.map(|(_, store)| *store).collect();
-        let domains: BTreeSet<String> = others.iter().map(|store| self.domain(*store)).collect();
+        let domains: BTreeSet<_> = others.iter().map(|store| self.domain(*store)).collect();
         let fresh = |store| !domains.contains(&self.domain(store));
         others.iter().all(|store| self.map.node_of(*store) != node) && (fresh(to) || !fresh(from))
     }

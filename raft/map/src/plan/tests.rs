@@ -49,7 +49,12 @@ impl Rig {
             must(&Command::RegisterNode { node: NodeId(no), addresses: addresses.clone() });
             must(&Command::RegisterStore(StoreStart::first(store(no), NodeId(no), Incarnation(1))));
         }
-        let candidate = |no| Candidate { store: store(no), node: NodeId(no), weight: 100 };
+        let candidate = |no| Candidate {
+            store: store(no),
+            node: NodeId(no),
+            domain: FailureDomain::Own(NodeId(no)),
+            weight: 100,
+        };
         let candidates: Vec<_> = (1..=placed).map(candidate).collect();
         let id = VolumeId(Uuid::from_u128(2));
         let tables = place_groups(id, groups, data, parity, &candidates).expect("enough nodes");
@@ -392,4 +397,20 @@ fn nothing_begins_while_moves_are_paused() {
     assert_eq!((plan.moves.len(), plan.waiting), (0, 4));
     rig.must(&Command::PauseMoves(false));
     assert_eq!(rig.plan().moves[&VOLUME].len(), 4);
+}
+
+#[test]
+fn what_moved_is_kept_until_the_others_of_its_group_are_back() {
+    let mut rig = Rig::new(6, 6, (2, 2), 16);
+    rig.shrink(2);
+    rig.away(2, secs(30));
+    rig.set(6, NodeSetting::Draining(true));
+    let plan = rig.carry_out();
+    let kept = rig.volume().groups.iter().filter(|g| g.old_holders.contains(&store(6))).count();
+    assert!(kept > 0, "no group has both");
+    assert_eq!((rig.held(6), plan.moving, plan.waiting, plan.kept), (0, 0, 0, kept));
+    assert_eq!(plan.stuck, []);
+    rig.away(2, secs(600));
+    let plan = rig.carry_out();
+    assert_eq!((plan.moving, plan.waiting, plan.kept), (0, 0, 0), "rebuilt, and so let go of");
 }
