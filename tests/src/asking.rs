@@ -89,6 +89,6 @@ impl Cluster {
 }
 
 fn is_at_rest(status: &Value) -> bool {
-    let none = ["moving", "waiting", "stuck"].iter().all(|key| status["moves"][*key] == 0);
+    let none = ["moving", "waiting", "kept", "stuck"].iter().all(|key| status["moves"][*key] == 0);
     none && status["health"] == "ok"
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
+use smalti_tests::cluster::smalti;
 use smalti_tests::pattern::seed;
 use smalti_tests::process::until;
 use smalti_tests::report::say;
@@ -163,5 +164,44 @@ fn nodes_take_their_share_and_give_it_back_while_clients_go_on() -> Result<()> {
     let mut loaded = load.finish()?;
     ensure!(errors == 0, "{errors} requests were answered with an error");
     loaded.verify(&cluster.target(2))?;
+    cluster.finish()
+}
+
+/// A drain that can not end before a dead node is back says so, and ends by itself then.
+#[test]
+fn a_drain_says_what_it_waits_for() -> Result<()> {
+    let test = "a_drain_says_what_it_waits_for";
+    let seed = seed();
+    say(test, &format!("seed {seed}"));
+    let geometry = Some((2, 2));
+    let mut cluster = Cluster::up(Spec { nodes: 6, geometry, ..Spec::three(test, "64M") })?;
+    let load = Load::start(LoadConfig::new(cluster.targets()[..1].to_vec(), 0, seed));
+    load.progress(100, LIMIT)?;
+    cluster.kill(2)?;
+    cluster.wait_degraded()?;
+
+    let dir = cluster.dir().display().to_string();
+    let drain = smalti(&["node", "drain", "n6", "--dir", &dir], LIMIT)?;
+    ensure!(!drain.status.success(), "{}", drain.stdout);
+    ensure!(
+        drain.stderr.contains("nothing has moved") && drain.stderr.contains("kept twice"),
+        "{}",
+        drain.stderr
+    );
+    let why = cluster.command(&["why"])?;
+    ensure!(why.contains("their old stores keep them as well"), "{why}");
+    let waits = cluster.slots()?;
+    ensure!(waits[5] > 0, "{waits:?}");
+
+    cluster.start(2)?;
+    let said = cluster.command(&["node", "drain", "n6"])?;
+    ensure!(said.contains("n6 is empty and can be stopped"), "{said}");
+    // Removed as soon as it has ended: it need not count as down first.
+    cluster.stop(5)?;
+    let removed = cluster.ask(0, &["node", "remove", "n6"])?;
+    say(test, &format!("{} slots waited; {}", waits[5], removed.trim()));
+    let mut loaded = load.finish()?;
+    ensure!(loaded.server_errors == 0, "{} errors", loaded.server_errors);
+    loaded.verify(&cluster.target(4))?;
     cluster.finish()
 }

@@ -30,7 +30,7 @@ pub struct Cli {
 pub enum Command {
     /// Run a cluster on this machine until Ctrl-C, or in the background with --detach
     Up(UpArgs),
-    /// Stop a cluster that `up` started
+    /// Stop the nodes of a folder that `up` made; not those that joined, which have folders of their own
     Down(DownArgs),
     /// Run one node in the foreground
     Serve(ServeArgs),
@@ -38,7 +38,7 @@ pub enum Command {
     Status(ShowArgs),
     /// Tell why the health is not ok
     Why(ShowArgs),
-    /// Make, list, show and delete volumes
+    /// Make, list, show, export, copy to other shards, and delete volumes
     Volume {
         /// What to do.
         #[command(subcommand)]
@@ -97,10 +97,10 @@ pub struct UpArgs {
     /// Its size, as in 512M or 1.5T; needed when it is missing
     #[arg(long, requires = "volume")]
     pub size: Option<VolumeSize>,
-    /// Its data shards [default: by number of nodes]
+    /// Its data shards [default: 2+1 on three nodes, 2+2 on four, 3+2 on five, 4+2 on more]
     #[arg(long, value_name = "N", requires = "volume", requires = "parity")]
     pub data: Option<u8>,
-    /// Its parity shards [default: by number of nodes]
+    /// Its parity shards [default: as for --data]
     #[arg(long, value_name = "K", requires = "volume", requires = "data")]
     pub parity: Option<u8>,
     /// Its slots that have to be in sync for writes [default: data, or one more where parity is
@@ -180,10 +180,10 @@ pub struct VolumeCreateArgs {
     /// Its size, as in 512M or 1.5T
     #[arg(long)]
     pub size: VolumeSize,
-    /// Data shards [default: by number of nodes]
+    /// Data shards [default: 2+1 on three nodes, 2+2 on four, 3+2 on five, 4+2 on more]
     #[arg(long, value_name = "N", requires = "parity")]
     pub data: Option<u8>,
-    /// Parity shards [default: by number of nodes]
+    /// Parity shards [default: as for --data]
     #[arg(long, value_name = "K", requires = "data")]
     pub parity: Option<u8>,
     /// Slots that have to be in sync for writes [default: data, or one more where parity is more

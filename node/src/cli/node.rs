@@ -3,7 +3,9 @@
 use super::args::{MovesCommand, NodeCommand, NodeDrainArgs, NodeSetArgs, ShowArgs, WhatIfCommand};
 use super::target::Target;
 use super::{output, replace, show};
-use crate::control::{ChangeNode, MovesStatus, NodeFacts, PauseMoves, StatusReport, WhatIfReport};
+use crate::control::{
+    ChangeNode, MovesStatus, NodeFacts, NodeState, PauseMoves, StatusReport, WhatIfReport,
+};
 use anyhow::{Context, bail};
 use std::time::Duration;
 
@@ -12,6 +14,12 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// What can not move in so many looks will not.
 const STUCK_LOOKS: u32 = 10;
+
+/// Where nothing has moved in so many looks, somebody should see why.
+const IDLE_LOOKS: u32 = 60;
+
+/// A plan is made twice a second: so long after a change there is one that knows of it.
+const PLAN_PAUSE: Duration = Duration::from_secs(1);
 
 /// Another node may need so many looks to vote in its stead.
 const VOTE_LOOKS: u32 = 40;
@@ -53,14 +61,18 @@ async fn drain(args: NodeDrainArgs) -> anyhow::Result<()> {
         return output::print(&format!("{name} may hold slots again\n"));
     }
     if args.no_wait {
-        return output::print(&format!("what {name} holds begins to move\n"));
+        tokio::time::sleep(PLAN_PAUSE).await;
+        let status: StatusReport = target.read("/v1/status").await.context("look at what moves")?;
+        let moves = show::moves(&status.moves);
+        return output::print(&format!("{name} is to be emptied; slots of the cluster: {moves}\n"));
     }
     let emptied = until_empty(&target, &name, "`--undo` lets it have them again")
         .await
         .context("drain node")?;
-    let votes = match emptied.voter {
-        true => ", but votes, for no other node can instead",
-        false => " and can be stopped",
+    let votes = match (emptied.voter, emptied.state) {
+        (true, _) => ", but votes, for no other node can instead",
+        (false, NodeState::Down) => " and does not run",
+        (false, _) => " and can be stopped",
     };
     let shares = match emptied.custodian {
         true => "; it holds key shares yet: see `smalti what-if stop` first",
@@ -77,7 +89,7 @@ pub(super) async fn until_empty(
     way_out: &str,
 ) -> anyhow::Result<NodeFacts> {
     let bar = output::bar(format!("slots of {name}"));
-    let (mut most, mut looks, mut stuck) = (0, 0, 0);
+    let (mut most, mut looks, mut stuck, mut idle) = (0, 0, 0, 0);
     loop {
         let nodes: Vec<NodeFacts> = target.read("/v1/nodes").await?;
         let Some(node) = nodes.into_iter().find(|node| node.name == name) else {
@@ -106,6 +118,17 @@ pub(super) async fn until_empty(
             bar.finish_and_clear();
             bail!(
                 "{} slots stay, for no other node can take them: see `smalti why`; {way_out}",
+                node.slots
+            );
+        }
+        idle = if node.slots > 0 && moves.moving == 0 { idle + 1 } else { 0 };
+        if idle >= IDLE_LOOKS {
+            bar.finish_and_clear();
+            let moves = show::moves(&moves);
+            bail!(
+                "nothing has moved for {} s, and {} slots are here yet ({moves}): see `smalti why`. It goes \
+                 on when that ends; {way_out}",
+                (LOOK_EVERY * IDLE_LOOKS).as_secs(),
                 node.slots
             );
         }

@@ -212,9 +212,10 @@ pub(super) fn nodes(nodes: &[NodeFacts]) -> String {
 
 /// One line about what moves; nothing where nothing does.
 pub(super) fn moves(moves: &MovesStatus) -> String {
-    let MovesStatus { paused, moving, waiting, stuck } = *moves;
+    let MovesStatus { paused, moving, waiting, kept, stuck } = *moves;
     let mut parts = Vec::new();
-    for (slots, what) in [(moving, "move"), (waiting, "wait"), (stuck, "can not")] {
+    let all = [(moving, "move"), (waiting, "wait"), (kept, "kept twice"), (stuck, "can not move")];
+    for (slots, what) in all {
         if slots > 0 {
             parts.push(format!("{slots} {what}"));
         }

@@ -3,12 +3,17 @@
 use crate::client::{ApiAddress, Client, ClientError};
 use crate::local::Layout;
 use anyhow::Context;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use serde::Serialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use std::path::Path;
 use std::time::Duration;
+use tokio::time::timeout;
 
-/// When there are others to ask, a silent node (frozen, perhaps) costs no more than this.
+/// After so long another node is asked as well.
+const SILENCE: Duration = Duration::from_millis(400);
+/// A node that takes longer to say how things are is not asked to change anything.
 const TRY_TIMEOUT: Duration = Duration::from_secs(3);
 const READ_TIMEOUT: Duration = Duration::from_secs(15);
 /// Longer than a node itself takes to give up on a change.
@@ -41,19 +46,38 @@ impl Target {
     /// # Errors
     /// What the last node asked had to say.
     pub async fn read<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
+        let (_, facts) = self.first(path, READ_TIMEOUT).await?;
+        Ok(facts)
+    }
+
+    /// Asks the nodes in their order, another one whenever one has failed or been silent for a moment (it
+    /// is frozen, perhaps), until one answers.
+    async fn first<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        limit: Duration,
+    ) -> anyhow::Result<(&Client, T)> {
         let mut last = None;
-        for (index, client) in self.clients.iter().enumerate() {
-            let alone = index + 1 == self.clients.len();
-            let limit = if alone { READ_TIMEOUT } else { TRY_TIMEOUT };
-            match client.get(path, limit).await {
-                Ok(facts) => return Ok(facts),
-                Err(error) if matches!(error, ClientError::Refused(_)) && !error.is_elsewhere() => {
+        let mut asked = FuturesUnordered::new();
+        let mut others = self.clients.iter();
+        loop {
+            let next = others.next();
+            let more = next.is_some();
+            asked.extend(next.map(|client| async move { (client, client.get(path, limit).await) }));
+            let ended = match more {
+                true => timeout(SILENCE, asked.next()).await,
+                false => Ok(asked.next().await),
+            };
+            match ended {
+                Ok(Some((client, Ok(facts)))) => return Ok((client, facts)),
+                Ok(Some((_, Err(error)))) if error.kind().is_some() && !error.is_elsewhere() => {
                     return Err(error.into());
                 }
-                Err(error) => last = Some(error),
+                Ok(Some((_, Err(error)))) => last = Some(error),
+                Ok(None) if !more => return Err(self.nobody(last)),
+                Ok(None) | Err(_) => {}
             }
         }
-        Err(self.nobody(last))
     }
 
     /// Makes something, through the first node that answers.
@@ -93,14 +117,8 @@ impl Target {
         if let [client] = self.clients.as_slice() {
             return Ok(client);
         }
-        let mut last = None;
-        for client in &self.clients {
-            match client.get::<IgnoredAny>("/v1/status", TRY_TIMEOUT).await {
-                Ok(_) => return Ok(client),
-                Err(error) => last = Some(error),
-            }
-        }
-        Err(self.nobody(last))
+        let (client, IgnoredAny) = self.first("/v1/status", TRY_TIMEOUT).await?;
+        Ok(client)
     }
 
     fn nobody(&self, last: Option<ClientError>) -> anyhow::Error {

@@ -43,6 +43,8 @@ pub struct MovesStatus {
     pub moving: u32,
     /// So many have yet to begin.
     pub waiting: u32,
+    /// So many have moved, and their old stores keep them as well until their groups are whole.
+    pub kept: u32,
     /// So many should move, and no node can take them.
     pub stuck: u32,
 }

@@ -1,7 +1,7 @@
 //! What the operator wants of nodes, and what would be without them.
 
 use super::control::{MemberControl, rejected, unavailable};
-use super::report::{Report, scrub_status};
+use super::report::{DOWN_AFTER, Report, scrub_status};
 use crate::control::{
     ChangeNode, ControlError, ErrorKind, MovesStatus, NodeFacts, PauseMoves, ScrubStatus,
     WhatIfReport, WhatIfVolume,
@@ -10,6 +10,7 @@ use smalti_map::view::MapView;
 use smalti_map::{Applied, Command, NodeSetting};
 use smalti_storage::ids::NodeId;
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 impl MemberControl {
     pub(super) async fn set_node(
@@ -43,11 +44,25 @@ impl MemberControl {
     pub(super) async fn take_node_out(&self, name: String) -> Result<(), ControlError> {
         let map = self.current_map().await?;
         let node = node_named(&map, &name)?;
-        if self.member().beats().silent_for(node) < super::report::DOWN_AFTER {
+        if self.runs(node).await {
             let text = format!("{name} runs: stop it first, it could only be in the others' way");
             return Err(ControlError::invalid(text));
         }
         self.propose(Command::RemoveNode { node }).await
+    }
+
+    /// Whether a node is heard again before it counts as down: one that was stopped just now is not.
+    async fn runs(&self, node: NodeId) -> bool {
+        let beats = self.member().beats();
+        let mut silent = beats.silent_for(node);
+        while silent < DOWN_AFTER {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let before = std::mem::replace(&mut silent, beats.silent_for(node));
+            if silent <= before {
+                return true;
+            }
+        }
+        false
     }
 
     pub(super) async fn ask_scrub(&self, name: String) -> Result<ScrubStatus, ControlError> {

@@ -5,9 +5,10 @@ use super::report::Report;
 use crate::control::{Health, Reason};
 use smalti_cluster::clock;
 use smalti_cluster::shard_store::Fullness;
-use smalti_map::plan::{Cause, Stuck};
-use smalti_storage::ids::Incarnation;
-use std::collections::BTreeMap;
+use smalti_map::plan::{Cause, Plan, Stuck};
+use smalti_map::{Group, Volume};
+use smalti_storage::ids::{Incarnation, NodeId};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
 #[derive(Default)]
@@ -65,6 +66,9 @@ impl Report {
     pub(super) fn reasons(&self) -> Vec<Reason> {
         let mut reasons = Reasons::default();
         let now = SystemTime::now();
+        let holders = self.map.custody.holders.iter().map(|holder| holder.node);
+        let away = holders.filter(|node| !self.up.contains(node));
+        let start_custodians = format!("start {}", self.names_of(away));
         // Nobody takes this node's connections then: that others do not answer is not for them to mend.
         let expired = self.certificate.as_ref().is_some_and(|standing| standing.is_expired(now));
         let or_first =
@@ -101,12 +105,7 @@ impl Report {
                 "{} of {} custodians answer, {} are needed: no volume can be attached anew",
                 custody.reachable, custody.total, custody.needed
             );
-            reasons.add(
-                Health::Degraded,
-                "custody".into(),
-                problem,
-                or_first("start the custodians that are down"),
-            );
+            reasons.add(Health::Degraded, "custody".into(), problem, or_first(&start_custodians));
         }
         for (id, node) in &self.map.nodes {
             if !self.up.contains(id) {
@@ -152,40 +151,8 @@ impl Report {
             match self.volume_health(volume) {
                 Health::Ok => {}
                 Health::Stalled => {
-                    let problem = match (&volume.coordinator, volume.activated) {
-                        _ if !self.caught_up => "how it is, is not known here yet".to_owned(),
-                        (None, _) => "it has no coordinator".to_owned(),
-                        (Some(_), _) if self.fewest_live(volume) < volume.min_insync => {
-                            let live = self.fewest_live(volume);
-                            let wait = match (live < volume.data, volume.activated) {
-                                (true, _) => "reads and writes wait",
-                                (false, true) => "writes wait until another one is up to date",
-                                (false, false) => {
-                                    "reads and writes wait for the others, for a moment, or after a power \
-                                     cut until enough are back that one of them remembers everything"
-                                }
-                            };
-                            format!(
-                                "{live} of {} slots of a group are in sync on nodes that answer, {} \
-                                 are needed: {wait}",
-                                volume.slots(),
-                                volume.min_insync
-                            )
-                        }
-                        (Some(_), false) if self.all_in_sync(volume) => {
-                            "its coordinator is taking over".to_owned()
-                        }
-                        (Some(_), false) => {
-                            "its coordinator is taking over and waits for stores in \
-                             sync that do not answer: for a moment, or after a power cut, when one \
-                             of them may be the only one that remembers, for as long as \
-                             power_timeout_ms says"
-                                .to_owned()
-                        }
-                        (Some(_), true) => "its coordinator does not answer".to_owned(),
-                    };
-                    let remedy = "it goes on by itself once enough nodes are up and up to date";
-                    reasons.add(Health::Stalled, subject, problem, remedy);
+                    let (problem, remedy) = self.why_stalled(volume);
+                    reasons.add(Health::Stalled, subject, problem, &remedy);
                 }
                 _ => {
                     let lost = self.lost(volume);
@@ -234,18 +201,84 @@ impl Report {
         reasons.worst_first()
     }
 
+    /// Why nothing goes on, and what would help.
+    fn why_stalled(&self, volume: &Volume) -> (String, String) {
+        let live = self.fewest_live(volume);
+        let few = self.caught_up && volume.coordinator.is_some() && live < volume.min_insync;
+        let problem = match (&volume.coordinator, volume.activated) {
+            _ if !self.caught_up => "how it is, is not known here yet".to_owned(),
+            (None, _) => "it has no coordinator".to_owned(),
+            (Some(_), active) if few => {
+                let wait = match (live < volume.data, active) {
+                    (true, _) => "both wait",
+                    (false, true) => "writes wait until another one is up to date",
+                    (false, false) => {
+                        "both wait for the others, for a moment, or after a power cut until enough are \
+                         back that one of them remembers everything"
+                    }
+                };
+                format!(
+                    "{live} of {} slots of a group are in sync on nodes that answer; reads need {} and \
+                     writes {}: {wait}",
+                    volume.slots(),
+                    volume.data,
+                    volume.min_insync
+                )
+            }
+            (Some(_), false) if self.all_in_sync(volume) => "its coordinator is taking over".to_owned(),
+            (Some(_), false) => "its coordinator is taking over and waits for stores in sync that do not \
+                answer: for a moment, or after a power cut, when one of them may be the only one that \
+                remembers, for as long as power_timeout_ms says"
+                .to_owned(),
+            (Some(_), true) => "its coordinator does not answer".to_owned(),
+        };
+        let have_it = self.names_of(self.down_in_sync(volume));
+        let remedy = match few && !have_it.is_empty() {
+            true => format!("start {have_it}, which were in sync; it goes on by itself then"),
+            false => "it goes on by itself once enough nodes are up and up to date".to_owned(),
+        };
+        (problem, remedy)
+    }
+
+    /// Nodes that do not answer and whose slots are in sync in a group that has too few.
+    fn down_in_sync(&self, volume: &Volume) -> BTreeSet<NodeId> {
+        let short = |group: &&Group| self.live_in(group) < volume.min_insync;
+        let stores = volume.groups.iter().filter(short).flat_map(Group::insync_stores);
+        let nodes = stores.filter_map(|store| self.map.node_of(store));
+        nodes.filter(|node| !self.up.contains(node)).collect()
+    }
+
+    fn names_of(&self, nodes: impl IntoIterator<Item = NodeId>) -> String {
+        let names: Vec<String> = nodes.into_iter().map(|node| self.node_name(node)).collect();
+        names.join(", ")
+    }
+
     /// Slots that move, or should and can not.
     fn moves_reasons(&self, reasons: &mut Reasons) {
-        let moving = self.plan.moving + self.plan.waiting;
-        if moving > 0 {
-            let (problem, remedy) = match self.map.moves_paused {
-                true => ("wait to move to other stores", "`smalti moves resume` lets them"),
-                false => (
-                    "move to other stores",
-                    "it ends by itself; `smalti status` tells how far it is",
+        let Plan { moving, waiting, kept, .. } = self.plan;
+        let told = match (moving, waiting, kept) {
+            (0, 0, 0) => None,
+            (_, 1.., _) if self.map.moves_paused => Some((
+                format!("{} slots wait to move to other stores", moving + waiting),
+                "`smalti moves resume` lets them",
+            )),
+            (0, 1.., _) => Some((
+                format!("{waiting} slots are to move, and too little of their groups is there"),
+                "start the nodes that are down; it goes on by itself then",
+            )),
+            (1.., ..) => Some((
+                format!("{} slots move to other stores", moving + waiting),
+                "it ends by itself; `smalti status` tells how far it is",
+            )),
+            (0, 0, _) => Some((
+                format!(
+                    "{kept} slots have moved, and their old stores keep them as well until the others of \
+                     their groups are in sync"
                 ),
-            };
-            let problem = format!("{moving} slots {problem}");
+                "it ends by itself once the nodes that are down are back, or what they had is rebuilt",
+            )),
+        };
+        if let Some((problem, remedy)) = told {
             reasons.add(Health::Degraded, "moves".into(), problem, remedy);
         }
         let mut stuck: BTreeMap<(Cause, bool), usize> = BTreeMap::new();
@@ -254,7 +287,7 @@ impl Report {
         }
         for ((cause, full), slots) in stuck {
             let what = match cause {
-                Cause::Lost => "have lost their store",
+                Cause::Lost => "are out of sync, for their store does not answer",
                 Cause::Drain => "are to leave their node",
                 Cause::Balance => "are not spread as they should be",
             };

@@ -13,7 +13,7 @@ use smalti_cluster::member::VolumeProgress;
 use smalti_cluster::shard_store::{Fullness, SlowDisk, StoreSpace};
 use smalti_map::plan::Plan;
 use smalti_map::view::MapView;
-use smalti_map::{GroupScrub, Volume};
+use smalti_map::{Group, GroupScrub, Volume};
 use smalti_raft::GroupMetrics;
 use smalti_storage::ids::{ClusterId, GroupNo, Incarnation, NodeId, Slot, StoreId, VolumeNo};
 use smalti_storage::record::RECORD_LEN;
@@ -123,6 +123,7 @@ impl Report {
             paused: self.map.moves_paused,
             moving: count(self.plan.moving),
             waiting: count(self.plan.waiting),
+            kept: count(self.plan.kept),
             stuck: count(self.plan.stuck.len()),
         }
     }
@@ -174,11 +175,13 @@ impl Report {
 
     /// Of all groups, the fewest in-sync slots whose stores run on nodes that answer.
     pub(super) fn fewest_live(&self, volume: &Volume) -> u8 {
-        let live = |group: &smalti_map::Group| {
-            let live = group.insync_stores().filter(|store| self.running.contains(store));
-            u8::try_from(live.count()).unwrap_or(u8::MAX)
-        };
-        volume.groups.iter().map(live).min().unwrap_or(0)
+        volume.groups.iter().map(|group| self.live_in(group)).min().unwrap_or(0)
+    }
+
+    /// Slots of a group that are in sync and run.
+    pub(super) fn live_in(&self, group: &Group) -> u8 {
+        let live = group.insync_stores().filter(|store| self.running.contains(store));
+        u8::try_from(live.count()).unwrap_or(u8::MAX)
     }
 
     /// Whether all stores in sync run on nodes that answer.

@@ -115,7 +115,10 @@ impl Dealt {
         for node in &self.nodes {
             text.push_str(&format!("     {}\n", node.display()));
         }
-        text.push_str("2. start each, in any order; they serve when more than half of them run:\n");
+        text.push_str(
+            "2. start each from where its folder is then, in any order; they serve when more than half of \
+             them run:\n",
+        );
         for name in self.nodes.iter().filter_map(|node| node.file_name()) {
             let config = Path::new(name).join(CONFIG_FILE);
             text.push_str(&format!("     smalti serve --config {}\n", config.display()));

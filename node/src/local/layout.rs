@@ -35,9 +35,16 @@ impl Layout {
         let marker = match init::inspect(&dir)? {
             DirState::Made(marker) => marker,
             DirState::HalfMade => bail!(half_made(&dir)),
-            DirState::Free | DirState::Foreign => {
-                bail!("{} holds no cluster; `smalti up` makes one", dir.display())
-            }
+            DirState::Free => bail!("{} holds no cluster; `smalti up` makes one", dir.display()),
+            DirState::Foreign => match node_in(&dir) {
+                Some(node) => bail!(
+                    "{} holds no cluster that `smalti up` made, but the folder of a node: ask that node \
+                     with `--api unix:{}`",
+                    dir.display(),
+                    node.join("api.sock").display()
+                ),
+                None => bail!("{} holds no cluster, but something else", dir.display()),
+            },
         };
         let dir = dir.canonicalize().with_context(|| format!("find {}", dir.display()))?;
         let load = |name: &String| -> anyhow::Result<LayoutNode> {
@@ -123,4 +130,34 @@ pub(super) fn half_made(dir: &Path) -> String {
          it holds no data yet, so remove it and start again",
         dir.display()
     )
+}
+
+/// A node's folder, in a folder that no `smalti up` made: that itself, or the first one in it.
+fn node_in(dir: &Path) -> Option<PathBuf> {
+    let below = std::fs::read_dir(dir).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
+    let mut folders: Vec<PathBuf> = below.chain([dir.to_owned()]).collect();
+    folders.retain(|folder| folder.join(CONFIG_FILE).is_file());
+    folders.into_iter().min()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_of_a_node_is_told_from_others() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let told = |dir: &Path| Layout::load(dir).expect_err("no cluster").to_string();
+        assert!(told(dir.path()).contains("`smalti up` makes one"));
+        for name in ["n1", "n2", "else"] {
+            std::fs::create_dir(dir.path().join(name)).expect("made");
+        }
+        assert!(told(dir.path()).ends_with("but something else"));
+        for name in ["n2", "n1"] {
+            std::fs::write(dir.path().join(name).join(CONFIG_FILE), "").expect("written");
+        }
+        let socket = dir.path().join("n1/api.sock").display().to_string();
+        assert!(told(dir.path()).contains(&format!("--api unix:{socket}`")));
+        assert!(told(&dir.path().join("n1")).contains(&format!("--api unix:{socket}`")));
+    }
 }
