@@ -151,13 +151,14 @@ impl Catchup {
     pub(super) fn behind(&mut self, row: RowAddr, (slot, store): Seat, outdated: bool) {
         let learning = self.learners.get_mut(&(row.group, slot));
         let Some(learning) = learning.filter(|learning| learning.store == store) else { return };
-        let ahead = match &learning.stage {
-            Stage::Barrier { .. } => true,
-            Stage::Walking(walk) => walk.is_ahead(row),
-            Stage::Listing(_) | Stage::Repairing | Stage::Growing { .. } => false,
-        };
-        if !(outdated && ahead) {
-            learning.behind.insert(row);
+        match &mut learning.stage {
+            Stage::Barrier { .. } if outdated => {}
+            Stage::Walking(walk) if outdated && walk.is_ahead(row) => {
+                walk.touched.insert(row);
+            }
+            _ => {
+                learning.behind.insert(row);
+            }
         }
     }
 

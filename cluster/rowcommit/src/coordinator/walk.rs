@@ -4,7 +4,9 @@
 //! moves, the store that holds it; else one parity slot in sync, whose vectors name every row and
 //! version, or else all data slots. The reads are not atomic; a row that changes meanwhile may look different and is looked at again under its
 //! lock, but one that looks equal *is* equal: versions are unique, and from the barrier on every
-//! update either reached the learner or put the row behind.
+//! update either reached the learner or put the row behind. One that the learner refused for its base, of
+//! rows that the walk has yet to come to, does so only where it was under way while the pages were read: any
+//! other one is in the pages of those that it is compared with.
 
 use super::catchup::Stage;
 use super::{Coordinator, Place, Purpose, Seat};
@@ -26,6 +28,9 @@ pub(super) struct Walk {
     pub(super) round: u64,
     pub(super) pages: BTreeMap<Seat, Page>,
     pub(super) due: BTreeSet<Seat>,
+    /// Rows of which updates were on their way, or refused, while these pages are read: what they tell of
+    /// them may be from before.
+    pub(super) touched: BTreeSet<RowAddr>,
     /// Waits for repairs to catch up.
     pub(super) paused: bool,
 }
@@ -68,13 +73,17 @@ impl Coordinator {
         };
         let seat = |slot| Some((slot, self.store_of(group, slot)?));
         let mut due: BTreeSet<Seat> = compared.iter().filter_map(seat).collect();
+        let touched = match lives(Mutant::WalkUndecided) {
+            true => BTreeSet::new(),
+            false => self.inflight.values().filter(|row| row.group == group).copied().collect(),
+        };
         let Some(learning) = self.catchup.learners.get_mut(&place) else { return };
         let Stage::Walking(walk) = &mut learning.stage else { return };
         self.catchup.rounds += 1;
         let round = self.catchup.rounds;
         let after = walk.after.map(|row| (row, Slot(u8::MAX)));
         due.insert((slot, learning.store));
-        *walk = Walk { after: walk.after, round, due: due.clone(), ..Walk::default() };
+        *walk = Walk { after: walk.after, round, due: due.clone(), touched, ..Walk::default() };
         let limit = u32::try_from(SCAN_LIMIT).unwrap_or(u32::MAX);
         for of in due {
             let purpose = Purpose::Scan { group, learner: slot, of, round };
@@ -131,6 +140,8 @@ impl Coordinator {
         let Some(learning) = self.catchup.learners.get_mut(&place) else { return };
         let Stage::Walking(walk) = &mut learning.stage else { return };
         let (rows, upto) = rows_of(walk.pages.values());
+        let told = |row: &RowAddr| upto.is_none_or(|upto| *row <= upto);
+        learning.behind.extend(walk.touched.iter().copied().filter(told));
         let held = (slot, learning.store);
         self.stats.rows_walked += rows.len() as u64;
         for row in rows {
@@ -141,6 +152,7 @@ impl Coordinator {
             }
         }
         walk.pages.clear();
+        walk.touched.clear();
         if upto.is_some() {
             walk.after = upto;
             walk.paused = true;

@@ -16,6 +16,35 @@ fn about_to_move() -> Rig {
     rig
 }
 
+/// Carries frames and replies but for those that are held; those are answered.
+fn settle_but(rig: &mut Rig, held: impl Fn(StoreId, &Ask) -> bool) -> Vec<(StoreId, Frame)> {
+    let mut kept = Vec::new();
+    loop {
+        let actions = rig.coordinator.drain();
+        if actions.is_empty() {
+            return kept;
+        }
+        for action in actions {
+            match action {
+                Action::Send { store, frame } => {
+                    if frame.requests.iter().any(|request| held(store, &request.ask)) {
+                        kept.push((store, frame));
+                    } else {
+                        deliver(rig, (store, frame));
+                    }
+                }
+                Action::Propose(command) => panic!("{command:?}"),
+                other => rig.done.push(other),
+            }
+        }
+    }
+}
+
+fn deliver(rig: &mut Rig, (store, frame): (StoreId, Frame)) {
+    let reply = rig.deliver(store, frame).expect("it hears");
+    rig.feed(Event::Reply { store, reply });
+}
+
 /// Goes on until the growth is proposed.
 fn until_growth(rig: &mut Rig) -> Vec<Command> {
     for _ in 0..50 {
@@ -113,6 +142,44 @@ fn before_that_a_silent_newcomer_holds_nothing_up() {
     rig.write(3, 0, 2);
     rig.settle();
     assert_eq!(rig.done, vec![written(3)]);
+}
+
+/// Two updates of a row that the pages of the walk do not show. The newcomer refuses the second one, for it
+/// has not taken the first one yet.
+#[test]
+fn what_a_newcomer_refuses_while_pages_are_read_is_behind() {
+    let mut rig = about_to_move();
+    let learn = rig.settle();
+    rig.accept(learn);
+    let scan = |of, ask: &Ask| of == store(4) && matches!(ask, Ask::Scan { .. });
+    let mut pages = Vec::new();
+    while pages.is_empty() {
+        rig.tick(20);
+        pages = settle_but(&mut rig, scan);
+    }
+    let write = |rig: &mut Rig, op, no, slot, seq| {
+        rig.feed(Event::Write {
+            op,
+            blocks: vec![BlockWrite { row: row(no), ..block(slot, seq) }],
+        });
+    };
+    // One that takes its time: the watermark stands still meanwhile.
+    write(&mut rig, 10, 1, 1, 10);
+    let slow = settle_but(&mut rig, |of, ask| of == store(3) && !ask.is_read());
+    write(&mut rig, 11, 2, 0, 11);
+    let first = settle_but(&mut rig, |of, ask| of == store(4) && !ask.is_read());
+    assert_eq!((slow.len(), first.len()), (1, 1));
+    write(&mut rig, 12, 2, 0, 12);
+    assert!(settle_but(&mut rig, |_, _| false).is_empty());
+    assert_eq!(rig.done, vec![written(11), written(12)]);
+    pages.into_iter().for_each(|page| deliver(&mut rig, page));
+    first.into_iter().for_each(|frame| deliver(&mut rig, frame));
+    slow.into_iter().for_each(|frame| deliver(&mut rig, frame));
+    let grow = until_growth(&mut rig);
+    rig.accept(grow);
+    let at = RowSlot { volume: VOLUME, row: row(2), slot: Slot(0) };
+    let head = |no| disk(&rig, no).head(at).expect("memory does not fail").expect("there").wid;
+    assert_eq!((head(4), head(1)), (wid(12), wid(12)));
 }
 
 #[test]
