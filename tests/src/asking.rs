@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::cluster::{COMMAND_LIMIT, Cluster, smalti};
 use crate::process::until;
+use crate::status::Status;
 
 /// A command that waits for the cluster, as a drain does, ends within this.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -63,7 +64,7 @@ impl Cluster {
     /// # Errors
     /// When the status can not be asked.
     pub fn at_rest(&self) -> Result<Option<()>> {
-        Ok(is_at_rest(&self.facts(&["status"])?).then_some(()))
+        Ok(self.status()?.is_at_rest().then_some(()))
     }
 
     /// Waits until by what one node sees there are so many volumes, every node is up, and all is at
@@ -78,17 +79,11 @@ impl Cluster {
             let status = self.ask_facts(node, &["status"]);
             last = status.as_ref().map_or_else(|error| format!("{error:#}"), Value::to_string);
             let Ok(status) = status else { return Ok(None) };
-            let nodes = status["nodes"].as_array().context("nodes")?;
-            let up = nodes.iter().filter(|node| node["state"] == "up").count();
-            let has = status["volumes"].as_array().map(Vec::len) == Some(volumes);
-            let well = has && up == self.nodes().len() && is_at_rest(&status);
-            Ok(well.then_some(()))
+            let status: Status = serde_json::from_value(status).context("a status")?;
+            let up = status.nodes.iter().filter(|node| node.state == "up").count();
+            let has = status.volumes.len() == volumes;
+            Ok((has && up == self.nodes().len() && status.is_at_rest()).then_some(()))
         });
         waited.with_context(|| format!("last status: {last}"))
     }
-}
-
-fn is_at_rest(status: &Value) -> bool {
-    let none = ["moving", "waiting", "kept", "stuck"].iter().all(|key| status["moves"][*key] == 0);
-    none && status["health"] == "ok"
 }

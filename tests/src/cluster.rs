@@ -437,13 +437,13 @@ impl Cluster {
         waited.with_context(|| format!("last status: {last}"))
     }
 
-    /// Waits until health is `ok`, every node up and no row behind.
+    /// Waits until health is `ok`, every node up, no row behind and every slot in its place.
     ///
     /// # Errors
     /// When it is not within [`HEAL_LIMIT`].
     pub fn wait_ok(&self) -> Result<Status> {
         self.wait_status("the cluster is healthy", HEAL_LIMIT, |s| {
-            s.health == "ok"
+            s.is_at_rest()
                 && s.nodes.iter().all(|n| n.state == "up")
                 && s.volumes.iter().all(|v| v.health == "ok" && v.rows_behind == Some(0))
         })

@@ -59,6 +59,28 @@ pub struct Status {
     pub raft: RaftStatus,
     /// How many custodians can be asked.
     pub custody: CustodyStatus,
+    /// Slots that are not where they are to be.
+    pub moves: MovesStatus,
+}
+
+impl Status {
+    /// Whether health is `ok`, and everything is where it is to be.
+    pub fn is_at_rest(&self) -> bool {
+        self.health == "ok" && self.moves == MovesStatus::default()
+    }
+}
+
+/// Slots that are not where they are to be.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+pub struct MovesStatus {
+    /// They move.
+    pub moving: u64,
+    /// They have yet to begin.
+    pub waiting: u64,
+    /// They have moved, and their old stores keep them.
+    pub kept: u64,
+    /// Nobody can take them.
+    pub stuck: u64,
 }
 
 /// One node in the status.

@@ -2,7 +2,7 @@
 
 use super::table::Table;
 use crate::control::{
-    DiskState, KeyReport, MovesStatus, NodeFacts, ScrubStatus, SlotState, StatusReport,
+    DiskState, Health, KeyReport, MovesStatus, NodeFacts, ScrubStatus, SlotState, StatusReport,
     VolumeDetail, VolumeFacts, VolumeStatus, WhatIfReport, WhyReport,
 };
 use crate::size::human;
@@ -77,7 +77,7 @@ fn catching_up(volume: &VolumeStatus) -> String {
 
 pub(super) fn why(report: &WhyReport) -> String {
     let mut text = format!("health    {}\n", report.health);
-    if report.reasons.is_empty() {
+    if report.health == Health::Ok {
         text.push_str("nothing is wrong\n");
     }
     for reason in &report.reasons {

@@ -279,7 +279,8 @@ impl Report {
             )),
         };
         if let Some((problem, remedy)) = told {
-            reasons.add(Health::Degraded, "moves".into(), problem, remedy);
+            // A slot that moves is in sync where it was: what lacks one is told of the volume.
+            reasons.add(Health::Ok, "moves".into(), problem, remedy);
         }
         let mut stuck: BTreeMap<(Cause, bool), usize> = BTreeMap::new();
         for Stuck { cause, full, .. } in &self.plan.stuck {

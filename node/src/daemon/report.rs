@@ -298,7 +298,8 @@ impl Report {
         let reasons = self.reasons();
         StatusReport {
             health: health_by(&reasons),
-            lasting: !reasons.is_empty() && reasons.iter().all(|reason| reason.lasting),
+            lasting: health_by(&reasons) != Health::Ok
+                && reasons.iter().all(|reason| reason.lasting || reason.health == Health::Ok),
             nodes: nodes.collect(),
             volumes,
             raft: RaftStatus {

@@ -171,7 +171,7 @@ fn heal(cluster: &mut Cluster, loss: Loss, away: impl FnOnce() -> Result<()>) ->
     until("all is in sync", LIMIT, || {
         // To ask starts a process, which on few processors is felt.
         thread::sleep(ASK_EVERY);
-        Ok((cluster.status()?.health == "ok").then_some(()))
+        Ok(cluster.status()?.is_at_rest().then_some(()))
     })?;
     let (took, to) = (began.elapsed(), SystemTime::now());
     Ok(Healed { from, to, took, rows: rows(cluster)?.saturating_sub(before) })
