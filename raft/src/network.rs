@@ -13,7 +13,7 @@ use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse,
     VoteRequest, VoteResponse,
 };
-use openraft::{AnyError, EmptyNode, RaftNetwork, RaftNetworkFactory};
+use openraft::{AnyError, EmptyNode, LogId, RaftNetwork, RaftNetworkFactory, Vote};
 use smalti_map::view::MapView;
 use smalti_storage::ids::NodeId;
 use std::sync::{Arc, OnceLock};
@@ -57,7 +57,7 @@ impl RaftNetworkFactory<MapRaft> for Network {
     type Network = Peer;
 
     async fn new_client(&mut self, target: u64, _node: &EmptyNode) -> Peer {
-        Peer { network: self.clone(), target, append: None }
+        Peer { network: self.clone(), target, sent: None }
     }
 }
 
@@ -66,7 +66,14 @@ pub(crate) struct Peer {
     network: Network,
     target: u64,
     /// Entries that the member has not answered for yet, though openraft has given them up.
-    append: Option<JoinHandle<Result<Response, AnyError>>>,
+    sent: Option<Sent>,
+}
+
+/// Entries on their way to a member.
+struct Sent {
+    vote: Vote<u64>,
+    last: Option<LogId<u64>>,
+    call: JoinHandle<Result<Response, AnyError>>,
 }
 
 type RpcError<E = RaftError<u64>> = RPCError<u64, EmptyNode, E>;
@@ -89,24 +96,54 @@ impl Peer {
         answer.map_err(|error| RPCError::Unreachable(Unreachable::new(&error)))
     }
 
-    /// Sends entries when those sent before have been answered. A member with a slow disk would get the
-    /// same ones again and again else, each time with a sync that begins when the time for it is
-    /// over; one that has them answers at once.
+    /// Sends entries when those sent before have been answered for. A member with a slow disk would get the
+    /// same ones again and again else, each time with a sync that begins when the time for it is over.
     async fn append<E: std::error::Error>(
         &mut self,
-        request: Request,
+        rpc: AppendEntriesRequest<MapRaft>,
     ) -> Result<Response, RpcError<E>> {
-        if let Some(earlier) = &mut self.append {
-            // Whatever became of it: openraft does not want to know any more.
-            let _ = earlier.await;
+        if let Some(sent) = &mut self.sent {
+            let answer = (&mut sent.call).await;
+            let (vote, last) = (sent.vote, sent.last);
+            self.sent = None;
+            // Whatever else became of it: openraft does not want to know any more.
+            if let Ok(Ok(Response::Append(answer))) = answer
+                && let Some(told) = tells(&answer, (vote, last), &rpc)
+            {
+                return Ok(Response::Append(told));
+            }
         }
+        let (vote, last) = (rpc.vote, rpc.entries.last().map(|entry| entry.log_id));
+        let request = Request::Append(self.known(), rpc);
         let (network, target) = (self.network.clone(), self.target);
         let call = async move { network.call(target, &request, APPEND_PATIENCE).await };
-        let answer = self.append.insert(tokio::spawn(call)).await;
-        self.append = None;
+        let call = tokio::spawn(call);
+        let answer = (&mut self.sent.insert(Sent { vote, last, call }).call).await;
+        self.sent = None;
         let answer = answer.unwrap_or_else(|error| Err(AnyError::new(&error)));
         answer.map_err(|error| RPCError::Unreachable(Unreachable::new(&error)))
     }
+}
+
+/// What the answer to entries sent before tells of those that are to be sent: a part of them has arrived.
+/// A leader's log only grows, so what it sent once is what it would send again.
+fn tells(
+    answer: &AppendEntriesResponse<u64>,
+    (vote, last): (Vote<u64>, Option<LogId<u64>>),
+    rpc: &AppendEntriesRequest<MapRaft>,
+) -> Option<AppendEntriesResponse<u64>> {
+    let has = match answer {
+        AppendEntriesResponse::Success => last,
+        AppendEntriesResponse::PartialSuccess(has) => *has,
+        AppendEntriesResponse::Conflict | AppendEntriesResponse::HigherVote(_) => None,
+    };
+    let wanted = rpc.entries.last()?.log_id;
+    let has =
+        has.filter(|has| vote == rpc.vote && Some(*has) > rpc.prev_log_id && *has <= wanted)?;
+    Some(match has == wanted {
+        true => AppendEntriesResponse::Success,
+        false => AppendEntriesResponse::PartialSuccess(Some(has)),
+    })
 }
 
 /// An answer that is no answer to the request: openraft tries again at its own pace.
@@ -132,10 +169,10 @@ impl RaftNetwork<MapRaft> for Peer {
         rpc: AppendEntriesRequest<MapRaft>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<u64>, RpcError> {
-        let heartbeat = rpc.entries.is_empty();
-        let request = Request::Append(self.known(), rpc);
-        let answer =
-            if heartbeat { self.call(request, option).await } else { self.append(request).await };
+        let answer = match rpc.entries.is_empty() {
+            true => self.call(Request::Append(self.known(), rpc), option).await,
+            false => self.append(rpc).await,
+        };
         match answer? {
             Response::Append(response) => Ok(response),
             other => Err(unexpected(&other)),
@@ -175,5 +212,43 @@ impl RaftNetwork<MapRaft> for Peer {
 
     fn backoff(&self) -> Backoff {
         Backoff::new(std::iter::repeat(UNREACHABLE_PAUSE))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use AppendEntriesResponse::{Conflict, HigherVote, PartialSuccess, Success};
+    use openraft::{CommittedLeaderId, Entry, EntryPayload};
+
+    fn at(index: u64) -> LogId<u64> {
+        LogId::new(CommittedLeaderId::new(3, 1), index)
+    }
+
+    fn rpc(prev: u64, last: u64) -> AppendEntriesRequest<MapRaft> {
+        let entry = |index| Entry { log_id: at(index), payload: EntryPayload::Blank };
+        AppendEntriesRequest {
+            vote: Vote::new_committed(3, 1),
+            prev_log_id: Some(at(prev)),
+            entries: (prev + 1..=last).map(entry).collect(),
+            leader_commit: None,
+        }
+    }
+
+    #[test]
+    fn what_arrived_too_late_is_not_sent_again() {
+        let vote = Vote::new_committed(3, 1);
+        let told =
+            |answer, last, of: (u64, u64)| tells(&answer, (vote, Some(at(last))), &rpc(of.0, of.1));
+        assert_eq!(told(Success, 7, (4, 7)), Some(Success));
+        assert_eq!(told(Success, 7, (4, 9)), Some(PartialSuccess(Some(at(7)))));
+        assert_eq!(told(PartialSuccess(Some(at(5))), 7, (4, 9)), Some(PartialSuccess(Some(at(5)))));
+        // What is wanted begins behind it, or ends before.
+        assert_eq!(told(Success, 7, (7, 9)), None);
+        assert_eq!(told(Success, 7, (4, 6)), None);
+        assert_eq!(told(Conflict, 7, (4, 9)), None);
+        assert_eq!(told(HigherVote(Vote::new(4, 2)), 7, (4, 9)), None);
+        let other = Vote::new_committed(4, 1);
+        assert_eq!(tells(&Success, (other, Some(at(7))), &rpc(4, 9)), None);
     }
 }

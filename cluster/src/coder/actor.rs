@@ -330,6 +330,19 @@ impl<T: Transport> Actor for Coder<T> {
     }
 }
 
+/// A proposal. However it ends, the same may be proposed again then.
+struct UnderWay {
+    coder: ActorRef<CoderMsg>,
+    command: Command,
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        // The coder may have ended meanwhile.
+        let _ = self.coder.cast(CoderMsg::Proposed(Box::new(self.command.clone())));
+    }
+}
+
 impl<T: Transport> State<T> {
     fn next_op(&mut self) -> u64 {
         let op = self.next_op;
@@ -446,9 +459,10 @@ impl<T: Transport> State<T> {
         let applied = self.args.map.propose(command.clone());
         let myself = myself.clone();
         self.args.tasks.spawn(async move {
-            let ended = applied.await;
-            // The coder may have ended meanwhile.
-            let _ = myself.cast(CoderMsg::Proposed(Box::new(command.clone())));
+            let ended = {
+                let _under_way = UnderWay { coder: myself.clone(), command: command.clone() };
+                applied.await
+            };
             match ended {
                 Ok(Applied::Rejected(why)) => {
                     tracing::info!(?command, %why, "proposal refused");
