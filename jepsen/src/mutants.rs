@@ -50,6 +50,7 @@ const UNSEEN: &[Mutant] = &[
     Mutant::TakeNewer,
     Mutant::IndexOfDeleted,
     Mutant::WalkUndecided,
+    Mutant::WalkUntouched,
     Mutant::LeaseBeforeBytes,
     Mutant::LeaseFromAnswer,
     Mutant::ServeAfterRelease,

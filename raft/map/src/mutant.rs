@@ -213,6 +213,8 @@ mutants! {
     LeftoversIgnored = "leftovers-ignored",
     /// A whole row that is still undecided counts as equal on a learner.
     WalkUndecided = "walk-undecided",
+    /// Nor is an update that was under way when the pages were asked for, or refused since, for behind.
+    WalkUntouched = "walk-untouched",
 
     // Disks that forget.
     /// One parity slot is believed for a row's vector, whatever became of it in a crash.

@@ -147,14 +147,16 @@ impl Catchup {
     }
 
     /// An update did not reach the learner. `outdated`: because it had another base, which the
-    /// walk will see by itself if it has not come to the row yet.
+    /// walk will see by itself if it has yet to ask for the page of the row.
     pub(super) fn behind(&mut self, row: RowAddr, (slot, store): Seat, outdated: bool) {
         let learning = self.learners.get_mut(&(row.group, slot));
         let Some(learning) = learning.filter(|learning| learning.store == store) else { return };
         match &mut learning.stage {
             Stage::Barrier { .. } if outdated => {}
             Stage::Walking(walk) if outdated && walk.is_ahead(row) => {
-                walk.touched.insert(row);
+                if !walk.paused && !lives(Mutant::WalkUntouched) {
+                    walk.touched.insert(row);
+                }
             }
             _ => {
                 learning.behind.insert(row);
@@ -319,6 +321,12 @@ impl Coordinator {
     fn waiting(group: &Group, slot: Slot) -> impl Iterator<Item = StoreId> {
         let holder = group.slots.get(slot.index()).filter(|_| !group.insync.contains(slot));
         [holder, group.targets.get(&slot)].into_iter().flatten().copied()
+    }
+
+    /// Whether the slot moves to the store, which did not hold it.
+    fn moves_to(&self, (group, slot): Place, store: StoreId) -> bool {
+        let group = self.volume.as_ref().and_then(|volume| volume.group(group));
+        group.is_some_and(|group| group.slots.get(slot.index()) != Some(&store))
     }
 
     /// Whether a store answers. To have a session is not enough: a node whose disk was replaced takes
@@ -497,6 +505,8 @@ impl Coordinator {
         for place in places {
             let Some(learning) = self.catchup.learners.get(&place) else { continue };
             let away = self.is_kept_away(place.0, learning.store);
+            let paused = self.map.moves_paused && self.moves_to(place, learning.store);
+            let window = if paused { 0 } else { window };
             let Some(learning) = self.catchup.learners.get_mut(&place) else { continue };
             let level = learning.is_level() || lives(Mutant::GrowBehind);
             let answered = learning.outstanding == 0 || lives(Mutant::GrowUnanswered);

@@ -235,6 +235,7 @@ impl Coordinator {
                 Stage::Barrier { after, opened } => (0, after, opened).hash(hasher),
                 Stage::Walking(walk) => {
                     (1, walk.after, &walk.pages, &walk.due, walk.paused).hash(hasher);
+                    walk.touched.hash(hasher);
                 }
                 Stage::Repairing => 2.hash(hasher),
                 Stage::Listing(listing) => {

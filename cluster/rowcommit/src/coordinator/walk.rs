@@ -73,12 +73,12 @@ impl Coordinator {
         };
         let seat = |slot| Some((slot, self.store_of(group, slot)?));
         let mut due: BTreeSet<Seat> = compared.iter().filter_map(seat).collect();
-        let touched = match lives(Mutant::WalkUndecided) {
-            true => BTreeSet::new(),
-            false => self.inflight.values().filter(|row| row.group == group).copied().collect(),
-        };
         let Some(learning) = self.catchup.learners.get_mut(&place) else { return };
         let Stage::Walking(walk) = &mut learning.stage else { return };
+        let ahead = |row: &&RowAddr| {
+            row.group == group && walk.is_ahead(**row) && !lives(Mutant::WalkUntouched)
+        };
+        let touched = self.inflight.values().filter(ahead).copied().collect();
         self.catchup.rounds += 1;
         let round = self.catchup.rounds;
         let after = walk.after.map(|row| (row, Slot(u8::MAX)));

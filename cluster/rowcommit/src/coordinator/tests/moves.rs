@@ -151,35 +151,98 @@ fn what_a_newcomer_refuses_while_pages_are_read_is_behind() {
     let mut rig = about_to_move();
     let learn = rig.settle();
     rig.accept(learn);
-    let scan = |of, ask: &Ask| of == store(4) && matches!(ask, Ask::Scan { .. });
-    let mut pages = Vec::new();
-    while pages.is_empty() {
-        rig.tick(20);
-        pages = settle_but(&mut rig, scan);
-    }
-    let write = |rig: &mut Rig, op, no, slot, seq| {
-        rig.feed(Event::Write {
-            op,
-            blocks: vec![BlockWrite { row: row(no), ..block(slot, seq) }],
-        });
-    };
+    let pages = until_page(&mut rig);
     // One that takes its time: the watermark stands still meanwhile.
-    write(&mut rig, 10, 1, 1, 10);
+    write(&mut rig, 10, 1, 1);
     let slow = settle_but(&mut rig, |of, ask| of == store(3) && !ask.is_read());
-    write(&mut rig, 11, 2, 0, 11);
+    write(&mut rig, 11, 2, 0);
     let first = settle_but(&mut rig, |of, ask| of == store(4) && !ask.is_read());
     assert_eq!((slow.len(), first.len()), (1, 1));
-    write(&mut rig, 12, 2, 0, 12);
+    write(&mut rig, 12, 2, 0);
     assert!(settle_but(&mut rig, |_, _| false).is_empty());
     assert_eq!(rig.done, vec![written(11), written(12)]);
-    pages.into_iter().for_each(|page| deliver(&mut rig, page));
-    first.into_iter().for_each(|frame| deliver(&mut rig, frame));
-    slow.into_iter().for_each(|frame| deliver(&mut rig, frame));
-    let grow = until_growth(&mut rig);
+    for frames in [pages, first, slow] {
+        frames.into_iter().for_each(|frame| deliver(&mut rig, frame));
+    }
+    assert_grows_level(&mut rig, 12);
+}
+
+/// The same where it refuses before the pages are asked for. Both show the first update then: the other store
+/// has yet to take the second one.
+#[test]
+fn what_is_under_way_when_pages_are_asked_for_is_behind() {
+    let mut rig = about_to_move();
+    let learn = rig.settle();
+    let opens = |of, ask: &Ask| of == store(4) && matches!(ask, Ask::Nop);
+    learn.iter().for_each(|command| support::accept(&mut rig.map, command));
+    rig.adopt();
+    let opened = settle_but(&mut rig, opens);
+    assert_eq!(opened.len(), 1);
+    write(&mut rig, 10, 1, 1);
+    let slow = settle_but(&mut rig, |of, ask| of == store(3) && !ask.is_read());
+    write(&mut rig, 11, 2, 0);
+    let first = settle_but(&mut rig, |of, ask| of == store(4) && !ask.is_read());
+    write(&mut rig, 12, 2, 0);
+    let second = settle_but(&mut rig, |of, ask| of != store(4) && !ask.is_read());
+    assert_eq!((first.len(), second.len()), (1, 2));
+    opened.into_iter().for_each(|frame| deliver(&mut rig, frame));
+    let pages = until_page(&mut rig);
+    for frames in [first, second, pages, slow] {
+        frames.into_iter().for_each(|frame| deliver(&mut rig, frame));
+    }
+    assert_grows_level(&mut rig, 12);
+}
+
+fn write(rig: &mut Rig, op: u64, no: u32, slot: u8) {
+    let blocks = vec![BlockWrite { row: row(no), ..block(slot, op) }];
+    rig.feed(Event::Write { op, blocks });
+}
+
+/// Goes on until the newcomer is asked for its page; the other one has answered by then.
+fn until_page(rig: &mut Rig) -> Vec<(StoreId, Frame)> {
+    for _ in 0..50 {
+        let scan = |of, ask: &Ask| of == store(4) && matches!(ask, Ask::Scan { .. });
+        let pages = settle_but(rig, scan);
+        if !pages.is_empty() {
+            return pages;
+        }
+        rig.tick(20);
+    }
+    panic!("no page is asked for: {}", rig.coordinator.describe());
+}
+
+/// The slot grows in, and has the row as the write of that number left it.
+fn assert_grows_level(rig: &mut Rig, seq: u64) {
+    let grow = until_growth(rig);
     rig.accept(grow);
     let at = RowSlot { volume: VOLUME, row: row(2), slot: Slot(0) };
-    let head = |no| disk(&rig, no).head(at).expect("memory does not fail").expect("there").wid;
-    assert_eq!((head(4), head(1)), (wid(12), wid(12)));
+    let head = |no| disk(rig, no).head(at).expect("memory does not fail").expect("there").wid;
+    assert_eq!((head(4), head(1)), (wid(seq), wid(seq)));
+}
+
+#[test]
+fn a_move_under_way_can_be_paused() {
+    let mut rig = about_to_move();
+    let learn = rig.settle();
+    rig.accept(learn);
+    rig.accept(vec![Command::PauseMoves(true)]);
+    rig.pass(5);
+    assert_eq!((head_of(&rig, 4, 0), group(&rig).slots[0]), (VersionMeta::default(), store(1)));
+    // One that comes back to its own slot is no move.
+    let shrink = Command::Shrink {
+        volume: VOLUME,
+        epoch: rig.map.volumes[&VOLUME].epoch,
+        stores: vec![store(3)],
+        to_data: false,
+    };
+    rig.accept(vec![shrink]);
+    rig.write(3, 0, 2);
+    rig.pass(5);
+    assert_eq!((group(&rig).insync.len(), head_of(&rig, 4, 0)), (3, VersionMeta::default()));
+    rig.accept(vec![Command::PauseMoves(false)]);
+    let grow = until_growth(&mut rig);
+    rig.accept(grow);
+    assert_eq!((head_of(&rig, 4, 0).wid, group(&rig).slots[0]), (wid(2), store(4)));
 }
 
 #[test]
