@@ -7,8 +7,8 @@ use smalti_storage::ids::{GroupNo, StoreId};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// Unless somebody asks, nothing is scrubbed before a coordinator has served for so long: there may be
-/// better things to do.
+/// Unless somebody asks, nothing is scrubbed before a coordinator has served for so long, or for as long as
+/// lies between two scrubs: there may be better things to do.
 const SETTLED: Duration = Duration::from_secs(600);
 
 /// Between two notes to the map while there is more to scrub.
@@ -114,7 +114,8 @@ impl Scrubs {
         let done = |group: &GroupNo| self.ended.get(group).is_some_and(|s| s.asked >= asked);
         let wanted = volume.asked_scrubs().find(|group| !done(group));
         wanted.or_else(|| {
-            let settled = self.active_since.is_some_and(|since| now.since(since) >= SETTLED);
+            let settled =
+                self.active_since.is_some_and(|since| now.since(since) >= SETTLED.min(self.every));
             let background = settled && !self.every.is_zero();
             let old = volume.old_scrub(unix, self.every.as_secs()).filter(|_| background)?;
             (!self.ended.contains_key(&old)).then_some(old)

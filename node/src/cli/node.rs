@@ -107,12 +107,13 @@ pub(super) async fn until_empty(
             }
         }
         let moves = status.moves;
-        if moves.paused && moves.moving == 0 && node.slots > 0 {
+        if moves.paused && moves.moving == 0 && moves.waiting > 0 && node.slots > 0 {
             bar.finish_and_clear();
             bail!("nothing moves, for moves are paused: see `smalti moves resume`");
         }
         // A plan is made anew twice a second: what it says once may be of a moment.
-        let stays = node.slots > 0 && moves.moving + moves.waiting == 0 && moves.stuck > 0;
+        let rests = moves.moving + moves.waiting + moves.kept == 0;
+        let stays = node.slots > 0 && rests && moves.stuck > 0;
         stuck = if stays { stuck + 1 } else { 0 };
         if stuck >= STUCK_LOOKS {
             bar.finish_and_clear();

@@ -55,6 +55,9 @@ pub(super) fn status(report: &StatusReport) -> String {
     for volume in report.volumes.iter().filter(|volume| volume.slots_catching_up > 0) {
         text.push_str(&catching_up(volume));
     }
+    for volume in report.volumes.iter().filter(|volume| volume.scrub.groups > 0) {
+        text.push_str(&format!("{}: scrubbed {}\n", volume.name, scrub(&volume.scrub)));
+    }
     text
 }
 

@@ -166,18 +166,18 @@ pub struct CustodyStatus {
 pub struct WhyReport {
     /// As in the status.
     pub health: Health,
-    /// What keeps it from `ok`, worst first.
+    /// What keeps it from `ok`, worst first; at the end, as `ok`, what goes on and does not.
     pub reasons: Vec<Reason>,
 }
 
-/// One thing that is not well.
+/// One thing that is not well, or goes on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Reason {
     /// How bad it is.
     pub health: Health,
     /// What it concerns: `node n2`, `volume v`, `volume v group 3`, `raft`, `custody`.
     pub subject: String,
-    /// What is not well, in one line.
+    /// What it is, in one line.
     pub problem: String,
     /// What happens by itself, or what the operator can do.
     pub remedy: Option<String>,

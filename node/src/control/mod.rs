@@ -54,7 +54,7 @@ pub trait Control: Send + Sync + 'static {
     /// Health in short: the answer of `smalti status`.
     fn status(&self) -> Answer<'_, StatusReport>;
 
-    /// Why health is not `ok`; no reasons when it is.
+    /// Why health is not `ok`, and what goes on meanwhile.
     fn why(&self) -> Answer<'_, WhyReport>;
 
     /// Every volume, by name.

@@ -1,4 +1,5 @@
-//! Why the health is not `ok`: what is the matter, and what to do about it, one sentence each.
+//! Why the health is not `ok`: what is the matter, and what to do about it, one sentence each. And what goes
+//! on meanwhile, which is no reason.
 
 use super::renewal::Standing;
 use super::report::Report;
@@ -63,16 +64,19 @@ fn certificate_problem(standing: &Standing, now: SystemTime) -> Option<String> {
 }
 
 impl Report {
+    /// Nobody takes this node's connections once its certificate has expired: that others do not answer is
+    /// not for them to mend then.
+    fn or_first<'a>(&self, remedy: &'a str) -> &'a str {
+        let now = SystemTime::now();
+        match self.certificate.as_ref().is_some_and(|standing| standing.is_expired(now)) {
+            true => "renew this node's certificate first",
+            false => remedy,
+        }
+    }
+
     pub(super) fn reasons(&self) -> Vec<Reason> {
         let mut reasons = Reasons::default();
         let now = SystemTime::now();
-        let holders = self.map.custody.holders.iter().map(|holder| holder.node);
-        let away = holders.filter(|node| !self.up.contains(node));
-        let start_custodians = format!("start {}", self.names_of(away));
-        // Nobody takes this node's connections then: that others do not answer is not for them to mend.
-        let expired = self.certificate.as_ref().is_some_and(|standing| standing.is_expired(now));
-        let or_first =
-            |remedy| if expired { "renew this node's certificate first" } else { remedy };
         if let Some(standing) = &self.certificate
             && let Some(problem) = certificate_problem(standing, now)
         {
@@ -90,22 +94,25 @@ impl Report {
                 Health::Stalled,
                 "raft".into(),
                 problem,
-                or_first("start the nodes that are down"),
+                self.or_first("start the nodes that are down"),
             );
         }
         if !self.caught_up {
             let problem = "this node has not caught up with the cluster since it started";
-            let remedy = or_first("it does as soon as more than half of the nodes are up");
+            let remedy = self.or_first("it does as soon as more than half of the nodes are up");
             let subject = format!("node {}", self.node_name(self.me));
             reasons.add(Health::Stalled, subject, problem.into(), remedy);
         }
         let custody = self.custody_status();
         if custody.reachable < custody.needed {
+            let holders = self.map.custody.holders.iter().map(|holder| holder.node);
+            let away = holders.filter(|node| !self.up.contains(node));
+            let start = format!("start {}", self.names_of(away));
             let problem = format!(
                 "{} of {} custodians answer, {} are needed: no volume can be attached anew",
                 custody.reachable, custody.total, custody.needed
             );
-            reasons.add(Health::Degraded, "custody".into(), problem, or_first(&start_custodians));
+            reasons.add(Health::Degraded, "custody".into(), problem, self.or_first(&start));
         }
         for (id, node) in &self.map.nodes {
             if !self.up.contains(id) {
@@ -118,7 +125,7 @@ impl Report {
                     _ => ("it does not answer", "start it again; it catches up by itself"),
                 };
                 let subject = format!("node {}", node.name);
-                reasons.add(Health::Degraded, subject, problem.into(), or_first(remedy));
+                reasons.add(Health::Degraded, subject, problem.into(), self.or_first(remedy));
             }
         }
         for (id, node) in &self.map.nodes {
@@ -152,7 +159,7 @@ impl Report {
                 Health::Ok => {}
                 Health::Stalled => {
                     let (problem, remedy) = self.why_stalled(volume);
-                    reasons.add(Health::Stalled, subject, problem, &remedy);
+                    reasons.add(Health::Stalled, subject, problem, self.or_first(&remedy));
                 }
                 _ => {
                     let lost = self.lost(volume);
@@ -256,21 +263,33 @@ impl Report {
     /// Slots that move, or should and can not.
     fn moves_reasons(&self, reasons: &mut Reasons) {
         let Plan { moving, waiting, kept, .. } = self.plan;
+        let all_up = self.map.nodes.keys().all(|node| self.up.contains(node));
         let told = match (moving, waiting, kept) {
             (0, 0, 0) => None,
-            (_, 1.., _) if self.map.moves_paused => Some((
-                format!("{} slots wait to move to other stores", moving + waiting),
+            (moving, waiting, _) if self.map.moves_paused && moving + waiting > 0 => Some((
+                Health::Degraded,
+                format!(
+                    "{} slots wait to move to other stores, for moves are paused",
+                    moving + waiting
+                ),
                 "`smalti moves resume` lets them",
             )),
             (0, 1.., _) => Some((
+                Health::Degraded,
                 format!("{waiting} slots are to move, and too little of their groups is there"),
-                "start the nodes that are down; it goes on by itself then",
+                match all_up {
+                    true => "the stores that had the rest are needed: see docs/operations.md",
+                    false => "start the nodes that are down; it goes on by itself then",
+                },
             )),
+            // A slot that moves is in sync where it was; what a group lacks is told of the volume.
             (1.., ..) => Some((
+                Health::Ok,
                 format!("{} slots move to other stores", moving + waiting),
                 "it ends by itself; `smalti status` tells how far it is",
             )),
             (0, 0, _) => Some((
+                Health::Ok,
                 format!(
                     "{kept} slots have moved, and their old stores keep them as well until the others of \
                      their groups are in sync"
@@ -278,9 +297,8 @@ impl Report {
                 "it ends by itself once the nodes that are down are back, or what they had is rebuilt",
             )),
         };
-        if let Some((problem, remedy)) = told {
-            // A slot that moves is in sync where it was: what lacks one is told of the volume.
-            reasons.add(Health::Ok, "moves".into(), problem, remedy);
+        if let Some((health, problem, remedy)) = told {
+            reasons.add(health, "moves".into(), problem, remedy);
         }
         let mut stuck: BTreeMap<(Cause, bool), usize> = BTreeMap::new();
         for Stuck { cause, full, .. } in &self.plan.stuck {
