@@ -15,6 +15,8 @@ SIZE ?= 2G
 MUTANTS ?=
 # For `make test`, `make bench`, `make failover`: names of black-box tests, words in names of jobs and cases.
 ONLY ?=
+# For `make heal`: how often each node is killed and frozen.
+HEAL_KILLS ?= 10
 # For `make sim`; SIM: `--beyond`, `--keep-going`.
 SEEDS ?= 2000
 FROM ?= 1
@@ -25,7 +27,7 @@ CUTS ?= 1000
 smalti := $(CARGO_TARGET_DIR)/release/smalti
 
 .DEFAULT_GOAL := help
-.PHONY: help deps rocksdb build demo test model mutants powercut sim verify lint up down bench healing failover fmt fix
+.PHONY: help deps rocksdb build demo test model mutants powercut sim verify lint up down bench heal healing failover fmt fix
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile | expand -t 16
@@ -74,6 +76,10 @@ bench: build ## figures of a local 2+1 cluster: SECS, RUNS, SIZE, ONLY
 
 healing: build ## rebuild and resync: how fast, and what clients notice: SECS, SIZE
 	@$(CARGO_TARGET_DIR)/release/smalti-healing
+
+heal: build ## what is held against figures: clients' waits when nodes die, while all heals, what a join moves
+	STRICT=1 KILLS=$(HEAL_KILLS) $(CARGO_TARGET_DIR)/release/smalti-failover
+	STRICT=1 $(CARGO_TARGET_DIR)/release/smalti-healing
 
 failover: build ## how long clients wait when nodes die or freeze: KILLS, ONLY
 	@$(CARGO_TARGET_DIR)/release/smalti-failover $(ONLY)

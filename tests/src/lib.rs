@@ -3,7 +3,8 @@
 //! Knows nothing of the product's insides and links none of its crates. It holds the program only to
 //! its command line, to the files it documents, and to the NBD protocol.
 //!
-//! [`cluster`] starts, kills, freezes and restarts nodes, and [`asking`] asks them; [`nbd`] is a small client of its own;
+//! [`cluster`] starts, kills, freezes and restarts nodes, and [`asking`] asks them, [`tuning`]
+//! gives them other times; [`nbd`] is a small client of its own;
 //! [`load`] writes patterns that can be told apart ([`pattern`]), follows the cluster from node to
 //! node and remembers what was acknowledged ([`model`]); [`clients`] and [`fio`] drive other
 //! people's clients; [`files`] makes images and searches folders byte by byte; [`report`] prints.
@@ -26,6 +27,7 @@ pub mod process;
 pub mod report;
 pub mod settings;
 pub mod status;
+pub mod tuning;
 
 pub use cluster::{Cluster, Spec};
 pub use load::{Load, LoadConfig};

@@ -111,6 +111,16 @@ pub struct VolumeStatus {
     pub rows_lost: u64,
     /// Rows that slots got since the present coordinator began.
     pub rows_repaired: u64,
+    /// Slots that are being brought up to date, rebuilt or moved.
+    pub slots_catching_up: u64,
+    /// Rows that they lack yet, about.
+    pub rows_left: u64,
+    /// The same in bytes.
+    pub bytes_left: u64,
+    /// Rows a second of late.
+    pub rows_per_second: u64,
+    /// When that will be over.
+    pub seconds_left: Option<u64>,
     /// Data shards.
     pub data: u32,
     /// Parity shards.

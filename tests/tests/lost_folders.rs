@@ -127,31 +127,39 @@ fn emptied(test: &'static str, what: &str) -> Result<()> {
     let seed = seed();
     say(test, &format!("seed {seed}"));
     let mut cluster = Cluster::up(Spec::three(test, "32M"))?;
-    let folder = cluster.nodes()[2].dir.join(what);
+    // Whichever it is, and in whatever order they start.
+    let victim = usize::try_from(seed % 3)?;
+    let others = [(victim + 1) % 3, (victim + 2) % 3];
+    let mut order = [victim, others[0], others[1]];
+    order.rotate_left(usize::try_from(seed / 3 % 3)?);
+    say(test, &format!("node {victim}, all in the order {order:?}"));
+    let folder = cluster.nodes()[victim].dir.join(what);
     for (round, all) in [false, true].into_iter().enumerate() {
         let image = Image::write(&cluster, SIZE, 0, seed + round as u64)?;
-        let start = start_of(&cluster, 2)?;
+        let start = start_of(&cluster, victim)?;
         if all {
             cluster.kill_together(&[0, 1, 2])?;
         } else {
-            cluster.kill(2)?;
+            cluster.kill(victim)?;
         }
         fs::remove_dir_all(&folder)?;
         let emptied = Instant::now();
-        for node in if all { 0..3 } else { 2..3 } {
-            cluster.start(node)?;
+        for node in order {
+            if all || node == victim {
+                cluster.start(node)?;
+            }
         }
         // Before it has joined nobody knows that anything is missing.
         until("it has joined", LIMIT, || {
             // While all start nobody answers.
-            let now = start_of(&cluster, 2).unwrap_or(start);
+            let now = start_of(&cluster, victim).unwrap_or(start);
             Ok((now > start).then_some(()))
         })?;
         cluster.wait_ok().context("nobody did anything")?;
         say(test, &format!("all killed {all}: ok after {:?}", emptied.elapsed()));
-        for gone in [0, 1] {
+        for gone in others {
             cluster.kill(gone)?;
-            image.verify(&cluster, 2).context("from what was rebuilt")?;
+            image.verify(&cluster, victim).context("from what was rebuilt")?;
             cluster.start(gone)?;
             cluster.wait_ok()?;
         }

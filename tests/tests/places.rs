@@ -6,12 +6,16 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use smalti_tests::cluster::smalti;
-use smalti_tests::pattern::seed;
+use smalti_tests::image::Image;
+use smalti_tests::pattern::{BLOCK, seed};
 use smalti_tests::process::until;
 use smalti_tests::report::say;
+use smalti_tests::status::{Status, VolumeStatus};
 use smalti_tests::{Cluster, Load, LoadConfig, Spec};
 
 const LIMIT: Duration = Duration::from_secs(120);
+/// A store that is away for so long is rebuilt; the default is ten minutes.
+const DOWN_OUT: Duration = Duration::from_secs(10);
 
 #[test]
 fn slots_of_a_dead_node_are_rebuilt_by_themselves() -> Result<()> {
@@ -204,4 +208,68 @@ fn a_drain_says_what_it_waits_for() -> Result<()> {
     ensure!(loaded.server_errors == 0, "{} errors", loaded.server_errors);
     loaded.verify(&cluster.target(4))?;
     cluster.finish()
+}
+
+/// Where groups have parity to spare a store may come back for a while; then what it had is rebuilt
+/// elsewhere, which tells how far it is and can be paused.
+#[test]
+fn a_store_that_stays_away_is_rebuilt_and_tells_how_far_it_is() -> Result<()> {
+    let test = "a_store_that_stays_away_is_rebuilt_and_tells_how_far_it_is";
+    let seed = seed();
+    say(test, &format!("seed {seed}"));
+    let geometry = Some((2, 2));
+    let mut cluster = Cluster::up(Spec { nodes: 5, geometry, ..Spec::three(test, "512M") })?;
+    cluster.retune("down_out_ms", DOWN_OUT.as_millis().try_into()?)?;
+    let image = Image::write(&cluster, 512 << 20, 0, seed)?;
+    cluster.wait_ok()?;
+
+    cluster.kill(4)?;
+    let killed = Instant::now();
+    let begun = |status: &Status| status.moves.moving > 0;
+    let status = cluster.wait_status("a rebuild begins", LIMIT, begun)?;
+    // It is away from the last time that it was heard.
+    let waited = killed.elapsed() + Duration::from_secs(1);
+    ensure!(waited >= DOWN_OUT, "begun after {:?}", killed.elapsed());
+    ensure!(status.health == "degraded", "{}", status.brief());
+    let told = until("the rebuild tells how far it is", LIMIT, || {
+        let volume = volume(&cluster)?;
+        let tells = volume.rows_per_second > 0 && volume.rows_left > 0;
+        Ok((tells && volume.seconds_left.is_some()).then_some(volume))
+    })?;
+    ensure!(told.bytes_left >= told.rows_left * BLOCK as u64, "{told:?}");
+
+    cluster.command(&["moves", "pause"])?;
+    let mut last = volume(&cluster)?.rows_repaired;
+    let mut since = Instant::now();
+    until("the rebuild stands still", LIMIT, || {
+        let now = volume(&cluster)?.rows_repaired;
+        if now != last {
+            (last, since) = (now, Instant::now());
+        }
+        Ok((since.elapsed() > Duration::from_secs(3)).then_some(()))
+    })?;
+    ensure!(volume(&cluster)?.rows_left > 0, "all was rebuilt before it was paused");
+    let why = cluster.command(&["why"])?;
+    ensure!(why.contains("smalti moves resume"), "{why}");
+    say(test, &format!("told {told:?}, paused at {:?}", volume(&cluster)?));
+
+    cluster.command(&["moves", "resume"])?;
+    until("its slots are elsewhere", LIMIT, || Ok((cluster.slots()?[4] == 0).then_some(())))?;
+    ensure!(volume(&cluster)?.rows_left == 0, "{:?}", volume(&cluster)?);
+    // What it had is not needed any more: any two of the others have everything.
+    cluster.command(&["node", "set", "n5", "--weight", "0"])?;
+    cluster.start(4)?;
+    cluster.wait_ok()?;
+    cluster.kill_together(&[1, 2])?;
+    image.verify(&cluster, 0)?;
+    for node in [1, 2] {
+        cluster.start(node)?;
+    }
+    cluster.wait_ok()?;
+    image.verify(&cluster, 4)?;
+    cluster.finish()
+}
+
+fn volume(cluster: &Cluster) -> Result<VolumeStatus> {
+    cluster.status()?.volumes.into_iter().next().context("a volume")
 }

@@ -4,12 +4,14 @@
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use smalti_tests::files;
+use smalti_tests::image::Image;
 use smalti_tests::nbd::Client;
 use smalti_tests::pattern::{BLOCK, PIECE, next_random, piece, seed};
+use smalti_tests::process::until;
 use smalti_tests::report::say;
 use smalti_tests::{Cluster, Load, LoadConfig, Spec};
 
@@ -43,12 +45,7 @@ fn a_scrub_finds_and_mends_what_rots_under_load() -> Result<()> {
     let load = Load::start(LoadConfig { base, ..LoadConfig::new(cluster.targets(), 0, seed) });
     load.progress(100, LIMIT)?;
     let mut random = seed;
-    let mut flipped = 0;
-    for file in files::walk(&cluster.nodes()[ROTTEN].dir.join("data/store"))? {
-        if file.extension().is_some_and(|extension| extension == "blob") {
-            flipped += flip(&file, &mut random).with_context(|| file.display().to_string())?;
-        }
-    }
+    let flipped = rot(&cluster, &mut random)?;
     ensure!(flipped > 50, "only {flipped} bytes flipped");
     let scrub = cluster.facts(&["scrub", "v"])?["v"].clone();
     say(test, &format!("{flipped} bytes flipped on node {ROTTEN}: {scrub}"));
@@ -60,6 +57,14 @@ fn a_scrub_finds_and_mends_what_rots_under_load() -> Result<()> {
     let again = cluster.facts(&["scrub", "v"])?["v"].clone();
     ensure!(again["wrong"] == 0, "scrubbed again: {again}");
     say(test, &format!("once more: {again}"));
+
+    // Whoever reads finds some too, and mends them; parity is not read, so a scrub finds the rest.
+    let flipped = rot(&cluster, &mut random)?;
+    read_all(&cluster, 0, seed)?;
+    let rest = cluster.facts(&["scrub", "v"])?["v"].clone();
+    let left = rest["wrong"].as_u64().context("wrong")?;
+    say(test, &format!("{flipped} more, of which reads left {left}"));
+    ensure!(left > 0 && left <= flipped / 2, "{flipped} bytes flipped, read, and then: {rest}");
     load.finish()?.verify(&cluster.target(2))?;
 
     let nodes = cluster.facts(&["node", "list"])?;
@@ -69,15 +74,63 @@ fn a_scrub_finds_and_mends_what_rots_under_load() -> Result<()> {
         ensure!(right, "node {node} has {faults} faults: {nodes}");
     }
     for node in 0..3 {
-        let mut client = Client::connect(&cluster.target(node), LIMIT)?;
-        let mut buf = vec![0; PIECE];
-        for at in 0..PIECES {
-            client.read(at * PIECE as u64, &mut buf)?;
-            ensure!(buf == piece(seed, at), "MiB {at} differs through node {node}");
-        }
+        read_all(&cluster, node, seed)?;
     }
     cluster.wait_ok()?;
     cluster.finish()
+}
+
+/// Nobody asks: each group is scrubbed when its time has come.
+#[test]
+fn scrubs_begin_by_themselves() -> Result<()> {
+    let test = "scrubs_begin_by_themselves";
+    let seed = seed();
+    say(test, &format!("seed {seed}"));
+    let mut cluster = Cluster::up(Spec::three(test, "64M"))?;
+    let image = Image::write(&cluster, 64 << 20, 0, seed)?;
+    cluster.retune("scrub_interval_s", 10)?;
+    let mut random = seed;
+    let flipped = rot(&cluster, &mut random)?;
+    ensure!(flipped > 50, "only {flipped} bytes flipped");
+    // What ends so much later has begun since.
+    let since = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs() + 3;
+    until("all groups are scrubbed", LIMIT, || {
+        let scrub = &cluster.facts(&["status"])?["volumes"][0]["scrub"];
+        Ok(scrub["oldest"].as_u64().is_some_and(|oldest| oldest > since).then_some(()))
+    })?;
+    let faults = until("what they found is told", LIMIT, || {
+        let nodes = cluster.facts(&["node", "list"])?;
+        let faults = nodes[ROTTEN]["stores"][0]["faults"].as_u64().context("faults")?;
+        Ok((faults >= flipped / 2).then_some(faults))
+    })?;
+    say(test, &format!("{flipped} bytes flipped, {faults} found"));
+    // With one store gone the parity is not doubled any more: all that was wrong has been mended.
+    cluster.kill(0)?;
+    image.verify(&cluster, 2)?;
+    cluster.start(0)?;
+    cluster.wait_status("all are back", LIMIT, |status| status.health == "ok")?;
+    cluster.finish()
+}
+
+/// Flips bytes in the files of a node that runs, and answers how many.
+fn rot(cluster: &Cluster, random: &mut u64) -> Result<u64> {
+    let mut flipped = 0;
+    for file in files::walk(&cluster.nodes()[ROTTEN].dir.join("data/store"))? {
+        if file.extension().is_some_and(|extension| extension == "blob") {
+            flipped += flip(&file, random).with_context(|| file.display().to_string())?;
+        }
+    }
+    Ok(flipped)
+}
+
+fn read_all(cluster: &Cluster, node: usize, seed: u64) -> Result<()> {
+    let mut client = Client::connect(&cluster.target(node), LIMIT)?;
+    let mut buf = vec![0; PIECE];
+    for at in 0..PIECES {
+        client.read(at * PIECE as u64, &mut buf)?;
+        ensure!(buf == piece(seed, at), "MiB {at} differs through node {node}");
+    }
+    Ok(())
 }
 
 /// Flips a byte here and there in place, but not at the file's ends, which are its own.
