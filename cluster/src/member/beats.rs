@@ -66,6 +66,15 @@ struct Heard {
 }
 
 impl Heard {
+    /// The stores that a start of the node runs, and since when just these. What an earlier start told says
+    /// nothing of it: those stores may be gone, and another one there that is not known to run yet.
+    fn of_start(&self, start: Incarnation) -> (Instant, &[(StoreId, StoreSpace)]) {
+        match self.start < Some(start) {
+            true => (self.at, &[]),
+            false => (self.since, &self.stores),
+        }
+    }
+
     fn ids(stores: &[(StoreId, StoreSpace)]) -> impl Iterator<Item = StoreId> {
         stores.iter().map(|(store, _)| *store)
     }
@@ -189,9 +198,13 @@ impl Beats {
     pub fn sights(&self, map: &ClusterMap, patience: Duration) -> BTreeMap<StoreId, Sight> {
         let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
         let sight = |(id, store): (&StoreId, &Store)| {
+            let start = map.nodes.get(&store.node).map_or(Incarnation(0), |node| node.incarnation);
             let (silent, since, stores) = match heard.get(&store.node) {
                 _ if store.node == self.me => (Duration::ZERO, self.since, serving(&self.own)),
-                Some(heard) => (heard.at.elapsed(), heard.since, heard.stores.clone()),
+                Some(heard) => {
+                    let (since, stores) = heard.of_start(start);
+                    (heard.at.elapsed(), since, stores.to_vec())
+                }
                 None => (self.since.elapsed(), self.since, Vec::new()),
             };
             let space = stores.iter().find(|(found, _)| found == id).map(|(_, space)| *space);
@@ -263,6 +276,27 @@ impl Service for BeatService {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_an_earlier_start_ran_is_not_what_the_present_one_runs() {
+        let since = Instant::now();
+        let at = since + Duration::from_secs(9);
+        let stores = vec![(StoreId::default(), StoreSpace::default())];
+        let mut heard = Heard {
+            at,
+            start: Some(Incarnation(1)),
+            votes: true,
+            stores: stores.clone(),
+            paces: Vec::new(),
+            hears: BTreeSet::new(),
+            since,
+        };
+        assert_eq!(heard.of_start(Incarnation(1)), (since, &stores[..]));
+        // Known of no sooner than it was last heard: so it is away for a moment, and not for nine seconds.
+        assert_eq!(heard.of_start(Incarnation(2)), (at, &[][..]));
+        heard.start = None;
+        assert_eq!(heard.of_start(Incarnation(1)), (at, &[][..]));
+    }
 
     #[test]
     fn answers_tell_the_stores() {

@@ -11,11 +11,13 @@ use smalti_map::{Applied, ClusterMap, Command, voters};
 use smalti_raft::{GroupMetrics, MemberError, ProposeError};
 use smalti_storage::ids::{NodeId, RaftStoreId, StoreId};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior};
 
-/// How often it looks.
+/// How often it looks, and how soon after a change of the map: what has moved makes room for the next.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+const LOOK_AFTER: Duration = Duration::from_millis(50);
 
 /// How long a proposal may take. The next look makes it again.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -63,19 +65,27 @@ impl Member {
         let stop = self.inner.stop.clone();
         let mut every = tokio::time::interval(LOOK_EVERY);
         every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut maps = self.raft().watch();
         loop {
             let waits = Instant::now();
+            let changed = async {
+                if maps.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+                tokio::time::sleep(LOOK_AFTER).await;
+            };
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
                 _ = every.tick() => {}
+                () = changed => {}
             }
             // One that has been asleep takes itself for the leader yet, and everybody for gone.
             if waits.elapsed() > ASLEEP {
                 continue;
             }
             let metrics = self.raft().metrics();
-            let map = self.map();
+            let map = Arc::clone(&maps.borrow_and_update());
             // Of a cluster that is not founded there is nothing to see to.
             if metrics.leader != Some(self.node()) || !map.nodes.contains_key(&self.node()) {
                 continue;

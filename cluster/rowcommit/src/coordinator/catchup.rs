@@ -502,6 +502,10 @@ impl Coordinator {
         let oldest = self.inflight.keys().next().copied();
         let mut grows = false;
         let window = if self.config.govern { self.governor.window() } else { usize::MAX };
+        let unfinished = self.catchup.learners.values().filter(|l| !l.is_level()).count().max(1);
+        // The last ones of many are not left with a small part of what may be repaired at once.
+        let part = if self.config.govern { window / unfinished } else { 0 };
+        let each = self.config.catchup_window.max(part);
         for place in places {
             let Some(learning) = self.catchup.learners.get(&place) else { continue };
             let away = self.is_kept_away(place.0, learning.store);
@@ -531,14 +535,15 @@ impl Coordinator {
                 }
                 _ => {}
             }
-            self.repair_learner(place, window);
+            self.repair_learner(place, window, each);
         }
         if grows {
             self.confirm_again();
         }
     }
 
-    fn repair_learner(&mut self, place: Place, window: usize) {
+    /// `window`: as much as is repaired of all slots at once; `each`: of this one.
+    fn repair_learner(&mut self, place: Place, window: usize, each: usize) {
         let now = self.now;
         let free = window.saturating_sub(self.catchup.repairing());
         let Some(learning) = self.catchup.learners.get_mut(&place) else { return };
@@ -546,7 +551,7 @@ impl Coordinator {
             let failed = std::mem::take(&mut learning.failed);
             learning.behind.extend(failed);
         }
-        let room = self.config.catchup_window.saturating_sub(learning.repairing).min(free);
+        let room = each.saturating_sub(learning.repairing).min(free);
         let (life, seat) = (learning.life, (place.1, learning.store));
         let rows: Vec<RowAddr> = learning.behind.iter().take(room).copied().collect();
         for row in rows {
