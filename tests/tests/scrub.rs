@@ -64,7 +64,8 @@ fn a_scrub_finds_and_mends_what_rots_under_load() -> Result<()> {
     let rest = cluster.facts(&["scrub", "v"])?["v"].clone();
     let left = rest["wrong"].as_u64().context("wrong")?;
     say(test, &format!("{flipped} more, of which reads left {left}"));
-    ensure!(left > 0 && left <= flipped / 2, "{flipped} bytes flipped, read, and then: {rest}");
+    // A third of all, and what the load has written, which nobody reads.
+    ensure!(left > 0 && left <= flipped * 2 / 3, "{flipped} bytes flipped, read, and then: {rest}");
     load.finish()?.verify(&cluster.target(2))?;
 
     let nodes = cluster.facts(&["node", "list"])?;

@@ -66,6 +66,7 @@ impl Member {
         let mut every = tokio::time::interval(LOOK_EVERY);
         every.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut maps = self.raft().watch();
+        let mut refused = false;
         loop {
             let waits = Instant::now();
             let changed = async {
@@ -78,7 +79,8 @@ impl Member {
                 biased;
                 () = stop.cancelled() => return,
                 _ = every.tick() => {}
-                () = changed => {}
+                // What was refused a moment ago would be again.
+                () = changed, if !refused => {}
             }
             // One that has been asleep takes itself for the leader yet, and everybody for gone.
             if waits.elapsed() > ASLEEP {
@@ -90,12 +92,15 @@ impl Member {
             if metrics.leader != Some(self.node()) || !map.nodes.contains_key(&self.node()) {
                 continue;
             }
-            if let Err(error) = self.keep_members(&map, &metrics).await {
+            let members = self.keep_members(&map, &metrics).await;
+            if let Err(error) = &members {
                 tracing::debug!(%error, "the voters are not as they should be yet");
             }
-            if let Err(error) = self.propose_moves(&map).await {
+            let moves = self.propose_moves(&map).await;
+            if let Err(error) = &moves {
                 tracing::debug!(%error, "a change of places got no answer");
             }
+            refused = members.is_err() || !moves.unwrap_or(false);
         }
     }
 
@@ -159,24 +164,27 @@ impl Member {
         }
     }
 
-    async fn propose_moves(&self, map: &MapView) -> Result<(), ProposeError> {
+    /// Whether all of it was accepted.
+    async fn propose_moves(&self, map: &MapView) -> Result<bool, ProposeError> {
         let Plan { moves, forget, .. } = self.plan(map);
+        let mut accepted = true;
         for (volume, moves) in moves {
             tracing::info!(%volume, ?moves, "slots begin to move, or stay after all");
-            self.ask_for(Command::Move { volume, moves }).await?;
+            accepted &= self.ask_for(Command::Move { volume, moves }).await?;
         }
         for store in forget {
             tracing::info!(%store, "another store has taken its place: it is forgotten");
-            self.ask_for(Command::ForgetStore { store }).await?;
+            accepted &= self.ask_for(Command::ForgetStore { store }).await?;
         }
-        Ok(())
+        Ok(accepted)
     }
 
-    async fn ask_for(&self, command: Command) -> Result<(), ProposeError> {
+    async fn ask_for(&self, command: Command) -> Result<bool, ProposeError> {
         // The map may have moved on; the next plan is made from what it says then.
         if let Applied::Rejected(why) = self.raft().propose_within(command, PATIENCE).await? {
             tracing::debug!(%why, "a change of places was refused");
+            return Ok(false);
         }
-        Ok(())
+        Ok(true)
     }
 }

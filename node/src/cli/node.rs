@@ -15,10 +15,13 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// What can not move in so many looks will not.
 const STUCK_LOOKS: u32 = 10;
 
+/// What is held back by a pause for so many looks is not about to end.
+const PAUSED_LOOKS: u32 = 4;
+
 /// Where nothing has moved in so many looks, somebody should see why.
 const IDLE_LOOKS: u32 = 60;
 
-/// A plan is made twice a second: so long after a change there is one that knows of it.
+/// A plan is made twice a second at least: so long after a change there is one that knows of it.
 const PLAN_PAUSE: Duration = Duration::from_secs(1);
 
 /// Another node may need so many looks to vote in its stead.
@@ -89,7 +92,7 @@ pub(super) async fn until_empty(
     way_out: &str,
 ) -> anyhow::Result<NodeFacts> {
     let bar = output::bar(format!("slots of {name}"));
-    let (mut most, mut looks, mut stuck, mut idle) = (0, 0, 0, 0);
+    let (mut most, mut looks, mut stuck, mut idle, mut paused) = (0, 0, 0, 0, 0);
     loop {
         let nodes: Vec<NodeFacts> = target.read("/v1/nodes").await?;
         let Some(node) = nodes.into_iter().find(|node| node.name == name) else {
@@ -107,7 +110,9 @@ pub(super) async fn until_empty(
             }
         }
         let moves = status.moves;
-        if moves.paused && moves.moving == 0 && moves.waiting > 0 && node.slots > 0 {
+        let held = moves.paused && moves.moving + moves.waiting > 0 && node.slots > 0;
+        paused = if held { paused + 1 } else { 0 };
+        if paused >= PAUSED_LOOKS {
             bar.finish_and_clear();
             bail!("nothing moves, for moves are paused: see `smalti moves resume`");
         }

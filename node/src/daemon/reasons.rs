@@ -267,7 +267,7 @@ impl Report {
         let told = match (moving, waiting, kept) {
             (0, 0, 0) => None,
             (moving, waiting, _) if self.map.moves_paused && moving + waiting > 0 => Some((
-                Health::Degraded,
+                (Health::Degraded, true),
                 format!(
                     "{} slots wait to move to other stores, for moves are paused",
                     moving + waiting
@@ -275,7 +275,7 @@ impl Report {
                 "`smalti moves resume` lets them",
             )),
             (0, 1.., _) => Some((
-                Health::Degraded,
+                (Health::Degraded, all_up),
                 format!("{waiting} slots are to move, and too little of their groups is there"),
                 match all_up {
                     true => "the stores that had the rest are needed: see docs/operations.md",
@@ -284,12 +284,12 @@ impl Report {
             )),
             // A slot that moves is in sync where it was; what a group lacks is told of the volume.
             (1.., ..) => Some((
-                Health::Ok,
+                (Health::Ok, false),
                 format!("{} slots move to other stores", moving + waiting),
                 "it ends by itself; `smalti status` tells how far it is",
             )),
             (0, 0, _) => Some((
-                Health::Ok,
+                (Health::Ok, false),
                 format!(
                     "{kept} slots have moved, and their old stores keep them as well until the others of \
                      their groups are in sync"
@@ -297,8 +297,8 @@ impl Report {
                 "it ends by itself once the nodes that are down are back, or what they had is rebuilt",
             )),
         };
-        if let Some((health, problem, remedy)) = told {
-            reasons.add(health, "moves".into(), problem, remedy);
+        if let Some(((health, lasting), problem, remedy)) = told {
+            reasons.push(health, "moves".into(), problem, remedy, lasting);
         }
         let mut stuck: BTreeMap<(Cause, bool), usize> = BTreeMap::new();
         for Stuck { cause, full, .. } in &self.plan.stuck {

@@ -323,10 +323,16 @@ impl Coordinator {
         [holder, group.targets.get(&slot)].into_iter().flatten().copied()
     }
 
-    /// Whether the slot moves to the store, which did not hold it.
-    fn moves_to(&self, (group, slot): Place, store: StoreId) -> bool {
-        let group = self.volume.as_ref().and_then(|volume| volume.group(group));
-        group.is_some_and(|group| group.slots.get(slot.index()) != Some(&store))
+    /// Whether the slot moves to the store, which did not hold it, and the operator wants no moves. One
+    /// goes on where writes wait for it, and where it keeps the one that holds the slot and has come back
+    /// from catching up.
+    pub(super) fn is_paused(&self, (no, slot): Place, store: StoreId) -> bool {
+        let group = self.volume.as_ref().and_then(|volume| volume.group(no));
+        let Some(group) = group.filter(|_| self.map.moves_paused) else { return false };
+        let Some(holder) = group.slots.get(slot.index()).filter(|holder| **holder != store) else {
+            return false;
+        };
+        group.insync.contains(slot) || !self.is_reached(*holder) && self.may_acknowledge(no)
     }
 
     /// Whether a store answers. To have a session is not enough: a node whose disk was replaced takes
@@ -509,8 +515,7 @@ impl Coordinator {
         for place in places {
             let Some(learning) = self.catchup.learners.get(&place) else { continue };
             let away = self.is_kept_away(place.0, learning.store);
-            let paused = self.map.moves_paused && self.moves_to(place, learning.store);
-            let window = if paused { 0 } else { window };
+            let window = if self.is_paused(place, learning.store) { 0 } else { window };
             let Some(learning) = self.catchup.learners.get_mut(&place) else { continue };
             let level = learning.is_level() || lives(Mutant::GrowBehind);
             let answered = learning.outstanding == 0 || lives(Mutant::GrowUnanswered);

@@ -35,9 +35,12 @@ impl Coordinator {
             self.volume.as_ref().and_then(|v| v.group(no)?.slots.get(slot.index())) == Some(&store)
                 || !self.lost_rows.iter().any(|row| row.group == no)
         };
-        // Of a store that is kept out of some groups, others need not wait for those.
-        let comes =
-            |(no, _): Place, l: &Learning| l.is_growing() || !self.is_kept_away(no, l.store);
+        // Of a store that is kept out of some groups, or whose moves are paused, others need not wait for
+        // those.
+        let comes = |place: Place, l: &Learning| {
+            let stays = self.is_kept_away(place.0, l.store) || self.is_paused(place, l.store);
+            l.is_growing() || !stays
+        };
         let learners = || {
             let all = self.catchup.learners.iter();
             all.filter(|(place, l)| may_grow(**place, l.store) && comes(**place, l))

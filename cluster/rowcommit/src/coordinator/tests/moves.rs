@@ -245,6 +245,30 @@ fn a_move_under_way_can_be_paused() {
     assert_eq!((head_of(&rig, 4, 0).wid, group(&rig).slots[0]), (wid(2), store(4)));
 }
 
+/// The one that holds the slot dies and comes back: while the other one is a learner it can not be, so that
+/// one is not held back any more.
+#[test]
+fn a_paused_move_keeps_nobody_from_coming_back() {
+    let mut rig = about_to_move();
+    let learn = rig.settle();
+    rig.accept(learn);
+    rig.accept(vec![Command::PauseMoves(true)]);
+    rig.deafen(1, true);
+    rig.link_down(1);
+    let epoch = rig.map.volumes[&VOLUME].epoch;
+    let stores = vec![store(1)];
+    rig.accept(vec![Command::Shrink { volume: VOLUME, epoch, stores, to_data: false }]);
+    rig.write(3, 0, 2);
+    rig.pass(3);
+    assert_eq!(rig.done, vec![written(3)]);
+    assert_eq!((group(&rig).insync.len(), group(&rig).slots[0]), (2, store(1)), "paused");
+    rig.deafen(1, false);
+    rig.link_up(1);
+    rig.pass(5);
+    assert_eq!((group(&rig).insync.len(), group(&rig).slots[0]), (3, store(4)));
+    assert_eq!(head_of(&rig, 4, 0).wid, wid(2));
+}
+
 #[test]
 fn a_store_gives_nothing_up_by_a_map_from_before_its_start() {
     let mut rig = about_to_move();
