@@ -55,7 +55,7 @@ pub(super) fn status(report: &StatusReport) -> String {
     for volume in report.volumes.iter().filter(|volume| volume.slots_catching_up > 0) {
         text.push_str(&catching_up(volume));
     }
-    for volume in report.volumes.iter().filter(|volume| volume.scrub.groups > 0) {
+    for volume in report.volumes.iter().filter(|volume| volume.scrub.rows > 0) {
         text.push_str(&format!("{}: scrubbed {}\n", volume.name, scrub(&volume.scrub)));
     }
     text
