@@ -112,14 +112,18 @@ fn a_slow_disk_is_done_without_where_it_can_be_spared() -> Result<()> {
     let why = cluster.command(&["why"])?;
     let name = &cluster.nodes()[victim].name;
     ensure!(why.contains(name) && why.contains("the disk of its store"), "{why}");
+    // What was under way when it was done without may have waited for it.
+    load.progress(1, LIMIT)?;
+    load.window();
     // The disk is as slow as before, and nobody notices.
     load.progress(200, LIMIT)?;
     let without = load.window();
     say(test, &format!("before: {}; without it: {}", usual.brief(), without.brief()));
+    // Not the longest one: other disks of this machine may falter. Half of the operations are writes.
     ensure!(
-        without.longest() < SlowSyncs::DELAY,
-        "a write took {:?} though the slow disk is out",
-        without.longest()
+        without.percentile(95.0) < SlowSyncs::DELAY,
+        "writes wait for the slow disk though it is out: {}",
+        without.brief()
     );
     drop(slow);
     let errors = load.server_errors();
