@@ -439,23 +439,21 @@ impl Coordinator {
             self.runnable.push_back(id);
             return;
         };
-        let known = task.gather.vec.is_some();
-        match answer {
-            Answer::Version { meta, record } => {
-                task.gather.unchecked.insert(slot, (meta, record));
-                let bad = task.gather.check(data);
-                self.found_wanting(row, bad, snap);
-            }
-            Answer::Missing if !known => {
-                // A row nobody wrote, most likely; the vector will tell.
-                task.gather.unchecked.insert(slot, (VersionMeta::default(), Bytes::new()));
-            }
+        let has = match answer {
+            Answer::Version { meta, record } => (meta, record),
+            // As it should be in a row nobody wrote, and the vector tells whether this is one.
+            Answer::Missing => Default::default(),
             answer => {
                 task.gather.avoid = task.gather.avoid.with(slot);
                 self.note_fault(id, row, slot, &answer);
                 self.found_wanting(row, SlotSet::EMPTY.with(slot), snap);
+                self.runnable.push_back(id);
+                return;
             }
-        }
+        };
+        task.gather.unchecked.insert(slot, has);
+        let bad = task.gather.check(data);
+        self.found_wanting(row, bad, snap);
         self.runnable.push_back(id);
     }
 
