@@ -393,6 +393,16 @@ impl Cluster {
         })
     }
 
+    /// How many lines of a node's log have these words.
+    ///
+    /// # Errors
+    /// When there is no log.
+    pub fn logged(&self, node: usize, words: &str) -> Result<usize> {
+        let path = self.log_path(node);
+        let log = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+        Ok(String::from_utf8_lossy(&log).lines().filter(|line| line.contains(words)).count())
+    }
+
     fn log_path(&self, node: usize) -> PathBuf {
         let entry = &self.nodes[node];
         let candidates =

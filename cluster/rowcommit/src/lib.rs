@@ -14,6 +14,7 @@
 //! R4. A version that was acknowledged is constructible from every later in-sync set.
 
 pub mod coordinator;
+pub mod governor;
 pub mod invariant;
 pub mod msg;
 mod snaps;

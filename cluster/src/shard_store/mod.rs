@@ -8,6 +8,7 @@
 mod actor;
 mod pace;
 mod replies;
+mod rewriting;
 mod session;
 mod space;
 mod writer;

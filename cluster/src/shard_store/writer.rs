@@ -3,6 +3,7 @@
 use super::Job;
 use super::pace::Pace;
 use super::replies::ReplySender;
+use super::rewriting::Rewriting;
 use super::space::{SpaceWatch, StoreSpace};
 use crate::clock;
 use smalti_rowcommit::msg::Reply;
@@ -30,6 +31,7 @@ pub(super) struct Writer {
     waiting: Waiting,
     space: SpaceWatch,
     pace: Pace,
+    rewriting: Rewriting,
 }
 
 /// Who waits for the writer.
@@ -54,8 +56,17 @@ impl Writer {
         waiting: Waiting,
     ) -> Self {
         let boot = clock::now();
-        let (space, pace) = (SpaceWatch::default(), Pace::default());
-        Self { store, config, boot, fence, jobs, waiting, space, pace }
+        Self {
+            store,
+            config,
+            boot,
+            fence,
+            jobs,
+            waiting,
+            space: SpaceWatch::default(),
+            pace: Pace::default(),
+            rewriting: Rewriting::default(),
+        }
     }
 
     /// Waits for the store's admission: what it is to be taken for is not known before. `None`: the
@@ -156,7 +167,10 @@ impl Writer {
                 let (begun, bytes) = (clock::now(), batch.changes.iter().map(record_bytes).sum());
                 self.store.commit(batch)?;
                 self.space.took(bytes);
-                self.pace.note(bytes, begun, clock::now());
+                let now = clock::now();
+                self.pace.note(bytes, begun, now);
+                self.rewriting.batch(begun, now);
+                self.rewriting.pace(&*self.store, now);
             }
             core.committed();
             if self.space.is_due() {
@@ -193,6 +207,8 @@ impl Writer {
             }
             core.set_room(room);
         }
+        self.rewriting.set_scarce(self.space.room() != Room::All || space.room() == 0);
+        self.rewriting.pace(&*self.store, clock::now());
         self.waiting.space.send_replace(StoreSpace::of(space, self.space.room()));
         self.waiting.pace.send_replace(self.pace.mean(clock::now()));
         Ok(())

@@ -13,10 +13,12 @@ use rocksdb::properties::{
 use rocksdb::statistics::Ticker;
 use rocksdb::{ColumnFamily, DB, ErrorKind, FlushOptions, Options, WriteOptions};
 use serde::{Deserialize, Serialize};
+use smalti_rewriting::{Pace, limit_compactions};
 use smalti_storage::ids::{Incarnation, RowSlot, StoreId};
 use smalti_storage::store::StoreError;
 use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use tracing::warn;
 
@@ -30,6 +32,8 @@ pub(crate) struct Database {
     pub(crate) db: DB,
     /// What it was opened with; the counters hang on it.
     options: Options,
+    /// How fast it compacts.
+    pub(crate) pace: Arc<Pace>,
     /// Deleted records that no compaction has met, about: their space is not counted as garbage.
     pub(crate) unmet: AtomicU64,
 }
@@ -77,9 +81,11 @@ impl Database {
         let blobs =
             blobs.map_err(|error| StoreError::Io(format!("{}: {error}", path.display())))?;
         let open = |wals| {
-            let settings = options.database(new, wals);
+            let mut settings = options.database(new, wals);
+            let pace = Arc::<Pace>::default();
+            limit_compactions(&mut settings, &pace);
             let db = DB::open_cf_descriptors(&settings, &path, options.families()?)?;
-            Ok(Self { db, options: settings, unmet: AtomicU64::new(0) })
+            Ok(Self { db, options: settings, pace, unmet: AtomicU64::new(0) })
         };
         let (database, log_whole) = match open(WalCheck::On) {
             Ok(database) => (database, true),

@@ -167,13 +167,14 @@ impl Collector {
                 return;
             }
             let Some(cutoff) = sizes.cutoff(garbage_min, space) else { return };
+            let Sizes { all, garbage, .. } = sizes;
+            info!(all, garbage, cutoff, "takes dead records out");
             if let Err(error) = self.rewrite(cutoff) {
                 warn!(%error, "can not take dead records out");
                 return;
             }
-            let Sizes { all, garbage, .. } = sizes;
             let left = Sizes::of(&self.database).map_or(garbage, |sizes| sizes.garbage);
-            info!(all, garbage, left, cutoff, "took dead records out");
+            info!(all, garbage, left, "took dead records out");
             if left >= garbage {
                 // Nothing came of it: not again before the next look.
                 return;

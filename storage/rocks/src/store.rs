@@ -182,6 +182,7 @@ impl RocksStore {
         self.database.flush()?;
         db.flush_wal(true).map_err(|error| failed(&error))?;
         self.database.check_background()?;
+        self.database.pace.set(None);
         db.cancel_all_background_work(true);
         self.reclaim.stop();
         // What was at work until now may have failed just before it ended.
@@ -484,6 +485,14 @@ impl ShardStore for RocksStore {
         space::below(self.directory.path(), self.database.used()?, self.buffers)
     }
 
+    fn pace_rewriting(&self, bytes_per_sec: Option<u64>) {
+        self.database.pace.set(bytes_per_sec);
+    }
+
+    fn rewritten(&self) -> u64 {
+        self.database.pace.wanted()
+    }
+
     fn close(&self) -> Result<(), StoreError> {
         let mut phase = self.phase.write().unwrap_or_else(PoisonError::into_inner);
         match &*phase {
@@ -511,6 +520,7 @@ impl Drop for RocksStore {
         self.database.failed = failed;
         // Otherwise the thread would keep the database open, and its lock held, for as long as a
         // compaction takes.
+        self.database.pace.set(None);
         self.database.db.cancel_all_background_work(!failed);
         self.reclaim.stop();
     }

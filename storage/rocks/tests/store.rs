@@ -295,6 +295,50 @@ fn so_does_that_of_those_deleted_before_a_restart() {
     deleted_records_go(true);
 }
 
+/// Who may not rewrite for now takes what is written, goes on where it was when it may, and ends in time
+/// whether it may or not.
+#[test]
+fn what_may_not_be_rewritten_holds_nobody_up() {
+    const ROWS: u32 = 2048;
+    let mut disk = Disk::new();
+    disk.options.garbage_bytes_min = 1 << 20;
+    disk.restart(true);
+    let at = |i| place(1, 0, 0, i, 0);
+    let write = |disk: &Disk, rows: std::ops::Range<u32>, seq| {
+        let changes = rows.map(|i| put(at(i), ver(1, seq), 1, 4160)).collect();
+        disk.store().commit(Batch::durable(changes)).expect("commit");
+    };
+    for batch in 0..8 {
+        write(&disk, batch * 256..(batch + 1) * 256, 1);
+    }
+    let dead = (0..ROWS).filter(|i| !i.is_multiple_of(8));
+    let changes = dead.map(|i| Change::DeleteVersion { at: at(i), ver: ver(1, 1) }).collect();
+    disk.store().commit(Batch::durable(changes)).expect("commit");
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    let mut no = ROWS;
+    while disk.store().rewritten() == 0 || no < ROWS + 100 {
+        assert!(std::time::Instant::now() < deadline, "it has nothing to rewrite");
+        disk.store().pace_rewriting(Some(0));
+        write(&disk, no..no + 1, 1);
+        no += 1;
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    let all = u64::from(ROWS) * 4160;
+    disk.store().pace_rewriting(Some(0));
+    assert!(blob_bytes(disk.directory.path()) > all, "it rewrites all the same");
+    let begun = std::time::Instant::now();
+    disk.restart(true);
+    assert!(begun.elapsed() < std::time::Duration::from_secs(20), "{:?}", begun.elapsed());
+    while blob_bytes(disk.directory.path()) > all / 2 {
+        assert!(std::time::Instant::now() < deadline, "the space does not come back");
+        disk.store().pace_rewriting(Some(4 << 20));
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    for i in (0..no).filter(|i| i.is_multiple_of(8) || *i >= ROWS) {
+        assert!(disk.store().record(at(i), ver(1, 1)).expect("record").is_some(), "{i}");
+    }
+}
+
 #[test]
 fn overwritten_records_do_not_pile_up() {
     const HOT: u32 = 512;

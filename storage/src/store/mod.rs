@@ -382,6 +382,17 @@ pub trait ShardStore: Send + Sync + 'static {
     /// Space below the store.
     fn space(&self) -> Result<Space, StoreError>;
 
+    /// From now on and for some seconds the store rewrites what it has, for its own sake, at so many bytes a
+    /// second; `None`: as fast as it can.
+    fn pace_rewriting(&self, bytes_per_sec: Option<u64>) {
+        let _ = bytes_per_sec;
+    }
+
+    /// Bytes that it has rewritten so, or waits to.
+    fn rewritten(&self) -> u64 {
+        0
+    }
+
     /// Ends the run and leaves the clean marker.
     fn close(&self) -> Result<(), StoreError>;
 }

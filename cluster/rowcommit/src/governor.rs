@@ -1,4 +1,5 @@
-//! How much is repaired at once while clients wait for answers.
+//! How much is repaired at once while clients wait for answers; and, in the same way, how fast a store
+//! rewrites what it has while batches wait for its disk. What follows says it of repairs.
 //!
 //! G1. Now and then, while clients are busy, nothing is repaired for a moment: how long they wait then is
 //!     what they would wait without repairs.
@@ -27,6 +28,8 @@ const QUIET: Duration = Duration::from_millis(200);
 
 /// Clients may wait this many times as long, and this much longer.
 const BEARABLE: f64 = 1.5;
+/// Where several are waited for at once, and the last one counts.
+const BEARABLE_OF_MANY: f64 = 1.25;
 const UNNOTICED: f64 = 200.0;
 
 /// With fewer operations in a step nothing is concluded.
@@ -40,8 +43,9 @@ const NEWER: f64 = 0.5;
 
 /// Watches how long clients wait, and says how much may be repaired at once.
 #[derive(Clone, Debug)]
-pub(super) struct Governor {
+pub struct Governor {
     most: f64,
+    bearable: f64,
     window: f64,
     /// Operations of clients under way.
     begun: BTreeMap<u64, Time>,
@@ -58,9 +62,11 @@ pub(super) struct Governor {
 
 impl Governor {
     /// At most so many repairs at once.
-    pub(super) fn new(most: usize) -> Self {
+    #[must_use]
+    pub fn new(most: usize) -> Self {
         Self {
             most: most as f64,
+            bearable: BEARABLE,
             window: FIRST.min(most as f64),
             begun: BTreeMap::new(),
             last_ended: None,
@@ -72,13 +78,19 @@ impl Governor {
         }
     }
 
+    /// The same for one of several things that clients wait for at once.
+    #[must_use]
+    pub fn of_many(most: usize) -> Self {
+        Self { bearable: BEARABLE_OF_MANY, ..Self::new(most) }
+    }
+
     /// A client's operation begins.
-    pub(super) fn began(&mut self, op: u64, now: Time) {
+    pub fn began(&mut self, op: u64, now: Time) {
         self.begun.insert(op, now);
     }
 
     /// It has been answered.
-    pub(super) fn ended(&mut self, op: u64, now: Time) {
+    pub fn ended(&mut self, op: u64, now: Time) {
         let Some(began) = self.begun.remove(&op) else { return };
         self.last_ended = Some(now);
         let settled = self.quiet_since.is_none_or(|since| now.since(since) >= QUIET / 2);
@@ -88,7 +100,8 @@ impl Governor {
     }
 
     /// So many repairs may be under way.
-    pub(super) fn window(&self) -> usize {
+    #[must_use]
+    pub fn window(&self) -> usize {
         match self.quiet_since {
             Some(_) => 0,
             // Never fewer than one.
@@ -97,12 +110,13 @@ impl Governor {
     }
 
     /// Time has passed. `repairing`: there is something to repair; `urgent`: clients wait for that.
-    pub(super) fn tick(&mut self, now: Time, repairing: bool, urgent: bool) {
+    pub fn tick(&mut self, now: Time, repairing: bool, urgent: bool) {
         if !repairing {
             *self = Self {
                 begun: std::mem::take(&mut self.begun),
                 last_ended: self.last_ended,
                 alone: self.alone,
+                bearable: self.bearable,
                 ..Self::new(self.most as usize)
             };
             return;
@@ -150,7 +164,7 @@ impl Governor {
         }
         let Some((took, alone)) = self.ninth_of_ten().zip(self.alone) else { return };
         self.took.clear();
-        self.window = if took > alone * BEARABLE + UNNOTICED {
+        self.window = if took > alone * self.bearable + UNNOTICED {
             (self.window * 0.7).max(1.0)
         } else {
             (self.window + 1.0).min(self.most)
