@@ -38,6 +38,10 @@ const FEWEST: usize = 8;
 /// Repairs at once to begin with.
 const FIRST: f64 = 8.0;
 
+/// Between two quiet moments clients that are answered fewer times than [`FEWEST`], and wait for less than
+/// this part of the time, are as good as idle.
+const TRICKLE: u32 = 10;
+
 /// How much a newer measurement of the undisturbed time counts.
 const NEWER: f64 = 0.5;
 
@@ -50,8 +54,14 @@ pub struct Governor {
     /// Operations of clients under way.
     begun: BTreeMap<u64, Time>,
     last_ended: Option<Time>,
-    /// Microseconds that operations took since the last step, or in the second half of a quiet moment.
+    /// Microseconds that operations took since the last step.
     took: Vec<f64>,
+    /// The same in the second halves of quiet moments, of several where one has too few.
+    took_alone: Vec<f64>,
+    /// Operations since the last quiet moment, and microseconds that they took.
+    since_quiet: (usize, f64),
+    /// Clients were as good as idle between the last two moments that would have been quiet.
+    trickle: bool,
     /// What they take undisturbed.
     alone: Option<f64>,
     stepped: Time,
@@ -71,6 +81,9 @@ impl Governor {
             begun: BTreeMap::new(),
             last_ended: None,
             took: Vec::new(),
+            took_alone: Vec::new(),
+            since_quiet: (0, 0.0),
+            trickle: false,
             alone: None,
             stepped: Time::default(),
             quiet_since: None,
@@ -93,9 +106,15 @@ impl Governor {
     pub fn ended(&mut self, op: u64, now: Time) {
         let Some(began) = self.begun.remove(&op) else { return };
         self.last_ended = Some(now);
-        let settled = self.quiet_since.is_none_or(|since| now.since(since) >= QUIET / 2);
-        if settled {
-            self.took.push(now.since(began).as_micros() as f64);
+        let took = now.since(began).as_micros() as f64;
+        match self.quiet_since {
+            None => {
+                self.took.push(took);
+                self.since_quiet.0 += 1;
+                self.since_quiet.1 += took;
+            }
+            Some(since) if now.since(since) >= QUIET / 2 => self.took_alone.push(took),
+            Some(_) => {}
         }
     }
 
@@ -121,35 +140,50 @@ impl Governor {
             };
             return;
         }
-        if let Some(since) = self.quiet_since {
-            if now.since(since) >= QUIET {
-                self.measured();
-                self.quiet_since = None;
-                self.quiet_ended = Some(now);
-                self.stepped = now;
-            }
-            return;
-        }
         if urgent {
+            self.quiet_since = None;
             self.took.clear();
             self.window = self.most;
             return;
         }
-        let idle = self.last_ended.is_none_or(|at| now.since(at) >= IDLE);
+        if let Some(since) = self.quiet_since {
+            if now.since(since) >= QUIET {
+                self.measured();
+                self.begin_interval(now);
+            }
+            return;
+        }
+        let first = self.quiet_ended.is_none();
         let due = self.quiet_ended.is_none_or(|at| now.since(at) >= QUIET_EVERY);
+        if due && !first {
+            let (ops, took) = self.since_quiet;
+            let little = (QUIET_EVERY / TRICKLE).as_micros() as f64;
+            self.trickle = ops < FEWEST && took < little;
+        }
+        let idle = self.trickle || self.last_ended.is_none_or(|at| now.since(at) >= IDLE);
         if !idle && due {
             self.quiet_since = Some(now);
             self.took.clear();
+        } else if due && self.trickle {
+            self.begin_interval(now);
         } else if now.since(self.stepped) >= STEP {
             self.stepped = now;
             self.step(idle);
         }
     }
 
+    fn begin_interval(&mut self, now: Time) {
+        self.quiet_since = None;
+        self.quiet_ended = Some(now);
+        self.since_quiet = (0, 0.0);
+        self.stepped = now;
+    }
+
     fn measured(&mut self) {
-        if let Some(took) = self.ninth_of_ten() {
+        if let Some(took) = ninth_of_ten(&mut self.took_alone) {
             let before = self.alone.unwrap_or(took);
             self.alone = Some(before + NEWER * (took - before));
+            self.took_alone.clear();
         }
         self.took.clear();
     }
@@ -162,7 +196,7 @@ impl Governor {
             }
             return;
         }
-        let Some((took, alone)) = self.ninth_of_ten().zip(self.alone) else { return };
+        let Some((took, alone)) = ninth_of_ten(&mut self.took).zip(self.alone) else { return };
         self.took.clear();
         self.window = if took > alone * self.bearable + UNNOTICED {
             (self.window * 0.7).max(1.0)
@@ -170,15 +204,15 @@ impl Governor {
             (self.window + 1.0).min(self.most)
         };
     }
+}
 
-    /// In what time nine of ten of the operations ended.
-    fn ninth_of_ten(&mut self) -> Option<f64> {
-        if self.took.len() < FEWEST {
-            return None;
-        }
-        self.took.sort_by(f64::total_cmp);
-        self.took.get(self.took.len() * 9 / 10).copied()
+/// In what time nine of ten of the operations ended.
+fn ninth_of_ten(took: &mut [f64]) -> Option<f64> {
+    if took.len() < FEWEST {
+        return None;
     }
+    took.sort_by(f64::total_cmp);
+    took.get(took.len() * 9 / 10).copied()
 }
 
 #[cfg(test)]
@@ -212,6 +246,22 @@ mod tests {
                     self.governor.tick(self.now, true, false);
                 }
                 self.quiet += u32::from(self.governor.window() == 0);
+            }
+        }
+
+        /// The same with an operation every so many milliseconds.
+        fn every(&mut self, millis: u64, each: u64, took: impl Fn(usize) -> u64) {
+            for at in 0..millis {
+                if at.is_multiple_of(each) {
+                    self.op += 1;
+                    let took = Duration::from_micros(took(self.governor.window()));
+                    self.governor.began(self.op, self.now);
+                    self.governor.ended(self.op, self.now.after(took));
+                }
+                self.now = self.now.after(Duration::from_millis(1));
+                if at.is_multiple_of(20) {
+                    self.governor.tick(self.now, true, false);
+                }
             }
         }
 
@@ -267,6 +317,37 @@ mod tests {
             rig.governor.tick(rig.now, true, true);
         }
         assert_eq!(rig.governor.window(), MOST);
+    }
+
+    /// So few that one quiet moment has too few of them; and they wait.
+    #[test]
+    fn slow_clients_are_heard_as_well() {
+        let mut rig = Rig::new();
+        rig.every(60_000, 50, |window| if window == 0 { 40_000 } else { 80_000 });
+        assert_eq!(rig.governor.window(), 1);
+        let mut rig = Rig::new();
+        rig.every(60_000, 50, |_| 40_000);
+        assert!(rig.governor.window() > 20, "{}", rig.governor.window());
+    }
+
+    #[test]
+    fn a_trickle_is_no_client_unless_it_waits() {
+        let mut rig = Rig::new();
+        rig.every(20_000, 300, |_| 3_000);
+        assert_eq!(rig.governor.window(), MOST);
+        // What was slow from the first moment may be slow by what is done here.
+        let mut rig = Rig::new();
+        rig.every(20_000, 300, |_| 290_000);
+        assert!(rig.governor.window() < 40, "{}", rig.governor.window());
+    }
+
+    /// Larger operations than before are not held against what is done meanwhile for good.
+    #[test]
+    fn what_they_take_undisturbed_may_change() {
+        let mut rig = Rig::new();
+        rig.busy(10_000, |_| 2_000);
+        rig.every(60_000, 80, |_| 75_000);
+        assert!(rig.governor.window() > 20, "{}", rig.governor.window());
     }
 
     #[test]

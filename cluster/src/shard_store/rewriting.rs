@@ -8,8 +8,7 @@ use smalti_rowcommit::governor::Governor;
 use smalti_storage::store::ShardStore;
 use std::time::Duration;
 
-/// What one more of the governor's window stands for. It never lets through less than this, so that
-/// ordinary compactions keep up with most of what clients write.
+/// What one more of the governor's window stands for. It never lets through less than this.
 const UNIT: u64 = 2 << 20;
 /// With so many of them nothing is held up.
 const MOST: usize = 512;
@@ -23,7 +22,7 @@ pub(super) struct Rewriting {
     batches: u64,
     seen: u64,
     changed: Option<Time>,
-    scarce: bool,
+    urgent: bool,
 }
 
 impl Default for Rewriting {
@@ -33,7 +32,7 @@ impl Default for Rewriting {
             batches: 0,
             seen: 0,
             changed: None,
-            scarce: false,
+            urgent: false,
         }
     }
 }
@@ -46,9 +45,9 @@ impl Rewriting {
         self.batches += 1;
     }
 
-    /// Whether space is scarce: then writes will soon wait for what rewriting frees.
-    pub(super) fn set_scarce(&mut self, scarce: bool) {
-        self.scarce = scarce;
+    /// Whether writes wait for it or soon will: for the space that it frees, or for tables in order.
+    pub(super) fn set_urgent(&mut self, urgent: bool) {
+        self.urgent = urgent;
     }
 
     /// Tells the store how fast it may go on.
@@ -63,7 +62,7 @@ impl Rewriting {
             self.changed = Some(now);
         }
         let at_work = self.changed.is_some_and(|at| now.since(at) < DONE);
-        self.governor.tick(now, at_work, self.scarce);
+        self.governor.tick(now, at_work, self.urgent);
         let window = self.governor.window();
         (window < MOST).then_some(window as u64 * UNIT)
     }
@@ -123,7 +122,7 @@ mod tests {
         assert_eq!(rewriting.step(30_000, now), None);
 
         let mut rewriting = Rewriting::default();
-        rewriting.set_scarce(true);
+        rewriting.set_urgent(true);
         let (pace, held) = busy(&mut rewriting, begun, |pace| 2000 + 1000 * pace.min(1000));
         assert_eq!((pace, held), (u64::MAX / MIB, 0));
     }

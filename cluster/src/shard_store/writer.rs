@@ -207,7 +207,8 @@ impl Writer {
             }
             core.set_room(room);
         }
-        self.rewriting.set_scarce(self.space.room() != Room::All || space.room() == 0);
+        let scarce = self.space.room() != Room::All || space.room() == 0;
+        self.rewriting.set_urgent(scarce || self.store.is_behind());
         self.rewriting.pace(&*self.store, clock::now());
         self.waiting.space.send_replace(StoreSpace::of(space, self.space.room()));
         self.waiting.pace.send_replace(self.pace.mean(clock::now()));

@@ -3,8 +3,8 @@
 //! A compaction writes as fast as it can, and the clients' log has to wait behind that. RocksDB's own rate
 //! limiter counts buffers that are written out as well, which clients wait for, and its rate can not be
 //! changed through its C interface. So this is one of ours: `limiter.cc` asks [`Pace`] for whatever a
-//! compaction wants to write, and lets the rest pass. Where writers wait for a compaction RocksDB itself
-//! asks for no leave.
+//! compaction wants to write, and lets the rest pass. RocksDB does not tell it that writers wait for a
+//! compaction's blob files: whoever sets the pace looks after that.
 //!
 //! It is the only unsafe code of the product.
 

@@ -31,12 +31,21 @@ class CompactionLimiter : public RateLimiter {
   ~CompactionLimiter() override { drop_(state_); }
 
   using RateLimiter::Request;
-  // Compactions ask with the lowest priority, but where writers wait for them; buffers that are written
-  // out do not.
+  // Compactions ask with the lowest priority, but for tables that writers already wait for; buffers that
+  // are written out do not.
   void Request(const int64_t bytes, const Env::IOPriority priority) override {
     if (priority == Env::IO_LOW && bytes > 0) {
       pass_(state_, static_cast<uint64_t>(bytes));
     }
+  }
+
+  // Whatever else is written goes in one piece.
+  size_t RequestToken(size_t bytes, size_t alignment, Env::IOPriority priority,
+                      ROCKSDB_NAMESPACE::Statistics* stats, OpType type) override {
+    if (priority != Env::IO_LOW) {
+      return bytes;
+    }
+    return RateLimiter::RequestToken(bytes, alignment, priority, stats, type);
   }
 
   void SetBytesPerSecond(int64_t) override {}

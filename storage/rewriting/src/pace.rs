@@ -4,8 +4,10 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Whoever sets a rate says so again within this, or all may write as they like: a compaction must not hang
-/// because nobody watches any more.
-const LASTS: Duration = Duration::from_secs(3);
+/// because nobody watches any more, or because who watches waits for it.
+const LASTS: Duration = Duration::from_secs(1);
+/// The same where nothing may be written.
+const NOTHING_LASTS: Duration = Duration::from_millis(400);
 
 /// How fast compactions may write; at first, and when nobody says anything any more, as fast as they can.
 #[derive(Debug, Default)]
@@ -29,11 +31,16 @@ struct Limit {
 }
 
 impl Pace {
-    /// So many bytes a second for the next three seconds; `None`: as fast as they can.
+    /// So many bytes a second for the next second, and nothing for less; `None`: as fast as they can.
     pub fn set(&self, bytes_per_sec: Option<u64>) {
-        let until = Instant::now() + LASTS;
-        self.lock().limit = bytes_per_sec.map(|bytes_per_sec| Limit { bytes_per_sec, until });
-        self.changed.notify_all();
+        let lasts = if bytes_per_sec == Some(0) { NOTHING_LASTS } else { LASTS };
+        let until = Instant::now() + lasts;
+        let mut inner = self.lock();
+        if inner.limit.map(|limit| limit.bytes_per_sec) != bytes_per_sec {
+            inner.due = None;
+            self.changed.notify_all();
+        }
+        inner.limit = bytes_per_sec.map(|bytes_per_sec| Limit { bytes_per_sec, until });
     }
 
     /// Bytes that compactions have written or wait to write.

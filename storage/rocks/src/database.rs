@@ -24,6 +24,11 @@ use tracing::warn;
 
 /// The key in the state family under which the store's own record lies.
 const RUN: &[u8] = b"run";
+const WRITE_STOPPED: &str = "rocksdb.is-write-stopped";
+const DELAYED_RATE: &str = "rocksdb.actual-delayed-write-rate";
+const FIRST_LEVEL_FILES: &str = "rocksdb.num-files-at-level0";
+/// A second compaction begins at 11 files that wait for one, and writers are slowed down at 20.
+const FILES_BEHIND: u32 = 14;
 /// How the text about all tables of a family begins where it tells of deletions.
 const TABLE_DELETIONS: &str = "# deletions=";
 
@@ -113,6 +118,17 @@ impl Database {
         let incarnation = Incarnation(last.0 + 1);
         database.begin(label.store, incarnation)?;
         Ok(Started { database, incarnation, whole, lacks })
+    }
+
+    /// Whether writers wait for compactions, or soon will.
+    pub(crate) fn is_behind(&self) -> bool {
+        let figure = |name| self.db.property_int_value_cf(self.data(), name).ok().flatten();
+        let held_up = figure(WRITE_STOPPED).unwrap_or(0) + figure(DELAYED_RATE).unwrap_or(0) > 0;
+        let files = |family: &ColumnFamily| {
+            let text = self.db.property_value_cf(family, FIRST_LEVEL_FILES).ok().flatten();
+            text.and_then(|text| text.parse().ok()).unwrap_or(0)
+        };
+        held_up || [self.meta(), self.data()].into_iter().any(|of| files(of) >= FILES_BEHIND)
     }
 
     /// Notes which start of which store this is, durably.

@@ -49,7 +49,8 @@ pub struct RocksOptions {
     /// Log kept for replay before all buffers are written out, in bytes. Bounds the time a start
     /// after a crash takes.
     pub wal_bytes_max: u64,
-    /// Threads that write out and compact.
+    /// Threads that write out and compact. Of three one writes out, and one compacts what piles up while
+    /// another one takes dead records out.
     pub background_jobs: u8,
     /// Dead records are taken out of the files they lie in once they are at least so many bytes, and as
     /// large a part of the store as the room on the disk makes it worth while.
@@ -68,7 +69,7 @@ impl Default for RocksOptions {
             data_buffers: 3,
             meta_buffer_bytes: 16 * MIB,
             wal_bytes_max: 128 * MIB as u64,
-            background_jobs: 2,
+            background_jobs: 3,
             garbage_bytes_min: 256 * MIB as u64,
             count_syncs: false,
         }

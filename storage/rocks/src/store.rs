@@ -179,10 +179,10 @@ impl RocksStore {
     /// matter, and puts the clean marker into the label.
     fn finish(&self) -> Result<(), StoreError> {
         let db = &self.database.db;
+        self.database.pace.set(None);
         self.database.flush()?;
         db.flush_wal(true).map_err(|error| failed(&error))?;
         self.database.check_background()?;
-        self.database.pace.set(None);
         db.cancel_all_background_work(true);
         self.reclaim.stop();
         // What was at work until now may have failed just before it ended.
@@ -491,6 +491,10 @@ impl ShardStore for RocksStore {
 
     fn rewritten(&self) -> u64 {
         self.database.pace.wanted()
+    }
+
+    fn is_behind(&self) -> bool {
+        self.database.is_behind()
     }
 
     fn close(&self) -> Result<(), StoreError> {

@@ -382,7 +382,7 @@ pub trait ShardStore: Send + Sync + 'static {
     /// Space below the store.
     fn space(&self) -> Result<Space, StoreError>;
 
-    /// From now on and for some seconds the store rewrites what it has, for its own sake, at so many bytes a
+    /// From now on and for a second the store rewrites what it has, for its own sake, at so many bytes a
     /// second; `None`: as fast as it can.
     fn pace_rewriting(&self, bytes_per_sec: Option<u64>) {
         let _ = bytes_per_sec;
@@ -391,6 +391,11 @@ pub trait ShardStore: Send + Sync + 'static {
     /// Bytes that it has rewritten so, or waits to.
     fn rewritten(&self) -> u64 {
         0
+    }
+
+    /// Whether commits wait for what it rewrites, or soon will.
+    fn is_behind(&self) -> bool {
+        false
     }
 
     /// Ends the run and leaves the clean marker.
