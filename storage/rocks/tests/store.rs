@@ -339,6 +339,30 @@ fn what_may_not_be_rewritten_holds_nobody_up() {
     }
 }
 
+/// Tables that no compaction may put in order pile up, and the store says so before it slows writers down.
+#[test]
+fn a_store_whose_tables_pile_up_says_so() {
+    let mut disk = Disk::new();
+    disk.options.data_buffer_bytes = 64 << 10;
+    disk.restart(true);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    let mut no = 0;
+    while !disk.store().is_behind() {
+        assert!(std::time::Instant::now() < deadline, "nothing piles up");
+        disk.store().pace_rewriting(Some(0));
+        let changes =
+            (no..no + 16).map(|i| put(place(1, 0, 0, i % 512, 0), ver(1, i.into()), 1, 4160));
+        disk.store().commit(Batch::durable(changes.collect())).expect("commit");
+        no += 16;
+    }
+    assert!(disk.store().rewritten() > 0, "a compaction waits");
+    disk.store().pace_rewriting(None);
+    while disk.store().is_behind() {
+        assert!(std::time::Instant::now() < deadline, "it stays behind");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+}
+
 #[test]
 fn overwritten_records_do_not_pile_up() {
     const HOT: u32 = 512;
