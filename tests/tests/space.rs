@@ -44,7 +44,8 @@ fn space_comes_back() -> Result<()> {
     let cluster = Cluster::up_in(disk.path(), Spec::three(TEST, "2G"))?;
     let mut client = Client::connect(&cluster.target(0), LIMIT)?;
 
-    let written = fill_up(&cluster, &disk, &mut client, seed, 0)?;
+    let (written, warned) = fill_up(&cluster, &disk, &mut client, seed)?;
+    warned.context("full without a warning that it is nearly full")?;
     let kept = trim_half(&cluster, &disk, &mut client, seed, written)?;
     delete_another(&cluster, &disk, &mut client, seed, written)?;
     for (node, from) in [(1, 0), (2, written / 2)] {
@@ -127,7 +128,8 @@ fn delete_another(
     smalti(&["volume", "create", "w", "--size", "2G", "--dir", &dir], COMMAND_LIMIT)?.ok()?;
     let target = Target { export: "w".to_owned(), ..cluster.target(1) };
     let mut other = Client::connect(&target, LIMIT)?;
-    fill_up(cluster, disk, &mut other, seed, 0)?;
+    // There is little room from the first: it may be full before anybody can look.
+    fill_up(cluster, disk, &mut other, seed)?;
     // The first volume's clients are told so as well.
     until("the first volume is refused too", LIMIT, || match write_new(client, written) {
         Err(Error::Server(NO_SPACE)) => Ok(Some(())),
@@ -155,18 +157,17 @@ fn delete_another(
 }
 
 /// Writes piece after piece until one is refused for lack of space for good: logs that are let go of
-/// may make room for some more. The stores must have said before that they are nearly full, and say
-/// then that they are full.
+/// may make room for some more. The stores say then that they are full. Answers how many pieces were taken,
+/// and at which one the stores were seen to be nearly full.
 fn fill_up(
     cluster: &Cluster,
     disk: &SmallDisk,
     client: &mut Client,
     seed: u64,
-    first: u64,
-) -> Result<u64> {
+) -> Result<(u64, Option<u64>)> {
     let mut warned = None;
     let mut refused: Option<Instant> = None;
-    let mut at = first;
+    let mut at = 0;
     while at < PIECES {
         match client.write(at * PIECE as u64, &piece(seed, at), 0) {
             Ok(()) => (at, refused) = (at + 1, None),
@@ -175,7 +176,6 @@ fn fill_up(
                     sleep(POLL);
                     continue;
                 }
-                let warned = warned.context("full without a warning that it is nearly full")?;
                 let status = cluster.wait_status("it is full", LIMIT, |s| s.health == "stalled")?;
                 let found = levels(cluster)?;
                 ensure!(
@@ -184,8 +184,9 @@ fn fill_up(
                     status.brief()
                 );
                 let used = used(disk)?;
-                say(TEST, &format!("nearly full at {warned} MiB, ENOSPC at {at}: {used} MiB used"));
-                return Ok(at);
+                let nearly = warned.map_or("not seen".to_owned(), |at| format!("at {at} MiB"));
+                say(TEST, &format!("nearly full {nearly}, ENOSPC at {at}: {used} MiB used"));
+                return Ok((at, warned));
             }
             Err(error) => bail!("refused with {error}, not ENOSPC"),
         }
