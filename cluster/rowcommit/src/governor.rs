@@ -28,9 +28,9 @@ const QUIET: Duration = Duration::from_millis(200);
 
 /// Clients may wait this many times as long, and this much longer.
 const BEARABLE: f64 = 1.5;
-/// Where several are waited for at once, and the last one counts.
-const BEARABLE_OF_MANY: f64 = 1.25;
 const UNNOTICED: f64 = 200.0;
+/// Instead of the former where several are waited for at once, and the last one counts.
+const BEARABLE_OF_MANY: f64 = 1.25;
 
 /// With fewer operations in a step nothing is concluded.
 const FEWEST: usize = 8;
@@ -154,11 +154,13 @@ impl Governor {
             return;
         }
         let first = self.quiet_ended.is_none();
-        let due = self.quiet_ended.is_none_or(|at| now.since(at) >= QUIET_EVERY);
+        let (ops, took) = self.since_quiet;
+        let heard = ops >= FEWEST || took >= (QUIET_EVERY / TRICKLE).as_micros() as f64;
+        // Who comes back is heard at once, not at the end of the interval.
+        let due =
+            self.quiet_ended.is_none_or(|at| now.since(at) >= QUIET_EVERY) || self.trickle && heard;
         if due && !first {
-            let (ops, took) = self.since_quiet;
-            let little = (QUIET_EVERY / TRICKLE).as_micros() as f64;
-            self.trickle = ops < FEWEST && took < little;
+            self.trickle = !heard;
         }
         let idle = self.trickle || self.last_ended.is_none_or(|at| now.since(at) >= IDLE);
         if !idle && due {
@@ -339,6 +341,17 @@ mod tests {
         let mut rig = Rig::new();
         rig.every(20_000, 300, |_| 290_000);
         assert!(rig.governor.window() < 40, "{}", rig.governor.window());
+    }
+
+    #[test]
+    fn who_comes_after_a_trickle_is_heard_at_once() {
+        for before in [10_000, 10_500, 11_000, 11_500] {
+            let mut rig = Rig::new();
+            rig.every(before, 300, |_| 3_000);
+            assert_eq!(rig.quiet, 0);
+            rig.busy(60, |_| 1000);
+            assert!(rig.quiet > 0, "after a trickle for {before} ms");
+        }
     }
 
     /// Larger operations than before are not held against what is done meanwhile for good.
