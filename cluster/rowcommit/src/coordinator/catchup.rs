@@ -46,6 +46,8 @@ pub(super) struct Learning {
     /// Rows whose repair failed, and when they are tried again.
     pub(super) failed: BTreeSet<RowAddr>,
     pub(super) retry_at: Time,
+    /// Its disk was full: nothing more is sent until then.
+    pub(super) full_until: Time,
     /// Rows that it keeps a part of, and nobody can tell what it is to hold.
     pub(super) marked: BTreeSet<RowAddr>,
     /// Changes it was sent and has not answered.
@@ -215,6 +217,14 @@ impl Catchup {
     }
 
     /// A claimed repair has ended.
+    /// A row was refused for want of space.
+    pub(super) fn no_room(&mut self, now: Time, row: RowAddr, seat: Seat) {
+        let learning = self.learners.get_mut(&(row.group, seat.0));
+        if let Some(learning) = learning.filter(|learning| learning.store == seat.1) {
+            learning.full_until = now.after(RETRY);
+        }
+    }
+
     pub(super) fn repaired(
         &mut self,
         now: Time,
@@ -379,6 +389,7 @@ impl Coordinator {
             repaired: 0,
             failed: BTreeSet::new(),
             retry_at: Time::default(),
+            full_until: Time::default(),
             marked: BTreeSet::new(),
             outstanding: 0,
             life: self.catchup.lives,
@@ -515,7 +526,8 @@ impl Coordinator {
         for place in places {
             let Some(learning) = self.catchup.learners.get(&place) else { continue };
             let away = self.is_kept_away(place.0, learning.store);
-            let window = if self.is_paused(place, learning.store) { 0 } else { window };
+            let held = self.is_paused(place, learning.store) || learning.full_until > self.now;
+            let window = if held { 0 } else { window };
             let Some(learning) = self.catchup.learners.get_mut(&place) else { continue };
             let level = learning.is_level() || lives(Mutant::GrowBehind);
             let answered = learning.outstanding == 0 || lives(Mutant::GrowUnanswered);

@@ -445,7 +445,8 @@ impl Coordinator {
     }
 
     pub(super) fn on_repaired(&mut self, id: TaskId, answer: &Answer) {
-        let Some((_, state)) = self.repairs.get(&id) else { return };
+        let Some((seat, state)) = self.repairs.get(&id) else { return };
+        let seat = *seat;
         let tries = match state {
             RepairState::Installing(tries) => *tries,
             RepairState::Marking => TRIES,
@@ -461,7 +462,13 @@ impl Coordinator {
             Answer::Rejected(Reject::Base { .. }) if tries < TRIES => {
                 self.set_repair(id, RepairState::Again(tries + 1));
             }
-            _ => self.set_repair(id, RepairState::Failed),
+            answer => {
+                let row = self.tasks.get(&id).map(|task| task.row);
+                if let (Answer::Rejected(Reject::NoSpace), Some(row)) = (answer, row) {
+                    self.catchup.no_room(self.now, row, seat);
+                }
+                self.set_repair(id, RepairState::Failed);
+            }
         }
         self.runnable.push_back(id);
     }

@@ -193,6 +193,26 @@ impl StoreCore {
         }
     }
 
+    /// What a slot lacks may be more than there is room for: on a full disk it only gets records in place
+    /// of others, and with hardly anything free none. What is left is for aborts and compactions, and a
+    /// disk without any is a store lost.
+    fn lacks_room_to_restore(
+        &mut self,
+        at: RowSlot,
+        versions: &[(VersionMeta, Bytes)],
+        keep: &[Ver],
+    ) -> Result<bool, StoreError> {
+        if self.room == Room::All {
+            return Ok(false);
+        }
+        let puts = versions.iter().filter(|(_, record)| !record.is_empty()).count();
+        let row = self.rows.at(at)?;
+        let given_back =
+            row.versions.iter().filter(|held| held.present && !keep.contains(&held.ver));
+        let frees = if row.corrupt { puts } else { given_back.count() };
+        Ok(puts > if self.room == Room::Freeing { frees } else { 0 })
+    }
+
     /// An update is only ever built on a committed version, so what is older than its base has
     /// had its time. Without this a row that is written again and again while the watermark
     /// stands still would collect versions without end.
@@ -438,6 +458,9 @@ impl StoreCore {
             return Ok(Answer::Rejected(Reject::Invalid));
         }
         let corrupt = self.is_corrupt(at, expect)?;
+        if self.lacks_room_to_restore(at, &versions, keep)? {
+            return Ok(Answer::Rejected(Reject::NoSpace));
+        }
         if corrupt && !keep.is_empty() {
             // It has nothing to keep. Whoever looked at it before must bring everything, and until
             // then it stays as it is: left empty it would pass for one that was never written.

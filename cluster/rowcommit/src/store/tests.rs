@@ -332,6 +332,32 @@ fn a_full_disk_takes_no_updates_but_everything_else() {
     assert_eq!(rig.ask(restore(4, ver(1))), Answer::Ok);
 }
 
+/// What a slot lacks is no more welcome there than what clients write: in place of something it is.
+#[test]
+fn a_full_disk_is_not_filled_by_repairs() {
+    let no_space = Answer::Rejected(Reject::NoSpace);
+    let mut rig = Rig::new(1);
+    rig.core.set_room(Room::Freeing);
+    assert_eq!(rig.ask(restore(4, Ver::NONE)), no_space);
+    assert_eq!((rig.versions(0), rig.marks()), (vec![], vec![]));
+    rig.core.set_room(Room::All);
+    assert_eq!(rig.ask(restore(4, Ver::NONE)), Answer::Ok);
+    rig.core.set_room(Room::Freeing);
+    assert_eq!(rig.ask(restore(5, ver(4))), Answer::Ok);
+    rig.core.set_room(Room::Nothing);
+    assert_eq!(rig.ask(restore(6, ver(5))), no_space);
+    // What takes it away goes on.
+    let nothing = Ask::Restore {
+        row: row(0),
+        slot: Slot(0),
+        versions: Vec::new(),
+        keep: Vec::new(),
+        expect: ver(5),
+    };
+    assert_eq!(rig.ask(nothing), Answer::Ok);
+    assert_eq!(rig.versions(0), Vec::<u64>::new());
+}
+
 /// The same with the absent record.
 fn absent(ask: Ask) -> Ask {
     let record = Bytes::new();
