@@ -9,15 +9,18 @@ use smalti_storage::ids::{GroupNo, Incarnation, StoreId};
 use std::collections::BTreeSet;
 
 impl Coordinator {
-    /// Once a group is whole and nothing of it is in doubt, those that held a slot of it before may
-    /// delete what they have.
+    /// Once a group is whole, nothing of it is in doubt and nothing waits to be put right, those that held a
+    /// slot of it before may delete what they have.
     pub(super) fn forget_holders(&mut self) {
         let Some(volume) = &self.volume else { return };
         let all = volume.all_slots();
         let clean = |(no, group): &(GroupNo, &Group)| {
             let whole = group.insync == all && group.learners.is_empty();
             let lost = self.lost_rows.iter().any(|row| row.group == *no);
-            !group.old_holders.is_empty() && whole && !self.suspects.in_group(*no) && !lost
+            let wrong = self.catchup.unrepaired.iter().any(|((row, _), _)| row.group == *no)
+                || self.distrusted.iter().any(|(row, _)| row.group == *no);
+            let doubt = lost || wrong || self.suspects.in_group(*no);
+            !group.old_holders.is_empty() && whole && !doubt
         };
         let numbered = (0u16..).map(GroupNo).zip(&volume.groups);
         let groups: Vec<GroupNo> = numbered.filter(clean).map(|(no, _)| no).collect();

@@ -305,6 +305,7 @@ impl Coordinator {
             Progress::Failed if self.is_lost(id, row, seat, &plan) => {
                 if self.counts(row, seat) {
                     self.catchup.unrepaired.put_off(self.now, row, seat);
+                    self.scrub_lost(row, seat);
                 }
                 true
             }

@@ -36,7 +36,8 @@ pub struct ScrubReport {
     pub rows: u64,
     /// Per store, how many of its row slots were wrong.
     pub wrong: BTreeMap<StoreId, u64>,
-    /// Rows whose records are no codeword, though nobody can tell which of them is wrong.
+    /// Rows that can not be put right: too much of them is wrong, or their records are no codeword and
+    /// nobody can tell which of them is wrong.
     pub unclear: u64,
 }
 
@@ -59,6 +60,8 @@ pub(super) struct Scrub {
     done: bool,
     checking: BTreeSet<RowAddr>,
     repairing: BTreeSet<(RowAddr, Seat)>,
+    /// Rows of which too little is right.
+    lost: BTreeSet<RowAddr>,
     report: ScrubReport,
 }
 
@@ -92,6 +95,7 @@ impl Scrub {
             done: false,
             checking: BTreeSet::new(),
             repairing: BTreeSet::new(),
+            lost: BTreeSet::new(),
             report: ScrubReport::default(),
         }
     }
@@ -115,7 +119,7 @@ impl Scrub {
     /// Its part of [`Coordinator::digest`]; rounds are only compared with those of requests.
     pub(super) fn digest(&self, hasher: &mut impl Hasher) {
         (self.group, self.after, &self.pages, self.due, self.done).hash(hasher);
-        (&self.checking, &self.repairing, &self.report).hash(hasher);
+        (&self.checking, &self.repairing, &self.lost, &self.report).hash(hasher);
     }
 }
 
@@ -134,13 +138,15 @@ impl Coordinator {
         let Some(scrub) = &self.scrub else { return };
         let (group, open) = (scrub.group, scrub.open());
         if scrub.done && open == 0 {
-            let report = self.scrub.take().map(|scrub| scrub.report).unwrap_or_default();
+            let ended = self.scrub.take().map(|scrub| (scrub.lost.len() as u64, scrub.report));
+            let (lost, mut report) = ended.unwrap_or_default();
+            report.unclear += lost;
             self.actions.push(Action::Scrubbed { group, report });
             return;
         }
         let window = if self.config.govern { self.governor.window() } else { PAGE_MAX };
         // Who may have forgotten something is compared with the others first.
-        let waits = self.suspects.in_group(group) || window == 0;
+        let waits = self.suspects.is_vetting(group) || window == 0;
         if scrub.done || !scrub.due.is_empty() || open >= AHEAD || waits {
             return;
         }
@@ -341,6 +347,15 @@ impl Coordinator {
         scrub.repairing.insert((row, seat));
         if claimed {
             self.add_doubtful_repair(row, seat, miscoded);
+        }
+    }
+
+    /// What a slot should hold of a row can not be constructed.
+    pub(super) fn scrub_lost(&mut self, row: RowAddr, seat: Seat) {
+        if let Some(scrub) = &mut self.scrub
+            && scrub.repairing.contains(&(row, seat))
+        {
+            scrub.lost.insert(row);
         }
     }
 

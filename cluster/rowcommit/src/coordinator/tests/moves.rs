@@ -96,6 +96,35 @@ fn a_slot_moves_while_all_stay_in_sync() {
     assert_eq!(held(&rig, 1), 0);
 }
 
+/// What waits to be put right may have its last good copy with who held the slot before.
+#[test]
+fn who_held_the_slot_keeps_it_while_something_is_wrong() {
+    let mut rig = about_to_move();
+    rig.deafen(3, true);
+    rig.link_down(3);
+    let epoch = rig.map.volumes[&VOLUME].epoch;
+    let stores = vec![store(3)];
+    rig.accept(vec![Command::Shrink { volume: VOLUME, epoch, stores, to_data: false }]);
+    let grow = until_growth(&mut rig);
+    rig.accept(grow);
+    rig.pass(2);
+    assert_eq!((group(&rig).slots[0], held(&rig, 1)), (store(4), 1));
+    // It rots on its new store, and what it could be made from on another one.
+    let of = |slot| RowSlot { volume: VOLUME, row: row(0), slot: Slot(slot) };
+    assert!(disk(&rig, 4).corrupt_record(of(0), head_of(&rig, 4, 0).ver, 7));
+    rig.read(4, 0);
+    rig.pass(1);
+    assert!(disk(&rig, 3).corrupt_record(of(2), head_of(&rig, 3, 2).ver, 7));
+    rig.deafen(3, false);
+    rig.link_up(3);
+    rig.pass(60);
+    assert_eq!((group(&rig).insync.len(), held(&rig, 1)), (3, 1));
+    // A client writes it again.
+    rig.feed(Event::Write { op: 5, blocks: vec![block(0, 5), block(1, 15)] });
+    rig.pass(600);
+    assert_eq!(held(&rig, 1), 0);
+}
+
 #[test]
 fn both_stores_have_to_hold_a_write_once_the_growth_is_proposed() {
     for deaf in [1, 4] {

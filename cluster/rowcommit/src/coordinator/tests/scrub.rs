@@ -90,6 +90,23 @@ fn a_record_that_rots_is_made_anew_and_its_store_named() {
 }
 
 #[test]
+fn a_row_of_which_too_little_is_right_is_told_of_as_long_as_it_is_so() {
+    let mut rig = written_twice(2, 1);
+    let before = heads(&rig, 3);
+    for no in [1, 3] {
+        let (ver, _) = before[no as usize - 1];
+        assert!(disk(&rig, no).corrupt_record(at(support::slot(no).0), ver, 7));
+    }
+    for _ in 0..2 {
+        assert_eq!(scrub(&mut rig).unclear, 1);
+    }
+    // Whoever has a backup writes it back.
+    rig.feed(Event::Write { op: 9, blocks: vec![block(0, 9), block(1, 19)] });
+    rig.pass(400);
+    assert_eq!((scrub(&mut rig).unclear, scrub(&mut rig)), (0, found(&[])));
+}
+
+#[test]
 fn metadata_that_rots_are_made_anew() {
     for no in 1..=3 {
         let mut rig = written_twice(2, 1);

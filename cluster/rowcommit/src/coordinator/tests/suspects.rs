@@ -292,3 +292,26 @@ fn where_nobody_may_leave_the_epoch_begins_anew() {
     let stale = Action::ReadDone { op: 4, result: Ok(vec![bytes(1)]) };
     assert!(!rig.done.contains(&stale), "{:?}", rig.done);
 }
+
+/// A row that nobody can put right is never compared to the end; that holds no scrub up.
+#[test]
+fn what_can_not_be_compared_keeps_no_scrub_from_ending() {
+    let (mut rig, _) = written_twice();
+    for no in [1, 3] {
+        let meta = rig.head(no);
+        assert!(disk(&rig, no).corrupt_meta(at(support::slot(no).0), meta.ver));
+    }
+    for no in 1..=3 {
+        rig.crash_store(no, None);
+        rig.link_up(no);
+    }
+    rig.elect_later();
+    rig.rest();
+    rig.rest();
+    assert_eq!(rig.coordinator.phase(), Phase::Active);
+    assert!(rig.coordinator.stats().suspects > 0, "{}", rig.coordinator.describe());
+    rig.done.clear();
+    rig.feed(Event::Scrub { group: GroupNo(0) });
+    rig.rest();
+    assert!(rig.done.iter().any(|d| matches!(d, Action::Scrubbed { .. })), "{:?}", rig.done);
+}
