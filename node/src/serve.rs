@@ -19,8 +19,10 @@ use std::fs::DirBuilder;
 use std::io;
 use std::net::{TcpListener, UdpSocket};
 use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::process::CommandExt;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
+use std::process::Command;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -44,8 +46,22 @@ pub async fn serve(config_path: &Path) -> anyhow::Result<()> {
     telemetry::forbid_dumps()?;
     telemetry::raise_file_limit()?;
     let config = NodeConfig::load(config_path)?;
-    run_node(config).await
+    match run_node(config).await {
+        Err(error) if error.is::<StartAnew>() => {
+            tracing::warn!(reason = %error, "the node starts anew");
+            // With all that this process has open closed, and under its id.
+            let program = std::env::current_exe().context("find this program")?;
+            let failed = Command::new(program).args(std::env::args_os().skip(1)).exec();
+            Err(error.context(failed).context("start anew"))
+        }
+        ended => ended,
+    }
 }
+
+/// The process is to be started anew at once, for the reason given.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct StartAnew(String);
 
 /// Runs a node with everything it has.
 ///
@@ -83,8 +99,14 @@ impl fmt::Debug for Started {
 
 #[derive(Clone, Debug, Default)]
 struct Poison {
-    reason: Arc<OnceLock<String>>,
+    reason: Arc<OnceLock<Ending>>,
     token: CancellationToken,
+}
+
+#[derive(Debug)]
+struct Ending {
+    reason: String,
+    anew: bool,
 }
 
 impl NodeRuntime {
@@ -93,8 +115,17 @@ impl NodeRuntime {
     pub fn poison(&self, reason: impl fmt::Display) {
         let reason = reason.to_string();
         tracing::error!(reason, "the node can not go on");
+        self.end(Ending { reason, anew: false });
+    }
+
+    /// The same where another process of it can, and is to be started.
+    pub fn start_anew(&self, reason: impl fmt::Display) {
+        self.end(Ending { reason: reason.to_string(), anew: true });
+    }
+
+    fn end(&self, ending: Ending) {
         // A later reason is a consequence of the first.
-        let _ = self.poison.reason.set(reason);
+        let _ = self.poison.reason.set(ending);
         self.poison.token.cancel();
     }
 
@@ -198,7 +229,11 @@ async fn await_ports(addresses: &Addresses) {
 }
 
 fn reason(node: &NodeRuntime) -> anyhow::Error {
-    anyhow!("{}", node.poison.reason.get().map_or("the node can not go on", String::as_str))
+    match node.poison.reason.get() {
+        Some(Ending { reason, anew: true }) => StartAnew(reason.clone()).into(),
+        Some(Ending { reason, .. }) => anyhow!("{reason}"),
+        None => anyhow!("the node can not go on"),
+    }
 }
 
 async fn finish(

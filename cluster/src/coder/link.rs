@@ -94,7 +94,7 @@ async fn run<T: Transport>(args: LinkArgs<T>, queue: Arc<FrameQueue>) {
             return;
         }
         let end = match line {
-            Line::Local(to, from) => converse(&args, &queue, session, to, from).await,
+            Line::Local(to, from) => converse(&args, &queue, session, *to, from).await,
             Line::Remote(tx, rx) => {
                 converse(&args, &queue, session, RemoteTx(tx), RemoteRx(rx)).await
             }
@@ -159,15 +159,15 @@ async fn converse<T>(
 }
 
 enum Line<T: Transport> {
-    Local(LocalSender, ReplyReceiver),
+    Local(Box<LocalSender>, ReplyReceiver),
     Remote(T::Tx, T::Rx),
 }
 
 async fn open<T: Transport>(args: &LinkArgs<T>) -> Option<Line<T>> {
     if args.node == args.me {
         let store = args.local.iter().find(|store| store.id() == args.store)?;
-        let (to, from) = store.open_local(args.me);
-        return Some(Line::Local(to, from));
+        let (to, from) = store.open_local(args.me)?;
+        return Some(Line::Local(Box::new(to), from));
     }
     let (tx, rx) = args.transport.open(args.node, hello(args.store)).await?;
     Some(Line::Remote(tx, rx))

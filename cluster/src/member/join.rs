@@ -3,11 +3,12 @@
 
 use super::Member;
 use super::beats::{BeatService, Beats};
+use super::damage;
 use super::member_inner::Inner;
 use super::seats::SeatService;
 use crate::custodian::{self, CustodianArgs, CustodyClient, CustodyService, Vault};
 use crate::fabric::{AddressBook, Fabric, service};
-use crate::shard_store::{self, ShardStoreArgs, ShardStoreMsg, StoreSessions};
+use crate::shard_store::{self, Fatal, ShardStoreArgs, ShardStoreMsg, StoreSessions};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use smalti_map::voters;
@@ -179,6 +180,7 @@ impl Member {
             fatal: tokio::sync::Mutex::new(fatal),
             lease: config.lease,
             suspect_after: config.suspect_after,
+            data_dir: config.data_dir.clone(),
             power_patience: config.power_patience,
             down_out: config.down_out,
             slow_out: config.slow_out,
@@ -208,7 +210,7 @@ impl Member {
         self,
         config: MemberConfig,
         store: Arc<dyn ShardStore>,
-        fatal: mpsc::Sender<String>,
+        fatal: mpsc::Sender<Fatal>,
     ) {
         let (opened, run) = (store.opened(), RunId(Uuid::new_v4()));
         let announced = tokio::task::spawn_blocking(move || store.announce(run)).await;
@@ -219,7 +221,7 @@ impl Member {
         {
             tracing::error!(%error, "shard store failed");
             // The queue holds one message and the first failure is the one that counts.
-            let _ = fatal.try_send(error);
+            let _ = fatal.try_send(Fatal::Failed(error));
             return;
         }
         if let Some(founding) = &config.founding {
@@ -320,7 +322,7 @@ impl Member {
 }
 
 async fn open_store(config: &MemberConfig) -> Result<Arc<dyn ShardStore>, StartError> {
-    let path = config.data_dir.join("store");
+    let path = damage::store_of(&config.data_dir);
     let expect = Expect { cluster: config.cluster };
     let open = move || RocksStore::open(path, &RocksOptions::default(), expect);
     match tokio::task::spawn_blocking(open).await {

@@ -4,12 +4,13 @@ use super::Beats;
 use crate::coder::CoderHandle;
 use crate::custodian::{CustodianMsg, CustodyClient};
 use crate::fabric::{AddressBook, Fabric};
-use crate::shard_store::{LocalStores, ShardStoreMsg, SlowDisk};
+use crate::shard_store::{Fatal, LocalStores, ShardStoreMsg, SlowDisk};
 use ractor::ActorRef;
 use smalti_raft::RaftGroup;
 use smalti_storage::ids::{ClusterId, Incarnation, NodeId, StoreId, VolumeNo};
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -35,7 +36,8 @@ pub(crate) struct Inner {
     pub(super) tasks: TaskTracker,
     pub(super) stop: CancellationToken,
     pub(super) stopping: CancellationToken,
-    pub(super) fatal: tokio::sync::Mutex<mpsc::Receiver<String>>,
+    pub(super) fatal: tokio::sync::Mutex<mpsc::Receiver<Fatal>>,
+    pub(super) data_dir: PathBuf,
     pub(super) lease: Duration,
     pub(super) suspect_after: Duration,
     /// How long it may while another one came up after a power cut.

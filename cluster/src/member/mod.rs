@@ -2,6 +2,7 @@
 
 mod beats;
 mod govern;
+mod damage;
 mod join;
 mod member_inner;
 mod outlook;
@@ -17,6 +18,7 @@ use crate::coder::CoderHandle;
 use crate::custodian::CustodyClient;
 use crate::fabric::Fabric;
 use member_inner::Inner;
+use crate::shard_store::Fatal;
 use smalti_map::view::MapView;
 use smalti_raft::RaftGroup;
 use smalti_storage::ids::{ClusterId, Incarnation, NodeId, VolumeNo};
@@ -124,16 +126,19 @@ impl Member {
     }
 
     /// Waits until something failed after which the process must stop, and says what.
-    pub async fn failed(&self) -> String {
+    pub async fn failed(&self) -> Fatal {
         let mut fatal = self.inner.fatal.lock().await;
-        tokio::select! {
-            why = fatal.recv() => why.unwrap_or_else(|| "shard store ended".into()),
+        let why = tokio::select! {
+            why = fatal.recv() => {
+                return why.unwrap_or_else(|| Fatal::Failed("shard store ended".into()));
+            }
             why = self.inner.raft.stopped_because() => format!("raft stopped: {why}"),
             start = self.registered_anew() => format!(
                 "this node was registered anew, as start {start}: another process runs as this \
                  node, or a late copy of its registration counted as one"
             ),
-        }
+        };
+        Fatal::Failed(why)
     }
 
     /// Waits until the map knows a later start of this node than this one, which nobody listens to

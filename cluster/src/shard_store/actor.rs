@@ -1,7 +1,7 @@
 //! The actor around the writer.
 
 use super::writer::{Waiting, Writer};
-use super::{Job, QUEUE_BYTES, QUEUE_FRAMES, StoreHandle, StoreSpace};
+use super::{Fatal, Job, QUEUE_BYTES, QUEUE_FRAMES, StoreHandle, StoreSpace};
 use ractor::{Actor, ActorProcessingErr, ActorRef, SpawnErr};
 use smalti_map::view::MapView;
 use smalti_rowcommit::store::StoreConfig;
@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 
+use tokio_util::sync::CancellationToken;
 /// Large reads at once.
 const LARGE_READS: usize = 8;
 
@@ -38,7 +39,7 @@ pub struct ShardStoreArgs {
     /// Its part of the protocol's settings.
     pub config: StoreConfig,
     /// Told when the disk fails; the process must stop then.
-    pub fatal: mpsc::Sender<String>,
+    pub fatal: mpsc::Sender<Fatal>,
     /// Told when the writer has ended in order.
     pub ended: oneshot::Sender<()>,
 }
@@ -72,7 +73,7 @@ pub async fn start(
     let (took, pace) = watch::channel(None);
     let waiting = Waiting { admitted, adopted: Arc::clone(&adopted), space: seen, pace: took };
     let writer = Writer::new(args.store, args.config, fence, queue, waiting);
-    let (fatal, ended) = (args.fatal.clone(), args.ended);
+    let ended = args.ended;
     let large_reads = Arc::new(Semaphore::new(LARGE_READS));
     let job_bytes = Arc::new(Semaphore::new(QUEUE_BYTES));
     let handle = StoreHandle {
@@ -92,12 +93,10 @@ pub async fn start(
             Ok(()) => {
                 // Nobody waits when the process is ending anyway.
                 let _ = ended.send(());
+        failed: CancellationToken::new(),
             }
-            Err(error) => {
-                tracing::error!(%error, "shard store failed");
-                // The queue holds one message and the first failure is the one that counts.
-                let _ = fatal.try_send(format!("shard store failed: {error}"));
-            }
+    let failing = handle.clone();
+            Err(error) => failing.fail("shard store failed", &error),
         }
     };
     on_its_own(run);

@@ -26,11 +26,12 @@ use smalti_map::view::MapView;
 use smalti_rowcommit::msg::Frame;
 use smalti_rowcommit::store::read::ReadSide;
 use smalti_storage::ids::{NodeId, StoreId};
-use smalti_storage::store::Admission;
+use smalti_storage::store::{Admission, StoreError};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
+use tokio_util::sync::CancellationToken;
 /// Frames that may wait for the writer. A full queue holds the sessions' readers back, and so their
 /// senders.
 const QUEUE_FRAMES: usize = 64;
@@ -72,7 +73,28 @@ pub struct StoreHandle {
     /// Notified when the writer has adopted a map.
     adopted: Arc<Notify>,
     /// Told when the disk fails.
-    fatal: mpsc::Sender<String>,
+    fatal: mpsc::Sender<Fatal>,
+    /// Cancelled then: nobody is served any more.
+    failed: CancellationToken,
+}
+
+/// Why this process can not go on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fatal {
+    /// Something failed that can not be tried again, such as a sync.
+    Failed(String),
+    /// The disk works, and some of what is on it is not what was written there.
+    Damaged(String),
+}
+
+impl Fatal {
+    fn of(what: &str, error: &StoreError) -> Self {
+        let why = format!("{what}: {error}");
+        match error {
+            StoreError::Damaged(_) => Self::Damaged(why),
+            _ => Self::Failed(why),
+        }
+    }
 }
 
 impl StoreHandle {
@@ -83,7 +105,15 @@ impl StoreHandle {
 
     /// Whether the store may serve.
     pub(crate) fn may_serve(&self) -> bool {
-        *self.admitted.borrow()
+        *self.admitted.borrow() && !self.failed.is_cancelled()
+    }
+
+    /// Something failed that ends the store.
+    fn fail(&self, what: &str, error: &StoreError) {
+        tracing::error!(%error, what);
+        self.failed.cancel();
+        // The queue holds one message and the first failure is the one that counts.
+        let _ = self.fatal.try_send(Fatal::of(what, error));
     }
 
     /// What was last seen of its disk.

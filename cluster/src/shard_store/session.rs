@@ -67,7 +67,8 @@ impl StoreSessions {
         rx: impl ReceiveFrames,
     ) {
         let wanted = read_hello(hello);
-        let Some(store) = self.stores.iter().find(|store| Some(store.id) == wanted) else {
+        let found = self.stores.iter().find(|store| Some(store.id) == wanted);
+        let Some(store) = found.filter(|store| !store.failed.is_cancelled()) else {
             tracing::debug!(%from, "session for a store that is not here");
             return;
         };
@@ -128,15 +129,18 @@ impl LocalSender {
 }
 
 impl StoreHandle {
-    /// Opens a session of this node itself.
-    pub(crate) fn open_local(&self, me: NodeId) -> (LocalSender, ReplyReceiver) {
+    /// Opens a session of this node itself. `None`: the store has failed.
+    pub(crate) fn open_local(&self, me: NodeId) -> Option<(LocalSender, ReplyReceiver)> {
+        if self.failed.is_cancelled() {
+            return None;
+        }
         let (to, replies) = replies::channel();
-        (LocalSender { store: self.clone(), me, to }, replies)
+        Some((LocalSender { store: self.clone(), me, to }, replies))
     }
 
     /// Passes one frame on. `None`: the store or the session has ended.
     async fn serve(&self, from: NodeId, frame: Frame, to: &ReplySender) -> Option<()> {
-        if !self.is_admitted().await {
+        if !self.is_admitted().await || self.failed.is_cancelled() {
             return None;
         }
         if self.reader.epoch_of(frame.volume).is_none_or(|known| known < frame.epoch) {
@@ -187,9 +191,7 @@ impl StoreHandle {
         match answer {
             Ok(reply) => Some(reply),
             Err(error) => {
-                tracing::error!(%error, "shard store failed to read");
-                // The queue holds one message and the first failure is the one that counts.
-                let _ = self.fatal.try_send(format!("shard store failed to read: {error}"));
+                self.fail("shard store failed to read", &error);
                 None
             }
         }

@@ -5,7 +5,7 @@ use super::net::MemoryNet;
 use super::probe;
 use super::rng::Rng;
 use crate::coder::{self, CoderArgs, CoderHandle, CoderMsg, Propose};
-use crate::shard_store::{self, ShardStoreArgs, ShardStoreMsg, StoreHandle, StoreSessions};
+use crate::shard_store::{self, Fatal, ShardStoreArgs, ShardStoreMsg, StoreHandle, StoreSessions};
 use crate::transport::Transport;
 use futures::future::BoxFuture;
 use ractor::ActorRef;
@@ -140,7 +140,7 @@ pub(super) struct Node {
     pub(super) disk: Arc<MemoryStore>,
     actor: ActorRef<ShardStoreMsg>,
     ended: oneshot::Receiver<()>,
-    fatal: mpsc::Receiver<String>,
+    fatal: mpsc::Receiver<Fatal>,
 }
 
 /// The cluster.
@@ -359,7 +359,7 @@ impl Cluster {
         let stores = self.stores();
         for node in &mut self.nodes {
             if let Ok(why) = node.fatal.try_recv() {
-                return Err(format!("{} failed: {why}", node.id));
+                return Err(format!("{} failed: {why:?}", node.id));
             }
             node.actor.cast(ShardStoreMsg::Stop).map_err(|error| error.to_string())?;
             let ended = timeout(HEALING, &mut node.ended).await;

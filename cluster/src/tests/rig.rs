@@ -6,7 +6,7 @@ use super::cluster::{MapMachine, Setup, found, fresh_stores};
 use super::rng::Rng;
 use crate::coder::CoderMsg;
 use crate::coder::link::{LinkArgs, LinkHandle};
-use crate::shard_store::{self, ShardStoreArgs, ShardStoreMsg, StoreHandle, StoreSessions};
+use crate::shard_store::{self, Fatal, ShardStoreArgs, ShardStoreMsg, StoreHandle, StoreSessions};
 use crate::transport::Transport;
 use bytes::Bytes;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
@@ -240,7 +240,7 @@ pub(super) struct Rig {
     handle: StoreHandle,
     actor: ActorRef<ShardStoreMsg>,
     ended: oneshot::Receiver<()>,
-    _fatal: mpsc::Receiver<String>,
+    _fatal: mpsc::Receiver<Fatal>,
     sessions: Arc<AtomicU64>,
 }
 

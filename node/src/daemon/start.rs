@@ -11,6 +11,7 @@ use crate::init::Founding;
 use crate::serve::{NodeRuntime, Started};
 use anyhow::{Context, anyhow};
 use smalti_cluster::fabric::service;
+use smalti_cluster::shard_store::Fatal;
 use smalti_cluster::{Member, MemberConfig, member};
 use smalti_map::{Custody, NodeAddresses, ShareHolder};
 use smalti_nbd::{Limits, Listener, Server};
@@ -41,7 +42,7 @@ pub async fn start(node: NodeRuntime) -> anyhow::Result<Started> {
     node.tasks.spawn(async move {
         tokio::select! {
             () = stop.cancelled() => {}
-            why = failing.failed() => poisoned.poison(why),
+            why = failing.failed() => end(&failing, &poisoned, why).await,
         }
     });
     if let Some(path) = config.founding.clone().filter(|path| path.exists()) {
@@ -73,6 +74,24 @@ pub async fn start(node: NodeRuntime) -> anyhow::Result<Started> {
         Ok(())
     });
     Ok(Started { control, shutdown })
+}
+
+/// This process can not go on. With a store made anew another one can.
+async fn end(member: &Member, node: &NodeRuntime, why: Fatal) {
+    match why {
+        Fatal::Failed(why) => node.poison(why),
+        Fatal::Damaged(why) => {
+            tracing::error!(why, "the store is to be made anew, once the others do without it");
+            match member.set_store_aside().await {
+                Ok(aside) => {
+                    let aside = aside.display();
+                    let next = "an empty store takes its place";
+                    node.start_anew(format!("{why}: it is kept as {aside}, and {next}"));
+                }
+                Err(but) => node.poison(format!("{why}; it is not made anew: {but}")),
+            }
+        }
+    }
 }
 
 /// Where the proposal that founded the cluster is kept when that has been done.

@@ -134,7 +134,9 @@ fn spawn(
 /// # Errors
 /// The system refuses.
 pub fn enter_new_session() -> anyhow::Result<()> {
-    if std::env::var_os(NEW_SESSION).is_some() {
+    // A node that starts itself anew has one.
+    let leads = rustix::process::getsid(None).is_ok_and(|id| id == rustix::process::getpid());
+    if std::env::var_os(NEW_SESSION).is_some() && !leads {
         rustix::process::setsid().context("begin a session of its own")?;
     }
     Ok(())

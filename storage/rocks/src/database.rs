@@ -257,7 +257,10 @@ pub(crate) fn synced() -> WriteOptions {
 
 /// A failure that ends the store.
 pub(crate) fn failed(error: &rocksdb::Error) -> StoreError {
-    StoreError::Io(one_line(error))
+    match error.kind() {
+        ErrorKind::Corruption => StoreError::Damaged(one_line(error)),
+        _ => StoreError::Io(one_line(error)),
+    }
 }
 
 /// A failure to read something of `at`: damaged bytes can be replaced, anything else ends the

@@ -267,6 +267,9 @@ pub enum StoreError {
     /// The disk failed; the process must stop, because a failed write or sync can not be retried.
     #[error("store i/o failed: {0}")]
     Io(String),
+    /// A part of its tables can not be read, and so not be told what it lacks: the store is to be made anew.
+    #[error("store is damaged: {0}")]
+    Damaged(String),
     /// Bytes are there but are not what was written.
     #[error("stored {what} of {at} does not verify")]
     Corrupt {
