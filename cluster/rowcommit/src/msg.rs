@@ -477,6 +477,11 @@ impl Ask {
         )
     }
 
+    /// Whether it reads many rows.
+    pub fn is_long(&self) -> bool {
+        matches!(self, Self::Scan { .. } | Self::Changed { .. } | Self::Digest { .. })
+    }
+
     /// Whether a store that accepts it binds itself to the epoch: every change, and a lease.
     /// `Promise` is not among them, because it may have to wait first.
     pub fn binds(&self) -> bool {

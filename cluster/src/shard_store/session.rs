@@ -18,8 +18,8 @@ use uuid::Uuid;
 /// be silent would have it suspected for nothing; refused, the frame is sent again.
 const MAP_PATIENCE: Duration = Duration::from_millis(100);
 
-/// Reading frames with more requests than this go to the blocking pool, so that a large read does
-/// not hold up the runtime's workers.
+/// Reading frames with more requests than this, and those that ask for pages of rows, go to the blocking
+/// pool, so that a large read does not hold up the runtime's workers, nor leases behind it.
 const INLINE_READS: usize = 32;
 
 /// A frame with more reads than this gets several replies: one that has a record for each of
@@ -152,7 +152,8 @@ impl StoreHandle {
             let reply = to.clone();
             return self.jobs.send(Job::Frame { from, frame, reply, room }).await.ok();
         }
-        if frame.requests.len() <= INLINE_READS {
+        let long = frame.requests.iter().any(|request| request.ask.is_long());
+        if frame.requests.len() <= INLINE_READS && !long {
             let room = to.reserve(&frame).await?;
             let reply = self.answered(self.reader.handle(from, &frame))?;
             return to.put(reply, room);
