@@ -3,6 +3,7 @@
 
 use rustix::time::{ClockId, clock_gettime};
 use smalti_rowcommit::Time;
+use std::time::Duration;
 
 /// Microseconds on this machine's `CLOCK_BOOTTIME`.
 pub fn now() -> Time {
@@ -19,6 +20,21 @@ pub fn now() -> Time {
 /// Unix seconds, for what people and other starts of this node read.
 pub fn unix_seconds() -> u64 {
     u64::try_from(clock_gettime(ClockId::Realtime).tv_sec).unwrap_or(0)
+}
+
+/// What the time of day, which machines have in common as far as their clocks are right, is ahead of
+/// [`now`], up to whole intervals.
+pub(crate) fn phase(interval: Duration) -> Duration {
+    #[cfg(test)]
+    if simulated::is_on() {
+        return Duration::ZERO;
+    }
+    let day = clock_gettime(ClockId::Realtime);
+    let seconds = u64::try_from(day.tv_sec).unwrap_or(0);
+    let micros = u64::try_from(day.tv_nsec / 1000).unwrap_or(0);
+    let every = u64::try_from(interval.as_micros()).unwrap_or(u64::MAX).max(1);
+    let ahead = (seconds * 1_000_000 + micros) % every + every - now().0 % every;
+    Duration::from_micros(ahead % every)
 }
 
 /// In tests a thread may go by the clock of its tokio runtime, which can be paused.

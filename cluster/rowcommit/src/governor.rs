@@ -7,11 +7,15 @@
 //! G3. Something is repaired always, but for those moments: it must end.
 //! G4. With no client waiting it is as much as there is room for, and as well where writes wait for what
 //!     is repaired.
+//! G5. Clients of other volumes share disks and processors with that, and count as those of this one: whose
+//!     clients are served measures G2 also where it repairs nothing itself, and tells the others ([`Burden`]).
+//!     So the quiet moments of all are at the same times.
 //!
 //! Additive increase, multiplicative decrease, as of TCP's window (RFC 5681); the signal is the time that
 //! nine of ten operations take, for the hundredth is too rare to be seen in a step.
 
 use crate::time::Time;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -23,7 +27,7 @@ const IDLE: Duration = Duration::from_millis(500);
 
 /// Between two moments without repairs, and how long one is. What was under way when it began ends in
 /// its first half.
-const QUIET_EVERY: Duration = Duration::from_secs(2);
+pub const QUIET_EVERY: Duration = Duration::from_secs(2);
 const QUIET: Duration = Duration::from_millis(200);
 
 /// Clients may wait this many times as long, and this much longer.
@@ -45,11 +49,50 @@ const TRICKLE: u32 = 10;
 /// How much a newer measurement of the undisturbed time counts.
 const NEWER: f64 = 0.5;
 
+/// What others say is a few steps old: so long after less was done for it, it has been heard of.
+const HEARSAY: Duration = Duration::from_millis(300);
+
+/// What part of a cluster has to do with repairs, and with clients.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Burden {
+    /// It repairs, or rewrites.
+    pub at_work: bool,
+    /// It serves clients.
+    pub busy: bool,
+    /// They wait for longer than they may for repairs.
+    pub waits: bool,
+}
+
+impl Burden {
+    /// Of two parts.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            at_work: self.at_work || other.at_work,
+            busy: self.busy || other.busy,
+            waits: self.waits || other.waits,
+        }
+    }
+}
+
+/// What there is to do when time has passed.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Work {
+    /// There is something to repair.
+    pub repairing: bool,
+    /// Clients wait for that.
+    pub urgent: bool,
+    /// What the others have.
+    pub around: Burden,
+}
+
 /// Watches how long clients wait, and says how much may be repaired at once.
 #[derive(Clone, Debug)]
 pub struct Governor {
     most: f64,
     bearable: f64,
+    /// What to add to the time here for one that all have in common.
+    phase: Duration,
     window: f64,
     /// Operations of clients under way.
     begun: BTreeMap<u64, Time>,
@@ -68,6 +111,13 @@ pub struct Governor {
     /// When the present quiet moment began, and when the last one ended.
     quiet_since: Option<Time>,
     quiet_ended: Option<Time>,
+    /// The number of the last common one.
+    moment: Option<u64>,
+    /// There was something to repair; clients here waited for too long at last.
+    repairing: bool,
+    waits: bool,
+    /// When less was done for what others say.
+    gave_way: Option<Time>,
 }
 
 impl Governor {
@@ -77,6 +127,7 @@ impl Governor {
         Self {
             most: most as f64,
             bearable: BEARABLE,
+            phase: Duration::ZERO,
             window: FIRST.min(most as f64),
             begun: BTreeMap::new(),
             last_ended: None,
@@ -88,7 +139,18 @@ impl Governor {
             stepped: Time::default(),
             quiet_since: None,
             quiet_ended: None,
+            moment: None,
+            repairing: false,
+            waits: false,
+            gave_way: None,
         }
+    }
+
+    /// With quiet moments at the times at which others have theirs: `phase` is what they are ahead of the
+    /// time here, of which what is left by [`QUIET_EVERY`] counts.
+    #[must_use]
+    pub fn with_phase(self, phase: Duration) -> Self {
+        Self { phase, ..self }
     }
 
     /// The same for one of several things that clients wait for at once.
@@ -118,6 +180,24 @@ impl Governor {
         }
     }
 
+    /// What others are to know.
+    #[must_use]
+    pub fn burden(&self, now: Time) -> Burden {
+        let busy = !self.is_idle(now);
+        Burden { at_work: self.repairing, busy, waits: busy && self.waits }
+    }
+
+    fn is_idle(&self, now: Time) -> bool {
+        self.trickle || self.last_ended.is_none_or(|at| now.since(at) >= IDLE)
+    }
+
+    /// The number of the common quiet moment that begins.
+    fn beginning(&self, now: Time) -> Option<u64> {
+        let (time, every) = (now.after(self.phase).0, QUIET_EVERY.as_micros() as u64);
+        let moment = Some(time / every).filter(|_| Duration::from_micros(time % every) < QUIET / 2);
+        moment.filter(|_| moment != self.moment)
+    }
+
     /// So many repairs may be under way.
     #[must_use]
     pub fn window(&self) -> usize {
@@ -128,19 +208,24 @@ impl Governor {
         }
     }
 
-    /// Time has passed. `repairing`: there is something to repair; `urgent`: clients wait for that.
-    pub fn tick(&mut self, now: Time, repairing: bool, urgent: bool) {
-        if !repairing {
+    /// Time has passed.
+    pub fn tick(&mut self, now: Time, work: Work) {
+        let Work { repairing, urgent, around } = work;
+        if !repairing && !around.at_work {
             *self = Self {
                 begun: std::mem::take(&mut self.begun),
                 last_ended: self.last_ended,
                 alone: self.alone,
                 bearable: self.bearable,
+                phase: self.phase,
                 ..Self::new(self.most as usize)
             };
             return;
         }
-        if urgent {
+        if !std::mem::replace(&mut self.repairing, repairing) {
+            self.window = FIRST.min(self.most);
+        }
+        if repairing && urgent {
             self.quiet_since = None;
             self.took.clear();
             self.window = self.most;
@@ -156,21 +241,23 @@ impl Governor {
         let first = self.quiet_ended.is_none();
         let (ops, took) = self.since_quiet;
         let heard = ops >= FEWEST || took >= (QUIET_EVERY / TRICKLE).as_micros() as f64;
+        let common = self.beginning(now);
+        let overdue = self.quiet_ended.is_none_or(|at| now.since(at) >= 2 * QUIET_EVERY);
         // Who comes back is heard at once, not at the end of the interval.
-        let due =
-            self.quiet_ended.is_none_or(|at| now.since(at) >= QUIET_EVERY) || self.trickle && heard;
+        let due = common.is_some() || overdue || self.trickle && heard;
         if due && !first {
             self.trickle = !heard;
         }
-        let idle = self.trickle || self.last_ended.is_none_or(|at| now.since(at) >= IDLE);
-        if !idle && due {
+        self.moment = common.or(self.moment);
+        let idle = self.is_idle(now);
+        if due && (!idle || around.busy) {
             self.quiet_since = Some(now);
             self.took.clear();
         } else if due && self.trickle {
             self.begin_interval(now);
         } else if now.since(self.stepped) >= STEP {
             self.stepped = now;
-            self.step(idle);
+            self.step(now, idle, around);
         }
     }
 
@@ -190,21 +277,28 @@ impl Governor {
         self.took.clear();
     }
 
-    fn step(&mut self, idle: bool) {
-        if idle {
-            // Those that wait for long are heard of when they end.
-            if self.begun.is_empty() {
-                self.window = (self.window * 2.0).min(self.most);
-            }
+    fn step(&mut self, now: Time, idle: bool, around: Burden) {
+        let measured = ninth_of_ten(&mut self.took).zip(self.alone).filter(|_| !idle);
+        if let Some((took, alone)) = measured {
+            self.took.clear();
+            self.waits = took > alone * self.bearable + UNNOTICED;
+        }
+        if !self.repairing {
             return;
         }
-        let Some((took, alone)) = ninth_of_ten(&mut self.took).zip(self.alone) else { return };
-        self.took.clear();
-        self.window = if took > alone * self.bearable + UNNOTICED {
-            (self.window * 0.7).max(1.0)
-        } else {
-            (self.window + 1.0).min(self.most)
-        };
+        let heard_of = self.gave_way.is_none_or(|at| now.since(at) >= HEARSAY);
+        let less = measured.is_some() && self.waits;
+        if less || around.waits {
+            if less || heard_of {
+                self.window = (self.window * 0.7).max(1.0);
+                self.gave_way = Some(now);
+            }
+        } else if measured.is_some() || idle && around.busy {
+            self.window = (self.window + 1.0).min(self.most);
+        } else if idle && self.begun.is_empty() {
+            // Those that wait for long are heard of when they end.
+            self.window = (self.window * 2.0).min(self.most);
+        }
     }
 }
 
@@ -222,6 +316,11 @@ mod tests {
     use super::*;
 
     const MOST: usize = 512;
+    const WORK: Work = Work {
+        repairing: true,
+        urgent: false,
+        around: Burden { at_work: false, busy: false, waits: false },
+    };
 
     struct Rig {
         governor: Governor,
@@ -232,7 +331,8 @@ mod tests {
 
     impl Rig {
         fn new() -> Self {
-            let (governor, now) = (Governor::new(MOST), Time(10_000_000));
+            // Half a second past a common moment: so no test ends within one.
+            let (governor, now) = (Governor::new(MOST), Time(10_500_000));
             Self { governor, now, op: 0, quiet: 0 }
         }
 
@@ -245,7 +345,7 @@ mod tests {
                 self.governor.ended(self.op, self.now.after(took));
                 self.now = self.now.after(Duration::from_millis(1));
                 if self.op.is_multiple_of(20) {
-                    self.governor.tick(self.now, true, false);
+                    self.governor.tick(self.now, WORK);
                 }
                 self.quiet += u32::from(self.governor.window() == 0);
             }
@@ -262,7 +362,7 @@ mod tests {
                 }
                 self.now = self.now.after(Duration::from_millis(1));
                 if at.is_multiple_of(20) {
-                    self.governor.tick(self.now, true, false);
+                    self.governor.tick(self.now, WORK);
                 }
             }
         }
@@ -270,7 +370,7 @@ mod tests {
         fn idle(&mut self, millis: u64) {
             for _ in 0..millis / 20 {
                 self.now = self.now.after(Duration::from_millis(20));
-                self.governor.tick(self.now, true, false);
+                self.governor.tick(self.now, WORK);
             }
         }
     }
@@ -316,7 +416,7 @@ mod tests {
         assert!(rig.governor.window() < 4);
         for _ in 0..20 {
             rig.now = rig.now.after(Duration::from_millis(20));
-            rig.governor.tick(rig.now, true, true);
+            rig.governor.tick(rig.now, Work { urgent: true, ..WORK });
         }
         assert_eq!(rig.governor.window(), MOST);
     }
@@ -361,6 +461,79 @@ mod tests {
         rig.busy(10_000, |_| 2_000);
         rig.every(60_000, 80, |_| 75_000);
         assert!(rig.governor.window() > 20, "{}", rig.governor.window());
+    }
+
+    fn around(busy: bool, waits: bool) -> Work {
+        Work { around: Burden { at_work: false, busy, waits }, ..WORK }
+    }
+
+    /// No client of its own, and those of others wait for it to do less than something.
+    #[test]
+    fn clients_of_others_count_as_well() {
+        let mut rig = Rig::new();
+        for _ in 0..500 {
+            rig.now = rig.now.after(Duration::from_millis(20));
+            let window = rig.governor.window();
+            rig.governor.tick(rig.now, around(true, window > 20));
+            rig.quiet += u32::from(rig.governor.window() == 0);
+        }
+        let window = rig.governor.window();
+        assert!((10..=21).contains(&window), "{window}");
+        assert!((20..=60).contains(&rig.quiet), "{}", rig.quiet);
+        // They go.
+        rig.idle(2_000);
+        assert_eq!(rig.governor.window(), MOST);
+    }
+
+    /// Others repair: what clients here wait for is measured, and told.
+    #[test]
+    fn who_repairs_nothing_tells_whether_clients_wait() {
+        for (slow, waits) in [(1_000, false), (10_000, true)] {
+            let mut rig = Rig::new();
+            let work = Work {
+                repairing: false,
+                urgent: false,
+                around: Burden { at_work: true, ..Burden::default() },
+            };
+            for at in 0..6_500 {
+                rig.op += 1;
+                let quiet = rig.now.0 % 2_000_000 < 210_000;
+                let took = Duration::from_micros(if quiet { 1_000 } else { slow });
+                rig.governor.began(rig.op, rig.now);
+                rig.governor.ended(rig.op, rig.now.after(took));
+                rig.now = rig.now.after(Duration::from_millis(1));
+                if at % 20 == 0 {
+                    rig.governor.tick(rig.now, work);
+                }
+            }
+            let burden = rig.governor.burden(rig.now);
+            assert_eq!(burden, Burden { at_work: false, busy: true, waits });
+            // With nothing to repair anywhere nobody waits for that.
+            rig.governor.tick(rig.now, Work::default());
+            assert!(!rig.governor.burden(rig.now).waits);
+            let later = rig.now.after(Duration::from_secs(1));
+            assert_eq!(rig.governor.burden(later), Burden::default());
+        }
+    }
+
+    #[test]
+    fn quiet_moments_are_at_times_in_common() {
+        let ahead = Duration::from_millis(700);
+        let (mut here, mut there) = (Governor::new(MOST), Governor::new(MOST).with_phase(ahead));
+        let mut both = 0;
+        for step in 0..1_000 {
+            let now = Time(10_500_000).after(Duration::from_millis(20 * step));
+            // Its clock is behind by as much.
+            let then = now.before(ahead);
+            here.tick(now, around(true, false));
+            there.tick(then, around(true, false));
+            // But for the first one, which is at once.
+            if step > 50 {
+                assert_eq!(here.window() == 0, there.window() == 0, "step {step}");
+                both += u32::from(here.window() == 0);
+            }
+        }
+        assert!(both > 80, "{both}");
     }
 
     #[test]

@@ -13,6 +13,7 @@ use smalti_map::view::MapView;
 use smalti_map::{Applied, Command, Group, Rejection};
 use smalti_raft::{ProposeError, RaftGroup};
 use smalti_rowcommit::coordinator::{Alarm, BlockWrite, OpError, Phase, Stats};
+use smalti_rowcommit::governor::Burden;
 use smalti_rowcommit::msg::Reply;
 use smalti_rowcommit::{Action, Coordinator, CoordinatorConfig, Event};
 use smalti_storage::ids::{Epoch, RowAddr, Slot, StoreId};
@@ -104,6 +105,8 @@ pub enum CoderMsg {
         /// Where the answer goes.
         reply: oneshot::Sender<()>,
     },
+    /// What the rest of the cluster repairs, and how its clients bear it.
+    Around(Burden),
     /// Say how the volume stands.
     Status {
         /// Where the answer goes.
@@ -159,6 +162,8 @@ pub(crate) struct CoderArgs<T> {
     pub(crate) scrub_every: Duration,
     /// Stores whose disks are far slower than others'.
     pub(crate) slow: watch::Receiver<BTreeMap<StoreId, SlowDisk>>,
+    /// Where what this volume repairs is told, and how its clients bear it.
+    pub(crate) burden: watch::Sender<Burden>,
 }
 
 struct Coder<T>(PhantomData<fn(T)>);
@@ -271,6 +276,7 @@ impl<T: Transport> Actor for Coder<T> {
                     state.core.handle(now, Event::Slow(slow));
                 }
                 state.core.handle(now, Event::Tick);
+                state.args.burden.send_replace(state.core.burden());
                 state.ticks += 1;
                 if state.ticks.is_multiple_of(RATE_TICKS) {
                     state.repaired.note(now, state.core.stats().rows_repaired);
@@ -281,6 +287,7 @@ impl<T: Transport> Actor for Coder<T> {
                     tracing::debug!(%volume, state = state.core.describe(), "coordinating");
                 }
             }
+            CoderMsg::Around(burden) => state.core.handle(now, Event::Around(burden)),
             CoderMsg::Release { reply } => {
                 state.core.release();
                 state.perform(&myself);

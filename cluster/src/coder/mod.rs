@@ -25,19 +25,30 @@ pub use actor::{CoderMsg, CoderStatus};
 use bytes::Bytes;
 use ractor::{ActorRef, ActorStatus};
 use smalti_rowcommit::coordinator::{BlockWrite, OpError};
+use smalti_rowcommit::governor::Burden;
 use smalti_storage::ids::{RowAddr, Slot, VolumeNo};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 /// Talks to the coder of one volume.
 #[derive(Clone, Debug)]
 pub struct CoderHandle {
     volume: VolumeNo,
     actor: ActorRef<CoderMsg>,
+    burden: watch::Receiver<Burden>,
 }
 
 impl CoderHandle {
-    pub(crate) fn new(volume: VolumeNo, actor: ActorRef<CoderMsg>) -> Self {
-        Self { volume, actor }
+    pub(crate) fn new(
+        volume: VolumeNo,
+        actor: ActorRef<CoderMsg>,
+        burden: watch::Receiver<Burden>,
+    ) -> Self {
+        Self { volume, actor, burden }
+    }
+
+    /// What the volume repairs, and how its clients bear it.
+    pub(crate) fn burden(&self) -> Burden {
+        *self.burden.borrow()
     }
 
     /// The volume.

@@ -12,6 +12,7 @@ use smalti_map::view::MapView;
 use smalti_map::{ClusterMap, Store};
 use smalti_net::Service;
 use smalti_raft::RaftGroup;
+use smalti_rowcommit::governor::Burden;
 use smalti_storage::ids::{Incarnation, NodeId, StoreId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,8 +25,8 @@ use tokio_util::task::TaskTracker;
 const EVERY: Duration = Duration::from_millis(100);
 
 /// Before an answer. A node of before there were any answers with nothing; version 1 had no space,
-/// version 2 no start, version 3 neither whom the node hears nor the pace of its disks.
-const VERSION: u8 = 4;
+/// version 2 no start, version 3 neither whom the node hears nor the pace of its disks, version 4 no burden.
+const VERSION: u8 = 5;
 
 /// What a node answers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +41,8 @@ struct Answer {
     paces: Vec<(StoreId, Duration)>,
     /// Other nodes that it hears.
     hears: BTreeSet<NodeId>,
+    /// What is repaired there, and how its clients bear that.
+    burden: Burden,
 }
 
 /// What other nodes answered, and when.
@@ -61,6 +64,7 @@ struct Heard {
     stores: Vec<(StoreId, StoreSpace)>,
     paces: Vec<(StoreId, Duration)>,
     hears: BTreeSet<NodeId>,
+    burden: Burden,
     /// Since when it has told of just these stores.
     since: Instant,
 }
@@ -129,12 +133,14 @@ impl Beats {
             every.tick().await;
             if let Ok(answer) = fabric.call(node, service::BEAT, Bytes::new(), timeout).await {
                 let (now, answer) = (Instant::now(), decode(&answer));
-                let Answer { start, votes, stores, paces, hears } = answer;
+                let Answer { start, votes, stores, paces, hears, burden } = answer;
                 let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
                 let before = heard.get(&node);
                 let same = before.filter(|b| Heard::ids(&b.stores).eq(Heard::ids(&stores)));
                 let since = same.map_or(now, |before| before.since);
-                heard.insert(node, Heard { at: now, start, votes, stores, paces, hears, since });
+                let heard_now =
+                    Heard { at: now, start, votes, stores, paces, hears, burden, since };
+                heard.insert(node, heard_now);
             }
         }
     }
@@ -228,6 +234,13 @@ impl Beats {
         theirs.chain(paces(&self.own)).collect()
     }
 
+    /// What the other nodes that are heard repair, and how their clients bear it.
+    pub(super) fn burden(&self) -> Burden {
+        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let fresh = heard.values().filter(|heard| heard.at.elapsed() < self.suspect_after);
+        fresh.map(|heard| heard.burden).fold(Burden::default(), Burden::and)
+    }
+
     /// Whether the node has answered at all since this one started.
     pub fn ever_heard(&self, node: NodeId) -> bool {
         node == self.me
@@ -261,6 +274,7 @@ pub(super) struct BeatService {
     pub(super) start: watch::Receiver<Option<Incarnation>>,
     pub(super) raft: RaftGroup,
     pub(super) beats: Arc<Beats>,
+    pub(super) burden: watch::Receiver<Burden>,
 }
 
 impl Service for BeatService {
@@ -268,7 +282,8 @@ impl Service for BeatService {
         let (start, stores) = (*self.start.borrow(), serving(&self.stores));
         let hears = self.beats.hears();
         let (votes, paces) = (!self.raft.is_recruit(), paces(&self.stores));
-        let answer = Answer { start, votes, stores, paces, hears };
+        let burden = *self.burden.borrow();
+        let answer = Answer { start, votes, stores, paces, hears, burden };
         Box::pin(std::future::ready(encode(&answer)))
     }
 }
@@ -289,6 +304,7 @@ mod tests {
             stores: stores.clone(),
             paces: Vec::new(),
             hears: BTreeSet::new(),
+            burden: Burden::default(),
             since,
         };
         assert_eq!(heard.of_start(Incarnation(1)), (since, &stores[..]));
@@ -310,7 +326,8 @@ mod tests {
             let hears = (0..some as u64).map(NodeId).collect();
             let stores = stores[..some].to_vec();
             let paces = vec![(StoreId::default(), Duration::from_millis(3)); some];
-            let answer = Answer { start, votes: some > 1, stores, paces, hears };
+            let burden = Burden { at_work: some > 0, busy: some > 1, waits: false };
+            let answer = Answer { start, votes: some > 1, stores, paces, hears, burden };
             assert_eq!(decode(&encode(&answer)), answer);
         }
         assert_eq!(decode(&[]), Answer::default());

@@ -16,6 +16,7 @@ use smalti_map::{Applied, Command, Custody, NodeAddresses, Rejection, StoreStart
 use smalti_net::{Endpoint, NetConfig, NodeCredentials, Service};
 use smalti_raft::{POSITIONS, RaftGroup, RaftGroupConfig};
 use smalti_rocks::{Expect, RocksOptions, RocksStore};
+use smalti_rowcommit::governor::Burden;
 use smalti_rowcommit::store::StoreConfig;
 use smalti_storage::ids::{ClusterId, Incarnation, NodeId, RunId};
 use smalti_storage::store::{Admission, Opened, ShardStore};
@@ -158,6 +159,7 @@ impl Member {
             &tasks,
         );
         let heard = Arc::clone(&beats);
+        let (burden, borne) = watch::channel(Burden::default());
         let inner = Arc::new(Inner {
             node: config.node,
             cluster: config.cluster,
@@ -178,20 +180,27 @@ impl Member {
             stop: CancellationToken::new(),
             stopping: config.stopping.clone(),
             fatal: tokio::sync::Mutex::new(fatal),
+            data_dir: config.data_dir.clone(),
             lease: config.lease,
             suspect_after: config.suspect_after,
-            data_dir: config.data_dir.clone(),
             power_patience: config.power_patience,
             down_out: config.down_out,
             slow_out: config.slow_out,
             slow: watch::Sender::default(),
+            burden,
             scrub_every: config.scrub_every,
             seat_suspect_after: config.suspect_after * 2,
         });
         endpoint.serve(service::RAFT, Arc::new(RaftService { group: raft.clone() }));
         endpoint.serve(
             service::BEAT,
-            Arc::new(BeatService { stores: Arc::clone(&stores), start, raft, beats: heard }),
+            Arc::new(BeatService {
+                stores: Arc::clone(&stores),
+                start,
+                raft,
+                beats: heard,
+                burden: borne,
+            }),
         );
         endpoint.serve(service::CUSTODY, Arc::new(custody));
         let seats = SeatService { member: Arc::downgrade(&inner) };
@@ -201,7 +210,9 @@ impl Member {
         let member = Self { inner };
         tasks.spawn(member.clone().join(config, store, fatal_tx));
         tasks.spawn(member.clone().keep_seats());
+        tasks.spawn(member.clone().keep_governed());
         tasks.spawn(member.clone().keep_places());
+        tasks.spawn(member.clone().keep_told());
         Ok(member)
     }
 

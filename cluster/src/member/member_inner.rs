@@ -7,10 +7,11 @@ use crate::fabric::{AddressBook, Fabric};
 use crate::shard_store::{Fatal, LocalStores, ShardStoreMsg, SlowDisk};
 use ractor::ActorRef;
 use smalti_raft::RaftGroup;
+use smalti_rowcommit::governor::Burden;
 use smalti_storage::ids::{ClusterId, Incarnation, NodeId, StoreId, VolumeNo};
 use std::collections::BTreeMap;
-use std::sync::atomic::AtomicU64;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -48,6 +49,8 @@ pub(crate) struct Inner {
     pub(super) slow_out: Duration,
     /// Those that are.
     pub(super) slow: watch::Sender<BTreeMap<StoreId, SlowDisk>>,
+    /// What is repaired on this node, and how its clients bear it.
+    pub(super) burden: watch::Sender<Burden>,
     /// Each group is scrubbed again after so long; zero: only when asked.
     pub(super) scrub_every: Duration,
     /// A coordinator costs more to replace than a store: it is given twice the time.

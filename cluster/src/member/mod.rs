@@ -1,8 +1,9 @@
 //! One node's part in the cluster.
 
+mod around;
 mod beats;
-mod govern;
 mod damage;
+mod govern;
 mod join;
 mod member_inner;
 mod outlook;
@@ -17,8 +18,8 @@ pub use seats::{Seat, SeatError, VolumeProgress};
 use crate::coder::CoderHandle;
 use crate::custodian::CustodyClient;
 use crate::fabric::Fabric;
-use member_inner::Inner;
 use crate::shard_store::Fatal;
+use member_inner::Inner;
 use smalti_map::view::MapView;
 use smalti_raft::RaftGroup;
 use smalti_storage::ids::{ClusterId, Incarnation, NodeId, VolumeNo};

@@ -9,6 +9,7 @@ use super::govern::within;
 use super::member_inner::Inner;
 use super::outlook::Outlook;
 use super::slow::SlowStores;
+use crate::clock;
 use crate::coder::{self, CoderArgs, CoderHandle, CoderMsg};
 use crate::fabric::service;
 use crate::shard_store::{SlowDisk, slow_disks};
@@ -21,10 +22,12 @@ use smalti_map::{Command, Coordinator, Group, Volume};
 use smalti_net::Service;
 use smalti_rowcommit::CoordinatorConfig;
 use smalti_rowcommit::coordinator::Phase;
+use smalti_rowcommit::governor::{Burden, QUIET_EVERY};
 use smalti_storage::ids::{Epoch, Incarnation, NodeId, StoreId, VolumeNo};
 use std::collections::BTreeSet;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 
 /// How often the leader looks at the seats.
@@ -329,13 +332,24 @@ impl Member {
         }
     }
 
-    /// Runs coders for the seats of this node, and on the leader fills vacant ones.
+    /// On the leader: fills vacant seats. Beside what follows the map, for each may take a while, and
+    /// stores and coders here have to hear of the others meanwhile.
+    pub(super) async fn keep_governed(self) {
+        let mut every = tokio::time::interval(GOVERN_EVERY);
+        every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let stop = self.inner.stop.clone();
+        let mut outlook = Outlook::default();
+        while stop.run_until_cancelled(every.tick()).await.is_some() {
+            self.govern(&mut outlook).await;
+        }
+    }
+
+    /// Runs coders for the seats of this node.
     pub(super) async fn keep_seats(self) {
         let mut map = self.raft().watch();
         let mut every = tokio::time::interval(GOVERN_EVERY);
         every.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let stop = self.inner.stop.clone();
-        let mut outlook = Outlook::default();
         let mut slow = SlowStores::default();
         loop {
             tokio::select! {
@@ -345,7 +359,6 @@ impl Member {
                 _ = every.tick() => {
                     self.run_own_seats(&self.map()).await;
                     self.look_for_slow_disks(&mut slow);
-                    self.govern(&mut outlook).await;
                     continue;
                 }
             }
@@ -425,6 +438,8 @@ impl Member {
         config.lease = self.inner.lease;
         config.suspect_after = self.inner.suspect_after;
         config.power_patience = self.inner.power_patience;
+        config.phase = clock::phase(QUIET_EVERY);
+        let (burden, borne) = watch::channel(Burden::default());
         let args = CoderArgs {
             config,
             unheard: self.unheard(map, volume),
@@ -436,9 +451,10 @@ impl Member {
             tasks: self.inner.tasks.clone(),
             scrub_every: self.inner.scrub_every,
             slow: self.inner.slow.subscribe(),
+            burden,
         };
         match coder::start(args).await {
-            Ok(actor) => self.add_coder(CoderHandle::new(volume, actor)),
+            Ok(actor) => self.add_coder(CoderHandle::new(volume, actor, borne)),
             Err(error) => tracing::error!(%volume, %error, "coder did not start"),
         }
     }

@@ -4,6 +4,7 @@ use super::writer::{Waiting, Writer};
 use super::{Fatal, Job, QUEUE_BYTES, QUEUE_FRAMES, StoreHandle, StoreSpace};
 use ractor::{Actor, ActorProcessingErr, ActorRef, SpawnErr};
 use smalti_map::view::MapView;
+use smalti_rowcommit::governor::Burden;
 use smalti_rowcommit::store::StoreConfig;
 use smalti_rowcommit::store::read::{Fence, ReadSide};
 use smalti_storage::store::{Admission, ShardStore};
@@ -11,8 +12,8 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
-
 use tokio_util::sync::CancellationToken;
+
 /// Large reads at once.
 const LARGE_READS: usize = 8;
 
@@ -28,6 +29,8 @@ pub enum ShardStoreMsg {
     Map(MapView),
     /// Time to look at the disk's space.
     LookAtSpace,
+    /// What is repaired in the cluster, and how its clients bear it.
+    Around(Burden),
     /// Finish what is queued, leave the clean marker, end.
     Stop,
 }
@@ -71,7 +74,9 @@ pub async fn start(
     let (admitted, watched) = watch::channel(false);
     let (seen, space) = watch::channel(StoreSpace::default());
     let (took, pace) = watch::channel(None);
-    let waiting = Waiting { admitted, adopted: Arc::clone(&adopted), space: seen, pace: took };
+    let (rewrites, rewriting) = watch::channel(false);
+    let adopted_by = Arc::clone(&adopted);
+    let waiting = Waiting { admitted, adopted: adopted_by, space: seen, pace: took, rewrites };
     let writer = Writer::new(args.store, args.config, fence, queue, waiting);
     let ended = args.ended;
     let large_reads = Arc::new(Semaphore::new(LARGE_READS));
@@ -81,21 +86,22 @@ pub async fn start(
         admitted: watched,
         space,
         pace,
+        rewriting,
         jobs: jobs.clone(),
         job_bytes,
         reader,
         large_reads,
         adopted,
         fatal: args.fatal,
+        failed: CancellationToken::new(),
     };
+    let failing = handle.clone();
     let run = async move {
         match writer.run().await {
             Ok(()) => {
                 // Nobody waits when the process is ending anyway.
                 let _ = ended.send(());
-        failed: CancellationToken::new(),
             }
-    let failing = handle.clone();
             Err(error) => failing.fail("shard store failed", &error),
         }
     };
@@ -143,6 +149,11 @@ impl Actor for ShardStoreActor {
                 // A writer that is that busy looks by itself, and one whose disk hangs must not
                 // find a look for every half second that it hung.
                 let _ = state.jobs.try_send(Job::LookAtSpace);
+                return Ok(());
+            }
+            ShardStoreMsg::Around(burden) => {
+                // Nor must it find a heap of these.
+                let _ = state.jobs.try_send(Job::Around(burden));
                 return Ok(());
             }
             ShardStoreMsg::Stop => {

@@ -23,6 +23,7 @@ pub use space::{Fullness, StoreSpace};
 
 use replies::ReplySender;
 use smalti_map::view::MapView;
+use smalti_rowcommit::governor::Burden;
 use smalti_rowcommit::msg::Frame;
 use smalti_rowcommit::store::read::ReadSide;
 use smalti_storage::ids::{NodeId, StoreId};
@@ -30,8 +31,8 @@ use smalti_storage::store::{Admission, StoreError};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
-
 use tokio_util::sync::CancellationToken;
+
 /// Frames that may wait for the writer. A full queue holds the sessions' readers back, and so their
 /// senders.
 const QUEUE_FRAMES: usize = 64;
@@ -51,6 +52,7 @@ enum Job {
     },
     Map(MapView),
     LookAtSpace,
+    Around(Burden),
     Stop,
 }
 
@@ -64,6 +66,8 @@ pub struct StoreHandle {
     space: watch::Receiver<StoreSpace>,
     /// What a batch takes on it, once that is known.
     pace: watch::Receiver<Option<Duration>>,
+    /// Whether it rewrites what it has.
+    rewriting: watch::Receiver<bool>,
     jobs: mpsc::Sender<Job>,
     /// Room for records in that queue, over all sessions.
     job_bytes: Arc<Semaphore>,
@@ -126,6 +130,11 @@ impl StoreHandle {
         *self.pace.borrow()
     }
 
+    /// Whether it rewrites what it has, to free space.
+    pub(crate) fn rewrites(&self) -> bool {
+        *self.rewriting.borrow()
+    }
+
     /// Waits until the store may serve. `false`: it has ended before.
     pub(crate) async fn is_admitted(&self) -> bool {
         self.admitted.clone().wait_for(|admitted| *admitted).await.is_ok()
@@ -139,6 +148,7 @@ impl std::fmt::Debug for Job {
             Self::Frame { .. } => "frame",
             Self::Map(_) => "map",
             Self::LookAtSpace => "space",
+            Self::Around(_) => "around",
             Self::Stop => "stop",
         })
     }

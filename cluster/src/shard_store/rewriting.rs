@@ -3,8 +3,9 @@
 //! The same rule as for repairs, with another measure: what nine of ten batches take, and MiB a second
 //! instead of repairs at once.
 
+use crate::clock;
 use smalti_rowcommit::Time;
-use smalti_rowcommit::governor::Governor;
+use smalti_rowcommit::governor::{Burden, Governor, QUIET_EVERY, Work};
 use smalti_storage::store::ShardStore;
 use std::time::Duration;
 
@@ -23,16 +24,18 @@ pub(super) struct Rewriting {
     seen: u64,
     changed: Option<Time>,
     urgent: bool,
+    around: Burden,
 }
 
 impl Default for Rewriting {
     fn default() -> Self {
         Self {
-            governor: Governor::of_many(MOST),
+            governor: Governor::of_many(MOST).with_phase(clock::phase(QUIET_EVERY)),
             batches: 0,
             seen: 0,
             changed: None,
             urgent: false,
+            around: Burden::default(),
         }
     }
 }
@@ -50,6 +53,16 @@ impl Rewriting {
         self.urgent = urgent;
     }
 
+    /// What others have to do, and how clients bear it.
+    pub(super) fn set_around(&mut self, around: Burden) {
+        self.around = around;
+    }
+
+    /// Whether the store rewrites.
+    pub(super) fn is_at_work(&self, now: Time) -> bool {
+        self.governor.burden(now).at_work
+    }
+
     /// Tells the store how fast it may go on.
     pub(super) fn pace(&mut self, store: &dyn ShardStore, now: Time) {
         store.pace_rewriting(self.step(store.rewritten(), now));
@@ -62,7 +75,8 @@ impl Rewriting {
             self.changed = Some(now);
         }
         let at_work = self.changed.is_some_and(|at| now.since(at) < DONE);
-        self.governor.tick(now, at_work, self.urgent);
+        let work = Work { repairing: at_work, urgent: self.urgent, around: self.around };
+        self.governor.tick(now, work);
         let window = self.governor.window();
         (window < MOST).then_some(window as u64 * UNIT)
     }

@@ -44,6 +44,8 @@ pub(super) struct Waiting {
     pub(super) space: watch::Sender<StoreSpace>,
     /// For how long it takes.
     pub(super) pace: watch::Sender<Option<Duration>>,
+    /// For whether it rewrites.
+    pub(super) rewrites: watch::Sender<bool>,
 }
 
 impl Writer {
@@ -83,7 +85,7 @@ impl Writer {
                     break;
                 }
                 Some(Job::Map(map)) => known = Some(map),
-                Some(Job::LookAtSpace) => {}
+                Some(Job::LookAtSpace | Job::Around(_)) => {}
                 Some(Job::Frame { from, .. }) => {
                     tracing::error!(%from, "a frame came before the store was admitted");
                 }
@@ -153,6 +155,10 @@ impl Writer {
                         has_new_map = true;
                     }
                     Job::LookAtSpace => self.look_at_space(&mut core)?,
+                    Job::Around(around) => {
+                        self.rewriting.set_around(around);
+                        self.pace_rewriting();
+                    }
                     Job::Admitted(_) => tracing::error!("the store was admitted already"),
                     Job::Stop => stop = true,
                 }
@@ -170,7 +176,7 @@ impl Writer {
                 let now = clock::now();
                 self.pace.note(bytes, begun, now);
                 self.rewriting.batch(begun, now);
-                self.rewriting.pace(&*self.store, now);
+                self.pace_rewriting();
             }
             core.committed();
             if self.space.is_due() {
@@ -192,6 +198,12 @@ impl Writer {
         Ok(())
     }
 
+    fn pace_rewriting(&mut self) {
+        let now = clock::now();
+        self.rewriting.pace(&*self.store, now);
+        self.waiting.rewrites.send_replace(self.rewriting.is_at_work(now));
+    }
+
     /// By the clock, for others may fill the disk or free it; and with every few megabytes, for
     /// this store may do so faster than the clock asks.
     fn look_at_space(&mut self, core: &mut StoreCore) -> Result<(), StoreError> {
@@ -209,7 +221,7 @@ impl Writer {
         }
         let scarce = self.space.room() != Room::All || space.room() == 0;
         self.rewriting.set_urgent(scarce || self.store.is_behind());
-        self.rewriting.pace(&*self.store, clock::now());
+        self.pace_rewriting();
         self.waiting.space.send_replace(StoreSpace::of(space, self.space.room()));
         self.waiting.pace.send_replace(self.pace.mean(clock::now()));
         Ok(())

@@ -16,6 +16,7 @@ use smalti_map::{
 use smalti_raft::ProposeError;
 use smalti_rowcommit::CoordinatorConfig;
 use smalti_rowcommit::coordinator::Phase;
+use smalti_rowcommit::governor::Burden;
 use smalti_rowcommit::store::StoreConfig;
 use smalti_storage::ids::{
     ClusterId, Incarnation, KeyEpochNo, NodeId, StoreId, VolumeId, VolumeNo,
@@ -25,7 +26,7 @@ use smalti_storage::store::memory::MemoryStore;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -261,7 +262,9 @@ impl Cluster {
             let mut config = CoordinatorConfig::new(me, volume.no);
             config.record_len = setup.record_len;
             config.suspect_after = setup.suspect_after;
+            let (burden, borne) = watch::channel(Burden::default());
             let args = CoderArgs {
+                burden,
                 config,
                 unheard: Vec::new(),
                 transport: transport(me.node),
@@ -271,10 +274,10 @@ impl Cluster {
                 tasks: tasks.clone(),
                 stopping: stopping.clone(),
                 scrub_every: Duration::ZERO,
-                slow: tokio::sync::watch::Sender::default().subscribe(),
+                slow: watch::Sender::default().subscribe(),
             };
             let actor = coder::start(args).await.expect("a coder starts");
-            coders.push(CoderHandle::new(volume.no, actor));
+            coders.push(CoderHandle::new(volume.no, actor, borne));
         }
         let mut news = Vec::new();
         for node in &nodes {

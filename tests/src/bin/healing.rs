@@ -1,8 +1,8 @@
 //! How fast a store is brought up to date on a local 2+1 cluster, and what clients notice of it.
 //!
 //! A node is frozen for ten seconds under random writes, killed for as long, and loses its whole store;
-//! while it comes back clients are silent or write on. Then all is scrubbed under writes, all stores take dead
-//! records out of their files under writes, and a node joins.
+//! while it comes back clients are silent or write on. Then all is scrubbed under writes, and another volume; all
+//! stores take dead records out of their files under writes, and a node joins.
 //! Environment: `SECS` (10) a measurement, `SIZE` (1G), `ONLY` a part of a case's name, `STRICT=1` exits 1 when
 //! clients wait for longer than they may meanwhile, or a join moves more than it has to.
 #![allow(clippy::print_stdout, reason = "printing the figures is what it is for")]
@@ -46,9 +46,13 @@ const RECORD: f64 = 4160.0;
 const MIB: f64 = (1 << 20) as f64;
 /// What is written to see what the disk can do.
 const PROBE: usize = 256;
-/// The volume of which most is trimmed.
-const OTHER: &str = "2G";
+/// Another volume, and its size.
+const OTHER: &str = "w";
+const OTHER_SIZE: &str = "2G";
 const OTHER_MIB: u64 = 2048;
+/// What is done with it.
+const OTHERS: &str = "another volume scrubbed, busy";
+const COLLECTS: &str = "dead records taken out, busy";
 
 /// How a node comes to lack something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -304,8 +308,18 @@ fn main() -> Result<()> {
         good &= print_row("scrub, busy", &healed, Some(&noticed));
         println!("\nThe scrub read {read} rows.");
     }
-    if "dead records taken out, busy".contains(&only) {
-        good &= collect(&mut cluster, &uri, size, secs)?;
+    let (others, collects) = (OTHERS.contains(&only), COLLECTS.contains(&only));
+    if others || collects {
+        let mut other = make_other(&mut cluster)?;
+        if others {
+            good &= scrub_other(&cluster, &uri, size, secs)?;
+        }
+        if collects {
+            good &= collect(&mut cluster, &mut other, &uri, size, secs)?;
+        }
+        // What comes after is measured of one volume.
+        drop(other);
+        cluster.command(&["volume", "delete", OTHER, "--yes"])?;
     }
     if let Some(rate) = rebuilt {
         let (of_disk, of_fill) = (100.0 * rate / probe, 100.0 * rate / (filled.mib_s / 2.0));
@@ -343,18 +357,47 @@ fn print_row(name: &str, healed: &Healed, noticed: Option<&Noticed>) -> bool {
     noticed.is_none_or(|noticed| noticed.ratio() <= BEARABLE)
 }
 
-/// Most of another volume is trimmed, and every store moves what lives out of its older files.
-fn collect(cluster: &mut Cluster, uri: &str, size: &'static str, secs: u64) -> Result<bool> {
-    const BEGUN: &str = "takes dead records out";
-    const DONE: &str = "took dead records out";
+/// Another volume, full, with another node's gateway and coordinator.
+fn make_other(cluster: &mut Cluster) -> Result<Client> {
     cluster.wait_ok()?;
-    cluster.command(&["volume", "create", "w", "--size", OTHER])?;
-    let target = Target { export: "w".to_owned(), ..cluster.target(1) };
+    cluster.command(&["volume", "create", OTHER, "--size", OTHER_SIZE])?;
+    let target = Target { export: OTHER.to_owned(), ..cluster.target(1) };
     let mut other = Client::connect(&target, LIMIT)?;
     for at in 0..OTHER_MIB {
         other.write(at * PIECE as u64, &piece(1, at), 0)?;
     }
     other.flush()?;
+    Ok(other)
+}
+
+/// A volume that nobody uses is scrubbed, over and over, and clients of another one write.
+fn scrub_other(cluster: &Cluster, uri: &str, size: &'static str, secs: u64) -> Result<bool> {
+    let load = Writes::start(uri.to_owned(), size, secs, cluster.scratch()?.join("logs"))?;
+    thread::sleep(Duration::from_secs(1));
+    let (began, from) = (Instant::now(), SystemTime::now());
+    let mut scrubs = 0;
+    while began.elapsed() < Duration::from_secs(secs) {
+        cluster.facts(&["scrub", OTHER])?;
+        scrubs += 1;
+    }
+    let (took, to) = (began.elapsed(), SystemTime::now());
+    let noticed = load.finish(from, to)?;
+    let done = Healed { from, to, took, rows: 0 };
+    let good = print_row(OTHERS, &done, Some(&noticed));
+    println!("\nThat volume was scrubbed {scrubs} times.");
+    Ok(good)
+}
+
+/// Most of another volume is trimmed, and every store moves what lives out of its older files.
+fn collect(
+    cluster: &mut Cluster,
+    other: &mut Client,
+    uri: &str,
+    size: &'static str,
+    secs: u64,
+) -> Result<bool> {
+    const BEGUN: &str = "takes dead records out";
+    const DONE: &str = "took dead records out";
     let logged = |words| -> Result<Vec<usize>> {
         (0..cluster.nodes().len()).map(|node| cluster.logged(node, words)).collect()
     };
@@ -379,11 +422,8 @@ fn collect(cluster: &mut Cluster, uri: &str, size: &'static str, secs: u64) -> R
     })?;
     let (took, to) = (began.elapsed(), SystemTime::now());
     let noticed = load.finish(from, to)?;
-    // What comes after is measured of one volume.
-    drop(other);
-    cluster.command(&["volume", "delete", "w", "--yes"])?;
     let done = Healed { from, to, took, rows: 0 };
-    Ok(print_row("dead records taken out, busy", &done, Some(&noticed)))
+    Ok(print_row(COLLECTS, &done, Some(&noticed)))
 }
 
 /// A fourth node joins and takes its share: no more should travel than it has in the end. How many times as

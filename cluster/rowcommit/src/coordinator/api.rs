@@ -1,6 +1,7 @@
 //! What goes into a coordinator and what comes out of it.
 
 use super::ScrubReport;
+use crate::governor::Burden;
 use crate::msg::{Frame, Reply};
 use crate::time::Time;
 use bytes::Bytes;
@@ -37,6 +38,9 @@ pub struct CoordinatorConfig {
     pub catchup_window: usize,
     /// Whether fewer are while clients would notice.
     pub govern: bool,
+    /// What a clock that all coordinators have in common is ahead of the one that `now` is of, up to whole
+    /// intervals of [`crate::governor::QUIET_EVERY`].
+    pub phase: Duration,
 }
 
 impl CoordinatorConfig {
@@ -54,6 +58,7 @@ impl CoordinatorConfig {
             cached_rows: 256 * 1024,
             catchup_window: 64,
             govern: true,
+            phase: Duration::ZERO,
         }
     }
 }
@@ -78,6 +83,8 @@ pub enum Event {
     Map(Arc<ClusterMap>),
     /// Stores whose disks are far slower than others', all there are: what can be done without them is.
     Slow(BTreeSet<StoreId>),
+    /// What the rest of the cluster repairs, and how its clients bear that.
+    Around(Burden),
     /// A session with a store began. Session numbers grow for ever within one process.
     LinkUp {
         /// The store.

@@ -12,6 +12,7 @@ use super::listing::Listing;
 use super::unrepaired::Unrepaired;
 use super::walk::Walk;
 use super::{Coordinator, Pending, Phase, Place, Purpose, Seat};
+use crate::governor::Work;
 use crate::msg::Ask;
 use crate::time::Time;
 use smalti_map::mutant::{Mutant, lives};
@@ -503,8 +504,8 @@ impl Coordinator {
         self.decide_lost_again(None);
         self.vet_pump();
         let at_work = !self.catchup.learners.is_empty() || self.scrub.is_some();
-        let urgent = self.is_short();
-        self.governor.tick(self.now, at_work, urgent);
+        let work = Work { repairing: at_work, urgent: self.is_short(), around: self.around };
+        self.governor.tick(self.now, work);
         self.scrub_pump();
         self.catchup_pump();
         self.propose_growth();

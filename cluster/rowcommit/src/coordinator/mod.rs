@@ -42,7 +42,7 @@ mod write;
 pub use api::{Action, Alarm, BlockWrite, CoordinatorConfig, Event, OpError, Phase, Stats};
 pub use scrub::ScrubReport;
 
-use crate::governor::Governor;
+use crate::governor::{Burden, Governor};
 use crate::msg::{Answer, Ask, Reject, Reply, Request};
 use crate::time::Time;
 use cache::VecCache;
@@ -139,6 +139,8 @@ pub struct Coordinator {
     takeover: Takeover,
     catchup: Catchup,
     governor: Governor,
+    /// What the rest of the cluster has to do.
+    around: Burden,
     /// Updates of groups with too few in sync, which hold no row.
     parked: BTreeMap<RowAddr, write::Update>,
     /// Stores whose disks hold others up.
@@ -202,7 +204,7 @@ impl std::fmt::Debug for Coordinator {
 impl Coordinator {
     /// A coordinator that does nothing until a map names it.
     pub fn new(config: CoordinatorConfig) -> Self {
-        let governor = Governor::new(WINDOWS * config.catchup_window);
+        let governor = Governor::new(WINDOWS * config.catchup_window).with_phase(config.phase);
         Self {
             cache: VecCache::new(config.cached_rows),
             zeroes: vec![0; config.record_len].into(),
@@ -226,6 +228,7 @@ impl Coordinator {
             takeover: Takeover::default(),
             catchup: Catchup::default(),
             governor,
+            around: Burden::default(),
             parked: BTreeMap::new(),
             slow: BTreeSet::new(),
             suspects: Suspects::default(),
@@ -264,6 +267,11 @@ impl Coordinator {
     /// The epoch it acts in.
     pub fn epoch(&self) -> Epoch {
         self.epoch
+    }
+
+    /// What the rest of the cluster is to know of its repairs and its clients.
+    pub fn burden(&self) -> Burden {
+        self.governor.burden(self.now)
     }
 
     /// Counters.
@@ -359,6 +367,7 @@ impl Coordinator {
             // Whatever refused it is in a map that is on its way, and that decides.
             Event::Refused { .. } => {}
             Event::Slow(stores) => self.slow = stores,
+            Event::Around(burden) => self.around = burden,
             Event::Scrub { group } => self.start_scrub(group),
             Event::Tick => self.on_tick(),
         }
