@@ -9,7 +9,8 @@ use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-/// A range of slot or version keys that was dropped, and whose space can be taken back.
+/// A range of slot or version keys that was dropped, and whose space can be taken back: all that begin
+/// with `from`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Dropped {
     pub(crate) from: Vec<u8>,
@@ -17,7 +18,7 @@ pub(crate) struct Dropped {
 }
 
 impl Dropped {
-    fn prefix(prefix: &[u8]) -> Self {
+    pub(crate) fn prefix(prefix: &[u8]) -> Self {
         Self { from: prefix.to_vec(), to: after_prefix(prefix) }
     }
 }
@@ -25,15 +26,15 @@ impl Dropped {
 /// The write that a batch becomes.
 pub(crate) struct Prepared {
     pub(crate) write: WriteBatch,
-    /// Ranges large enough to be worth a compaction of their own.
-    pub(crate) dropped: Vec<Dropped>,
+    /// Whether ranges are dropped that are large enough to be worth a compaction of their own.
+    pub(crate) drops: bool,
 }
 
 /// Builds the write. The keys the batch puts must be claimed from before this until it is written,
 /// or another put of the same key could come between.
 pub(crate) fn prepare(database: &Database, batch: &Batch) -> Result<Prepared, StoreError> {
     let mut write = WriteBatch::with_capacity_bytes(estimate(batch));
-    let mut dropped = Vec::new();
+    let mut drops = false;
     let mut put = BTreeSet::new();
     for change in &batch.changes {
         match change {
@@ -78,18 +79,20 @@ pub(crate) fn prepare(database: &Database, batch: &Batch) -> Result<Prepared, St
                 drop_indexes(database, &mut write, &change::of_index(*volume, *group));
                 let range = Dropped::prefix(&slot::of_group(*volume, *group));
                 drop_range(database, &mut write, &range);
-                dropped.push(range);
+                database.note_drop(&mut write, &range);
+                drops = true;
             }
             Change::DropVolume { volume } => {
                 let range = Dropped::prefix(&slot::of_volume(*volume));
                 drop_range(database, &mut write, &range);
                 write.delete_cf(database.state(), volume::encode(*volume));
                 drop_indexes(database, &mut write, &change::of_volume(*volume));
-                dropped.push(range);
+                database.note_drop(&mut write, &range);
+                drops = true;
             }
         }
     }
-    Ok(Prepared { write, dropped })
+    Ok(Prepared { write, drops })
 }
 
 fn delete_version(database: &Database, write: &mut WriteBatch, key: &version::Key) {

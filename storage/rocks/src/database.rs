@@ -1,6 +1,7 @@
 //! Opening RocksDB, and what its errors mean to us.
 
 use crate::blobs;
+use crate::drops::Numbers;
 use crate::label::{Directory, Label};
 use crate::options::{DATA, META, PREP, RocksOptions, STATE, WalCheck};
 use crate::reclaim::BLOBS_SIZE;
@@ -41,6 +42,8 @@ pub(crate) struct Database {
     pub(crate) pace: Arc<Pace>,
     /// Deleted records that no compaction has met, about: their space is not counted as garbage.
     pub(crate) unmet: AtomicU64,
+    /// Of drops.
+    pub(crate) numbers: Numbers,
 }
 
 /// Ties the database to its label, and counts starts should the label be lost or restored.
@@ -90,7 +93,8 @@ impl Database {
             let pace = Arc::<Pace>::default();
             limit_compactions(&mut settings, &pace);
             let db = DB::open_cf_descriptors(&settings, &path, options.families()?)?;
-            Ok(Self { db, options: settings, pace, unmet: AtomicU64::new(0) })
+            let (unmet, numbers) = (AtomicU64::new(0), Numbers::default());
+            Ok(Self { db, options: settings, pace, unmet, numbers })
         };
         let (database, log_whole) = match open(WalCheck::On) {
             Ok(database) => (database, true),
@@ -117,6 +121,7 @@ impl Database {
         let last = run.map_or(label.incarnation, |run| run.incarnation.max(label.incarnation));
         let incarnation = Incarnation(last.0 + 1);
         database.begin(label.store, incarnation)?;
+        database.numbers.begin(incarnation);
         Ok(Started { database, incarnation, whole, lacks })
     }
 

@@ -6,9 +6,11 @@
 //! volume   "v" | volume u32                                                       5 bytes
 //! index    "c" | volume u32 | group u16                                           7 bytes
 //! changed  index | stripe u64 | index u32                                        19 bytes
+//! dropped  "d" | number u64 | volume u32 | group u16 of one group    13 or 15 bytes
 //! ```
 
 pub(crate) mod change;
+pub(crate) mod dropped;
 pub(crate) mod slot;
 pub(crate) mod version;
 pub(crate) mod volume;

@@ -17,6 +17,7 @@
 mod apply;
 mod blobs;
 mod database;
+mod drops;
 mod garbage;
 mod held;
 mod keys;

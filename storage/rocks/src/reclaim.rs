@@ -1,8 +1,8 @@
 //! Taking back the space of dropped groups and volumes, and of overwritten records.
 //!
 //! A drop is one mark per family; the bytes behind it go when a compaction meets them, which on a
-//! quiet store may be never. So a thread compacts what was dropped. It is no more than a help:
-//! what it misses, because it is busy or the store ends, goes with the compactions that come.
+//! quiet store may be never, and a full one is quiet. So a thread compacts what was dropped, which is
+//! noted until that is done.
 //!
 //! The same holds for deletions, one for each record that was overwritten or trimmed: a store that
 //! nobody writes to any more, because its disk is full, would never compact them. So when there are
@@ -17,21 +17,23 @@
 
 use crate::apply::Dropped;
 use crate::database::Database;
+use crate::drops::Noted;
 use crate::garbage::{self, Sizes};
 use crate::options::RocksOptions;
 use crate::space;
 use rocksdb::{BottommostLevelCompaction, ColumnFamily, CompactOptions};
 use smalti_storage::store::{Space, StoreError};
 use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 use tracing::{debug, info, warn};
 
-const WAITING_MAX: usize = 64;
+/// How many drops are read at once.
+const PAGE: usize = 64;
 /// How often the garbage is looked at. Counting it costs nothing.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// A collection that has not brought the garbage below half by then waits for the next look.
@@ -42,8 +44,9 @@ const CUTOFF: &str = "blob_garbage_collection_age_cutoff";
 
 #[derive(Debug)]
 pub(crate) struct Reclaim {
-    inbox: Mutex<Option<SyncSender<Dropped>>>,
-    stop: Arc<AtomicBool>,
+    /// Something was dropped. One that waits says it of all.
+    inbox: Mutex<Option<SyncSender<()>>>,
+    stop: Arc<Stop>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -53,14 +56,14 @@ impl Reclaim {
         directory: &Path,
         options: &RocksOptions,
     ) -> io::Result<Self> {
-        let (sender, receiver) = sync_channel(WAITING_MAX);
-        let stop = Arc::new(AtomicBool::new(false));
+        let (sender, receiver) = sync_channel(1);
+        let stop = Arc::<Stop>::default();
         let stopped = Arc::clone(&stop);
+        let (directory, buffers) = (directory.to_owned(), options.buffers());
         let collector = Collector {
             database,
-            directory: directory.to_owned(),
             garbage_bytes_min: options.garbage_bytes_min,
-            buffers: options.buffers(),
+            space: Box::new(move || space::below(&directory, 0, buffers)),
         };
         let thread = Builder::new()
             .name("smalti-reclaim".to_owned())
@@ -68,18 +71,24 @@ impl Reclaim {
         Ok(Self { inbox: Mutex::new(Some(sender)), stop, thread: Mutex::new(Some(thread)) })
     }
 
-    pub(crate) fn dropped(&self, range: Dropped) {
+    /// Something was dropped, and that is noted.
+    pub(crate) fn dropped(&self) {
         let inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(inbox) = &*inbox
-            && inbox.try_send(range).is_err()
-        {
-            debug!("too many drops at once; ordinary compactions take the space back");
+        if let Some(inbox) = &*inbox {
+            // Full: the thread has yet to look for what was noted until now.
+            let _ = inbox.try_send(());
         }
+    }
+
+    /// From now on nothing is written to the log any more, and nothing begun. Call it before what is at
+    /// work is cancelled, which would be taken for done.
+    pub(crate) fn write_nothing(&self) {
+        self.stop.set();
     }
 
     /// Ends the thread once the compaction it is at ends; cancel that first.
     pub(crate) fn stop(&self) {
-        self.stop.store(true, Ordering::Release);
+        self.write_nothing();
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner).take();
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread
@@ -90,52 +99,106 @@ impl Reclaim {
     }
 }
 
+/// Whether the store ends.
+#[derive(Debug, Default)]
+struct Stop(Mutex<bool>);
+
+impl Stop {
+    fn set(&self) {
+        *self.lock() = true;
+    }
+
+    fn is_set(&self) -> bool {
+        *self.lock()
+    }
+
+    /// Does something that `set` waits for, unless it was called; `None` then.
+    fn unless_set<T>(&self, work: impl FnOnce() -> T) -> Option<T> {
+        let stopped = self.lock();
+        (!*stopped).then(work)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, bool> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 struct Collector {
     database: Arc<Database>,
-    directory: PathBuf,
     garbage_bytes_min: u64,
-    buffers: u64,
+    space: Box<dyn Fn() -> Result<Space, StoreError> + Send>,
 }
 
 impl Collector {
-    fn run(&self, inbox: &Receiver<Dropped>, stop: &AtomicBool) {
-        let stopped = || stop.load(Ordering::Acquire);
+    fn run(&self, inbox: &Receiver<()>, stop: &Stop) {
         match self.database.deletions() {
             Ok(found) => {
                 self.database.unmet.fetch_add(found, Ordering::Relaxed);
             }
             Err(error) => warn!(%error, "can not tell what was deleted before the start"),
         }
-        while !stopped() {
+        // What the last run did not come to.
+        self.take_back(stop);
+        while !stop.is_set() {
             match inbox.recv_timeout(LOOK_EVERY) {
-                Ok(Dropped { from, to }) => {
-                    for family in [self.database.meta(), self.database.data()] {
-                        if stopped() {
-                            return;
-                        }
-                        self.compact(family, Some((&from, &to)), false);
-                    }
-                    if self.flush() {
-                        // What was dropped is dead all at once, and wanted back.
-                        self.collect(0, &stopped);
-                    }
-                }
+                Ok(()) => self.take_back(stop),
                 Err(RecvTimeoutError::Timeout) => {
-                    self.settle(&stopped);
-                    self.collect(self.garbage_bytes_min, &stopped);
+                    self.take_back(stop);
+                    self.settle(stop);
+                    self.collect(self.garbage_bytes_min, stop);
                 }
                 Err(RecvTimeoutError::Disconnected) => return,
             }
         }
     }
 
+    /// Takes back the space of all that was dropped. What is left is tried again at the next look.
+    fn take_back(&self, stop: &Stop) {
+        let mut some = false;
+        loop {
+            let drops = self.database.drops(PAGE);
+            let drops = drops.inspect_err(|error| warn!(%error, "can not tell what was dropped"));
+            let Ok(drops) = drops else { return };
+            if drops.is_empty() {
+                break;
+            }
+            for drop in &drops {
+                if let Err(error) = self.take_back_one(drop, stop) {
+                    warn!(%error, "can not take back what was dropped");
+                    return;
+                }
+                if stop.is_set() {
+                    return;
+                }
+            }
+            some = true;
+        }
+        if some && self.flush() {
+            // What was dropped is dead all at once, and wanted back.
+            self.collect(0, stop);
+        }
+    }
+
+    fn take_back_one(&self, drop: &Noted, stop: &Stop) -> Result<(), StoreError> {
+        let Dropped { from, to } = &drop.range;
+        for family in [self.database.meta(), self.database.data()] {
+            if stop.is_set() {
+                return Ok(());
+            }
+            self.compact(family, Some((from, to)), false);
+        }
+        // A compaction does not say that it failed.
+        self.database.check_background()?;
+        stop.unless_set(|| self.database.forget_drop(drop)).unwrap_or(Ok(()))
+    }
+
     /// Has deletions meet their records where that is worth it. It moves no record: files all of
     /// whose records are dead go, and of the others it is known how much of them is.
-    fn settle(&self, stopped: &impl Fn() -> bool) {
+    fn settle(&self, stop: &Stop) {
         let counted = self.database.unmet.load(Ordering::Relaxed);
         let Some((sizes, space)) = self.look() else { return };
         let pays = |unmet| sizes.settle(unmet, self.garbage_bytes_min, space);
-        if stopped() || !pays(counted) {
+        if stop.is_set() || !pays(counted) {
             return;
         }
         let unmet = garbage::take_unmet(&self.database);
@@ -160,10 +223,10 @@ impl Collector {
     }
 
     /// Has the older blob files rewritten without their dead records, as long as that pays.
-    fn collect(&self, garbage_min: u64, stopped: &impl Fn() -> bool) {
+    fn collect(&self, garbage_min: u64, stop: &Stop) {
         for _ in 0..ROUNDS_MAX {
             let Some((sizes, space)) = self.look() else { return };
-            if stopped() {
+            if stop.is_set() {
                 return;
             }
             let Some(cutoff) = sizes.cutoff(garbage_min, space) else { return };
@@ -186,7 +249,7 @@ impl Collector {
         let sizes = Sizes::of(&self.database);
         let sizes = sizes
             .inspect_err(|error| warn!(%error, "can not tell how much of the store is garbage"));
-        let space = space::below(&self.directory, 0, self.buffers);
+        let space = (self.space)();
         let space =
             space.inspect_err(|error| warn!(%error, "can not tell how much space there is"));
         Some((sizes.ok()?, space.ok()?))
@@ -218,3 +281,6 @@ impl Collector {
         self.database.db.compact_range_cf_opt(family, from, to, &options);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -34,7 +34,7 @@ const MULTI_GET: usize = 256;
 /// and the next start is not clean.
 #[derive(Debug)]
 pub struct RocksStore {
-    database: Held,
+    pub(crate) database: Held,
     directory: Directory,
     label: Mutex<Label>,
     opened: Mutex<Opened>,
@@ -169,8 +169,8 @@ impl RocksStore {
         options.set_sync(!batch.relaxed);
         self.database.db.write_opt(prepared.write, &options).map_err(|error| failed(&error))?;
         drop(claim);
-        for range in prepared.dropped {
-            self.reclaim.dropped(range);
+        if prepared.drops {
+            self.reclaim.dropped();
         }
         Ok(())
     }
@@ -180,6 +180,7 @@ impl RocksStore {
     fn finish(&self) -> Result<(), StoreError> {
         let db = &self.database.db;
         self.database.pace.set(None);
+        self.reclaim.write_nothing();
         self.database.flush()?;
         db.flush_wal(true).map_err(|error| failed(&error))?;
         self.database.check_background()?;
@@ -525,6 +526,7 @@ impl Drop for RocksStore {
         // Otherwise the thread would keep the database open, and its lock held, for as long as a
         // compaction takes.
         self.database.pace.set(None);
+        self.reclaim.write_nothing();
         self.database.db.cancel_all_background_work(!failed);
         self.reclaim.stop();
     }

@@ -4,6 +4,10 @@ use smalti_storage::ids::{GroupNo, RowAddr, RowSlot, Slot, VolumeNo};
 
 /// Length in bytes; also the length of the prefix extractor, so it is part of the format.
 pub(crate) const LEN: usize = 19;
+/// Length of the prefix of all slots of a volume.
+pub(crate) const VOLUME_LEN: usize = 4;
+/// Length of the prefix of all slots of a group.
+pub(crate) const GROUP_LEN: usize = 6;
 
 pub(crate) fn encode(at: RowSlot) -> [u8; LEN] {
     let mut key = [0; LEN];
@@ -34,13 +38,13 @@ pub(crate) fn decode(key: &[u8]) -> Option<RowSlot> {
 }
 
 /// The prefix of all slots of a volume.
-pub(crate) fn of_volume(volume: VolumeNo) -> [u8; 4] {
+pub(crate) fn of_volume(volume: VolumeNo) -> [u8; VOLUME_LEN] {
     volume.0.to_be_bytes()
 }
 
 /// The prefix of all slots of a group.
-pub(crate) fn of_group(volume: VolumeNo, group: GroupNo) -> [u8; 6] {
-    let mut key = [0; 6];
+pub(crate) fn of_group(volume: VolumeNo, group: GroupNo) -> [u8; GROUP_LEN] {
+    let mut key = [0; GROUP_LEN];
     key[..4].copy_from_slice(&volume.0.to_be_bytes());
     key[4..].copy_from_slice(&group.0.to_be_bytes());
     key

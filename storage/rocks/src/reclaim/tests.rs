@@ -1,0 +1,100 @@
+use super::*;
+use crate::apply::prepare;
+use crate::label::Directory;
+use crate::{Expect, RocksStore};
+use smalti_storage::ids::{ClusterId, VolumeNo};
+use smalti_storage::store::suite::{place, put, ver};
+use smalti_storage::store::{Batch, Change, ShardStore};
+use std::thread::sleep;
+use std::time::Instant;
+use tempfile::TempDir;
+
+const MIB: u64 = 1 << 20;
+/// More than are read at once.
+const VOLUMES: u32 = 80;
+const ROWS: u32 = 32;
+const EXPECT: Expect = Expect { cluster: ClusterId(uuid::Uuid::from_u128(7)) };
+
+fn filled() -> TempDir {
+    let directory = TempDir::new().expect("a temporary directory");
+    let store = open(&directory);
+    for volume in 1..=VOLUMES {
+        let rows = (0..ROWS).map(|i| put(place(volume, 0, 0, i, 0), ver(1, 1), 1, 4160));
+        store.commit(Batch::durable(rows.collect())).expect("commit");
+    }
+    // Which writes the buffers out.
+    store.close().expect("closed");
+    directory
+}
+
+fn open(directory: &TempDir) -> RocksStore {
+    RocksStore::open(directory.path(), &RocksOptions::default(), EXPECT).expect("it opens")
+}
+
+/// The database of a store, with nobody who reclaims anything.
+fn database(directory: &TempDir) -> Arc<Database> {
+    let (directory, label) = Directory::open(directory.path(), EXPECT, false).expect("a label");
+    let started = Database::start(&directory, &label, &RocksOptions::default());
+    Arc::new(started.expect("it opens").database)
+}
+
+fn commit(database: &Database, changes: impl Iterator<Item = Change>) {
+    let prepared = prepare(database, &Batch::durable(changes.collect())).expect("prepared");
+    database.db.write(prepared.write).expect("written");
+}
+
+fn drop_all(database: &Database) {
+    commit(database, (1..=VOLUMES).map(|no| Change::DropVolume { volume: VolumeNo(no) }));
+}
+
+/// On a disk of 10 GiB with so much free.
+fn collector(database: &Arc<Database>, free: u64) -> Collector {
+    let space = move || Ok(Space { total: 10 << 30, free, ..Space::default() });
+    Collector {
+        database: Arc::clone(database),
+        garbage_bytes_min: 256 * MIB,
+        space: Box::new(space),
+    }
+}
+
+fn all(database: &Database) -> u64 {
+    Sizes::of(database).expect("sizes").all
+}
+
+fn noted(database: &Database) -> usize {
+    database.drops(1000).expect("readable").len()
+}
+
+#[test]
+fn the_space_of_what_was_dropped_before_a_start_comes_back() {
+    let directory = filled();
+    let database = database(&directory);
+    drop_all(&database);
+    let before = all(&database);
+    assert!(before > u64::from(VOLUMES * ROWS) * 4160, "{before}");
+    drop(database);
+    let store = open(&directory);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let database = &store.database;
+    while all(database) > 0 || noted(database) > 0 {
+        let left = (all(database), noted(database));
+        assert!(Instant::now() < deadline, "the space does not come back: {left:?}");
+        sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_drop_is_noted_until_its_space_is_taken_back() {
+    let directory = filled();
+    let database = database(&directory);
+    drop_all(&database);
+    drop_all(&database);
+    assert_eq!(noted(&database), 2 * VOLUMES as usize);
+    let (collector, stop) = (collector(&database, 9 << 30), Stop::default());
+    stop.set();
+    // What it would compact now would be cancelled.
+    collector.take_back(&stop);
+    assert_eq!(noted(&database), 2 * VOLUMES as usize);
+    collector.take_back(&Stop::default());
+    assert_eq!((noted(&database), all(&database)), (0, 0));
+}
