@@ -3,11 +3,14 @@
 use crate::blobs;
 use crate::drops::Numbers;
 use crate::label::{Directory, Label};
-use crate::options::{DATA, META, PREP, RocksOptions, STATE, WalCheck};
+use crate::options::{
+    DATA, DATA_COMPACTION_MAX, META, META_COMPACTION_MAX, PREP, RocksOptions, STATE, WalCheck,
+};
 use crate::reclaim::BLOBS_SIZE;
 use crate::value;
 use rocksdb::properties::{
-    AGGREGATED_TABLE_PROPERTIES, BACKGROUND_ERRORS, NUM_DELETES_ACTIVE_MEM_TABLE,
+    AGGREGATED_TABLE_PROPERTIES, BACKGROUND_ERRORS,
+    CUR_SIZE_ALL_MEM_TABLES as WAITING_BUFFERS_SIZE, NUM_DELETES_ACTIVE_MEM_TABLE,
     NUM_DELETES_IMM_MEM_TABLES, SIZE_ALL_MEM_TABLES as BUFFERS_SIZE,
     TOTAL_SST_FILES_SIZE as TABLES_SIZE,
 };
@@ -176,6 +179,22 @@ impl Database {
             }
         }
         Ok(used)
+    }
+
+    /// What writing the buffers out, and compacting tables then, writes before anything is let go of: in
+    /// bytes, about and at most.
+    pub(crate) fn unwritten(&self) -> Result<u64, rocksdb::Error> {
+        let figure = |family, name| {
+            self.db.property_int_value_cf(family, name).map(|bytes| bytes.unwrap_or(0))
+        };
+        let mut buffers = 0;
+        for family in [self.meta(), self.data(), self.prep(), self.state()] {
+            buffers += figure(family, WAITING_BUFFERS_SIZE)?;
+        }
+        let meta = figure(self.meta(), TABLES_SIZE)?.min(META_COMPACTION_MAX);
+        let data = figure(self.data(), TABLES_SIZE)?.min(DATA_COMPACTION_MAX);
+        // Tables have indexes and filters, which buffers have not.
+        Ok(buffers + buffers / 16 + meta.max(data))
     }
 
     /// Deletions of records in tables and buffers: each of one that no compaction has met.

@@ -32,6 +32,17 @@ const SMALL_BUFFER: usize = 4 * MIB;
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
 
+/// Size of a table, in bytes.
+const META_TABLE: usize = 16 * MIB;
+/// They hold about 60 bytes per record.
+const DATA_TABLE: usize = 8 * MIB;
+/// RocksDB compacts so many tables at once, about.
+const TABLES_AT_ONCE: usize = 25;
+/// What one compaction of metadata writes at most before it lets go of anything, in bytes, about.
+pub(crate) const META_COMPACTION_MAX: u64 = (TABLES_AT_ONCE * META_TABLE) as u64;
+/// The same of the keys of records.
+pub(crate) const DATA_COMPACTION_MAX: u64 = (TABLES_AT_ONCE * DATA_TABLE) as u64;
+
 /// What a store takes of the machine. The default keeps one store under 250 MiB, so that three
 /// nodes fit on a small machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -154,7 +165,8 @@ impl RocksOptions {
         options.set_write_buffer_size(self.meta_buffer_bytes);
         options.set_max_write_buffer_number(2);
         options.set_compression_type(DBCompressionType::None);
-        options.set_target_file_size_base(16 * MIB as u64);
+        options.set_target_file_size_base(META_TABLE as u64);
+        options.set_max_compaction_bytes(META_COMPACTION_MAX);
         options.set_level_zero_file_num_compaction_trigger(FILES_BEFORE_COMPACTION);
         Ok(options)
     }
@@ -176,8 +188,8 @@ impl RocksOptions {
         // nothing dead in them: on a volume written in order again and again, more than its clients
         // write. So a file goes when all of it is dead, and `reclaim` moves the rest when it pays.
         options.set_blob_gc_age_cutoff(0.0);
-        // Tables hold about 60 bytes per record.
-        options.set_target_file_size_base(8 * MIB as u64);
+        options.set_target_file_size_base(DATA_TABLE as u64);
+        options.set_max_compaction_bytes(DATA_COMPACTION_MAX);
         options.set_max_bytes_for_level_base(64 * MIB as u64);
         options.set_level_zero_file_num_compaction_trigger(FILES_BEFORE_COMPACTION);
         options

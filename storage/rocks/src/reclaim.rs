@@ -14,6 +14,9 @@
 //! a store takes at most about twice its live records. Rewritten files go only when all of them are
 //! done, so a collection takes space before it gives any: on a disk that fills up it begins sooner
 //! and takes fewer files at once, for one that ran out of space would end the store.
+//!
+//! All of it begins with writing the buffers out. Where there may be no room for that nothing is done:
+//! as long as a store waits its disk may get room again, and a store that has ended could not even start.
 
 use crate::apply::Dropped;
 use crate::database::Database;
@@ -34,6 +37,8 @@ use tracing::{debug, info, warn};
 
 /// How many drops are read at once.
 const PAGE: usize = 64;
+/// Nothing is begun where that could leave less than this, in bytes: others write meanwhile.
+const SPARE: u64 = 16 << 20;
 /// How often the garbage is looked at. Counting it costs nothing.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// A collection that has not brought the garbage below half by then waits for the next look.
@@ -163,6 +168,9 @@ impl Collector {
                 break;
             }
             for drop in &drops {
+                if self.room().is_none() {
+                    return;
+                }
                 if let Err(error) = self.take_back_one(drop, stop) {
                     warn!(%error, "can not take back what was dropped");
                     return;
@@ -173,7 +181,7 @@ impl Collector {
             }
             some = true;
         }
-        if some && self.flush() {
+        if some && self.room().is_some() && self.flush() {
             // What was dropped is dead all at once, and wanted back.
             self.collect(0, stop);
         }
@@ -245,14 +253,28 @@ impl Collector {
         }
     }
 
+    /// What there is to collect, if there is room to begin.
     fn look(&self) -> Option<(Sizes, Space)> {
         let sizes = Sizes::of(&self.database);
         let sizes = sizes
             .inspect_err(|error| warn!(%error, "can not tell how much of the store is garbage"));
+        Some((sizes.ok()?, self.room()?))
+    }
+
+    /// How much space there is, if it is enough to write the buffers out and to compact tables.
+    fn room(&self) -> Option<Space> {
         let space = (self.space)();
         let space =
             space.inspect_err(|error| warn!(%error, "can not tell how much space there is"));
-        Some((sizes.ok()?, space.ok()?))
+        let needed = self.database.unwritten();
+        let needed =
+            needed.inspect_err(|error| warn!(%error, "can not tell how much is in buffers"));
+        let (space, needed) = (space.ok()?, needed.ok()? + SPARE);
+        if space.free < needed {
+            debug!(free = space.free, needed, "too little room to reclaim any");
+            return None;
+        }
+        Some(space)
     }
 
     fn flush(&self) -> bool {

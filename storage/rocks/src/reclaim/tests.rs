@@ -13,6 +13,8 @@ const MIB: u64 = 1 << 20;
 /// More than are read at once.
 const VOLUMES: u32 = 80;
 const ROWS: u32 = 32;
+/// How many of them are deleted one by one.
+const DELETED: u32 = 24;
 const EXPECT: Expect = Expect { cluster: ClusterId(uuid::Uuid::from_u128(7)) };
 
 fn filled() -> TempDir {
@@ -97,4 +99,69 @@ fn a_drop_is_noted_until_its_space_is_taken_back() {
     assert_eq!(noted(&database), 2 * VOLUMES as usize);
     collector.take_back(&Stop::default());
     assert_eq!((noted(&database), all(&database)), (0, 0));
+}
+
+/// Most of each volume's records, one by one.
+fn delete_most(database: &Database) {
+    let rows = (1..=VOLUMES).flat_map(|no| (0..DELETED).map(move |i| place(no, 0, 0, i, 0)));
+    commit(database, rows.map(|at| Change::DeleteVersion { at, ver: ver(1, 1) }));
+}
+
+/// What it takes to begin.
+fn needed(database: &Database) -> u64 {
+    database.unwritten().expect("known") + SPARE
+}
+
+fn deletions_in_buffers(database: &Database) -> u64 {
+    let name = rocksdb::properties::NUM_DELETES_ACTIVE_MEM_TABLE;
+    database.db.property_int_value_cf(database.data(), name).expect("known").unwrap_or(0)
+}
+
+#[test]
+fn deletions_wait_while_the_buffers_may_not_fit_on_the_disk() {
+    let directory = filled();
+    let database = database(&directory);
+    delete_most(&database);
+    let unmet = u64::from(VOLUMES * DELETED);
+    assert_eq!(deletions_in_buffers(&database), unmet);
+    let (needed, stop) = (needed(&database), Stop::default());
+    assert!(needed < 40 * MIB, "{needed}");
+    // There are enough of them for a disk that is full.
+    for free in [0, MIB, needed - 1] {
+        let collector = Collector { garbage_bytes_min: MIB, ..collector(&database, free) };
+        collector.settle(&stop);
+        collector.collect(0, &stop);
+        assert_eq!(deletions_in_buffers(&database), unmet, "written out with {free} free");
+        assert_eq!(database.unmet.load(Ordering::Relaxed), unmet, "still known with {free} free");
+    }
+    let collector = Collector { garbage_bytes_min: MIB, ..collector(&database, needed) };
+    collector.settle(&stop);
+    assert_eq!(deletions_in_buffers(&database), 0);
+    assert!(Sizes::of(&database).expect("sizes").garbage >= unmet * 4160);
+}
+
+#[test]
+fn drops_wait_while_the_buffers_may_not_fit_on_the_disk() {
+    let directory = filled();
+    let database = database(&directory);
+    drop_all(&database);
+    let (before, stop) = (all(&database), Stop::default());
+    collector(&database, needed(&database) - 1).take_back(&stop);
+    assert_eq!((noted(&database), all(&database)), (VOLUMES as usize, before));
+    collector(&database, needed(&database)).take_back(&stop);
+    assert_eq!((noted(&database), all(&database)), (0, 0));
+}
+
+#[test]
+fn full_buffers_need_their_room() {
+    const RECORDS: u64 = 6 * MIB / 4160;
+    let directory = filled();
+    let database = database(&directory);
+    let before = needed(&database);
+    let rows = (0..RECORDS as u32).map(|i| put(place(1, 0, 1, i, 0), ver(1, 1), 1, 4160));
+    commit(&database, rows);
+    let more = needed(&database) - before;
+    assert!((RECORDS * 4160..12 * MIB).contains(&more), "{more}");
+    database.flush().expect("written out");
+    assert!(needed(&database) < before + MIB, "{} after {before}", needed(&database));
 }
