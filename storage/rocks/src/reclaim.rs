@@ -230,11 +230,12 @@ impl Collector {
         );
     }
 
-    /// Has the older blob files rewritten without their dead records, as long as that pays.
+    /// Has the older blob files rewritten without their dead records, as long as that pays. What was
+    /// dropped goes first: it gives more, and takes less.
     fn collect(&self, garbage_min: u64, stop: &Stop) {
         for _ in 0..ROUNDS_MAX {
             let Some((sizes, space)) = self.look() else { return };
-            if stop.is_set() {
+            if stop.is_set() || self.database.drops(1).is_ok_and(|drops| !drops.is_empty()) {
                 return;
             }
             let Some(cutoff) = sizes.cutoff(garbage_min, space) else { return };

@@ -165,3 +165,23 @@ fn full_buffers_need_their_room() {
     database.flush().expect("written out");
     assert!(needed(&database) < before + MIB, "{} after {before}", needed(&database));
 }
+
+#[test]
+fn a_drop_goes_before_the_next_round_of_a_collection() {
+    let directory = filled();
+    let database = database(&directory);
+    delete_most(&database);
+    let (collector, stop) = (collector(&database, 9 << 30), Stop::default());
+    let collector = Collector { garbage_bytes_min: MIB, ..collector };
+    collector.settle(&stop);
+    let garbage = || Sizes::of(&database).expect("sizes").garbage;
+    let found = garbage();
+    assert!(found > 0);
+    commit(&database, [Change::DropVolume { volume: VolumeNo(1) }].into_iter());
+    collector.collect(0, &stop);
+    assert_eq!(garbage(), found, "it rewrites records of what was dropped");
+    // Then what is dead is collected as well.
+    collector.take_back(&stop);
+    assert_eq!(noted(&database), 0);
+    assert!(garbage() < found / 2, "{} of {found}", garbage());
+}
