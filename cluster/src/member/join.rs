@@ -188,6 +188,7 @@ impl Member {
             slow_out: config.slow_out,
             slow: watch::Sender::default(),
             burden,
+            half_heard: watch::Sender::default(),
             scrub_every: config.scrub_every,
             seat_suspect_after: config.suspect_after * 2,
         });

@@ -6,6 +6,7 @@ use crate::custodian::{CustodianMsg, CustodyClient};
 use crate::fabric::{AddressBook, Fabric};
 use crate::shard_store::{Fatal, LocalStores, ShardStoreMsg, SlowDisk};
 use ractor::ActorRef;
+use smalti_map::reach::HalfHeard;
 use smalti_raft::RaftGroup;
 use smalti_rowcommit::governor::Burden;
 use smalti_storage::ids::{ClusterId, Incarnation, NodeId, StoreId, VolumeNo};
@@ -51,6 +52,8 @@ pub(crate) struct Inner {
     pub(super) slow: watch::Sender<BTreeMap<StoreId, SlowDisk>>,
     /// What is repaired on this node, and how its clients bear it.
     pub(super) burden: watch::Sender<Burden>,
+    /// Nodes that some hear and others do not.
+    pub(super) half_heard: watch::Sender<BTreeMap<NodeId, HalfHeard>>,
     /// Each group is scrubbed again after so long; zero: only when asked.
     pub(super) scrub_every: Duration,
     /// A coordinator costs more to replace than a store: it is given twice the time.

@@ -5,6 +5,7 @@ mod beats;
 mod damage;
 mod govern;
 mod join;
+mod links;
 mod member_inner;
 mod outlook;
 mod places;

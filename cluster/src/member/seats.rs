@@ -6,6 +6,7 @@
 
 use super::Member;
 use super::govern::within;
+use super::links::Links;
 use super::member_inner::Inner;
 use super::outlook::Outlook;
 use super::slow::SlowStores;
@@ -16,7 +17,7 @@ use crate::shard_store::{SlowDisk, slow_disks};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
-use smalti_map::reach::reaches_less;
+use smalti_map::reach::{HalfHeard, reaches_less};
 use smalti_map::view::MapView;
 use smalti_map::{Command, Coordinator, Group, Volume};
 use smalti_net::Service;
@@ -24,7 +25,7 @@ use smalti_rowcommit::CoordinatorConfig;
 use smalti_rowcommit::coordinator::Phase;
 use smalti_rowcommit::governor::{Burden, QUIET_EVERY};
 use smalti_storage::ids::{Epoch, Incarnation, NodeId, StoreId, VolumeNo};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -351,6 +352,7 @@ impl Member {
         every.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let stop = self.inner.stop.clone();
         let mut slow = SlowStores::default();
+        let mut links = Links::default();
         loop {
             tokio::select! {
                 biased;
@@ -359,6 +361,7 @@ impl Member {
                 _ = every.tick() => {
                     self.run_own_seats(&self.map()).await;
                     self.look_for_slow_disks(&mut slow);
+                    self.look_for_broken_links(&mut links);
                     continue;
                 }
             }
@@ -381,6 +384,25 @@ impl Member {
     /// Disks that are, or were of late, far slower than others, with what was seen of them then.
     pub fn slow_disks(&self) -> Vec<SlowDisk> {
         self.inner.slow.borrow().values().copied().collect()
+    }
+
+    fn look_for_broken_links(&self, links: &mut Links) {
+        let mut views = self.beats().views();
+        // One that has not joined may have heard nobody yet, or say what this one does not understand.
+        views.retain(|node, _| self.beats().start_of(*node).is_some());
+        let now = links.note(&views);
+        self.inner.half_heard.send_if_modified(|known| {
+            let changed = *known != now;
+            if changed {
+                *known = now;
+            }
+            changed
+        });
+    }
+
+    /// Nodes that some hear and others do not, and have not for a while: links to them are broken.
+    pub fn half_heard(&self) -> BTreeMap<NodeId, HalfHeard> {
+        self.inner.half_heard.borrow().clone()
     }
 
     async fn follow_map(&self, map: &MapView) {

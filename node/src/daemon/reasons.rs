@@ -1,6 +1,7 @@
 //! Why the health is not `ok`: what is the matter, and what to do about it, one sentence each. And what goes
 //! on meanwhile, which is no reason.
 
+use super::links;
 use super::renewal::Standing;
 use super::report::Report;
 use crate::control::{Health, Reason};
@@ -107,7 +108,7 @@ impl Report {
         if custody.reachable < custody.needed {
             let holders = self.map.custody.holders.iter().map(|holder| holder.node);
             let away = holders.filter(|node| !self.up.contains(node));
-            let start = format!("start {}", self.names_of(away));
+            let start = self.bring_back(away);
             let problem = format!(
                 "{} of {} custodians answer, {} are needed: no volume can be attached anew",
                 custody.reachable, custody.total, custody.needed
@@ -115,7 +116,7 @@ impl Report {
             reasons.add(Health::Degraded, "custody".into(), problem, self.or_first(&start));
         }
         for (id, node) in &self.map.nodes {
-            if !self.up.contains(id) {
+            if !self.up.contains(id) && !self.is_cut_off(*id) {
                 let (problem, remedy) = match node.incarnation {
                     Incarnation(0) => ("it has never started", "start it, or remove it"),
                     _ if node.draining && self.slots_on(*id) == 0 => (
@@ -127,6 +128,12 @@ impl Report {
                 let subject = format!("node {}", node.name);
                 reasons.add(Health::Degraded, subject, problem.into(), self.or_first(remedy));
             }
+        }
+        for (id, seen) in links::once_each(&self.half_heard) {
+            let name = |node| self.node_name(node);
+            let (problem, remedy) = links::problem(id, &seen, self.me, name);
+            let subject = format!("node {}", self.node_name(id));
+            reasons.add(Health::Degraded, subject, problem, self.or_first(&remedy));
         }
         for (id, node) in &self.map.nodes {
             if node.recruit.is_some() && self.up.contains(id) {
@@ -239,10 +246,19 @@ impl Report {
                 .to_owned(),
             (Some(_), true) => "its coordinator does not answer".to_owned(),
         };
-        let have_it = self.names_of(self.down_in_sync(volume));
-        let remedy = match few && !have_it.is_empty() {
-            true => format!("start {have_it}, which were in sync; it goes on by itself then"),
-            false => "it goes on by itself once enough nodes are up and up to date".to_owned(),
+        let have_it = self.down_in_sync(volume);
+        let seat = volume.coordinator.map(|seat| seat.node);
+        let remedy = match seat.filter(|seat| self.is_cut_off(*seat)) {
+            _ if few && !have_it.is_empty() => {
+                format!(
+                    "{}: they were in sync; it goes on by itself then",
+                    self.bring_back(have_it)
+                )
+            }
+            Some(seat) => {
+                format!("{}, or ask another node: it may go on there", self.bring_back([seat]))
+            }
+            None => "it goes on by itself once enough nodes are up and up to date".to_owned(),
         };
         (problem, remedy)
     }
@@ -253,6 +269,19 @@ impl Report {
         let stores = volume.groups.iter().filter(short).flat_map(Group::insync_stores);
         let nodes = stores.filter_map(|store| self.map.node_of(store));
         nodes.filter(|node| !self.up.contains(node)).collect()
+    }
+
+    /// What to do about nodes that do not answer.
+    fn bring_back(&self, nodes: impl IntoIterator<Item = NodeId>) -> String {
+        let (cut, down): (Vec<_>, Vec<_>) =
+            nodes.into_iter().partition(|node| self.is_cut_off(*node));
+        let start = |down| format!("start {}", self.names_of(down));
+        let mend = |cut| format!("check the network to {}", self.names_of(cut));
+        match (down.is_empty(), cut.is_empty()) {
+            (_, true) => start(down),
+            (true, false) => mend(cut),
+            (false, false) => format!("{}, and {}", start(down), mend(cut)),
+        }
     }
 
     fn names_of(&self, nodes: impl IntoIterator<Item = NodeId>) -> String {

@@ -12,6 +12,7 @@ use smalti_cluster::Member;
 use smalti_cluster::member::VolumeProgress;
 use smalti_cluster::shard_store::{Fullness, SlowDisk, StoreSpace};
 use smalti_map::plan::Plan;
+use smalti_map::reach::HalfHeard;
 use smalti_map::view::MapView;
 use smalti_map::{Group, GroupScrub, Volume};
 use smalti_raft::GroupMetrics;
@@ -38,6 +39,8 @@ pub(super) struct Report {
     pub(super) disks: BTreeMap<StoreId, StoreSpace>,
     /// Those that hold the others up.
     pub(super) slow_disks: Vec<SlowDisk>,
+    /// Nodes that some hear and others do not, which is for the network to mend.
+    pub(super) half_heard: BTreeMap<NodeId, HalfHeard>,
     /// What is to lie elsewhere.
     pub(super) plan: Plan,
     /// Who should vote.
@@ -86,6 +89,8 @@ impl Report {
         let running = disks.keys().copied().collect();
         let raft = member.raft().metrics();
         let plan = member.plan(&map);
+        let mut half_heard = member.half_heard();
+        half_heard.retain(|node, _| map.nodes.contains_key(node));
         let wanted_voters = member.wanted_voters(&map, &raft.voters);
         Ok(Self {
             wanted_voters,
@@ -96,6 +101,7 @@ impl Report {
             running,
             disks,
             slow_disks: member.slow_disks(),
+            half_heard,
             plan,
             certificate,
             progress,
@@ -105,6 +111,12 @@ impl Report {
 
     pub(super) fn node_name(&self, node: NodeId) -> String {
         self.map.nodes.get(&node).map_or_else(|| node.to_string(), |node| node.name.clone())
+    }
+
+    /// Whether the node is well, and does not answer this one: then to start it would be of no use.
+    pub(super) fn is_cut_off(&self, node: NodeId) -> bool {
+        let unheard = |seen: &HalfHeard| seen.not_by.contains(&self.me);
+        !self.up.contains(&node) && self.half_heard.get(&node).is_some_and(unheard)
     }
 
     fn node_state(&self, node: NodeId) -> NodeState {

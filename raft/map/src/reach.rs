@@ -1,4 +1,5 @@
-//! Whether another node reaches more of a volume's stores than its coordinator does.
+//! Whether another node reaches more of a volume's stores than its coordinator does, and which links are
+//! broken.
 //!
 //! A node that is down is heard by nobody, and no other seat helps. One that others hear and the
 //! coordinator does not is cut off from the coordinator alone: there a seat elsewhere gets back what
@@ -19,6 +20,27 @@ pub struct Better {
     pub node: NodeId,
     /// How many slots more it reaches, of the group that lacks most; how many nodes, where it is to lead.
     pub gain: usize,
+}
+
+/// A node that is well, and that some hear and others do not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HalfHeard {
+    /// Others that hear it. None of them: then it hears who does not hear it.
+    pub by: BTreeSet<NodeId>,
+    /// Others that do not.
+    pub not_by: BTreeSet<NodeId>,
+}
+
+/// The nodes that one hears and another one does not. One that is down is heard by nobody.
+pub fn half_heard(views: &Views) -> BTreeMap<NodeId, HalfHeard> {
+    let heard: BTreeSet<NodeId> = views.values().flatten().copied().collect();
+    let half = heard.into_iter().map(|node| {
+        let others = views.iter().filter(|(other, _)| **other != node);
+        let (by, not_by): (Vec<_>, Vec<_>) = others.partition(|(_, hears)| hears.contains(&node));
+        let names = |of: Vec<(&NodeId, _)>| of.into_iter().map(|(node, _)| *node).collect();
+        (node, HalfHeard { by: names(by), not_by: names(not_by) })
+    });
+    half.filter(|(_, seen)| !seen.not_by.is_empty()).collect()
 }
 
 /// The candidates that reach most of the volume's stores. Of who tells nothing, nothing is known to be

@@ -2,7 +2,9 @@
 
 mod support;
 
-use smalti_map::reach::{Better, Views, best_seats, better_leader, better_seat, reaches_less};
+use smalti_map::reach::{
+    Better, Views, best_seats, better_leader, better_seat, half_heard, reaches_less,
+};
 use smalti_storage::ids::NodeId;
 use support::*;
 
@@ -112,4 +114,52 @@ fn who_tells_nothing_is_not_judged() {
     assert_eq!(found(&some, &[1, 4, 5]), Some((5, 2)));
     some.remove(&NodeId(1));
     assert_eq!(found(&some, &[1, 4, 5]), None);
+}
+
+/// Nodes that some hear and others do not, with both, by what node 3 is told: it knows the views of those
+/// that it hears.
+fn half(cuts: &[(u64, u64)]) -> Vec<(u64, Vec<u64>, Vec<u64>)> {
+    let mut views = views(cuts);
+    let own = views[&NodeId(3)].clone();
+    views.retain(|node, _| own.contains(node));
+    let numbers = |nodes: &std::collections::BTreeSet<NodeId>| nodes.iter().map(|n| n.0).collect();
+    let half = half_heard(&views);
+    half.iter().map(|(node, seen)| (node.0, numbers(&seen.by), numbers(&seen.not_by))).collect()
+}
+
+#[test]
+fn a_broken_link_is_told_from_a_dead_node() {
+    assert_eq!(half(&[]), []);
+    // Dead: heard by nobody.
+    assert_eq!(half(&[(1, 2), (3, 2), (4, 2), (5, 2)]), []);
+    // Node 3 itself does not hear node 2, and what that hears it is not told.
+    assert_eq!(half(&[(3, 2)]), [(2, vec![1, 4, 5], vec![3])]);
+    assert_eq!(half(&[(3, 2), (4, 2), (5, 2)]), [(2, vec![1], vec![3, 4, 5])]);
+    // A link between two others: either does not hear the other.
+    let both = [(1, vec![3, 4, 5], vec![2]), (2, vec![3, 4, 5], vec![1])];
+    assert_eq!(half(&[(1, 2)]), both);
+    // Node 3 alone hears one of them.
+    let star = [
+        (1, vec![3, 4, 5], vec![2]),
+        (2, vec![3], vec![1, 4, 5]),
+        (4, vec![1, 3, 5], vec![2]),
+        (5, vec![1, 3, 4], vec![2]),
+    ];
+    assert_eq!(half(&[(1, 2), (4, 2), (5, 2)]), star);
+    // Cut off from everybody it is told nothing.
+    assert_eq!(half(&[(3, 1), (3, 2), (3, 4), (3, 5)]), []);
+}
+
+#[test]
+fn one_that_hears_others_and_is_heard_by_none_is_well_all_the_same() {
+    let mut some = views(&[]);
+    for node in [2, 3, 4, 5] {
+        some.entry(NodeId(node)).and_modify(|hears| drop(hears.remove(&NodeId(1))));
+    }
+    let half = half_heard(&some);
+    assert_eq!(half.keys().collect::<Vec<_>>(), [&NodeId(1)]);
+    assert!(half[&NodeId(1)].by.is_empty());
+    // One whose view is not known is not judged by it.
+    some.remove(&NodeId(2));
+    assert_eq!(half_heard(&some)[&NodeId(1)].not_by, [3, 4, 5].map(NodeId).into());
 }
