@@ -1,6 +1,9 @@
 //! Why the health is not `ok`: what is the matter, and what to do about it, one sentence each. And what goes
 //! on meanwhile, which is no reason.
 
+#[cfg(test)]
+mod tests;
+
 use super::links;
 use super::renewal::Standing;
 use super::report::Report;
@@ -86,17 +89,16 @@ impl Report {
         }
         if self.leader().is_none() {
             let (up, all) = self.voters();
-            let problem = if self.has_majority() {
-                "no leader: an election is under way".to_owned()
+            let (problem, remedy) = if self.has_majority() {
+                ("no leader: an election is under way".to_owned(), "it ends by itself".to_owned())
             } else {
-                format!("no leader: {up} of {all} voters answer, {} are needed", all / 2 + 1)
+                let away = self.raft.voters.difference(&self.up).copied();
+                let needed = all / 2 + 1;
+                let problem =
+                    format!("no leader: {up} of {all} voters answer, {needed} are needed");
+                (problem, self.bring_back(away))
             };
-            reasons.add(
-                Health::Stalled,
-                "raft".into(),
-                problem,
-                self.or_first("start the nodes that are down"),
-            );
+            reasons.add(Health::Stalled, "raft".into(), problem, self.or_first(&remedy));
         }
         if !self.caught_up {
             let problem = "this node has not caught up with the cluster since it started";
@@ -116,8 +118,14 @@ impl Report {
             reasons.add(Health::Degraded, "custody".into(), problem, self.or_first(&start));
         }
         for (id, node) in &self.map.nodes {
-            if !self.up.contains(id) && !self.is_cut_off(*id) {
+            // Of itself this node tells whether it has caught up.
+            if *id != self.me && !self.up.contains(id) && !self.is_cut_off(*id) {
                 let (problem, remedy) = match node.incarnation {
+                    _ if self.joining.contains(id) => (
+                        "it answers, and has not joined the cluster since it started",
+                        "it does as soon as more than half of the nodes are in its reach; if not, see its \
+                         log",
+                    ),
                     Incarnation(0) => ("it has never started", "start it, or remove it"),
                     _ if node.draining && self.slots_on(*id) == 0 => (
                         "it was emptied and does not run",
@@ -203,7 +211,10 @@ impl Report {
                         Some(rows) => format!("{rows} rows are behind"),
                     };
                     let groups = volume.groups.len();
-                    let problem = format!("{out} of {groups} groups miss a slot, {behind}");
+                    let problem = match out {
+                        0 => behind,
+                        _ => format!("{out} of {groups} groups miss a slot, {behind}"),
+                    };
                     let remedy = "stores that are up catch up by themselves";
                     reasons.add(Health::Degraded, subject, problem, remedy);
                 }
@@ -271,14 +282,15 @@ impl Report {
         nodes.filter(|node| !self.up.contains(node)).collect()
     }
 
-    /// What to do about nodes that do not answer.
+    /// What to do about nodes that are not up.
     fn bring_back(&self, nodes: impl IntoIterator<Item = NodeId>) -> String {
-        let (cut, down): (Vec<_>, Vec<_>) =
-            nodes.into_iter().partition(|node| self.is_cut_off(*node));
+        let away = nodes.into_iter().filter(|node| !self.joining.contains(node));
+        let (cut, down): (Vec<_>, Vec<_>) = away.partition(|node| self.is_cut_off(*node));
         let start = |down| format!("start {}", self.names_of(down));
         let mend = |cut| format!("check the network to {}", self.names_of(cut));
         match (down.is_empty(), cut.is_empty()) {
-            (_, true) => start(down),
+            (true, true) => "wait: those that are away run, and join by themselves".to_owned(),
+            (false, true) => start(down),
             (true, false) => mend(cut),
             (false, false) => format!("{}, and {}", start(down), mend(cut)),
         }
@@ -419,28 +431,5 @@ impl Report {
                 }
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use smalti_net::Validity;
-    use std::time::Duration;
-
-    #[test]
-    fn a_certificate_that_was_not_renewed_is_told_of_before_it_expires() {
-        let now = SystemTime::now();
-        let problem = |ago: u64| {
-            let start = now - Duration::from_secs(ago);
-            let validity = Validity::starting(start, Duration::from_secs(300));
-            certificate_problem(&Standing { validity, failure: Some("no key".into()) }, now)
-        };
-        assert_eq!((problem(0), problem(201)), (None, None));
-        let late = problem(230).expect("late");
-        assert!(late.contains("expires in 70 s") || late.contains("expires in 69 s"), "{late}");
-        let expired = problem(301).expect("expired");
-        assert!(expired.contains("has expired") && expired.ends_with("no key"), "{expired}");
-        assert!(CERTIFICATE_REMEDY.contains("`authority`"));
     }
 }

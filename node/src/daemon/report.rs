@@ -14,7 +14,7 @@ use smalti_cluster::shard_store::{Fullness, SlowDisk, StoreSpace};
 use smalti_map::plan::Plan;
 use smalti_map::reach::HalfHeard;
 use smalti_map::view::MapView;
-use smalti_map::{Group, GroupScrub, Volume};
+use smalti_map::{Group, GroupScrub, Node, Volume};
 use smalti_raft::GroupMetrics;
 use smalti_storage::ids::{ClusterId, GroupNo, Incarnation, NodeId, Slot, StoreId, VolumeNo};
 use smalti_storage::record::RECORD_LEN;
@@ -33,6 +33,8 @@ pub(super) struct Report {
     pub(super) caught_up: bool,
     pub(super) raft: GroupMetrics,
     pub(super) up: BTreeSet<NodeId>,
+    /// Nodes that answer, and have not joined the cluster since they started.
+    pub(super) joining: BTreeSet<NodeId>,
     /// Stores that run on nodes that answer.
     pub(super) running: BTreeSet<StoreId>,
     /// Their disks.
@@ -47,7 +49,7 @@ pub(super) struct Report {
     pub(super) wanted_voters: BTreeSet<NodeId>,
     /// This node's certificate.
     pub(super) certificate: Option<Standing>,
-    progress: BTreeMap<VolumeNo, VolumeProgress>,
+    pub(super) progress: BTreeMap<VolumeNo, VolumeProgress>,
 }
 
 impl Report {
@@ -65,18 +67,19 @@ impl Report {
             return Err(ControlError::new(ErrorKind::Starting, text));
         }
         let beats = member.beats();
-        let up = |node: &NodeId| beats.ever_heard(*node) && beats.silent_for(*node) < DOWN_AFTER;
+        let answers =
+            |node: &NodeId| beats.ever_heard(*node) && beats.silent_for(*node) < DOWN_AFTER;
         let caught_up = member.incarnation().is_some_and(|start| {
             map.nodes.get(&member.node()).is_some_and(|node| node.incarnation == start)
         });
-        let up: BTreeSet<NodeId> = map
-            .nodes
-            .iter()
-            .filter(|(id, node)| node.incarnation > Incarnation(0) && up(id))
-            // One that has only just started has not joined yet, or another process answers.
-            .filter(|(id, node)| beats.start_of(**id) == Some(node.incarnation))
-            .map(|(id, _)| *id)
-            .collect();
+        // One that has only just started has not joined yet, or another process answers.
+        let has_joined = |(id, node): &(&NodeId, &Node)| {
+            node.incarnation > Incarnation(0) && beats.start_of(**id) == Some(node.incarnation)
+        };
+        let (up, joining): (Vec<_>, Vec<_>) =
+            map.nodes.iter().filter(|(id, _)| answers(id)).partition(has_joined);
+        let ids = |of: Vec<(&NodeId, _)>| of.into_iter().map(|(id, _)| *id).collect();
+        let (up, joining): (BTreeSet<NodeId>, BTreeSet<NodeId>) = (ids(up), ids(joining));
         let asked =
             map.volumes.values().map(|volume| async { (volume.no, member.progress(volume).await) });
         let progress = join_all(asked)
@@ -98,6 +101,7 @@ impl Report {
             caught_up,
             raft,
             up,
+            joining,
             running,
             disks,
             slow_disks: member.slow_disks(),
