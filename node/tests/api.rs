@@ -112,7 +112,9 @@ async fn status_has_the_fields_of_the_contract() {
     let _: VolumeDetail = client.post("/v1/volumes", &request("v"), LIMIT).await.unwrap();
     let status: Value = client.get("/v1/status", LIMIT).await.unwrap();
     assert_eq!(status["health"], "ok");
-    assert_eq!(status["nodes"][1], json!({"name": "n2", "id": 2, "state": "up"}));
+    let stores = json!([{"id": "00000000-0000-0000-0000-000000000002", "faults": 0}]);
+    let node = json!({"name": "n2", "id": 2, "state": "up", "stores": stores});
+    assert_eq!(status["nodes"][1], node);
     assert_eq!(status["raft"], json!({"leader": "n1", "term": 3}));
     assert_eq!(status["custody"], json!({"needed": 2, "reachable": 3, "total": 3}));
     let volume = status["volumes"][0].as_object().unwrap();

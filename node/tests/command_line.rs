@@ -151,6 +151,10 @@ async fn facts_are_shown_for_people_and_for_scripts() {
         for words in ["health    degraded", "leader    n1, term 3", "3 of 3 custodians", "n2"] {
             assert!(status.contains(words), "{words} in {status}");
         }
+        let wrong = "n3: store 00000000-0000-0000-0000-000000000003 had 4 wrong records";
+        let told: Vec<&str> =
+            status.lines().filter(|line| line.contains("wrong records")).collect();
+        assert_eq!(told, [wrong], "{status}");
         let why = succeeds(&["why"], api);
         assert!(why.contains("degraded: volume v: a slot is behind"), "{why}");
         let nodes = succeeds(&["node", "list"], api);

@@ -74,6 +74,11 @@ fn a_scrub_finds_and_mends_what_rots_under_load() -> Result<()> {
         let right = if node == ROTTEN { faults >= wrong } else { faults == 0 };
         ensure!(right, "node {node} has {faults} faults: {nodes}");
     }
+    let status = cluster.command(&["status"])?;
+    let told = |line: &&str| line.contains(": store ") && line.ends_with(" wrong records");
+    let told: Vec<&str> = status.lines().filter(told).collect();
+    let name = &cluster.nodes()[ROTTEN].name;
+    ensure!(told.len() == 1 && told[0].starts_with(name.as_str()), "faults of {name}: {status}");
     for node in 0..3 {
         read_all(&cluster, node, seed)?;
     }

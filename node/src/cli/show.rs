@@ -3,7 +3,7 @@
 use super::table::Table;
 use crate::control::{
     DiskState, Health, KeyReport, MovesStatus, NodeFacts, ScrubStatus, SlotState, StatusReport,
-    VolumeDetail, VolumeFacts, VolumeStatus, WhatIfReport, WhyReport,
+    StoreStatus, VolumeDetail, VolumeFacts, VolumeStatus, WhatIfReport, WhyReport,
 };
 use crate::size::human;
 
@@ -57,6 +57,11 @@ pub(super) fn status(report: &StatusReport) -> String {
     }
     for volume in report.volumes.iter().filter(|volume| volume.scrub.rows > 0) {
         text.push_str(&format!("{}: scrubbed {}\n", volume.name, scrub(&volume.scrub)));
+    }
+    for node in &report.nodes {
+        for StoreStatus { id, faults } in node.stores.iter().filter(|store| store.faults > 0) {
+            text.push_str(&format!("{}: store {id} had {faults} wrong records\n", node.name));
+        }
     }
     text
 }

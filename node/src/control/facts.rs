@@ -74,6 +74,19 @@ pub struct NodeStatus {
     pub id: NodeId,
     /// What it is doing.
     pub state: NodeState,
+    /// Its shard stores.
+    #[serde(default)]
+    pub stores: Vec<StoreStatus>,
+}
+
+/// A shard store in the status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct StoreStatus {
+    /// Its identity.
+    #[schema(value_type = String)]
+    pub id: StoreId,
+    /// How often it had something wrong while it was in sync, as reads and scrubs found.
+    pub faults: u64,
 }
 
 /// A volume in the status.

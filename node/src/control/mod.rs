@@ -11,7 +11,8 @@ pub use error::{ControlError, ErrorKind};
 pub use facts::{
     CreateVolume, CustodyStatus, GroupFacts, Health, HolderFacts, KeyEpochFacts, KeyReport,
     NodeFacts, NodeState, NodeStatus, RaftStatus, Reason, ScrubStatus, SlotFacts, SlotState,
-    StatusReport, StoreFacts, VolumeDetail, VolumeFacts, VolumeKeys, VolumeStatus, WhyReport,
+    StatusReport, StoreFacts, StoreStatus, VolumeDetail, VolumeFacts, VolumeKeys, VolumeStatus,
+    WhyReport,
 };
 pub use places::{
     ChangeNode, DiskFacts, DiskState, MovesStatus, PauseMoves, ReplaceNode, WhatIfReport,

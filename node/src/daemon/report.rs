@@ -4,8 +4,8 @@ use super::renewal::Standing;
 use crate::control::{
     ControlError, CustodyStatus, DiskFacts, DiskState, ErrorKind, GroupFacts, Health, HolderFacts,
     KeyEpochFacts, KeyReport, MovesStatus, NodeFacts, NodeState, NodeStatus, RaftStatus, Reason,
-    ScrubStatus, SlotFacts, SlotState, StatusReport, StoreFacts, VolumeDetail, VolumeFacts,
-    VolumeKeys, VolumeStatus, WhyReport,
+    ScrubStatus, SlotFacts, SlotState, StatusReport, StoreFacts, StoreStatus, VolumeDetail,
+    VolumeFacts, VolumeKeys, VolumeStatus, WhyReport,
 };
 use futures::future::join_all;
 use smalti_cluster::Member;
@@ -14,7 +14,7 @@ use smalti_cluster::shard_store::{Fullness, SlowDisk, StoreSpace};
 use smalti_map::plan::Plan;
 use smalti_map::reach::HalfHeard;
 use smalti_map::view::MapView;
-use smalti_map::{Group, GroupScrub, Node, Volume};
+use smalti_map::{Group, GroupScrub, Node, Store, Volume};
 use smalti_raft::GroupMetrics;
 use smalti_storage::ids::{ClusterId, GroupNo, Incarnation, NodeId, Slot, StoreId, VolumeNo};
 use smalti_storage::record::RECORD_LEN;
@@ -277,11 +277,19 @@ impl Report {
         }
     }
 
+    fn stores_of(&self, node: NodeId) -> impl Iterator<Item = (&StoreId, &Store)> {
+        self.map.stores.iter().filter(move |(_, store)| store.node == node)
+    }
+
     pub(super) fn status(&self) -> StatusReport {
         let nodes = self.map.nodes.iter().map(|(id, node)| NodeStatus {
             name: node.name.clone(),
             id: *id,
             state: self.node_state(*id),
+            stores: self
+                .stores_of(*id)
+                .map(|(id, store)| StoreStatus { id: *id, faults: store.faults.total })
+                .collect(),
         });
         let mut volumes: Vec<_> = self
             .map
@@ -409,10 +417,7 @@ impl Report {
                 domain: node.domain.clone(),
                 slots: self.slots_on(*id),
                 stores: self
-                    .map
-                    .stores
-                    .iter()
-                    .filter(|(_, store)| store.node == *id)
+                    .stores_of(*id)
                     .map(|(store, entry)| StoreFacts {
                         id: *store,
                         incarnation: entry.incarnation,

@@ -11,8 +11,8 @@ use smalti_node::control::{
     Answer, ChangeNode, Control, ControlError, CreateToken, CreateVolume, CustodyStatus, ErrorKind,
     Export, GroupFacts, Health, HolderFacts, KeyEpochFacts, KeyReport, MovesStatus, NewToken,
     NodeFacts, NodeState, NodeStatus, Output, PauseMoves, RaftStatus, Reason, ReplaceNode,
-    ScrubStatus, SlotFacts, SlotState, StatusReport, StoreFacts, VolumeDetail, VolumeFacts,
-    VolumeKeys, VolumeStatus, WhatIfReport, WhyReport,
+    ScrubStatus, SlotFacts, SlotState, StatusReport, StoreFacts, StoreStatus, VolumeDetail,
+    VolumeFacts, VolumeKeys, VolumeStatus, WhatIfReport, WhyReport,
 };
 use smalti_node::volume_spec::Geometry;
 use smalti_storage::ids::{
@@ -136,12 +136,17 @@ impl Control for FakeControl {
             groups_full: 1,
             scrub: ScrubStatus::default(),
         };
+        // The one of n3 had something wrong.
+        let store = |node: NodeId| {
+            let faults = if node == NodeId(3) { 4 } else { 0 };
+            vec![StoreStatus { id: StoreId(Uuid::from_u128(node.0.into())), faults }]
+        };
         let report = StatusReport {
             health: self.health,
             lasting: false,
             nodes: self
                 .names()
-                .map(|(id, name)| NodeStatus { name, id, state: NodeState::Up })
+                .map(|(id, name)| NodeStatus { name, id, state: NodeState::Up, stores: store(id) })
                 .collect(),
             volumes: self.load().into_iter().map(volume).collect(),
             raft: RaftStatus { leader: Some("n1".into()), term: 3 },
