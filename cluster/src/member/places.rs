@@ -54,11 +54,26 @@ impl Member {
         self.beats().sights(map, self.inner.seat_suspect_after)
     }
 
-    /// Who should vote, as this node sees it.
-    pub fn wanted_voters(&self, map: &MapView, voters: &BTreeSet<NodeId>) -> BTreeSet<NodeId> {
-        let silent = map.nodes.keys().map(|node| (*node, self.beats().silent_for(*node)));
-        let silent: BTreeMap<NodeId, Duration> = silent.collect();
+    /// Who should vote, as this node sees it; none while no others than the present ones would do.
+    pub fn wanted_voters(
+        &self,
+        map: &MapView,
+        voters: &BTreeSet<NodeId>,
+    ) -> Option<BTreeSet<NodeId>> {
+        let silent = |node: &NodeId| {
+            let silent = self.beats().silent_for(*node);
+            // A voter that answers and may not vote helps no majority.
+            match voters.contains(node) && !self.knows_its_vote(*node) {
+                true => (*node, silent.max(voters::SILENT_AFTER)),
+                false => (*node, silent),
+            }
+        };
+        let silent: BTreeMap<NodeId, Duration> = map.nodes.keys().map(silent).collect();
         voters::choose(map, voters, &silent, self.inner.down_out)
+    }
+
+    fn knows_its_vote(&self, node: NodeId) -> bool {
+        node == self.node() || self.beats().is_voter(node)
     }
 
     pub(super) async fn keep_places(self) {
@@ -118,15 +133,15 @@ impl Member {
             return self.admit(node, store, &now.voters).await;
         }
         let wanted = self.wanted_voters(map, &now.voters);
-        if wanted != now.voters || now.joint {
+        if let Some(wanted) = wanted.filter(|wanted| *wanted != now.voters || now.joint) {
             let lag = |node: &NodeId| {
                 let has = now.matched.get(node).copied().unwrap_or(0);
                 *node != self.node() && has + LAG_MAX < now.log_len
             };
             // A voter that lacks half the log can not help a majority, nor can one that does not know yet
             // that it may vote.
-            let knows = |node: &NodeId| *node == self.node() || self.beats().is_voter(*node);
-            if wanted.difference(&now.voters).any(|node| lag(node) || !knows(node)) {
+            let unfit = |node: &NodeId| lag(node) || !self.knows_its_vote(*node);
+            if wanted.difference(&now.voters).any(unfit) {
                 return Ok(());
             }
             tracing::info!(from = ?now.voters, to = ?wanted, "the voters change");

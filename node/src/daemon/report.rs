@@ -95,6 +95,7 @@ impl Report {
         let mut half_heard = member.half_heard();
         half_heard.retain(|node, _| map.nodes.contains_key(node));
         let wanted_voters = member.wanted_voters(&map, &raft.voters);
+        let wanted_voters = wanted_voters.unwrap_or_else(|| raft.voters.clone());
         Ok(Self {
             wanted_voters,
             me: member.node(),
