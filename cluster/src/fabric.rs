@@ -8,7 +8,7 @@ use smalti_raft::{RaftTransport, TransportError};
 use smalti_storage::ids::NodeId;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 /// Service bytes on the wire. Never reused.
@@ -26,37 +26,57 @@ pub mod service {
     /// Block requests of another node's gateway.
     pub const BLOCKS: u8 = 6;
     // 7 was for renewed certificates, which have a way in of their own.
+    /// Who is a member.
+    pub const MEMBERS: u8 = 8;
 }
 
 /// Where nodes are: as configured until the map says otherwise.
 #[derive(Debug, Default)]
 pub struct AddressBook {
-    entries: RwLock<BTreeMap<NodeId, SocketAddr>>,
+    entries: RwLock<Entries>,
+}
+
+#[derive(Debug, Default)]
+struct Entries {
+    nodes: BTreeMap<NodeId, SocketAddr>,
+    /// They are those of a map.
+    of_map: bool,
 }
 
 impl AddressBook {
     /// A book with the addresses known from configuration.
     pub fn new(entries: impl IntoIterator<Item = (NodeId, SocketAddr)>) -> Self {
-        Self { entries: RwLock::new(entries.into_iter().collect()) }
+        let entries = Entries { nodes: entries.into_iter().collect(), of_map: false };
+        Self { entries: RwLock::new(entries) }
     }
 
     /// The address of a node.
     pub fn find(&self, node: NodeId) -> Option<SocketAddr> {
-        self.entries.read().unwrap_or_else(PoisonError::into_inner).get(&node).copied()
+        self.read().nodes.get(&node).copied()
     }
 
     /// Everybody that is known.
     pub fn nodes(&self) -> Vec<NodeId> {
-        self.entries.read().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
+        self.read().nodes.keys().copied().collect()
     }
 
     /// Sets or forgets one address.
     #[cfg(test)]
     pub(crate) fn set(&self, node: NodeId, addr: Option<SocketAddr>) {
-        let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+        let nodes = &mut self.write().nodes;
         match addr {
-            Some(addr) => drop(entries.insert(node, addr)),
-            None => drop(entries.remove(&node)),
+            Some(addr) => drop(nodes.insert(node, addr)),
+            None => drop(nodes.remove(&node)),
+        }
+    }
+
+    /// Takes note of nodes that others know, until there is a map.
+    pub(crate) fn introduce(&self, known: Vec<(NodeId, SocketAddr)>) {
+        let mut entries = self.write();
+        if !entries.of_map {
+            for (node, addr) in known {
+                entries.nodes.entry(node).or_insert(addr);
+            }
         }
     }
 
@@ -65,8 +85,16 @@ impl AddressBook {
         if map.nodes.is_empty() {
             return;
         }
-        let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
-        *entries = map.nodes.iter().map(|(id, node)| (*id, node.addresses.quic)).collect();
+        let nodes = map.nodes.iter().map(|(id, node)| (*id, node.addresses.quic)).collect();
+        *self.write() = Entries { nodes, of_map: true };
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Entries> {
+        self.entries.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Entries> {
+        self.entries.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -213,7 +241,7 @@ mod tests {
         };
         let [one, two] = nodes.map(bind);
         two.serve(service::BEAT, Arc::new(Echo));
-        book.entries.write().expect("not poisoned").insert(NodeId(2), two.local_addr());
+        book.set(NodeId(2), Some(two.local_addr()));
         let fabric = Fabric::new(one, Arc::clone(&book));
         let mut state = None;
         for _ in 0..20 {
@@ -228,7 +256,7 @@ mod tests {
         assert!(!state.has_changed().expect("the handle lives"), "it was up all along");
         assert_eq!(two.guest_count(), 1);
 
-        book.entries.write().expect("not poisoned").remove(&NodeId(2));
+        book.set(NodeId(2), None);
         fabric.forget_strangers();
         assert!(fabric.peer(NodeId(2)).is_none());
         let mut state = state;

@@ -15,6 +15,7 @@ pub mod clock;
 pub mod coder;
 pub mod custodian;
 pub mod fabric;
+mod introduction;
 pub mod member;
 pub mod shard_store;
 #[cfg(test)]

@@ -8,9 +8,11 @@ use super::member_inner::Inner;
 use super::seats::SeatService;
 use crate::custodian::{self, CustodianArgs, CustodyClient, CustodyService, Vault};
 use crate::fabric::{AddressBook, Fabric, service};
+use crate::introduction::{Introductions, be_introduced};
 use crate::shard_store::{self, Fatal, ShardStoreArgs, ShardStoreMsg, StoreSessions};
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use smalti_map::view::MapView;
 use smalti_map::voters;
 use smalti_map::{Applied, Command, Custody, NodeAddresses, Rejection, StoreStart};
 use smalti_net::{Endpoint, NetConfig, NodeCredentials, Service};
@@ -192,6 +194,7 @@ impl Member {
             scrub_every: config.scrub_every,
             seat_suspect_after: config.suspect_after * 2,
         });
+        let member_map = raft.watch();
         endpoint.serve(service::RAFT, Arc::new(RaftService { group: raft.clone() }));
         endpoint.serve(
             service::BEAT,
@@ -204,17 +207,26 @@ impl Member {
             }),
         );
         endpoint.serve(service::CUSTODY, Arc::new(custody));
+        let introductions = Introductions { map: member_map.clone() };
+        endpoint.serve(service::MEMBERS, Arc::new(introductions));
         let seats = SeatService { member: Arc::downgrade(&inner) };
         endpoint.serve(service::SEATS, Arc::new(seats));
         let sessions = StoreSessions { stores: stores.to_vec(), tasks: tasks.clone() };
         endpoint.accept_sessions(service::ROWS, Arc::new(sessions));
         let member = Self { inner };
         tasks.spawn(member.clone().join(config, store, fatal_tx));
+        tasks.spawn(member.clone().meet_members(member_map));
         tasks.spawn(member.clone().keep_seats());
         tasks.spawn(member.clone().keep_governed());
         tasks.spawn(member.clone().keep_places());
         tasks.spawn(member.clone().keep_told());
         Ok(member)
+    }
+
+    /// Finds out whom to let in while this node has no map.
+    async fn meet_members(self, map: watch::Receiver<MapView>) {
+        let met = be_introduced(self.fabric().clone(), &self.inner.book, map);
+        self.inner.stop.run_until_cancelled(met).await;
     }
 
     /// Founds the cluster where that is this node's part, then registers, for as long as it takes.
