@@ -99,6 +99,20 @@ pub enum StartError {
     Actor(String),
 }
 
+/// Why a node is not registered.
+enum NotIn {
+    /// It is to stop.
+    Stopping,
+    /// The map does not take it, and will not.
+    Refused(String),
+}
+
+impl NotIn {
+    fn unexpected(answer: &Applied) -> Self {
+        Self::Refused(format!("it answered {answer:?}"))
+    }
+}
+
 struct RaftService {
     group: RaftGroup,
 }
@@ -251,7 +265,15 @@ impl Member {
         if let Some(founding) = &config.founding {
             self.found(&config, founding).await;
         }
-        let Some((of, admission)) = self.register(&config, opened, run).await else { return };
+        let (of, admission) = match self.register(&config, opened, run).await {
+            Ok(registered) => registered,
+            Err(NotIn::Stopping) => return,
+            Err(NotIn::Refused(why)) => {
+                let _ =
+                    fatal.try_send(Fatal::Failed(format!("the cluster refused this node: {why}")));
+                return;
+            }
+        };
         if opened.clean && !admission.clean {
             tracing::warn!(store = %opened.id, "the store's disk is not what its last run left \
                 behind: what it has forgotten since is found out from the others");
@@ -274,25 +296,28 @@ impl Member {
         config: &MemberConfig,
         opened: Opened,
         run: RunId,
-    ) -> Option<(Incarnation, Admission)> {
+    ) -> Result<(Incarnation, Admission), NotIn> {
         let (node, store) = (config.node, opened.id);
         loop {
             let raft_store = self.raft().store();
             self.until_applied(Command::RegisterRaftStore { node, store: raft_store }).await?;
             let addresses = config.addresses.clone();
             let command = Command::RegisterNode { node, addresses };
-            let Applied::Registered(of) = self.until_applied(command).await? else { return None };
+            let of = match self.until_applied(command).await? {
+                Applied::Registered(of) => of,
+                other => return Err(NotIn::unexpected(&other)),
+            };
             let Opened { incarnation, clean, run: last, announced, .. } = opened;
             let start = StoreStart { store, node, of, incarnation, run, last, clean, announced };
             match self.until_applied(Command::RegisterStore(start)).await? {
                 Applied::RegisteredStore { incarnation, clean } => {
-                    return Some((of, Admission { run, incarnation, clean }));
+                    return Ok((of, Admission { run, incarnation, clean }));
                 }
                 // An earlier attempt to register this start came late and counted as a newer one.
                 Applied::Rejected(Rejection::Incarnation) => {
                     tokio::time::sleep(RETRY_EVERY).await;
                 }
-                _ => return None,
+                other => return Err(NotIn::unexpected(&other)),
             }
         }
     }
@@ -311,33 +336,32 @@ impl Member {
             nodes: founding.nodes.clone(),
             custody: founding.custody.clone(),
         };
-        self.until_applied(command).await;
+        if let Err(NotIn::Refused(why)) = self.until_applied(command).await
+            && self.map().cluster != config.cluster
+        {
+            tracing::error!(why, "the cluster can not be founded");
+        }
     }
 
-    /// Proposes until the map has taken it. `None`: the map refused, which is logged, or the
-    /// member stops.
-    async fn until_applied(&self, command: Command) -> Option<Applied> {
+    /// Proposes until the map has taken it.
+    async fn until_applied(&self, command: Command) -> Result<Applied, NotIn> {
         loop {
             if self.inner.stop.is_cancelled() {
-                return None;
+                return Err(NotIn::Stopping);
             }
+            // As of before: it may be founded by the time that the answer is here.
+            let unfounded = self.map().cluster == ClusterId::default();
             match self.raft().propose(command.clone()).await {
                 // A cluster that is not founded yet knows no nodes: its founder is on its way.
-                Ok(Applied::Rejected(Rejection::Invalid(why)))
-                    if self.map().cluster == ClusterId::default() =>
-                {
+                Ok(Applied::Rejected(Rejection::Invalid(why))) if unfounded => {
                     tracing::debug!(%why, "the cluster is not founded yet");
                 }
-                Ok(rejected @ Applied::Rejected(Rejection::Incarnation)) => return Some(rejected),
+                Ok(rejected @ Applied::Rejected(Rejection::Incarnation)) => return Ok(rejected),
                 Ok(Applied::Rejected(why)) => {
-                    let founded = matches!(command, Command::InitCluster { .. })
-                        && self.map().cluster == self.inner.cluster;
-                    if !founded {
-                        tracing::error!(?command, %why, "the cluster refused this node");
-                    }
-                    return None;
+                    tracing::info!(?command, %why, "the cluster refuses this node");
+                    return Err(NotIn::Refused(why.to_string()));
                 }
-                Ok(applied) => return Some(applied),
+                Ok(applied) => return Ok(applied),
                 Err(error) => tracing::info!(%error, "waiting for a majority"),
             }
             tokio::time::sleep(RETRY_EVERY).await;

@@ -11,6 +11,8 @@ mod outlook;
 mod places;
 mod seats;
 mod slow;
+#[cfg(test)]
+mod tests;
 
 pub use beats::Beats;
 pub use join::{Founding, MemberConfig, StartError};

@@ -1,0 +1,105 @@
+//! A member alone, of a cluster in which it is the only voter.
+
+use super::{Founding, Member, MemberConfig, StartError};
+use crate::shard_store::Fatal;
+use smalti_map::{Applied, Command, Custody, NodeAddresses, ShareHolder, StoreStart};
+use smalti_net::ClusterCa;
+use smalti_rocks::{Expect, RocksOptions, RocksStore};
+use smalti_storage::ids::{ClusterId, NodeId};
+use smalti_storage::store::ShardStore;
+use std::net::{SocketAddr, UdpSocket};
+use std::path::Path;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+use zeroize::Zeroizing;
+
+const LONG: Duration = Duration::from_secs(60);
+const CLUSTER: ClusterId = ClusterId(Uuid::from_u128(0xc1));
+
+fn addresses() -> NodeAddresses {
+    let free = UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
+    let at = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
+    NodeAddresses { quic: free.expect("a free port"), api: at(2), nbd: at(3) }
+}
+
+fn config(dir: &Path, ca: &ClusterCa, founding: Option<Founding>) -> MemberConfig {
+    let second = Duration::from_secs(1);
+    MemberConfig {
+        node: NodeId(1),
+        cluster: CLUSTER,
+        data_dir: dir.join("data"),
+        shares_dir: dir.join("shares"),
+        custodian_key: Zeroizing::new([7; 32]),
+        addresses: addresses(),
+        peers: Vec::new(),
+        credentials: ca.issue(NodeId(1), "n1").expect("issued"),
+        founding,
+        lease: second,
+        suspect_after: second,
+        power_patience: second,
+        down_out: LONG,
+        slow_out: LONG,
+        scrub_every: Duration::ZERO,
+        stopping: CancellationToken::new(),
+    }
+}
+
+async fn accepted(member: &Member, command: Command) -> Applied {
+    let applied = member.raft().propose(command).await.expect("proposed");
+    assert!(!matches!(applied, Applied::Rejected(_)), "{applied:?}");
+    applied
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_with_the_store_of_another_node_ends_and_says_so() {
+    let dir = tempfile::tempdir().expect("a folder");
+    std::fs::create_dir(dir.path().join("data")).expect("made");
+    let ca = ClusterCa::generate(CLUSTER).expect("an authority");
+    let share = |no: u64| ShareHolder { node: NodeId(no), share: no as u8 };
+    let founding = Founding {
+        nodes: [1, 2].map(|no| (NodeId(no), format!("n{no}"), addresses())).into(),
+        custody: Custody {
+            threshold: 2,
+            holders: [share(1), share(2)].into(),
+            commitments: vec![1],
+        },
+    };
+    let member = Member::start(config(dir.path(), &ca, Some(founding))).await.expect("started");
+    let mut map = member.raft().watch();
+    let registered = map.wait_for(|map| !map.stores.is_empty());
+    tokio::time::timeout(LONG, registered).await.expect("in time").expect("it runs");
+
+    let theirs = dir.path().join("theirs");
+    let store =
+        RocksStore::open(theirs.clone(), &RocksOptions::default(), Expect { cluster: CLUSTER });
+    let store = store.expect("made");
+    let id = store.opened().id;
+    drop(store);
+    let command = Command::RegisterNode { node: NodeId(2), addresses: addresses() };
+    let Applied::Registered(of) = accepted(&member, command).await else { panic!("no start") };
+    accepted(&member, Command::RegisterStore(StoreStart::first(id, NodeId(2), of))).await;
+    member.shutdown().await;
+    drop(member);
+    let ours = dir.path().join("data/store");
+    std::fs::rename(&ours, dir.path().join("ours")).expect("moved");
+    std::fs::rename(&theirs, &ours).expect("moved");
+
+    // Threads of a store that was closed may have its folder for a moment yet.
+    let started = async {
+        loop {
+            match Member::start(config(dir.path(), &ca, None)).await {
+                Err(StartError::Store(why)) if why.contains("in use") => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                started => return started.expect("started"),
+            }
+        }
+    };
+    let member = tokio::time::timeout(LONG, started).await.expect("in time");
+    let why = tokio::time::timeout(LONG, member.failed()).await.expect("it ends");
+    let belongs = format!("store {id} belongs to n2");
+    let told = matches!(&why, Fatal::Failed(why) if why.contains(&belongs));
+    assert!(told, "{why:?}");
+    member.shutdown().await;
+}
