@@ -211,6 +211,12 @@ fn check_reachable(addresses: &JoinAddresses, own: SocketAddr) -> Result<(), Str
     if quic.ip().is_loopback() && !own.ip().is_loopback() {
         return Err(format!("{quic} can not be reached from other machines"));
     }
+    if quic.is_ipv4() != own.is_ipv4() {
+        return Err(format!(
+            "{quic} and {own}, where this node is, are of IPv4 and of IPv6: a node calls others from where \
+             it listens, so all have to be of one kind"
+        ));
+    }
     Ok(())
 }
 
@@ -227,13 +233,15 @@ mod tests {
         };
         assert!(check("127.0.0.1:9", "127.0.0.1:8").is_ok());
         assert!(check("192.0.2.1:9", "192.0.2.2:9").is_ok());
-        assert!(check("[2001:db8::1]:9", "192.0.2.2:9").is_ok());
+        assert!(check("[2001:db8::1]:9", "[2001:db8::2]:9").is_ok());
         for (quic, own) in [
             ("127.0.0.1:9", "192.0.2.2:9"),
             ("0.0.0.0:9", "192.0.2.2:9"),
             ("[::]:9", "127.0.0.1:9"),
             ("192.0.2.1:0", "192.0.2.2:9"),
             ("224.0.0.1:9", "192.0.2.2:9"),
+            ("[2001:db8::1]:9", "192.0.2.2:9"),
+            ("192.0.2.1:9", "[2001:db8::2]:9"),
         ] {
             assert!(check(quic, own).is_err(), "{quic}");
         }
