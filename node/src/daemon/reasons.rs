@@ -60,6 +60,12 @@ fn certificate_problem(standing: &Standing, now: SystemTime) -> Option<String> {
              which failed at last: {why}"
         ));
     }
+    if standing.is_early(now) {
+        return Some(format!(
+            "its certificate holds only later, for it was signed while a clock was ahead: the others take no \
+             connection of it until it is renewed, which failed at last: {why}"
+        ));
+    }
     let left = standing.validity.not_after.duration_since(now).unwrap_or_default();
     standing.is_late(now).then(|| {
         let seconds = left.as_secs();

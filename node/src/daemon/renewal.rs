@@ -20,7 +20,9 @@ use tokio::time::Instant;
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The clock may be set: nothing is waited for longer than this at once.
-const LOOK_EVERY: Duration = Duration::from_secs(3600);
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+/// While the certificate holds, however far away its end is.
+const RETRY_RARELY: Duration = Duration::from_secs(3600);
 const RETRY_MIN: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(60);
 
@@ -84,6 +86,11 @@ impl Standing {
         now > self.validity.not_after
     }
 
+    /// Whether it holds only later, as what was signed while a clock was ahead.
+    pub(super) fn is_early(&self, now: SystemTime) -> bool {
+        now < self.validity.not_before
+    }
+
     /// Whether it should have been renewed by now: it has been tried some times.
     pub(super) fn is_late(&self, now: SystemTime) -> bool {
         let (renewal, end) = (self.validity.renewal(), self.validity.not_after);
@@ -137,7 +144,7 @@ async fn renew_in_time(
         }
         let failure = renew(folder, credentials, renewals).await.err();
         let failure = failure.map(|error| format!("{error:#}"));
-        let remaining = validity.not_after.duration_since(SystemTime::now()).unwrap_or_default();
+        let remaining = holds_for(validity, SystemTime::now());
         if let Some(failure) = &failure {
             let seconds = remaining.as_secs();
             told.warn(&format!(
@@ -145,7 +152,7 @@ async fn renew_in_time(
             ));
         }
         pause = match &failure {
-            Some(_) if !remaining.is_zero() => (remaining / 10).clamp(RETRY_MIN, LOOK_EVERY),
+            Some(_) if !remaining.is_zero() => (remaining / 10).clamp(RETRY_MIN, RETRY_RARELY),
             _ => {
                 tries += 1;
                 backoff(tries)
@@ -177,9 +184,20 @@ impl Told {
     }
 }
 
-/// How long until it is to be renewed; none when it is time.
+/// How long until it is to be renewed; none when it is time. One that holds only later was signed while a
+/// clock was ahead: no other node takes it.
 fn left(validity: Validity) -> Option<Duration> {
-    validity.renewal().duration_since(SystemTime::now()).ok().filter(|left| !left.is_zero())
+    let now = SystemTime::now();
+    let left = validity.renewal().duration_since(now).ok().filter(|left| !left.is_zero());
+    left.filter(|_| now >= validity.not_before)
+}
+
+/// How long it goes on to hold; zero when it does not.
+fn holds_for(validity: Validity, now: SystemTime) -> Duration {
+    match now < validity.not_before {
+        true => Duration::ZERO,
+        false => validity.not_after.duration_since(now).unwrap_or_default(),
+    }
 }
 
 async fn load(folder: &Path) -> anyhow::Result<(NodeCredentials, Validity)> {
@@ -200,7 +218,7 @@ async fn renew(
     let certificate = renewals.ask(&credentials.public_key()?).await?;
     let renewed = credentials.with_certificate(certificate).context("what was signed")?;
     let endpoint = renewals.member.fabric().endpoint();
-    // Refused, nothing has changed: others would not accept it.
+    // Refused, nothing has changed: others would not accept it, as when the clock of who signed is ahead.
     endpoint.renew(&renewed).map_err(|error| anyhow!("what was signed: {error}"))?;
     let folder = folder.to_owned();
     tokio::task::spawn_blocking(move || renewed.save_certificate(&folder)).await??;
@@ -222,6 +240,23 @@ mod tests {
         assert_eq!(left(validity(201)), None);
         assert_eq!(left(validity(9999)), None);
     }
+
+    #[test]
+    fn what_holds_only_later_is_renewed_now() {
+        let now = SystemTime::now();
+        let hour = Duration::from_secs(3600);
+        // As signed while the clock was two days ahead: a day of that is allowed for.
+        let validity = Validity::starting(now + hour * 48, hour * 9000);
+        assert_eq!(left(validity), None);
+        assert_eq!(holds_for(validity, now), Duration::ZERO);
+        let standing = |validity| Standing { validity, failure: None };
+        assert!(standing(validity).is_early(now));
+        let fresh = Validity::starting(now, hour);
+        assert!(left(fresh).is_some() && !standing(fresh).is_early(now));
+        assert_eq!(holds_for(fresh, now), hour);
+        assert_eq!(holds_for(fresh, now + hour * 2), Duration::ZERO);
+    }
+
     #[test]
     fn tries_get_rarer_and_do_not_end() {
         let pauses: Vec<u64> = (1..=8).map(|tries| backoff(tries).as_secs()).collect();

@@ -35,6 +35,10 @@ fn a_certificate_that_was_not_renewed_is_told_of_before_it_expires() {
     assert!(late.contains("expires in 70 s") || late.contains("expires in 69 s"), "{late}");
     let expired = problem(301).expect("expired");
     assert!(expired.contains("has expired") && expired.ends_with("no key"), "{expired}");
+    let ahead = now + Duration::from_secs(48 * 3600);
+    let validity = Validity::starting(ahead, Duration::from_secs(300));
+    let early = certificate_problem(&Standing { validity, failure: None }, now);
+    assert!(early.is_some_and(|early| early.contains("holds only later")));
     assert!(CERTIFICATE_REMEDY.contains("`authority`"));
 }
 
