@@ -3,13 +3,14 @@
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use smalti_map::view::MapView;
-use smalti_net::{CallError, Endpoint, Peer, PeerPolicy, RenewalError};
+use smalti_net::{CallError, DownReason, Endpoint, Peer, PeerPolicy, PeerState, RenewalError};
 use smalti_raft::{RaftTransport, TransportError};
 use smalti_storage::ids::NodeId;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// Service bytes on the wire. Never reused.
 pub mod service {
@@ -30,7 +31,11 @@ pub mod service {
     pub const MEMBERS: u8 = 8;
 }
 
-/// Where nodes are: as configured until the map says otherwise.
+/// At least between two changes of where a node is looked for: longer than one attempt to connect.
+const TURN_EVERY: Duration = Duration::from_millis(1500);
+
+/// Where nodes are: as configured until the map says otherwise. Who is not there is looked for where it was
+/// configured to be as well: when all nodes have moved, no map can say so before they have met.
 #[derive(Debug, Default)]
 pub struct AddressBook {
     entries: RwLock<Entries>,
@@ -41,18 +46,36 @@ struct Entries {
     nodes: BTreeMap<NodeId, SocketAddr>,
     /// They are those of a map.
     of_map: bool,
+    configured: BTreeMap<NodeId, SocketAddr>,
+    /// Whether a node is looked for as configured, and since when it is or is not.
+    turned: BTreeMap<NodeId, (bool, Instant)>,
+}
+
+impl Entries {
+    fn find(&self, node: NodeId) -> Option<SocketAddr> {
+        let known = *self.nodes.get(&node)?;
+        let turned = self.turned.get(&node).is_some_and(|(turned, _)| *turned);
+        Some(self.other(node).filter(|_| turned).unwrap_or(known))
+    }
+
+    /// Another place where it might be.
+    fn other(&self, node: NodeId) -> Option<SocketAddr> {
+        let configured = self.configured.get(&node).copied();
+        configured.filter(|configured| self.nodes.get(&node) != Some(configured))
+    }
 }
 
 impl AddressBook {
     /// A book with the addresses known from configuration.
     pub fn new(entries: impl IntoIterator<Item = (NodeId, SocketAddr)>) -> Self {
-        let entries = Entries { nodes: entries.into_iter().collect(), of_map: false };
+        let configured: BTreeMap<_, _> = entries.into_iter().collect();
+        let entries = Entries { nodes: configured.clone(), configured, ..Entries::default() };
         Self { entries: RwLock::new(entries) }
     }
 
     /// The address of a node.
     pub fn find(&self, node: NodeId) -> Option<SocketAddr> {
-        self.read().nodes.get(&node).copied()
+        self.read().find(node)
     }
 
     /// Everybody that is known.
@@ -86,7 +109,23 @@ impl AddressBook {
             return;
         }
         let nodes = map.nodes.iter().map(|(id, node)| (*id, node.addresses.quic)).collect();
-        *self.write() = Entries { nodes, of_map: true };
+        let mut entries = self.write();
+        let before = std::mem::replace(&mut entries.nodes, nodes);
+        entries.of_map = true;
+        let Entries { nodes, turned, .. } = &mut *entries;
+        turned.retain(|node, _| nodes.get(node) == before.get(node));
+    }
+
+    /// A node was not reached there: if it might be elsewhere, that is where it is looked for next.
+    fn turn(&self, node: NodeId, tried: SocketAddr) {
+        let now = Instant::now();
+        let mut entries = self.write();
+        let last = entries.turned.get(&node).copied();
+        let early = last.is_some_and(|(_, at)| now.duration_since(at) < TURN_EVERY);
+        if entries.other(node).is_some() && entries.find(node) == Some(tried) && !early {
+            let turned = last.is_some_and(|(turned, _)| turned);
+            entries.turned.insert(node, (!turned, now));
+        }
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Entries> {
@@ -158,7 +197,17 @@ impl Fabric {
         timeout: Duration,
     ) -> Result<Bytes, Unreached> {
         let peer = self.peer(node).ok_or(Unreached::Unknown(node))?;
-        peer.call(service, request, timeout).await.map_err(Unreached::Call)
+        let answer = peer.call(service, request, timeout).await;
+        // What is still being tried is not given up for a call that had little time.
+        let is_elsewhere =
+            |reason| matches!(reason, DownReason::Unreachable(_) | DownReason::Refused(_));
+        if answer.is_err()
+            && let PeerState::Down(reason) = peer.state()
+            && is_elsewhere(reason)
+        {
+            self.book.turn(node, peer.addr());
+        }
+        answer.map_err(Unreached::Call)
     }
 
     /// Every node whose address is known.
@@ -214,7 +263,8 @@ impl RaftTransport for Fabric {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use smalti_net::{ClusterCa, NetConfig, PeerState, Service};
+    use smalti_map::{ClusterMap, Node, NodeAddresses};
+    use smalti_net::{ClusterCa, NetConfig, Service};
     use smalti_storage::ids::ClusterId;
     use uuid::Uuid;
 
@@ -262,5 +312,43 @@ mod tests {
         let mut state = state;
         let down = state.wait_for(|state| matches!(state, PeerState::Down(_)));
         tokio::time::timeout(LONG, down).await.expect("soon").expect("told before it ends");
+    }
+
+    #[tokio::test]
+    async fn a_node_that_is_not_where_the_map_says_is_found_where_it_was_configured() {
+        let ca = ClusterCa::generate(ClusterId(Uuid::from_u128(3))).expect("an authority");
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let bind = |no, book: &Arc<AddressBook>| {
+            let credentials = ca.issue(NodeId(no), "test").expect("issued");
+            let policy = Arc::clone(book) as Arc<dyn PeerPolicy>;
+            Endpoint::bind(any, &credentials, policy, NetConfig::default()).expect("bound")
+        };
+        let theirs = Arc::new(AddressBook::new([(NodeId(1), any)]));
+        let two = bind(2, &theirs);
+        two.serve(service::BEAT, Arc::new(Echo));
+        let moved = two.local_addr();
+        // Where it was, nobody is; then somebody else is.
+        let nobody = std::net::UdpSocket::bind(any).expect("bound");
+        let three = bind(3, &theirs);
+        for before in [nobody.local_addr().expect("bound"), three.local_addr()] {
+            let book = Arc::new(AddressBook::new([(NodeId(2), moved)]));
+            let addresses = NodeAddresses { quic: before, api: before, nbd: before };
+            let nodes = [(NodeId(2), Node::new("n2".into(), addresses))].into();
+            let mut map = ClusterMap { nodes, ..ClusterMap::default() };
+            book.adopt(&Arc::new(map.clone()));
+            assert_eq!(book.find(NodeId(2)), Some(before));
+            let fabric = Fabric::new(bind(1, &book), Arc::clone(&book));
+            let found = async {
+                let request = Bytes::from_static(b"hi");
+                while fabric.call(NodeId(2), service::BEAT, request.clone(), LONG).await.is_err() {}
+            };
+            tokio::time::timeout(LONG, found).await.expect("found");
+            assert_eq!(book.find(NodeId(2)), Some(moved));
+            // It has told the others: there is one address from then on, and one it has left behind.
+            map.nodes.get_mut(&NodeId(2)).expect("there").addresses.quic = moved;
+            book.adopt(&Arc::new(map));
+            book.turn(NodeId(2), moved);
+            assert_eq!(book.find(NodeId(2)), Some(moved));
+        }
     }
 }
