@@ -91,7 +91,7 @@ mod tests {
     #[test]
     fn who_does_not_hear_and_who_does_is_told_by_name() {
         let problem = |by: &[u64], not_by: &[u64]| {
-            problem(NodeId(9), &seen(by, not_by), NodeId(1), |node| format!("n{node}"))
+            problem(NodeId(9), &seen(by, not_by), NodeId(1), |node| node.to_string())
         };
         for (by, not_by, told, ends) in [
             (&[2][..], &[1][..], "this node (n1) does not hear it, and n2 does", "n1"),
