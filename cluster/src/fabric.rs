@@ -93,13 +93,15 @@ impl AddressBook {
         }
     }
 
-    /// Takes note of nodes that others know, until there is a map.
+    /// Takes note of nodes that others know, beside those of the configuration and until there is a map.
     pub(crate) fn introduce(&self, known: Vec<(NodeId, SocketAddr)>) {
         let mut entries = self.write();
         if !entries.of_map {
+            let mut nodes = entries.configured.clone();
             for (node, addr) in known {
-                entries.nodes.entry(node).or_insert(addr);
+                nodes.entry(node).or_insert(addr);
             }
+            entries.nodes = nodes;
         }
     }
 

@@ -10,6 +10,7 @@
 use crate::fabric::{AddressBook, Fabric, service};
 use bytes::Bytes;
 use futures::future::{BoxFuture, join_all};
+use serde::{Deserialize, Serialize};
 use smalti_map::view::MapView;
 use smalti_net::Service;
 use smalti_storage::ids::NodeId;
@@ -27,7 +28,12 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Before an answer.
 const VERSION: u8 = 1;
 
-type Known = Vec<(NodeId, SocketAddr)>;
+/// The members by a map, and how new that is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Known {
+    version: u64,
+    nodes: Vec<(NodeId, SocketAddr)>,
+}
 
 /// Tells members whom the map has, and where.
 pub(crate) struct Introductions {
@@ -37,8 +43,8 @@ pub(crate) struct Introductions {
 impl Service for Introductions {
     fn call(&self, _from: NodeId, _request: Bytes) -> BoxFuture<'_, Bytes> {
         let map = self.map.borrow().clone();
-        let known = map.nodes.iter().map(|(id, node)| (*id, node.addresses.quic)).collect();
-        Box::pin(std::future::ready(encode(&known)))
+        let nodes = map.nodes.iter().map(|(id, node)| (*id, node.addresses.quic)).collect();
+        Box::pin(std::future::ready(encode(&Known { version: map.version, nodes })))
     }
 }
 
@@ -50,6 +56,7 @@ pub(crate) async fn be_introduced(
 ) {
     let mut configured = book.nodes();
     configured.retain(|node| *node != fabric.endpoint().identity().node);
+    let mut newest = 0;
     let mut every = tokio::time::interval(EVERY);
     every.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -64,9 +71,13 @@ pub(crate) async fn be_introduced(
             _ = every.tick() => {}
         }
         let ask = |node: &NodeId| fabric.call(*node, service::MEMBERS, Bytes::new(), PATIENCE);
-        // Who does not answer tells nothing.
-        for known in join_all(configured.iter().map(ask)).await.into_iter().flatten() {
-            book.introduce(decode(&known));
+        // Who does not answer tells nothing, and who has an older map than another one may name somebody
+        // who was removed since.
+        let answers = join_all(configured.iter().map(ask)).await.into_iter().flatten();
+        let best = answers.map(|known| decode(&known)).max_by_key(|known| known.version);
+        if let Some(known) = best.filter(|known| known.version >= newest) {
+            newest = known.version;
+            book.introduce(known.nodes);
         }
     }
 }
@@ -161,10 +172,11 @@ mod tests {
 
     #[test]
     fn answers_of_others_are_read_or_ignored() {
-        let known = vec![(NodeId(7), SocketAddr::from(([192, 0, 2, 1], 9)))];
+        let nodes = vec![(NodeId(7), SocketAddr::from(([192, 0, 2, 1], 9)))];
+        let known = Known { version: 3, nodes };
         assert_eq!(decode(&encode(&known)), known);
         for bytes in [&[][..], &[VERSION], &[VERSION + 1, 0], &[VERSION, 9, 9]] {
-            assert_eq!(decode(bytes), Known::default());
+            assert_eq!(decode(bytes), Known::default(), "{bytes:?}");
         }
     }
 }

@@ -78,7 +78,8 @@ impl Report {
     /// not for them to mend then.
     fn or_first<'a>(&self, remedy: &'a str) -> &'a str {
         let now = SystemTime::now();
-        match self.certificate.as_ref().is_some_and(|standing| standing.is_expired(now)) {
+        let is_out = |standing: &Standing| standing.is_expired(now) || standing.is_early(now);
+        match self.certificate.as_ref().is_some_and(is_out) {
             true => "renew this node's certificate first",
             false => remedy,
         }
