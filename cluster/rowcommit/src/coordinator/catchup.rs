@@ -19,6 +19,7 @@ use smalti_map::mutant::{Mutant, lives};
 use smalti_map::{Command, Group, GrowSlot};
 use smalti_storage::ids::{Epoch, GroupNo, Incarnation, RowAddr, Slot, StoreId, Ver};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::time::Duration;
 
 /// A row whose repair failed is tried again after this long: what it lacks is not there.
@@ -47,8 +48,9 @@ pub(super) struct Learning {
     /// Rows whose repair failed, and when they are tried again.
     pub(super) failed: BTreeSet<RowAddr>,
     pub(super) retry_at: Time,
-    /// Its disk was full: nothing more is sent until then.
+    /// Its disk was full: nothing more is sent until then, and first what comes behind that row.
     pub(super) full_until: Time,
+    refused: Option<RowAddr>,
     /// Rows that it keeps a part of, and nobody can tell what it is to hold.
     pub(super) marked: BTreeSet<RowAddr>,
     /// Changes it was sent and has not answered.
@@ -223,6 +225,7 @@ impl Catchup {
         let learning = self.learners.get_mut(&(row.group, seat.0));
         if let Some(learning) = learning.filter(|learning| learning.store == seat.1) {
             learning.full_until = now.after(RETRY);
+            learning.refused = learning.refused.max(Some(row));
         }
     }
 
@@ -264,6 +267,10 @@ impl Learning {
         let done = part(*after).clamp(0.01, 1.0);
         let ahead = (self.repaired + known) as f64 * (1.0 - done) / done;
         known + ahead as u64
+    }
+
+    pub(super) fn refused(&self) -> Option<RowAddr> {
+        self.refused
     }
 
     /// No row is known to be behind.
@@ -391,6 +398,7 @@ impl Coordinator {
             failed: BTreeSet::new(),
             retry_at: Time::default(),
             full_until: Time::default(),
+            refused: None,
             marked: BTreeSet::new(),
             outstanding: 0,
             life: self.catchup.lives,
@@ -571,7 +579,14 @@ impl Coordinator {
         }
         let room = each.saturating_sub(learning.repairing).min(free);
         let (life, seat) = (learning.life, (place.1, learning.store));
-        let rows: Vec<RowAddr> = learning.behind.iter().take(room).copied().collect();
+        // Rows that are refused for want of space are not all: others may give some back.
+        let rows: Vec<RowAddr> = match learning.refused.take_if(|_| room > 0) {
+            Some(refused) => {
+                let rest = learning.behind.range((Bound::Excluded(refused), Bound::Unbounded));
+                rest.chain(learning.behind.range(..=refused)).take(room).copied().collect()
+            }
+            None => learning.behind.iter().take(room).copied().collect(),
+        };
         for row in rows {
             if self.catchup.claim_repair(row, seat) {
                 if let Some(learning) = self.catchup.learners.get_mut(&place) {

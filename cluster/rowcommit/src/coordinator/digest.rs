@@ -230,7 +230,8 @@ impl Coordinator {
         for (place, l) in &self.catchup.learners {
             (place, l.store, l.incarnation, &l.behind, l.repairing, &l.failed, &l.marked)
                 .hash(hasher);
-            (l.outstanding, l.retry_at.since(now), l.full_until.since(now)).hash(hasher);
+            (l.outstanding, l.retry_at.since(now), l.full_until.since(now), l.refused())
+                .hash(hasher);
             match &l.stage {
                 Stage::Barrier { after, opened } => (0, after, opened).hash(hasher),
                 Stage::Walking(walk) => {

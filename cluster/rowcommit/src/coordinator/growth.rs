@@ -19,7 +19,9 @@ impl Coordinator {
             let lost = self.lost_rows.iter().any(|row| row.group == *no);
             let wrong = self.catchup.unrepaired.iter().any(|((row, _), _)| row.group == *no)
                 || self.distrusted.iter().any(|(row, _)| row.group == *no);
-            let doubt = lost || wrong || self.suspects.in_group(*no);
+            // What an earlier coordinator knew of, as far as a scrub has told.
+            let told = volume.scrubs.groups.get(no).is_some_and(|scrub| scrub.unclear > 0);
+            let doubt = lost || wrong || told || self.suspects.in_group(*no);
             !group.old_holders.is_empty() && whole && !doubt
         };
         let numbered = (0u16..).map(GroupNo).zip(&volume.groups);

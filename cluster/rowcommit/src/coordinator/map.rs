@@ -135,11 +135,15 @@ impl Coordinator {
         }
         self.plan_next_decision();
         self.note_incarnations();
+        let unreadable = std::mem::take(&mut self.takeover.unreadable);
+        // Before what follows from all being well.
+        for (row, slot) in &unreadable {
+            let store = self.store_of(row.group, *slot);
+            self.distrusted.extend(store.map(|store| (*row, (*slot, store))));
+        }
         self.catchup_on_map();
         self.release_held();
-        for (row, slot) in std::mem::take(&mut self.takeover.unreadable) {
-            let store = self.store_of(row.group, slot);
-            self.distrusted.extend(store.map(|store| (row, (slot, store))));
+        for (row, slot) in unreadable {
             self.repair_later(row, slot);
         }
         for (_, event) in std::mem::take(&mut self.waiting_ops) {
