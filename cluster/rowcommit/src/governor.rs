@@ -49,6 +49,9 @@ const TRICKLE: u32 = 10;
 /// How much a newer measurement of the undisturbed time counts.
 const NEWER: f64 = 0.5;
 
+/// Who waits for longer does so for something else: a store that is gone, or others in sync.
+const HANGS: Duration = Duration::from_secs(10);
+
 /// What others say is a few steps old: so long after less was done for it, it has been heard of.
 const HEARSAY: Duration = Duration::from_millis(300);
 
@@ -184,7 +187,15 @@ impl Governor {
     #[must_use]
     pub fn burden(&self, now: Time) -> Burden {
         let busy = !self.is_idle(now);
-        Burden { at_work: self.repairing, busy, waits: busy && self.waits }
+        // Those that wait for so long that none has ended of late are clients all the same.
+        let waiting = |since: &Time| (IDLE..HANGS).contains(&now.since(*since));
+        let long = self.begun.values().any(waiting);
+        let too_long = |alone: f64| IDLE.as_micros() as f64 > alone * self.bearable + UNNOTICED;
+        Burden {
+            at_work: self.repairing,
+            busy: busy || long,
+            waits: busy && self.waits || long && self.alone.is_some_and(too_long),
+        }
     }
 
     fn is_idle(&self, now: Time) -> bool {
@@ -513,6 +524,17 @@ mod tests {
             assert!(!rig.governor.burden(rig.now).waits);
             let later = rig.now.after(Duration::from_secs(1));
             assert_eq!(rig.governor.burden(later), Burden::default());
+        }
+    }
+
+    #[test]
+    fn who_waits_for_long_is_a_client_for_a_while() {
+        let mut rig = Rig::new();
+        rig.busy(3_000, |_| 1_000);
+        rig.governor.began(u64::MAX, rig.now);
+        for (after, waits) in [(100, false), (600, true), (9_000, true), (11_000, false)] {
+            let burden = rig.governor.burden(rig.now.after(Duration::from_millis(after)));
+            assert_eq!((burden.busy, burden.waits), (after < 10_000, waits), "after {after} ms");
         }
     }
 

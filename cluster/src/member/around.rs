@@ -11,13 +11,20 @@ use tokio::time::MissedTickBehavior;
 /// With what other nodes answer ten times a second it gets everywhere within a quarter of one.
 const EVERY: Duration = Duration::from_millis(50);
 
-fn sum(burdens: impl IntoIterator<Item = Burden>) -> Burden {
-    burdens.into_iter().fold(Burden::default(), Burden::and)
+fn sum(burdens: &[Burden]) -> Burden {
+    burdens.iter().copied().fold(Burden::default(), Burden::and)
 }
 
-/// Without the one at `but`.
-fn all_but(burdens: &[Burden], but: usize) -> Burden {
-    sum(burdens.iter().enumerate().filter(|(at, _)| *at != but).map(|(_, burden)| *burden))
+/// For each of them, all the others together.
+fn others(burdens: &[Burden]) -> Vec<Burden> {
+    let with = |flag: fn(&Burden) -> bool| burdens.iter().filter(|b| flag(b)).count();
+    let (at_work, busy, waits) = (with(|b| b.at_work), with(|b| b.busy), with(|b| b.waits));
+    let others = |b: &Burden| Burden {
+        at_work: at_work > usize::from(b.at_work),
+        busy: busy > usize::from(b.busy),
+        waits: waits > usize::from(b.waits),
+    };
+    burdens.iter().map(others).collect()
 }
 
 impl Member {
@@ -32,7 +39,7 @@ impl Member {
             let mut burdens: Vec<Burden> = coders.iter().map(|coder| coder.burden()).collect();
             let rewrites = self.inner.stores.iter().any(StoreHandle::rewrites);
             let stores = Burden { at_work: rewrites, ..Burden::default() };
-            let here = sum(burdens.iter().copied()).and(stores);
+            let here = sum(&burdens).and(stores);
             self.inner.burden.send_replace(here);
             let elsewhere = self.beats().burden();
             let any = here.and(elsewhere).at_work;
@@ -41,12 +48,11 @@ impl Member {
             }
             told = any;
             burdens.push(elsewhere);
-            for (at, coder) in coders.iter().enumerate() {
-                let around = CoderMsg::Around(all_but(&burdens, at).and(stores));
+            for (coder, around) in coders.iter().zip(others(&burdens)) {
                 // It may have ended meanwhile.
-                let _ = coder.actor().cast(around);
+                let _ = coder.actor().cast(CoderMsg::Around(around.and(stores)));
             }
-            let around = sum(burdens);
+            let around = sum(&burdens);
             for store in &self.inner.store_actors {
                 // Likewise.
                 let _ = store.cast(ShardStoreMsg::Around(around));
@@ -65,10 +71,10 @@ mod tests {
         let waits = Burden { waits: true, ..busy };
         let at_work = Burden { at_work: true, ..Burden::default() };
         let all = [busy, waits, at_work];
-        assert_eq!(all_but(&all, 0), Burden { at_work: true, busy: true, waits: true });
-        assert_eq!(all_but(&all, 1), Burden { at_work: true, busy: true, waits: false });
-        assert_eq!(all_but(&all, 2), waits);
-        assert_eq!(sum(all), all_but(&all, 0));
-        assert_eq!(all_but(&[busy], 0), Burden::default());
+        let told = others(&all);
+        assert_eq!(told[0], Burden { at_work: true, busy: true, waits: true });
+        assert_eq!(told[1], Burden { at_work: true, busy: true, waits: false });
+        assert_eq!((told[2], sum(&all)), (waits, told[0]));
+        assert_eq!(others(&[busy]), [Burden::default()]);
     }
 }
