@@ -17,6 +17,9 @@ use tokio_util::sync::CancellationToken;
 /// Large reads at once.
 const LARGE_READS: usize = 8;
 
+/// Pages of rows at once.
+const PAGES: usize = 4;
+
 /// How often the disk's space is looked at.
 const SPACE_EVERY: Duration = Duration::from_millis(500);
 
@@ -80,6 +83,7 @@ pub async fn start(
     let writer = Writer::new(args.store, args.config, fence, queue, waiting);
     let ended = args.ended;
     let large_reads = Arc::new(Semaphore::new(LARGE_READS));
+    let pages = Arc::new(Semaphore::new(PAGES));
     let job_bytes = Arc::new(Semaphore::new(QUEUE_BYTES));
     let handle = StoreHandle {
         id,
@@ -91,6 +95,7 @@ pub async fn start(
         job_bytes,
         reader,
         large_reads,
+        pages,
         adopted,
         fatal: args.fatal,
         failed: CancellationToken::new(),

@@ -74,6 +74,8 @@ pub struct StoreHandle {
     reader: ReadSide,
     /// Room for large reads, over all sessions.
     large_reads: Arc<Semaphore>,
+    /// The same for pages of rows.
+    pages: Arc<Semaphore>,
     /// Notified when the writer has adopted a map.
     adopted: Arc<Notify>,
     /// Told when the disk fails.

@@ -1,6 +1,6 @@
 //! Sessions of coordinators with this node's stores, remote and local.
 
-use super::replies::{self, ReplyReceiver, ReplySender};
+use super::replies::{self, ReplyReceiver, ReplySender, Room};
 use super::{Job, QUEUE_BYTES, StoreHandle};
 use crate::transport::{ReceiveFrames, SendFrames};
 use bytes::Bytes;
@@ -11,6 +11,7 @@ use smalti_storage::store::StoreError;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
@@ -152,13 +153,18 @@ impl StoreHandle {
             let reply = to.clone();
             return self.jobs.send(Job::Frame { from, frame, reply, room }).await.ok();
         }
-        let long = frame.requests.iter().any(|request| request.ask.is_long());
-        if frame.requests.len() <= INLINE_READS && !long {
+        let Frame { requests, .. } = frame;
+        let (pages, mut requests): (Vec<_>, Vec<_>) =
+            requests.into_iter().partition(|request| request.ask.is_long());
+        if !pages.is_empty() {
+            self.read_pages(from, Frame { requests: pages, ..frame }, to).await?;
+        }
+        if (1..=INLINE_READS).contains(&requests.len()) {
+            let frame = Frame { requests, ..frame };
             let room = to.reserve(&frame).await?;
             let reply = self.answered(self.reader.handle(from, &frame))?;
             return to.put(reply, room);
         }
-        let Frame { mut requests, .. } = frame;
         while !requests.is_empty() {
             let rest = requests.split_off(requests.len().min(REPLY_READS));
             let piece = Frame { requests, ..frame };
@@ -174,17 +180,37 @@ impl StoreHandle {
     async fn read_large(&self, from: NodeId, frame: Frame, to: &ReplySender) -> Option<()> {
         let room = to.reserve(&frame).await?;
         let turn = Arc::clone(&self.large_reads).acquire_owned().await.ok()?;
-        let (store, reader, to) = (self.clone(), self.reader.clone(), to.clone());
+        tokio::spawn(self.clone().read_beside(from, frame, to.clone(), (room, turn)));
+        Some(())
+    }
+
+    /// Nothing waits for pages of rows, not for their turn either: on a slow disk each takes long.
+    async fn read_pages(&self, from: NodeId, frame: Frame, to: &ReplySender) -> Option<()> {
+        let room = to.reserve(&frame).await?;
+        let (store, to) = (self.clone(), to.clone());
         tokio::spawn(async move {
-            let reply = off_the_runtime(move || reader.handle(from, &frame)).await;
-            let reply = reply.and_then(|reply| store.answered(reply));
-            drop(turn);
-            if let Some(reply) = reply {
-                // The session has ended: nobody waits for it.
-                let _ = to.put(reply, room);
+            if let Ok(turn) = Arc::clone(&store.pages).acquire_owned().await {
+                store.read_beside(from, frame, to, (room, turn)).await;
             }
         });
         Some(())
+    }
+
+    async fn read_beside(
+        self,
+        from: NodeId,
+        frame: Frame,
+        to: ReplySender,
+        (room, turn): (Room, OwnedSemaphorePermit),
+    ) {
+        let reader = self.reader.clone();
+        let reply = off_the_runtime(move || reader.handle(from, &frame)).await;
+        let reply = reply.and_then(|reply| self.answered(reply));
+        drop(turn);
+        if let Some(reply) = reply {
+            // The session has ended: nobody waits for it.
+            let _ = to.put(reply, room);
+        }
     }
 
     /// A disk that fails stops the process, whoever meets it.
