@@ -254,7 +254,8 @@ async fn finish(
         anyhow::Ok(())
     });
     match ended.await {
-        Ok(Ok(())) if node.poison.token.is_cancelled() => Err(reason(node)),
+        // Whoever was asked to stop does not start anew, whatever happens meanwhile.
+        Ok(Ok(())) if node.poison.token.is_cancelled() => Err(anyhow!("{}", reason(node))),
         Ok(ended) => {
             ended.context("stop the node")?;
             tracing::info!("node has stopped");

@@ -160,7 +160,13 @@ impl Database {
         match errors.map_err(|error| failed(&error))? {
             None | Some(0) => Ok(()),
             Some(count) => {
-                Err(StoreError::Io(format!("{count} errors in the background, see db/LOG")))
+                let what = format!("{count} errors in the background, see db/LOG");
+                // It takes no writes from then on, and says why; nothing has this key.
+                let refused = self.db.delete_cf_opt(self.state(), b"nothing", &synced()).err();
+                Err(match refused.filter(|error| error.kind() == ErrorKind::Corruption) {
+                    Some(error) => StoreError::Damaged(format!("{what}: {}", one_line(&error))),
+                    None => StoreError::Io(what),
+                })
             }
         }
     }
