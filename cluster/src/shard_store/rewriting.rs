@@ -29,8 +29,14 @@ pub(super) struct Rewriting {
 
 impl Default for Rewriting {
     fn default() -> Self {
+        Self::with_phase(clock::phase(QUIET_EVERY))
+    }
+}
+
+impl Rewriting {
+    fn with_phase(phase: Duration) -> Self {
         Self {
-            governor: Governor::of_many(MOST).with_phase(clock::phase(QUIET_EVERY)),
+            governor: Governor::of_many(MOST).with_phase(phase),
             batches: 0,
             seen: 0,
             changed: None,
@@ -38,9 +44,7 @@ impl Default for Rewriting {
             around: Burden::default(),
         }
     }
-}
 
-impl Rewriting {
     /// A batch was begun, and is durable now.
     pub(super) fn batch(&mut self, begun: Time, now: Time) {
         self.governor.began(self.batches, begun);
@@ -87,6 +91,8 @@ mod tests {
     use super::*;
 
     const MIB: u64 = 1 << 20;
+    /// Half a second past a common quiet moment.
+    const BEGUN: Time = Time(10_500_000);
 
     /// Ten seconds of a batch each millisecond, and of rewriting; the pace in the end, in MiB a second, and
     /// how often nothing was let through.
@@ -107,8 +113,8 @@ mod tests {
 
     #[test]
     fn it_backs_off_for_batches_and_looks_how_they_are_without() {
-        let mut rewriting = Rewriting::default();
-        let now = Time(10_000_000);
+        let mut rewriting = Rewriting::with_phase(Duration::ZERO);
+        let now = BEGUN;
         assert_eq!(rewriting.step(0, now), Some(FIRST * MIB));
         // Twice as long at 20 MiB a second.
         let (pace, held) = busy(&mut rewriting, now, |pace| 2000 + 100 * pace.min(1000));
@@ -118,15 +124,15 @@ mod tests {
 
     #[test]
     fn batches_that_do_not_wait_for_it_let_it_be() {
-        let mut rewriting = Rewriting::default();
-        let (pace, _) = busy(&mut rewriting, Time(10_000_000), |_| 2000);
+        let mut rewriting = Rewriting::with_phase(Duration::ZERO);
+        let (pace, _) = busy(&mut rewriting, BEGUN, |_| 2000);
         assert!(pace > 100, "{pace}");
     }
 
     #[test]
     fn it_takes_all_there_is_when_nobody_waits_or_space_is_scarce() {
-        let begun = Time(10_000_000);
-        let mut rewriting = Rewriting::default();
+        let begun = BEGUN;
+        let mut rewriting = Rewriting::with_phase(Duration::ZERO);
         busy(&mut rewriting, begun, |pace| 2000 + 1000 * pace.min(1000));
         let mut now = begun.after(Duration::from_secs(11));
         for no in 0..10 {
@@ -135,7 +141,7 @@ mod tests {
         }
         assert_eq!(rewriting.step(30_000, now), None);
 
-        let mut rewriting = Rewriting::default();
+        let mut rewriting = Rewriting::with_phase(Duration::ZERO);
         rewriting.set_urgent(true);
         let (pace, held) = busy(&mut rewriting, begun, |pace| 2000 + 1000 * pace.min(1000));
         assert_eq!((pace, held), (u64::MAX / MIB, 0));

@@ -170,3 +170,32 @@ fn what_was_stored_of_a_volume_before_there_were_snapshots_stays_readable() {
     let state = store.volume(VolumeNo(1)).expect("readable");
     assert_eq!(state, VolumeState { promised, watermark, ..VolumeState::default() });
 }
+
+/// A compaction meets a block that does not verify: the store ends, and as what it is, for its disk works.
+#[test]
+fn damage_that_a_compaction_meets_is_told_from_a_disk_that_fails() {
+    let directory = tempfile::TempDir::new().expect("a temporary directory");
+    let expect = Expect { cluster: ClusterId::default() };
+    let store =
+        RocksStore::open(directory.path(), &RocksOptions::default(), expect).expect("a new store");
+    let rows = || (0..2_000).map(|row| put(place(1, 0, row, 0, 0), ver(1, 1), 7, 4160));
+    store.commit(Batch::durable(rows().collect())).expect("commit");
+    store.database.db.flush_cf(store.database.meta()).expect("written out");
+    for file in std::fs::read_dir(directory.path().join("db")).expect("readable") {
+        let path = file.expect("readable").path();
+        if path.extension().is_some_and(|extension| extension == "sst") {
+            let mut bytes = std::fs::read(&path).expect("readable");
+            bytes[500] ^= 4;
+            std::fs::write(&path, bytes).expect("written");
+        }
+    }
+    let mut options = CompactOptions::default();
+    options.set_bottommost_level_compaction(BottommostLevelCompaction::Force);
+    let all = None::<&[u8]>;
+    for _ in 0..2 {
+        // The first one may only move the table.
+        store.database.db.compact_range_cf_opt(store.database.meta(), all, all, &options);
+    }
+    let why = store.commit(Batch::durable(rows().take(1).collect())).expect_err("it has ended");
+    assert!(matches!(why, StoreError::Damaged(_)), "{why}");
+}

@@ -153,7 +153,7 @@ fn a_lying_disk_is_never_believed() {
                 assert!(!why.is_empty() && !why.contains('\n'), "{why}");
                 return "refused".to_owned();
             }
-            Err(StoreError::Io(why)) => {
+            Err(StoreError::Io(why) | StoreError::Damaged(why)) => {
                 assert!(!why.is_empty() && !why.contains('\n'), "{why}");
                 return "i/o error".to_owned();
             }
@@ -178,7 +178,7 @@ fn a_bit_that_turned_over_is_never_believed() {
         let store = match open(&store_in(cut.folder)) {
             Ok(store) => store,
             Err(StoreError::Refused(_)) => return "refused".to_owned(),
-            Err(StoreError::Io(_)) => return "i/o error".to_owned(),
+            Err(StoreError::Io(_) | StoreError::Damaged(_)) => return "i/o error".to_owned(),
             Err(other) => panic!("{other}"),
         };
         nothing_is_invented(&store, &batches[..known.most as usize]);
@@ -231,7 +231,9 @@ fn nothing_is_invented(store: &RocksStore, batches: &[Batch]) {
                 let record = match store.record(at, meta.ver) {
                     Ok(_) if !meta.present => Default::default(),
                     Ok(record) => record.unwrap_or_default(),
-                    Err(StoreError::Corrupt { .. } | StoreError::Io(_)) => continue,
+                    Err(
+                        StoreError::Corrupt { .. } | StoreError::Io(_) | StoreError::Damaged(_),
+                    ) => continue,
                     Err(other) => panic!("{other}"),
                 };
                 // The caller verifies records, and takes one that does not for damaged.
@@ -261,7 +263,7 @@ fn readable(store: &RocksStore, volume: VolumeNo, group: GroupNo) -> Vec<SlotVer
             }
             Err(StoreError::Corrupt { at, .. }) => after = Some(at),
             // A table that can not be walked.
-            Err(StoreError::Io(_)) => return all,
+            Err(StoreError::Damaged(_)) => return all,
             Err(other) => panic!("{other}"),
         }
     }
