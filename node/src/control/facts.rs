@@ -150,7 +150,8 @@ pub struct ScrubStatus {
     pub rows: u64,
     /// Row slots that were wrong; they were repaired, where that could be.
     pub wrong: u64,
-    /// Rows whose records do not fit together, though nobody can tell which of them is wrong.
+    /// Rows that could not be put right: too much of them was wrong, or their records do not fit together
+    /// and nobody can tell which of them is wrong.
     pub unclear: u64,
 }
 

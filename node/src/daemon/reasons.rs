@@ -404,10 +404,10 @@ impl Report {
                 let subject = format!("volume {}", volume.name);
                 let problem = format!(
                     "{rows} rows do not fit together: each of their shards is as it was written, and \
-                     nobody can tell which one was wrong even then"
+                     nobody can tell which one was wrong even then, or too many of them are wrong"
                 );
-                let remedy = "its blocks can be read as they are: copy the volume to a new one before a \
-                    disk is lost";
+                let remedy = "copy the volume to a new one before a disk is lost; blocks that give errors \
+                    are right again once they are written again and scrubbed";
                 reasons.add_lasting(Health::Degraded, subject, problem, remedy);
             }
         }
