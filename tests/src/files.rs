@@ -1,7 +1,8 @@
 //! Images and folders: making, comparing, and searching byte by byte.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::Read;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -32,6 +33,28 @@ pub fn walk(folder: &Path) -> Result<Vec<PathBuf>> {
     }
     found.sort();
     Ok(found)
+}
+
+/// Flips a byte here and there, one in about `every`, but not at the file's ends, which are its own; in place,
+/// for a node may have it open. How many were flipped.
+///
+/// # Errors
+/// When the file can not be read or written.
+pub fn flip(path: &Path, random: &mut u64, every: u64) -> Result<u64> {
+    let failed = || format!("flip bytes of {}", path.display());
+    let file = OpenOptions::new().read(true).write(true).open(path).with_context(failed)?;
+    let end = file.metadata().with_context(failed)?.len().saturating_sub(4096);
+    let mut flipped = 0;
+    let mut at = 4096 + next_random(random) % every;
+    while at < end {
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at).with_context(failed)?;
+        byte[0] ^= 1 << (next_random(random) % 8);
+        file.write_all_at(&byte, at).with_context(failed)?;
+        flipped += 1;
+        at += 1 + next_random(random) % (2 * every);
+    }
+    Ok(flipped)
 }
 
 /// Where a needle was found.

@@ -1,15 +1,13 @@
 //! Flipped bytes in the files of a stopped store: never returned, rebuilt from the others, mended.
 
-use std::fs::OpenOptions;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use smalti_tests::cluster::{COMMAND_LIMIT, smalti};
 use smalti_tests::files;
 use smalti_tests::image::Image;
-use smalti_tests::pattern::{BLOCK, next_random, seed};
+use smalti_tests::pattern::{BLOCK, seed};
 use smalti_tests::process::until;
 use smalti_tests::report::say;
 use smalti_tests::{Cluster, Load, LoadConfig, Spec};
@@ -107,7 +105,7 @@ fn a_store_with_damaged_tables_is_made_anew() -> Result<()> {
     let mut flipped = 0;
     for file in files::walk(&store)? {
         if file.extension().is_some_and(|extension| extension == "sst") {
-            flipped += flip(&file, &mut random, TABLES_EVERY)?;
+            flipped += files::flip(&file, &mut random, TABLES_EVERY)?;
         }
     }
     ensure!(flipped > 10, "only {flipped} bytes flipped");
@@ -139,26 +137,8 @@ fn rot(cluster: &Cluster, node: usize, random: &mut u64) -> Result<u64> {
     let mut flipped = 0;
     for file in files::walk(&cluster.nodes()[node].dir.join("data/store"))? {
         if file.extension().is_some_and(|extension| extension == "blob") {
-            flipped += flip(&file, random, EVERY).with_context(|| file.display().to_string())?;
+            flipped += files::flip(&file, random, EVERY)?;
         }
-    }
-    Ok(flipped)
-}
-
-/// Flips a byte here and there, but not at the file's ends, which are its own.
-fn flip(file: &Path, random: &mut u64, every: u64) -> Result<u64> {
-    // In place, for the node may have it open.
-    let file = OpenOptions::new().read(true).write(true).open(file)?;
-    let mut flipped = 0;
-    let mut at = 4096 + next_random(random) % every;
-    let end = file.metadata()?.len().saturating_sub(4096);
-    while at < end {
-        let mut byte = [0];
-        file.read_exact_at(&mut byte, at)?;
-        byte[0] ^= 1 << (next_random(random) % 8);
-        file.write_all_at(&byte, at)?;
-        flipped += 1;
-        at += 1 + next_random(random) % (2 * every);
     }
     Ok(flipped)
 }

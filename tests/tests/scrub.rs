@@ -1,16 +1,13 @@
 //! Flipped bytes in the files of a running node, with clients at work: a scrub finds and mends them, says
 //! which node had them, and finds nothing the next time.
 
-use std::fs::OpenOptions;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use smalti_tests::files;
 use smalti_tests::image::Image;
 use smalti_tests::nbd::Client;
-use smalti_tests::pattern::{BLOCK, PIECE, next_random, piece, seed};
+use smalti_tests::pattern::{BLOCK, PIECE, piece, seed};
 use smalti_tests::process::until;
 use smalti_tests::report::say;
 use smalti_tests::{Cluster, Load, LoadConfig, Spec};
@@ -123,7 +120,7 @@ fn rot(cluster: &Cluster, random: &mut u64) -> Result<u64> {
     let mut flipped = 0;
     for file in files::walk(&cluster.nodes()[ROTTEN].dir.join("data/store"))? {
         if file.extension().is_some_and(|extension| extension == "blob") {
-            flipped += flip(&file, random).with_context(|| file.display().to_string())?;
+            flipped += files::flip(&file, random, EVERY)?;
         }
     }
     Ok(flipped)
@@ -137,21 +134,4 @@ fn read_all(cluster: &Cluster, node: usize, seed: u64) -> Result<()> {
         ensure!(buf == piece(seed, at), "MiB {at} differs through node {node}");
     }
     Ok(())
-}
-
-/// Flips a byte here and there in place, but not at the file's ends, which are its own.
-fn flip(path: &Path, random: &mut u64) -> Result<u64> {
-    let file = OpenOptions::new().read(true).write(true).open(path)?;
-    let end = file.metadata()?.len().saturating_sub(4096);
-    let mut flipped = 0;
-    let mut at = 4096 + next_random(random) % EVERY;
-    while at < end {
-        let mut byte = [0];
-        file.read_exact_at(&mut byte, at)?;
-        byte[0] ^= 1 << (next_random(random) % 8);
-        file.write_all_at(&byte, at)?;
-        flipped += 1;
-        at += 1 + next_random(random) % (2 * EVERY);
-    }
-    Ok(flipped)
 }

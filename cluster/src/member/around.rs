@@ -43,10 +43,10 @@ impl Member {
             self.inner.burden.send_replace(here);
             let elsewhere = self.beats().burden();
             let any = here.and(elsewhere).at_work;
-            if !any && !std::mem::replace(&mut told, any) {
+            let before = std::mem::replace(&mut told, any);
+            if !any && !before {
                 continue;
             }
-            told = any;
             burdens.push(elsewhere);
             for (coder, around) in coders.iter().zip(others(&burdens)) {
                 // It may have ended meanwhile.

@@ -263,7 +263,7 @@ fn readable(store: &RocksStore, volume: VolumeNo, group: GroupNo) -> Vec<SlotVer
             }
             Err(StoreError::Corrupt { at, .. }) => after = Some(at),
             // A table that can not be walked.
-            Err(StoreError::Damaged(_)) => return all,
+            Err(StoreError::Io(_) | StoreError::Damaged(_)) => return all,
             Err(other) => panic!("{other}"),
         }
     }
