@@ -144,7 +144,8 @@ async fn an_expired_node_reaches_no_service() {
         let connection = connection.expect("it may ask");
         let answer = say(&connection, message).await.expect("an answer");
         assert!(String::from_utf8_lossy(&answer).contains("can not be read"), "{answer:?}");
-        assert!(connection.open_bi().await.is_err(), "it may ask once");
+        // A stream may open before the end of the connection arrives; nobody reads it.
+        assert_eq!(say(&connection, message).await, None, "it may ask once");
     }
     let (_end, connection) = connect(&host, who(), b"smalti-renew/1").await;
     assert_eq!(say(&connection.expect("it may ask"), &[1; 99]).await, None);
