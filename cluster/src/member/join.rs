@@ -262,10 +262,13 @@ impl Member {
             let _ = fatal.try_send(Fatal::Failed(error));
             return;
         }
-        if let Some(founding) = &config.founding {
-            self.found(&config, founding).await;
-        }
-        let (of, admission) = match self.register(&config, opened, run).await {
+        let registered = async {
+            if let Some(founding) = &config.founding {
+                self.found(&config, founding).await?;
+            }
+            self.register(&config, opened, run).await
+        };
+        let (of, admission) = match registered.await {
             Ok(registered) => registered,
             Err(NotIn::Stopping) => return,
             Err(NotIn::Refused(why)) => {
@@ -322,9 +325,9 @@ impl Member {
         }
     }
 
-    async fn found(&self, config: &MemberConfig, founding: &Founding) {
+    async fn found(&self, config: &MemberConfig, founding: &Founding) -> Result<(), NotIn> {
         if self.map().cluster == config.cluster {
-            return;
+            return Ok(());
         }
         let nodes = founding.nodes.iter().map(|(id, ..)| *id);
         let voters: Vec<NodeId> = nodes.take(voters::wanted(founding.nodes.len())).collect();
@@ -336,11 +339,21 @@ impl Member {
             nodes: founding.nodes.clone(),
             custody: founding.custody.clone(),
         };
-        if let Err(NotIn::Refused(why)) = self.until_applied(command).await
-            && self.map().cluster != config.cluster
-        {
-            tracing::error!(why, "the cluster can not be founded");
+        let why = match self.until_applied(command).await {
+            Ok(_) => return Ok(()),
+            Err(NotIn::Refused(why)) => why,
+            Err(stopping) => return Err(stopping),
+        };
+        // That it is founded may not have come here yet.
+        while !self.inner.stop.is_cancelled() {
+            match self.raft().linearizable().await {
+                Ok(map) if map.cluster == config.cluster => return Ok(()),
+                Ok(_) => return Err(NotIn::Refused(format!("it can not be founded: {why}"))),
+                Err(error) => tracing::info!(%error, "waiting for a majority"),
+            }
+            tokio::time::sleep(RETRY_EVERY).await;
         }
+        Err(NotIn::Stopping)
     }
 
     /// Proposes until the map has taken it.
@@ -350,7 +363,8 @@ impl Member {
                 return Err(NotIn::Stopping);
             }
             // As of before: it may be founded by the time that the answer is here.
-            let unfounded = self.map().cluster == ClusterId::default();
+            let founds = matches!(command, Command::InitCluster { .. });
+            let unfounded = !founds && self.map().cluster == ClusterId::default();
             match self.raft().propose(command.clone()).await {
                 // A cluster that is not founded yet knows no nodes: its founder is on its way.
                 Ok(Applied::Rejected(Rejection::Invalid(why))) if unfounded => {

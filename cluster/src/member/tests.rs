@@ -51,21 +51,39 @@ async fn accepted(member: &Member, command: Command) -> Applied {
     applied
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_member_with_the_store_of_another_node_ends_and_says_so() {
-    let dir = tempfile::tempdir().expect("a folder");
-    std::fs::create_dir(dir.path().join("data")).expect("made");
-    let ca = ClusterCa::generate(CLUSTER).expect("an authority");
+fn founding(names: [&str; 2]) -> Founding {
     let share = |no: u64| ShareHolder { node: NodeId(no), share: no as u8 };
-    let founding = Founding {
-        nodes: [1, 2].map(|no| (NodeId(no), format!("n{no}"), addresses())).into(),
+    let nodes = [1, 2].map(NodeId).into_iter().zip(names);
+    Founding {
+        nodes: nodes.map(|(id, name)| (id, name.to_owned(), addresses())).collect(),
         custody: Custody {
             threshold: 2,
             holders: [share(1), share(2)].into(),
             commitments: vec![1],
         },
-    };
-    let member = Member::start(config(dir.path(), &ca, Some(founding))).await.expect("started");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_can_not_found_its_cluster_ends_and_says_why() {
+    let dir = tempfile::tempdir().expect("a folder");
+    std::fs::create_dir(dir.path().join("data")).expect("made");
+    let ca = ClusterCa::generate(CLUSTER).expect("an authority");
+    let twice = founding(["n1", "n1"]);
+    let member = Member::start(config(dir.path(), &ca, Some(twice))).await.expect("started");
+    let why = tokio::time::timeout(LONG, member.failed()).await.expect("it ends");
+    let told = |why: &str| why.contains("can not be founded: two nodes are named n1");
+    assert!(matches!(&why, Fatal::Failed(why) if told(why)), "{why:?}");
+    member.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_with_the_store_of_another_node_ends_and_says_so() {
+    let dir = tempfile::tempdir().expect("a folder");
+    std::fs::create_dir(dir.path().join("data")).expect("made");
+    let ca = ClusterCa::generate(CLUSTER).expect("an authority");
+    let right = founding(["n1", "n2"]);
+    let member = Member::start(config(dir.path(), &ca, Some(right))).await.expect("started");
     let mut map = member.raft().watch();
     let registered = map.wait_for(|map| !map.stores.is_empty());
     tokio::time::timeout(LONG, registered).await.expect("in time").expect("it runs");
