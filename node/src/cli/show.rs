@@ -246,6 +246,12 @@ pub(super) fn what_if(report: &WhatIfReport) -> String {
     if !report.custody {
         text.push_str("too few custodians would be left: no volume could be attached anew\n");
     }
+    for volume in report.volumes.iter().filter(|volume| !volume.sure) {
+        text.push_str(&format!(
+            "stores of {} are compared after a crash, and may need each other until that is over\n",
+            volume.name
+        ));
+    }
     let mut table = Table::new(["VOLUME", "READS", "WRITES", "COULD LOSE THEN>", "CLIENTS"]);
     for volume in &report.volumes {
         let goes = |goes| if goes { "go on" } else { "wait" }.to_owned();

@@ -102,4 +102,6 @@ pub struct WhatIfVolume {
     pub spare: u32,
     /// Its coordinator would be another one: clients wait for a moment.
     pub takeover: bool,
+    /// What its stores have in sync is sure: none of them is being compared after a crash.
+    pub sure: bool,
 }

@@ -109,7 +109,7 @@ pub(super) fn node_named(map: &MapView, name: &str) -> Result<NodeId, ControlErr
 
 impl Report {
     /// What would be if these nodes were stopped.
-    fn without(&self, nodes: &BTreeSet<NodeId>, names: Vec<String>) -> WhatIfReport {
+    pub(super) fn without(&self, nodes: &BTreeSet<NodeId>, names: Vec<String>) -> WhatIfReport {
         let left = |node: &NodeId| self.up.contains(node) && !nodes.contains(node);
         let voters = &self.raft.voters;
         let up = voters.iter().filter(|voter| left(voter)).count();
@@ -138,11 +138,12 @@ impl Report {
                     writes: quorum && served && live >= volume.min_insync,
                     spare: u32::from(live.saturating_sub(volume.data)),
                     takeover: seat.is_some_and(|node| nodes.contains(&node)),
+                    sure: self.suspects(volume) == 0,
                 }
             })
             .collect();
         volumes.sort_by(|a, b| a.name.cmp(&b.name));
-        let safe = quorum && custody && volumes.iter().all(|volume| volume.writes);
+        let safe = quorum && custody && volumes.iter().all(|volume| volume.writes && volume.sure);
         WhatIfReport { stop: names, safe, quorum, custody, volumes }
     }
 }

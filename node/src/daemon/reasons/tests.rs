@@ -210,6 +210,24 @@ fn of_a_cluster_that_is_well_nothing_is_told() {
 }
 
 #[test]
+fn nodes_are_not_safe_to_stop_while_others_may_lack_something() {
+    let stop = |report: &Report, no: u64| report.without(&ids(&[no]), vec![format!("n{no}")]);
+    let mut some = well();
+    assert!(stop(&some, 1).safe && stop(&some, 3).safe);
+    out(&mut some);
+    let slot = volume(&mut some).groups[0].slots[0];
+    let holder = some.map.node_of(slot).expect("a holder");
+    let other = if holder == NodeId(1) { 3 } else { 1 };
+    let report = stop(&some, other);
+    assert!(!report.safe && !report.volumes[0].writes, "{report:?}");
+    // What is in sync would do, if it were sure to have everything.
+    let mut some = well();
+    progress(&mut some).suspects = 1;
+    let report = stop(&some, 3);
+    assert!(!report.safe && !report.volumes[0].sure && report.volumes[0].writes, "{report:?}");
+}
+
+#[test]
 fn every_reason_says_what_is_the_matter_and_what_to_do() {
     for (no, (change, health, subject, problem, remedy, lasting)) in
         [AWAY, VOLUMES, MOVES, DISKS].concat().into_iter().enumerate()
