@@ -1,11 +1,13 @@
 //! Asking a running cluster, by the command line.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
 
 use crate::cluster::{COMMAND_LIMIT, Cluster, smalti};
+use crate::ports::free_address;
 use crate::process::until;
 use crate::status::Status;
 
@@ -47,6 +49,21 @@ impl Cluster {
     pub fn ask_facts(&self, node: usize, words: &[&str]) -> Result<Value> {
         let text = self.ask(node, &[words, &["--json"]].concat())?;
         serde_json::from_str(&text).with_context(|| format!("{words:?} as JSON: {text}"))
+    }
+
+    /// Has a node join by a token, and starts it. `dir` is to be its folder.
+    ///
+    /// # Errors
+    /// When it is refused, or does not start.
+    pub fn join(&mut self, dir: &Path, name: &str) -> Result<usize> {
+        let token = self.command(&["token", "create", "--name", name])?;
+        let dir_text = dir.to_str().context("a path in UTF-8")?;
+        let listen = free_address()?;
+        let words = ["join", token.trim(), "--dir", dir_text, "--listen", &listen];
+        smalti(&words, LIMIT)?.ok()?;
+        let node = self.adopt(dir)?;
+        self.start(node)?;
+        Ok(node)
     }
 
     /// Slots by node, as `node list` counts them.

@@ -7,9 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use serde_json::Value;
-use smalti_tests::cluster::{program, smalti};
+use smalti_tests::cluster::program;
 use smalti_tests::pattern::seed;
-use smalti_tests::ports::free_address;
 use smalti_tests::process::{self, Running, signal, until};
 use smalti_tests::report::say;
 use smalti_tests::{Cluster, Load, LoadConfig, Spec};
@@ -34,11 +33,7 @@ fn slots(cluster: &Cluster, name: &str) -> Result<u64> {
 /// Joins and starts a node, and waits until it has its share.
 fn add(cluster: &mut Cluster, name: &str) -> Result<usize> {
     let dir = cluster.scratch()?.join(name);
-    let token = cluster.command(&["token", "create", "--name", name])?;
-    let listen = free_address()?;
-    smalti(&["join", token.trim(), "--dir", text(&dir)?, "--listen", &listen], LIMIT)?.ok()?;
-    let index = cluster.adopt(&dir)?;
-    cluster.start(index)?;
+    let index = cluster.join(&dir, name)?;
     until("the new node has slots", LIMIT, || Ok((slots(cluster, name)? > 0).then_some(())))?;
     until("all have their share", LIMIT, || cluster.at_rest())?;
     Ok(index)
