@@ -16,7 +16,7 @@ MUTANTS ?=
 # For `make test`, `make bench`, `make failover`: names of black-box tests, words in names of jobs and cases.
 ONLY ?=
 # For `make heal`: how often each node is killed and frozen.
-HEAL_KILLS ?= 10
+HEAL_KILLS ?= 8
 # For `make sim`; SIM: `--beyond`, `--keep-going`.
 SEEDS ?= 2000
 FROM ?= 1
