@@ -231,6 +231,12 @@ mutants! {
     // Scrub.
     /// Records that verify are taken for right, whether they are a codeword or not.
     ScrubNoCode = "scrub-no-code",
+    /// Only the newest state of a row is held against the others, and not what snapshots hold.
+    ScrubNoSnaps = "scrub-no-snaps",
+    /// What looks wrong on a page is believed, though its row may have changed while it was read.
+    ScrubOneLook = "scrub-one-look",
+    /// A record that verifies and has wrong bytes counts among what its slot is repaired from.
+    ScrubMiscoded = "scrub-miscoded",
 
     // The map.
     /// Commands are accepted whatever epoch they were planned against.

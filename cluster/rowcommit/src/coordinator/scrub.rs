@@ -193,12 +193,15 @@ impl Coordinator {
                 Some(held) => (*slot, held.as_deref()),
                 None => (*slot, Some(&[][..])),
             });
-            if self.judge(row, &held.collect()) != Verdict::default() {
-                strange.push(row);
+            let verdict = self.judge(row, &held.collect());
+            if verdict != Verdict::default() {
+                strange.push((row, verdict));
             }
         }
-        for row in strange {
-            if self.scrub.as_mut().is_some_and(|scrub| scrub.checking.insert(row)) {
+        for (row, verdict) in strange {
+            if lives(Mutant::ScrubOneLook) {
+                self.believe(row, verdict);
+            } else if self.scrub.as_mut().is_some_and(|scrub| scrub.checking.insert(row)) {
                 self.add_task(row, Kind::Check(Check::default()));
             }
         }
@@ -215,7 +218,8 @@ impl Coordinator {
             verdict.wrong.entry(slot).or_default();
         }
         let snaps = self.snaps();
-        for state in std::iter::once(None).chain(snaps.iter().map(Some)) {
+        let older = snaps.iter().filter(|_| !lives(Mutant::ScrubNoSnaps));
+        for state in std::iter::once(None).chain(older.map(Some)) {
             let of = |held: &[Proven]| {
                 let found = held.iter().find(|(meta, _)| match state {
                     None => true,
@@ -320,6 +324,12 @@ impl Coordinator {
         let held = check.held.iter().filter(|(slot, _)| insync.contains(**slot));
         let held = held.map(|(slot, versions)| (*slot, versions.as_deref())).collect();
         let verdict = self.judge(row, &held);
+        self.believe(row, verdict);
+        self.scrub_pump();
+    }
+
+    /// Tells what is wrong with a row, and repairs it.
+    fn believe(&mut self, row: RowAddr, verdict: Verdict) {
         if !verdict.wrong.is_empty() {
             // It may have been told by a slot that is wrong.
             self.cache.forget(row);
@@ -331,7 +341,6 @@ impl Coordinator {
         for (slot, miscoded) in verdict.wrong {
             self.scrub_repair(row, slot, miscoded);
         }
-        self.scrub_pump();
     }
 
     fn scrub_repair(&mut self, row: RowAddr, slot: Slot, miscoded: BTreeSet<Ver>) {
@@ -346,6 +355,7 @@ impl Coordinator {
         // Another repair of it may be under way; what that one does not put right is found again.
         scrub.repairing.insert((row, seat));
         if claimed {
+            let miscoded = if lives(Mutant::ScrubMiscoded) { BTreeSet::new() } else { miscoded };
             self.add_doubtful_repair(row, seat, miscoded);
         }
     }
