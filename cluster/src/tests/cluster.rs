@@ -323,7 +323,7 @@ impl Cluster {
                 return Some(format!("the coder of {volume} has ended"));
             };
             let stats = status.stats;
-            let open = stats.rows_behind + stats.slots_out + stats.suspects + stats.in_flight;
+            let open = stats.learners + stats.slots_out + stats.suspects + stats.in_flight;
             if status.phase != Phase::Active || open > 0 {
                 return Some(format!("{volume}: {status:?}"));
             }

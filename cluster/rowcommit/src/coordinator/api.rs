@@ -297,7 +297,7 @@ pub enum Phase {
 /// Counters for people and metrics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
-    /// Rows known to be behind on some slot.
+    /// Rows known to be behind on some slot that is out of sync.
     pub rows_behind: u64,
     /// Rows of which something is lost or rotten in more slots than the code can bear, as far as it was
     /// met.

@@ -187,8 +187,10 @@ impl Catchup {
         })
     }
 
-    pub(super) fn rows_behind(&self) -> u64 {
-        self.learners.values().map(|l| (l.behind.len() + l.failed.len() + l.repairing) as u64).sum()
+    /// Rows of slots at these places that are known to lack something.
+    pub(super) fn rows_behind(&self, counts: impl Fn(Place) -> bool) -> u64 {
+        let behind = |l: &Learning| (l.behind.len() + l.failed.len() + l.repairing) as u64;
+        self.learners.iter().filter(|(place, _)| counts(**place)).map(|(_, l)| behind(l)).sum()
     }
 
     pub(super) fn is_quiet(&self) -> bool {

@@ -284,7 +284,11 @@ impl Coordinator {
         let missed =
             if slots_out > 0 && !self.catchup.is_comparing() { self.missed.len() } else { 0 };
         Stats {
-            rows_behind: self.catchup.rows_behind().max(missed as u64),
+            // A slot that moves is in sync where it was until it is where it goes.
+            rows_behind: self
+                .catchup
+                .rows_behind(|place| !self.is_insync(place))
+                .max(missed as u64),
             rows_lost: self.rows_lost(),
             rows_left: self.rows_left().max(missed as u64),
             learners: self.catchup.learners.len() as u64,
