@@ -271,7 +271,9 @@ fn broken_config(cluster: &mut Cluster, node: usize) -> Result<()> {
     for wrong in [half, noise, Vec::new()] {
         std::fs::write(&path, &wrong)?;
         let out = smalti(&words, COMMAND_LIMIT).context("a node with a broken config")?;
+        let told = cluster.status().context("the other nodes can not be asked");
         std::fs::write(&path, &right)?;
+        told?;
         ensure!([1, 2].contains(&out.code()), "broken config: exit code {}", out.code());
         ensure!(out.stderr.contains(&path), "broken config is not named: {}", out.stderr);
     }

@@ -31,12 +31,17 @@ impl Target {
         Self { clients: vec![Client::new(address)] }
     }
 
-    /// The nodes of the local cluster in a folder.
+    /// The nodes of the local cluster in a folder whose configs can be read.
     ///
     /// # Errors
-    /// The folder holds no cluster.
+    /// The folder holds no cluster, or there is no such node.
     pub fn in_dir(dir: &Path) -> anyhow::Result<Self> {
-        let layout = Layout::load(dir)?;
+        let (layout, unusable) = Layout::load_usable(dir)?;
+        if layout.nodes().len() == 0
+            && let Some(error) = unusable.into_iter().next()
+        {
+            return Err(error);
+        }
         let clients = layout.nodes().map(|node| Client::new(node.api_address())).collect();
         Ok(Self { clients })
     }

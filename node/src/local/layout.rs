@@ -31,6 +31,18 @@ impl Layout {
     /// # Errors
     /// The folder holds no whole cluster, or a config in it can not be used.
     pub fn load(dir: &Path) -> anyhow::Result<Self> {
+        let (layout, unusable) = Self::load_usable(dir)?;
+        match unusable.into_iter().next() {
+            None => Ok(layout),
+            Some(error) => Err(error),
+        }
+    }
+
+    /// The same without nodes whose config can not be used; of each, why.
+    ///
+    /// # Errors
+    /// The folder holds no whole cluster.
+    pub fn load_usable(dir: &Path) -> anyhow::Result<(Self, Vec<anyhow::Error>)> {
         let dir = std::path::absolute(dir).context("find the folder")?;
         let marker = match init::inspect(&dir)? {
             DirState::Made(marker) => marker,
@@ -58,8 +70,14 @@ impl Layout {
             );
             Ok(LayoutNode { folder, config_path, config })
         };
-        let nodes = marker.nodes.iter().map(load).collect::<anyhow::Result<_>>()?;
-        Ok(Self { dir, nodes })
+        let (mut nodes, mut unusable) = (Vec::new(), Vec::new());
+        for name in &marker.nodes {
+            match load(name) {
+                Ok(node) => nodes.push(node),
+                Err(error) => unusable.push(error),
+            }
+        }
+        Ok((Self { dir, nodes }, unusable))
     }
 
     /// The cluster's folder.

@@ -4,8 +4,10 @@ use crate::files;
 use anyhow::{Context, bail};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -116,14 +118,30 @@ fn read_pid(file: &mut File) -> Option<u32> {
     text.trim().parse().ok()
 }
 
-/// Whether a process is `... serve --config CONFIG`. A process that has ended, even if nobody has
-/// asked for its status yet, has no command line.
+/// Whether a process is `... serve --config CONFIG`, by whatever path that leads to the same file. A process
+/// that has ended, even if nobody has asked for its status yet, has no command line.
 pub(super) fn is_node(pid: u32, config_path: &Path) -> bool {
     let Ok(cmdline) = fs::read(format!("/proc/{pid}/cmdline")) else { return false };
-    let mut words = cmdline.split(|byte| *byte == 0).skip(1);
-    words.next() == Some(b"serve")
-        && words.next() == Some(b"--config")
-        && words.next() == Some(config_path.as_os_str().as_encoded_bytes())
+    let mut words = cmdline.split(|byte| *byte == 0).skip(1).map(OsStr::from_bytes);
+    if words.next() != Some(OsStr::new("serve")) {
+        return false;
+    }
+    let named = match words.next().map(OsStr::as_bytes) {
+        Some(b"--config") => words.next(),
+        Some(word) => word.strip_prefix(b"--config=").map(OsStr::from_bytes),
+        None => None,
+    };
+    named.is_some_and(|named| {
+        let from = fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default();
+        Path::new(named) == config_path || is_same_file(&from.join(named), config_path)
+    })
+}
+
+fn is_same_file(one: &Path, other: &Path) -> bool {
+    match (fs::canonicalize(one), fs::canonicalize(other)) {
+        (Ok(one), Ok(other)) => one == other,
+        _ => false,
+    }
 }
 
 /// Whether a process has ended or is about to: it has no command line any more, and its files may still
@@ -209,5 +227,34 @@ mod tests {
         assert!(!is_ending(child.id()), "there is no such process");
         assert!(!is_node(child.id(), Path::new("/a")));
         assert!(!is_node(std::process::id(), Path::new("/a")));
+    }
+
+    #[test]
+    fn a_node_is_known_by_whatever_path_its_config_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let (config, other) = (dir.path().join("node.toml"), dir.path().join("other.toml"));
+        File::create(&config).unwrap();
+        File::create(&other).unwrap();
+        // A script of that name has the command line of a node, and waits to be killed.
+        fs::write(dir.path().join("serve"), "read x\n").unwrap();
+        let whole = format!("--config={}", config.display());
+        for words in [&["--config", "node.toml"][..], &["--config=./node.toml"], &[&whole]] {
+            let mut child = std::process::Command::new("sh")
+                .arg("serve")
+                .args(words)
+                .current_dir(dir.path())
+                .stdin(std::process::Stdio::piped())
+                .spawn()
+                .unwrap();
+            let deadline = Instant::now() + LOCK_TIMEOUT;
+            while is_ending(child.id()) && Instant::now() < deadline {
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            let known = is_node(child.id(), &config);
+            let mistaken = is_node(child.id(), &other);
+            child.kill().unwrap();
+            child.wait().unwrap();
+            assert!(known && !mistaken, "{words:?}");
+        }
     }
 }
