@@ -317,7 +317,7 @@ pub struct ScrubArgs {
 /// `smalti moves`.
 #[derive(Debug, Subcommand)]
 pub enum MovesCommand {
-    /// Let no slot begin to move; what moves already goes on
+    /// Let no slot move: what has begun stands still until `resume`
     Pause(ShowArgs),
     /// Let them again
     Resume(ShowArgs),

@@ -222,8 +222,15 @@ impl Report {
                         0 => behind,
                         _ => format!("{out} of {groups} groups miss a slot, {behind}"),
                     };
-                    let remedy = "stores that are up catch up by themselves";
-                    reasons.add(Health::Degraded, subject, problem, remedy);
+                    let away = self.away_out_of_sync(volume);
+                    let remedy = match away.is_empty() {
+                        true => "stores that are up catch up by themselves".to_owned(),
+                        false => format!(
+                            "{}: stores catch up by themselves once they are up",
+                            self.bring_back(away)
+                        ),
+                    };
+                    reasons.add(Health::Degraded, subject, problem, &remedy);
                 }
             }
         }
@@ -286,6 +293,16 @@ impl Report {
         let short = |group: &&Group| self.live_in(group) < volume.min_insync;
         let stores = volume.groups.iter().filter(short).flat_map(Group::insync_stores);
         let nodes = stores.filter_map(|store| self.map.node_of(store));
+        nodes.filter(|node| !self.up.contains(node)).collect()
+    }
+
+    /// Nodes that do not answer and have slots that are out of sync.
+    fn away_out_of_sync(&self, volume: &Volume) -> BTreeSet<NodeId> {
+        let out = volume.groups.iter().flat_map(|group| {
+            let slots = volume.all_slots().minus(group.insync);
+            slots.iter().filter_map(|slot| group.slots.get(slot.index())).collect::<Vec<_>>()
+        });
+        let nodes = out.filter_map(|store| self.map.node_of(*store));
         nodes.filter(|node| !self.up.contains(node)).collect()
     }
 

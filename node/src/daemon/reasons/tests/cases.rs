@@ -346,6 +346,19 @@ pub(super) const VOLUMES: &[Case] = &[
         false,
     ),
     (
+        |r| {
+            out(r);
+            let store = volume(r).groups[0].slots[0];
+            let away = r.map.node_of(store).expect("its node");
+            down(r, &[away.0]);
+        },
+        Degraded,
+        "volume v",
+        &["1 of 2 groups miss a slot"],
+        &["start n", "catch up by themselves once they are up"],
+        false,
+    ),
+    (
         out,
         Degraded,
         "volume v",
