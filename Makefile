@@ -70,11 +70,11 @@ up: build ## a local cluster in the foreground: DIR, NODES, SIZE
 down: ## stop the cluster of `make up`, if it was left behind
 	$(smalti) down --dir "$(DIR)"
 
-bench: build ## figures of a local 2+1 cluster: SECS, RUNS, SIZE, ONLY
+bench: build ## figures of a local 2+1 cluster, and of healing: SECS, RUNS, SIZE, ONLY
 	@$(CARGO_TARGET_DIR)/release/smalti-bench $(ONLY)
 	@if [ -z "$(ONLY)" ]; then $(CARGO_TARGET_DIR)/release/smalti-healing; fi
 
-healing: build ## rebuild and resync: how fast, and what clients notice: SECS, SIZE
+healing: build ## rebuild and resync: how fast, and what clients notice: SECS, SIZE, ONLY
 	@$(CARGO_TARGET_DIR)/release/smalti-healing
 
 heal: build ## what is held against figures: clients' waits when nodes die, while all heals, what a join moves
