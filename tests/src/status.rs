@@ -105,7 +105,7 @@ pub struct VolumeStatus {
     pub epoch: u64,
     /// Name or id of the coordinating node; null while nobody is attached.
     pub coordinator: Value,
-    /// Rows some slot of which has yet to catch up; null while nobody knows.
+    /// Rows some slot of which is out of sync and has yet to catch up; null while nobody knows.
     pub rows_behind: Option<u64>,
     /// Rows of which something can not be read.
     pub rows_lost: u64,

@@ -105,6 +105,8 @@ enum NotIn {
     Stopping,
     /// The map does not take it, and will not.
     Refused(String),
+    /// Nor what this node is to found the cluster with.
+    Unfounded(String),
 }
 
 impl NotIn {
@@ -276,6 +278,11 @@ impl Member {
                     fatal.try_send(Fatal::Failed(format!("the cluster refused this node: {why}")));
                 return;
             }
+            Err(NotIn::Unfounded(why)) => {
+                let _ =
+                    fatal.try_send(Fatal::Failed(format!("the cluster can not be founded: {why}")));
+                return;
+            }
         };
         if opened.clean && !admission.clean {
             tracing::warn!(store = %opened.id, "the store's disk is not what its last run left \
@@ -348,7 +355,7 @@ impl Member {
         while !self.inner.stop.is_cancelled() {
             match self.raft().linearizable().await {
                 Ok(map) if map.cluster == config.cluster => return Ok(()),
-                Ok(_) => return Err(NotIn::Refused(format!("it can not be founded: {why}"))),
+                Ok(_) => return Err(NotIn::Unfounded(why)),
                 Err(error) => tracing::info!(%error, "waiting for a majority"),
             }
             tokio::time::sleep(RETRY_EVERY).await;

@@ -98,7 +98,7 @@ pub(super) enum Answer {
 pub struct VolumeProgress {
     /// The coordinator serves.
     pub active: bool,
-    /// Rows that some slot has yet to catch up on.
+    /// Rows that some slot that is out of sync has yet to catch up on.
     pub rows_behind: u64,
     /// Rows of which something can not be read, as far as it was met.
     pub rows_lost: u64,

@@ -43,7 +43,7 @@ pub(super) fn text(report: &StatusReport) -> String {
         .filter_map(|volume| volume.rows_behind.map(|rows| (label("volume", &volume.name), rows)));
     family(
         "smalti_volume_rows_behind",
-        "Rows that some slot has yet to catch up on; no sample while nobody knows.",
+        "Rows that some slot that is out of sync has yet to catch up on; no sample while nobody knows.",
         &behind.collect::<Vec<_>>(),
     );
     family(

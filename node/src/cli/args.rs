@@ -317,7 +317,7 @@ pub struct ScrubArgs {
 /// `smalti moves`.
 #[derive(Debug, Subcommand)]
 pub enum MovesCommand {
-    /// Let no slot move: what has begun stands still until `resume`
+    /// Let no slot move until `resume`: what has begun stands still too, but for moves that writes wait for
     Pause(ShowArgs),
     /// Let them again
     Resume(ShowArgs),

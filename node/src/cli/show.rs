@@ -236,9 +236,13 @@ pub(super) fn moves(moves: &MovesStatus) -> String {
 
 pub(super) fn what_if(report: &WhatIfReport) -> String {
     let stop = report.stop.join(", ");
-    let mut text = match report.safe {
-        true => format!("without {stop} everything goes on\n"),
-        false => format!("without {stop} not everything goes on\n"),
+    let all_go_on = report.quorum
+        && report.custody
+        && report.volumes.iter().all(|volume| volume.reads && volume.writes);
+    let mut text = match (report.safe, all_go_on) {
+        (true, _) => format!("without {stop} everything goes on\n"),
+        (false, true) => format!("whether everything goes on without {stop} is not sure yet\n"),
+        (false, false) => format!("without {stop} not everything goes on\n"),
     };
     if !report.quorum {
         text.push_str("too few voters would be left: nothing could be changed or taken over\n");
@@ -248,7 +252,8 @@ pub(super) fn what_if(report: &WhatIfReport) -> String {
     }
     for volume in report.volumes.iter().filter(|volume| !volume.sure) {
         text.push_str(&format!(
-            "stores of {} are compared after a crash, and may need each other until that is over\n",
+            "stores of {} do not all answer, or are compared after a crash: wait until `smalti status` \
+             says ok\n",
             volume.name
         ));
     }

@@ -101,7 +101,7 @@ pub struct VolumeStatus {
     pub epoch: Epoch,
     /// The name of the node that orders its updates; null when there is none.
     pub coordinator: Option<String>,
-    /// Rows that some slot has yet to catch up on; null while nobody knows.
+    /// Rows that some slot that is out of sync has yet to catch up on; null while nobody knows.
     pub rows_behind: Option<u64>,
     /// Rows of which something can not be read, as far as it was met.
     pub rows_lost: u64,

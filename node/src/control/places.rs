@@ -79,7 +79,7 @@ pub struct DiskFacts {
 pub struct WhatIfReport {
     /// The nodes.
     pub stop: Vec<String>,
-    /// Everything would go on, but for a moment.
+    /// Everything would go on, but for a moment, and that is sure.
     pub safe: bool,
     /// More than half of the voters would be left.
     pub quorum: bool,
@@ -102,6 +102,7 @@ pub struct WhatIfVolume {
     pub spare: u32,
     /// Its coordinator would be another one: clients wait for a moment.
     pub takeover: bool,
-    /// What its stores have in sync is sure: none of them is being compared after a crash.
+    /// That is sure: the stores that it counts on all answer, and none is being compared after a crash.
+    #[serde(default)]
     pub sure: bool,
 }

@@ -7,7 +7,7 @@ use crate::control::{
     WhatIfReport, WhatIfVolume,
 };
 use smalti_map::view::MapView;
-use smalti_map::{Applied, Command, NodeSetting};
+use smalti_map::{Applied, Command, NodeSetting, Volume};
 use smalti_storage::ids::NodeId;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -108,11 +108,17 @@ pub(super) fn node_named(map: &MapView, name: &str) -> Result<NodeId, ControlErr
 }
 
 impl Report {
+    /// Whether its coordinator finds that all stores in sync are there, and have what they should.
+    fn is_known_whole(&self, volume: &Volume) -> bool {
+        let progress = self.progress.get(&volume.no);
+        progress.is_some_and(|found| found.active && found.suspects == 0 && found.unheard == 0)
+    }
+
     /// What would be if these nodes were stopped.
     pub(super) fn without(&self, nodes: &BTreeSet<NodeId>, names: Vec<String>) -> WhatIfReport {
         let left = |node: &NodeId| self.up.contains(node) && !nodes.contains(node);
         let voters = &self.raft.voters;
-        let up = voters.iter().filter(|voter| left(voter)).count();
+        let up = voters.iter().filter(|voter| left(voter) && self.may_vote(**voter)).count();
         // While the voters change both sets have to agree.
         let quorum = up * 2 > voters.len() && (!self.raft.joint || up == voters.len());
         let holders = &self.map.custody.holders;
@@ -138,12 +144,15 @@ impl Report {
                     writes: quorum && served && live >= volume.min_insync,
                     spare: u32::from(live.saturating_sub(volume.data)),
                     takeover: seat.is_some_and(|node| nodes.contains(&node)),
-                    sure: self.suspects(volume) == 0,
+                    sure: self.caught_up && self.is_known_whole(volume),
                 }
             })
             .collect();
         volumes.sort_by(|a, b| a.name.cmp(&b.name));
-        let safe = quorum && custody && volumes.iter().all(|volume| volume.writes && volume.sure);
+        let safe = self.caught_up
+            && quorum
+            && custody
+            && volumes.iter().all(|volume| volume.writes && volume.sure);
         WhatIfReport { stop: names, safe, quorum, custody, volumes }
     }
 }

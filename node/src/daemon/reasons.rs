@@ -230,7 +230,7 @@ impl Report {
                             self.bring_back(away)
                         ),
                     };
-                    reasons.add(Health::Degraded, subject, problem, &remedy);
+                    reasons.add(Health::Degraded, subject, problem, self.or_first(&remedy));
                 }
             }
         }
@@ -296,11 +296,12 @@ impl Report {
         nodes.filter(|node| !self.up.contains(node)).collect()
     }
 
-    /// Nodes that do not answer and have slots that are out of sync.
+    /// Nodes that do not answer and have slots that are out of sync, and that no other node is to have.
     fn away_out_of_sync(&self, volume: &Volume) -> BTreeSet<NodeId> {
         let out = volume.groups.iter().flat_map(|group| {
             let slots = volume.all_slots().minus(group.insync);
-            slots.iter().filter_map(|slot| group.slots.get(slot.index())).collect::<Vec<_>>()
+            let stay = slots.iter().filter(|slot| !group.targets.contains_key(slot));
+            stay.filter_map(|slot| group.slots.get(slot.index())).collect::<Vec<_>>()
         });
         let nodes = out.filter_map(|store| self.map.node_of(*store));
         nodes.filter(|node| !self.up.contains(node)).collect()

@@ -218,10 +218,15 @@ impl Report {
         on_nodes.filter(|(_, node)| self.up.contains(node)).collect()
     }
 
-    /// Voters of the metadata group that answer, and how many there are.
+    /// Voters of the metadata group that answer and may vote, and how many there are.
     pub(super) fn voters(&self) -> (usize, usize) {
         let voters = &self.raft.voters;
-        (voters.intersection(&self.up).count(), voters.len())
+        (voters.intersection(&self.up).filter(|node| self.may_vote(**node)).count(), voters.len())
+    }
+
+    /// Whether it grants votes: one whose Raft store is new does not until it is admitted anew.
+    pub(super) fn may_vote(&self, node: NodeId) -> bool {
+        self.map.nodes.get(&node).is_none_or(|node| node.recruit.is_none())
     }
 
     /// Whether more than half of the voters answer: fewer can not agree on anything.

@@ -132,8 +132,9 @@ pub(super) fn is_node(pid: u32, config_path: &Path) -> bool {
         None => None,
     };
     named.is_some_and(|named| {
-        let from = fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default();
-        Path::new(named) == config_path || is_same_file(&from.join(named), config_path)
+        let from = fs::read_link(format!("/proc/{pid}/cwd"));
+        let leads_there = |from: PathBuf| is_same_file(&from.join(named), config_path);
+        Path::new(named) == config_path || from.is_ok_and(leads_there)
     })
 }
 

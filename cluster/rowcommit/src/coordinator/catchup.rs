@@ -169,13 +169,11 @@ impl Catchup {
         }
     }
 
-    /// Whether what is out of sync is known row by row.
-    pub(super) fn is_comparing(&self) -> bool {
-        !self.learners.is_empty()
-            && self
-                .learners
-                .values()
-                .all(|l| matches!(l.stage, Stage::Repairing | Stage::Growing { .. }))
+    /// Whether of slots that are out, so many, it is known row by row what they lack.
+    pub(super) fn is_comparing(&self, out: u64, is_out: impl Fn(Place) -> bool) -> bool {
+        let compared = |l: &Learning| matches!(l.stage, Stage::Repairing | Stage::Growing { .. });
+        let of_out = self.learners.iter().filter(|(place, l)| is_out(**place) && compared(l));
+        of_out.count() as u64 >= out
     }
 
     /// Whether a slot is coming nearer to being in sync.
@@ -187,10 +185,13 @@ impl Catchup {
         })
     }
 
-    /// Rows of slots at these places that are known to lack something.
-    pub(super) fn rows_behind(&self, counts: impl Fn(Place) -> bool) -> u64 {
-        let behind = |l: &Learning| (l.behind.len() + l.failed.len() + l.repairing) as u64;
-        self.learners.iter().filter(|(place, _)| counts(**place)).map(|(_, l)| behind(l)).sum()
+    /// Rows that slots that are out are known to lack, and those that could not be put right elsewhere.
+    pub(super) fn rows_behind(&self, is_out: impl Fn(Place) -> bool) -> u64 {
+        let behind = |(place, l): (&Place, &Learning)| match is_out(*place) {
+            true => (l.behind.len() + l.failed.len() + l.repairing) as u64,
+            false => l.failed.len() as u64,
+        };
+        self.learners.iter().map(behind).sum()
     }
 
     pub(super) fn is_quiet(&self) -> bool {
@@ -221,7 +222,6 @@ impl Catchup {
         }
     }
 
-    /// A claimed repair has ended.
     /// A row was refused for want of space.
     pub(super) fn no_room(&mut self, now: Time, row: RowAddr, seat: Seat) {
         let learning = self.learners.get_mut(&(row.group, seat.0));
@@ -231,6 +231,7 @@ impl Catchup {
         }
     }
 
+    /// A claimed repair has ended.
     pub(super) fn repaired(
         &mut self,
         now: Time,

@@ -281,14 +281,12 @@ impl Coordinator {
             volume.groups.iter().map(|g| u64::from(all.minus(g.insync).len())).sum()
         });
         // What was missed is a floor; once learners are compared, they know better.
-        let missed =
-            if slots_out > 0 && !self.catchup.is_comparing() { self.missed.len() } else { 0 };
+        // A slot that moves is in sync where it was until it is where it goes.
+        let is_out = |place| !self.is_insync(place);
+        let compared = slots_out == 0 || self.catchup.is_comparing(slots_out, is_out);
+        let missed = if compared { 0 } else { self.missed.len() };
         Stats {
-            // A slot that moves is in sync where it was until it is where it goes.
-            rows_behind: self
-                .catchup
-                .rows_behind(|place| !self.is_insync(place))
-                .max(missed as u64),
+            rows_behind: self.catchup.rows_behind(is_out).max(missed as u64),
             rows_lost: self.rows_lost(),
             rows_left: self.rows_left().max(missed as u64),
             learners: self.catchup.learners.len() as u64,
