@@ -17,11 +17,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use rustix::process::Signal;
-use smalti_tests::cluster::smalti;
 use smalti_tests::fio::{self, Figures};
 use smalti_tests::nbd::{Client, Target};
 use smalti_tests::pattern::{PIECE, piece};
-use smalti_tests::ports::free_address;
 use smalti_tests::process::until;
 use smalti_tests::settings::number;
 use smalti_tests::{Cluster, Spec};
@@ -432,11 +430,7 @@ fn join(cluster: &mut Cluster) -> Result<f64> {
     cluster.wait_ok()?;
     let (before, had) = (rows(cluster)?, cluster.slots()?);
     let dir = cluster.scratch()?.join("n4");
-    let place = dir.to_str().context("a path in UTF-8")?;
-    let token = cluster.command(&["token", "create"])?;
-    smalti(&["join", token.trim(), "--dir", place, "--listen", &free_address()?], LIMIT)?.ok()?;
-    let node = cluster.adopt(&dir)?;
-    cluster.start(node)?;
+    let node = cluster.join(&dir, "n4")?;
     until("it begins to take its share", LIMIT, || Ok((rows(cluster)? > before).then_some(())))?;
     let (began, from) = (Instant::now(), SystemTime::now());
     until("it has its share", LIMIT, || {
