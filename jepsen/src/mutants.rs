@@ -35,12 +35,17 @@ const SLOW: &[Mutant] = &[
     Mutant::HastenOn,
     Mutant::DoubtedToData,
     Mutant::IndexDecidedOnly,
+    Mutant::WatermarkOffline,
+    Mutant::SettleByOffline,
+    Mutant::OfflineSameEpoch,
 ];
 
 /// Mutants that did not die in a thousand seeds and more. They are blind spots of the simulator, or
 /// rules that others cover; docs/testing.md says which. None counts, and the gate leaves them out:
 /// they are hunted by name.
 const UNSEEN: &[Mutant] = &[
+    Mutant::VetOffline,
+    Mutant::AdmitUnsettled,
     Mutant::CommitBelowMin,
     Mutant::ShrinkInPart,
     Mutant::DenyRepaired,

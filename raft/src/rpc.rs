@@ -84,7 +84,7 @@ mod tests {
     use crate::types::ProposalId;
     use openraft::{CommittedLeaderId, EmptyNode, LogId, Membership, StoredMembership, Vote};
     use smalti_map::{Applied, Command};
-    use smalti_storage::ids::{Epoch, VolumeNo};
+    use smalti_storage::ids::{Epoch, GroupNo, VolumeNo};
 
     /// The wire of version 9: members of one group may run different programs for a while.
     #[test]
@@ -100,7 +100,8 @@ mod tests {
             snapshot_id: "s".into(),
         };
         let id = ProposalId { node: 2, session: 3, seq: 4 };
-        let command = Command::Activate { volume: VolumeNo(1), epoch: Epoch(2) };
+        let command =
+            Command::Activate { volume: VolumeNo(1), epoch: Epoch(2), online: vec![GroupNo(7)] };
         let requests = [
             Request::Append(
                 Known { store: None, votes: true },
@@ -120,11 +121,11 @@ mod tests {
             Request::ReadIndex,
         ];
         let expected = [
-            "0b000001070201010601ac020000",
-            "0b01070201010601ac02",
-            "0b0201100000000000000000000000000000000000070201010601ac02010601ac0201020102020102017305010601",
-            "0b03020304070102",
-            "0b04",
+            "0c000001070201010601ac020000",
+            "0c01070201010601ac02",
+            "0c0201100000000000000000000000000000000000070201010601ac02010601ac0201020102020102017305010601",
+            "0c030203040701020107",
+            "0c04",
         ];
         for (request, expected) in requests.iter().zip(expected) {
             let bytes = codec::encode(request).expect("encodes");
@@ -149,18 +150,18 @@ mod tests {
             Response::Stopped,
         ];
         let expected = [
-            "0b0000",
-            "0b0001010601ac02",
-            "0b0002",
-            "0b0003070201",
-            "0b0107020101010601ac02",
-            "0b02070201",
-            "0b03017300017308",
-            "0b0400",
-            "0b05ac02",
-            "0b06",
-            "0b07026e6f",
-            "0b08",
+            "0c0000",
+            "0c0001010601ac02",
+            "0c0002",
+            "0c0003070201",
+            "0c0107020101010601ac02",
+            "0c02070201",
+            "0c03017300017308",
+            "0c0400",
+            "0c05ac02",
+            "0c06",
+            "0c07026e6f",
+            "0c08",
         ];
         for (response, expected) in responses.iter().zip(expected) {
             let bytes = codec::encode(response).expect("encodes");

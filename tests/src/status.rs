@@ -121,6 +121,12 @@ pub struct VolumeStatus {
     pub rows_per_second: u64,
     /// When that will be over.
     pub seconds_left: Option<u64>,
+    /// Placement groups.
+    pub groups: u64,
+    /// Those with all slots in sync.
+    pub groups_full: u64,
+    /// Those that are not served.
+    pub groups_offline: u64,
     /// Data shards.
     pub data: u32,
     /// Parity shards.

@@ -129,7 +129,7 @@ impl Bench {
         bench.feed(Event::Map(Arc::new(map.clone())));
         while !bench.turn().iter().any(|a| matches!(a, Command::Activate { .. })) {}
         let epoch = map.volumes[&volume].epoch;
-        map.apply(&Command::Activate { volume, epoch });
+        map.apply(&Command::Activate { volume, epoch, online: Vec::new() });
         for party in bench.parties.values_mut() {
             party.core.set_map(&map).expect("memory does not fail");
         }

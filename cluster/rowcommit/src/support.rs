@@ -97,7 +97,7 @@ pub(crate) fn elect(map: &mut ClusterMap, no: u64) {
 
 pub(crate) fn activate(map: &mut ClusterMap) {
     let epoch = epoch(map);
-    accept(map, &Command::Activate { volume: VOLUME, epoch });
+    accept(map, &Command::Activate { volume: VOLUME, epoch, online: Vec::new() });
 }
 
 pub(crate) fn shrink(map: &mut ClusterMap, no: u64) {

@@ -53,6 +53,8 @@ struct Totals {
     ops: usize,
     acknowledged: u64,
     planned: u64,
+    offline: u64,
+    online: u64,
     time: u64,
     epochs: u64,
     whole: u64,
@@ -69,6 +71,8 @@ impl Totals {
         self.unreadable += report.unreadable;
         self.acknowledged += report.acknowledged;
         self.planned += report.planned;
+        self.offline += report.offline;
+        self.online += report.online;
         self.time += report.time;
         self.epochs += u64::from(report.epochs);
         for (fault, count) in &report.faults {
@@ -149,6 +153,7 @@ fn summarise(totals: &Totals, elapsed: f64) {
         "{} whole in the end; {} operations found something unreadable; {} slots moved by plan",
         totals.whole, totals.unreadable, totals.planned
     );
+    println!("{} groups gone on without, {} of them served again", totals.offline, totals.online);
     let faults = totals.faults.iter().map(|(fault, count)| format!("{fault:?} {count}"));
     println!("faults: {}", faults.collect::<Vec<_>>().join(", "));
 }

@@ -36,6 +36,7 @@ pub(super) fn planned(command: &Command) -> Option<Epoch> {
         Command::Shrink { epoch, .. }
         | Command::Elect { epoch, .. }
         | Command::Activate { epoch, .. }
+        | Command::SetOffline { epoch, .. }
         | Command::AddLearners { epoch, .. }
         | Command::Grow { epoch, .. } => Some(*epoch),
         _ => None,

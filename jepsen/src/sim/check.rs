@@ -48,6 +48,10 @@ impl World {
     /// I1, I4 and I13, on every change of the map.
     pub(crate) fn check_change(&mut self, before: Option<&Volume>, command: &Command) {
         let (Some(before), Some(after)) = (before, self.volume().cloned()) else { return };
+        for (old, new) in before.groups.iter().zip(&after.groups) {
+            self.offline += u64::from(new.offline && !old.offline);
+            self.online += u64::from(old.offline && !new.offline);
+        }
         let grow = matches!(command, Command::Grow { .. });
         for (old, new) in before.groups.iter().zip(&after.groups) {
             if new.insync.len() < u32::from(after.data) {
@@ -64,8 +68,9 @@ impl World {
             && after.activated != before.activated
         {
             // Whichever epoch was meant, it is this one that is served from now on.
-            let epoch = after.epoch;
-            for store in after.groups.iter().flat_map(Group::insync_stores) {
+            let epoch = before.epoch;
+            let served = after.groups.iter().filter(|group| !group.offline);
+            for store in served.flat_map(Group::insync_stores) {
                 let at = self.node_of(store);
                 let lost = self.gone.contains_key(&store) || self.forgot.contains(&at);
                 if self.promised(at) < epoch.0 && !lost {

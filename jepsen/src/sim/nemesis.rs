@@ -116,6 +116,29 @@ impl World {
                 self.queue.push(until, Ev::Over(fault, at, 0));
             }
             Fault::Wipe => self.wipe(at, until),
+            Fault::Away => self.away(),
+        }
+    }
+
+    /// One more than there are parity slots die, or some more; some of them for longer than a takeover
+    /// waits.
+    fn away(&mut self) {
+        let parity = self.volume().map_or(1, |volume| u64::from(volume.parity));
+        let most = (self.nodes.len() as u64).saturating_sub(2).max(parity + 1);
+        let many = self.rng.range(parity + 1, most);
+        let mut nodes: Vec<At> = (0..self.nodes.len()).collect();
+        self.rng.shuffle(&mut nodes);
+        // Two of these at a time leave nobody.
+        if nodes.iter().any(|at| !self.nodes[*at].up) {
+            return;
+        }
+        self.count(Fault::Away, true);
+        let patience = self.swarm.offline_patience();
+        for at in nodes.into_iter().take(usize::try_from(many).unwrap_or(1)) {
+            let clean = self.rng.percent(20);
+            self.stop(at, clean);
+            let until = self.now + self.rng.range(patience / 2, 3 * patience);
+            self.queue.push(until, Ev::Start(at));
         }
     }
 

@@ -4,7 +4,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng as _, SeedableRng};
 
 /// A generator whose numbers depend on the seed alone.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Rng(ChaCha8Rng);
 
 impl Rng {

@@ -61,16 +61,20 @@ pub enum Fault {
     SlowDisk,
     /// A process dies, and its disk is replaced by a new one.
     Wipe,
+    /// More processes than there are parity slots die at about the same time and stay away, while others go
+    /// on: some groups can not be served.
+    Away,
 }
 
 impl Fault {
-    /// Whether it is one of the disks' that the code has to bear.
-    fn is_of_disks(self) -> bool {
-        matches!(self, Self::Rot | Self::Amnesia | Self::Wipe)
+    /// Whether it only comes with a mix made for it: what disks do that the code has to bear, and more
+    /// than parity away for long.
+    fn is_apart(self) -> bool {
+        matches!(self, Self::Rot | Self::Amnesia | Self::Wipe | Self::Away)
     }
 
     /// All classes.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::Crash,
         Self::Restart,
         Self::Blackout,
@@ -91,6 +95,7 @@ impl Fault {
         Self::Amnesia,
         Self::SlowDisk,
         Self::Wipe,
+        Self::Away,
     ];
 }
 
@@ -160,7 +165,7 @@ impl Swarm {
         let strict = if parity >= 2 { data + 1 } else { data };
         let mut min_insync = if rng.percent(25) { data } else { strict };
         let mut faults: Vec<Fault> =
-            Fault::ALL.into_iter().filter(|f| !f.is_of_disks() && rng.percent(45)).collect();
+            Fault::ALL.into_iter().filter(|f| !f.is_apart() && rng.percent(45)).collect();
         if faults.is_empty() {
             faults.push(Fault::Crash);
         }
@@ -272,7 +277,20 @@ impl Swarm {
             swarm.suspect_after = 500 * MS;
             swarm.takeover_patience = 1500 * MS;
         }
+        // Its own numbers, so that all other mixes are as they were without it.
+        let mut own = rng.clone();
+        let partly = swarm.groups > 1 && swarm.nodes > u64::from(data + parity);
+        if partly && !beyond && !rot && !amnesia && !wipe && own.percent(40) {
+            swarm.faults.extend([Fault::Away, Fault::Away]);
+            swarm.stall_patience = own.pick(&[0, 300, 1500]).unwrap_or(0) * MS;
+            swarm.takeover_patience = own.pick(&[200, 600, 1500]).unwrap_or(600) * MS;
+        }
         swarm
+    }
+
+    /// How long a takeover waits before it goes on without a group.
+    pub(crate) fn offline_patience(&self) -> u64 {
+        2 * self.stall_patience.max(self.takeover_patience)
     }
 
     pub(crate) fn has(&self, fault: Fault) -> bool {

@@ -86,6 +86,9 @@ pub(crate) struct World {
     pub(crate) acknowledged: u64,
     /// Moves that a plan made.
     pub(crate) planned: u64,
+    /// Groups that the volume went on without, and those that were served again.
+    pub(crate) offline: u64,
+    pub(crate) online: u64,
     pub(crate) steps: u64,
     pub(crate) tracing: bool,
     pub(crate) timeline: Option<Timeline>,
@@ -117,6 +120,10 @@ pub struct Report {
     pub acknowledged: u64,
     /// Moves of slots that a plan made.
     pub planned: u64,
+    /// Groups that the volume went on without for a while.
+    pub offline: u64,
+    /// Those that were served again.
+    pub online: u64,
     /// Faults by class.
     pub faults: BTreeMap<Fault, u64>,
     /// Simulated microseconds.
@@ -224,6 +231,8 @@ impl World {
             scrubbed: None,
             acknowledged: 0,
             planned: 0,
+            offline: 0,
+            online: 0,
             whole: false,
             unreadable: 0,
             steps: 0,
@@ -421,6 +430,8 @@ impl World {
             ops: self.history.len(),
             acknowledged: self.acknowledged,
             planned: self.planned,
+            offline: self.offline,
+            online: self.online,
             faults: self.counts,
             time: self.now,
             steps: self.steps,

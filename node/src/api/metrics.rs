@@ -61,6 +61,11 @@ pub(super) fn text(report: &StatusReport) -> String {
         "Placement groups without all their slots in sync.",
         &volumes(|volume| u64::from(volume.groups.saturating_sub(volume.groups_full))),
     );
+    family(
+        "smalti_volume_groups_offline",
+        "Placement groups that are not served, for more of their stores are away than they can do without.",
+        &volumes(|volume| volume.groups_offline.into()),
+    );
     family("smalti_raft_term", "Term of the metadata group.", &single(report.raft.term));
     let has_leader = u64::from(report.raft.leader.is_some());
     family("smalti_raft_has_leader", "Whether a leader is known.", &single(has_leader));

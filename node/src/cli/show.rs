@@ -153,7 +153,11 @@ pub(super) fn volume(detail: &VolumeDetail) -> String {
                 state => format!("{}{moves} ({state})", slot.node),
             }
         });
-        table.row([group.group.0.to_string(), slots.collect::<Vec<_>>().join("  ")]);
+        let offline = if group.offline { "  offline" } else { "" };
+        table.row([
+            group.group.0.to_string(),
+            format!("{}{offline}", slots.collect::<Vec<_>>().join("  ")),
+        ]);
     }
     format!("{}scrub         {}\n\n{}", facts(&detail.volume), scrub(&detail.scrub), table.text())
 }

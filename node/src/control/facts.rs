@@ -133,6 +133,8 @@ pub struct VolumeStatus {
     pub groups: u32,
     /// Groups that have all their slots in sync.
     pub groups_full: u32,
+    /// Groups that are not served, for more of their stores are away than they can do without.
+    pub groups_offline: u32,
     /// The last scrubs of its groups, together.
     pub scrub: ScrubStatus,
 }
@@ -254,6 +256,8 @@ pub struct GroupFacts {
     /// Its number.
     #[schema(value_type = u16)]
     pub group: GroupNo,
+    /// Whether the volume is served without it, for more of its stores are away than it can do without.
+    pub offline: bool,
     /// Its slots, in order.
     pub slots: Vec<SlotFacts>,
 }

@@ -12,7 +12,7 @@ use smalti_cluster::clock;
 use smalti_cluster::shard_store::Fullness;
 use smalti_map::plan::{Cause, Plan, Stuck};
 use smalti_map::{Group, Volume};
-use smalti_storage::ids::{Incarnation, NodeId};
+use smalti_storage::ids::{Incarnation, NodeId, StoreId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
@@ -244,6 +244,15 @@ impl Report {
     fn why_stalled(&self, volume: &Volume) -> (String, String) {
         let live = self.fewest_live(volume);
         let few = self.caught_up && volume.coordinator.is_some() && live < volume.min_insync;
+        let offline = volume.offline().count();
+        if offline > 0 && self.caught_up && self.is_served(volume) {
+            let problem = format!(
+                "{offline} of {} groups are offline: more of their stores in sync are away than they can do \
+                 without; reads and writes of them wait, the others are served and healed",
+                volume.groups.len()
+            );
+            return (problem, self.what_brings_online(volume));
+        }
         let problem = match (&volume.coordinator, volume.activated) {
             _ if !self.caught_up => "how it is, is not known here yet".to_owned(),
             (None, _) => "it has no coordinator".to_owned(),
@@ -286,6 +295,33 @@ impl Report {
             None => "it goes on by itself once enough nodes are up and up to date".to_owned(),
         };
         (problem, remedy)
+    }
+
+    /// Whose stores offline groups need, as far as they do not run.
+    fn what_brings_online(&self, volume: &Volume) -> String {
+        let offline = volume.groups.iter().filter(|group| group.offline);
+        let stores = offline.flat_map(Group::insync_stores);
+        let away: BTreeSet<StoreId> =
+            stores.filter(|store| !self.running.contains(store)).collect();
+        let nodes: BTreeSet<NodeId> =
+            away.iter().filter_map(|store| self.map.node_of(*store)).collect();
+        // A node that runs without it has another disk, or an empty one.
+        let (without, down): (BTreeSet<NodeId>, BTreeSet<NodeId>) =
+            nodes.into_iter().partition(|node| self.up.contains(node));
+        let mut steps = Vec::new();
+        if !down.is_empty() {
+            steps.push(self.bring_back(down));
+        }
+        if !without.is_empty() {
+            steps.push(format!("put the disk back that {} had", self.names_of(without)));
+        }
+        match steps.is_empty() {
+            true => "it goes on by itself: what was missing is back".to_owned(),
+            false => format!(
+                "{}: it goes on by itself then; if the disks are lost, see docs/operations.md",
+                steps.join(", and ")
+            ),
+        }
     }
 
     /// Nodes that do not answer and whose slots are in sync in a group that has too few.

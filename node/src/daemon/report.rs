@@ -171,6 +171,7 @@ impl Report {
     pub(super) fn volume_health(&self, volume: &Volume) -> Health {
         if !self.caught_up
             || !self.is_served(volume)
+            || volume.offline().next().is_some()
             || self.fewest_live(volume) < volume.min_insync
         {
             Health::Stalled
@@ -322,6 +323,7 @@ impl Report {
                 size: volume.size,
                 groups: u32::try_from(volume.groups.len()).unwrap_or(u32::MAX),
                 groups_full: u32::try_from(Self::groups_full(volume)).unwrap_or(u32::MAX),
+                groups_offline: u32::try_from(volume.offline().count()).unwrap_or(u32::MAX),
             })
             .collect();
         volumes.sort_by(|a, b| a.name.cmp(&b.name));
@@ -395,7 +397,7 @@ impl Report {
                     .get(&slot)
                     .and_then(|target| self.map.node_of(*target).map(|node| self.node_name(node))),
             });
-            GroupFacts { group: no, slots: slots.collect() }
+            GroupFacts { group: no, offline: group.offline, slots: slots.collect() }
         });
         Ok(VolumeDetail {
             volume: self.facts(volume),

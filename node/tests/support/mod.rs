@@ -65,7 +65,11 @@ impl FakeControl {
             state: SlotState::Insync,
             moves_to: None,
         };
-        let groups = vec![GroupFacts { group: GroupNo(0), slots: (0..slots).map(slot).collect() }];
+        let groups = vec![GroupFacts {
+            group: GroupNo(0),
+            offline: false,
+            slots: (0..slots).map(slot).collect(),
+        }];
         VolumeDetail { volume, groups, scrub: ScrubStatus::default() }
     }
 
@@ -134,6 +138,7 @@ impl Control for FakeControl {
             size: volume.size,
             groups: 1,
             groups_full: 1,
+            groups_offline: 0,
             scrub: ScrubStatus::default(),
         };
         // The one of n3 had something wrong.

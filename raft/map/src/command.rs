@@ -70,6 +70,17 @@ pub enum Command {
         volume: VolumeNo,
         /// Whose.
         epoch: Epoch,
+        /// Groups that were offline and have been settled with the others. They begin an epoch.
+        online: Vec<GroupNo>,
+    },
+    /// A takeover goes on without these groups: stores that they can not do without are away.
+    SetOffline {
+        /// Which volume.
+        volume: VolumeNo,
+        /// Whose takeover.
+        epoch: Epoch,
+        /// Which groups; never all.
+        groups: Vec<GroupNo>,
     },
     /// Stores begin to catch up: on slots they hold in the table but are not in sync on, or on slots
     /// that are to move to them.

@@ -102,6 +102,15 @@ mutants! {
     PrepareUnsettled = "prepare-unsettled",
     /// A row's older version is not held for decided when there is a newer one.
     DoubtOlder = "doubt-older",
+    /// Watermarks speak of groups that are offline, to their stores.
+    WatermarkOffline = "watermark-offline",
+    /// A takeover believes watermarks of groups that were offline.
+    SettleByOffline = "settle-by-offline",
+    /// A store that may have forgotten something is told that it was compared though a group of it could not
+    /// be.
+    VetOffline = "vet-offline",
+    /// Who comes back and is missed by an offline group catches up elsewhere before it has promised.
+    AdmitUnsettled = "admit-unsettled",
     /// Serving begins without `Activate` in the map.
     ServeUnactivated = "serve-unactivated",
     /// Serving begins before what the takeover decided is done.
@@ -241,6 +250,8 @@ mutants! {
     // The map.
     /// Commands are accepted whatever epoch they were planned against.
     NoEpochCompare = "no-epoch-compare",
+    /// That groups are offline does not raise the epoch.
+    OfflineSameEpoch = "offline-same-epoch",
     /// In-sync sets shrink below the number of data slots.
     ShrinkBelowData = "shrink-below-data",
     /// A shrink does not raise the epoch.

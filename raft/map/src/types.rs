@@ -239,6 +239,9 @@ pub struct Group {
     pub old_holders: BTreeSet<StoreId>,
     /// The epoch that began when a slot's store came in sync, where that was not with the volume.
     pub insync_since: BTreeMap<Slot, Epoch>,
+    /// The volume is served without this group: more of its stores in sync were away in a takeover than
+    /// it can do without. What was undecided of it then still is, and no watermark tells anything of it.
+    pub offline: bool,
 }
 
 /// A store on its way into a slot.
@@ -336,6 +339,12 @@ impl Volume {
     pub fn is_full(&self) -> bool {
         self.groups.iter().all(|group| group.insync == self.all_slots())
     }
+
+    /// The groups that the volume is served without.
+    pub fn offline(&self) -> impl Iterator<Item = GroupNo> {
+        let groups = (0u16..).map(GroupNo).zip(&self.groups);
+        groups.filter(|(_, group)| group.offline).map(|(no, _)| no)
+    }
 }
 
 impl Group {
@@ -356,6 +365,11 @@ impl Group {
     /// The stores that are in sync, by slot.
     pub fn insync_stores(&self) -> impl Iterator<Item = StoreId> {
         self.insync.iter().filter_map(|slot| self.slots.get(slot.index()).copied())
+    }
+
+    /// Whether the store is in sync.
+    pub fn has_in_sync(&self, store: StoreId) -> bool {
+        self.slot_of(store).is_some_and(|slot| self.insync.contains(slot))
     }
 
     /// The slot of a store in this group's table.

@@ -48,6 +48,12 @@ enum Step {
     Activate {
         volume: u32,
         lag: u32,
+        online: Vec<u16>,
+    },
+    Offline {
+        volume: u32,
+        lag: u32,
+        groups: Vec<u16>,
     },
     /// `AddLearners` or `Grow` of what is out of sync or learning, chosen by bits.
     Slots {
@@ -144,7 +150,10 @@ fn step() -> impl Strategy<Value = Step> {
         ),
         1 => (volume(), lag(), 0..7u64, behind())
             .prop_map(|(volume, lag, node, behind)| Step::Elect { volume, lag, node, behind }),
-        4 => (volume(), lag()).prop_map(|(volume, lag)| Step::Activate { volume, lag }),
+        4 => (volume(), lag(), prop::collection::vec(0..4u16, 0..2))
+            .prop_map(|(volume, lag, online)| Step::Activate { volume, lag, online }),
+        3 => (volume(), lag(), prop::collection::vec(0..2u16, 1..2))
+            .prop_map(|(volume, lag, groups)| Step::Offline { volume, lag, groups }),
         12 => (volume(), lag(), any::<bool>(), any::<u32>(), behind())
             .prop_map(|(volume, lag, grow, pick, behind)| {
                 Step::Slots { volume, lag, grow, pick, behind }
@@ -216,8 +225,13 @@ fn command(map: &ClusterMap, step: &Step) -> Command {
                 incarnation: Incarnation(current.saturating_sub(behind)),
             }
         }
-        Step::Activate { volume, lag } => {
-            Command::Activate { volume: VolumeNo(volume), epoch: epoch(volume, lag) }
+        Step::Activate { volume, lag, ref online } => {
+            let online = online.iter().copied().map(GroupNo).collect();
+            Command::Activate { volume: VolumeNo(volume), epoch: epoch(volume, lag), online }
+        }
+        Step::Offline { volume, lag, ref groups } => {
+            let groups = groups.iter().copied().map(GroupNo).collect();
+            Command::SetOffline { volume: VolumeNo(volume), epoch: epoch(volume, lag), groups }
         }
         Step::Move { volume, group, slot, to } => {
             let (group, slot) = (GroupNo(group), Slot(slot));
@@ -439,6 +453,7 @@ fn random_commands_reach_every_kind_of_change() {
                 Command::Shrink { .. } => "shrink",
                 Command::Elect { .. } => "elect",
                 Command::Activate { .. } => "activate",
+                Command::SetOffline { .. } => "offline",
                 Command::AddLearners { .. } => "learn",
                 Command::Grow { .. } => "grow",
                 Command::Move { .. } => "move",
@@ -472,6 +487,7 @@ fn random_commands_reach_every_kind_of_change() {
         "shrink",
         "elect",
         "activate",
+        "offline",
         "learn",
         "grow",
         "move",

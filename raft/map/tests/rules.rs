@@ -227,7 +227,7 @@ fn every_volume_command_is_a_compare_and_set() {
         for command in [
             shrink(stale, &[1]),
             Command::Elect { volume: VOLUME, epoch, node, incarnation },
-            Command::Activate { volume: VOLUME, epoch },
+            Command::Activate { volume: VOLUME, epoch, online: Vec::new() },
             learn(stale, behind()),
             grow(stale, behind()),
         ] {
@@ -236,7 +236,7 @@ fn every_volume_command_is_a_compare_and_set() {
         }
     }
     let absent = VolumeNo(9);
-    let command = Command::Activate { volume: absent, epoch: Epoch(1) };
+    let command = Command::Activate { volume: absent, epoch: Epoch(1), online: Vec::new() };
     assert_eq!(refuse(&mut map, &command), Rejection::NoVolume(absent));
 }
 
@@ -380,15 +380,15 @@ fn an_election_clears_learners_and_activation() {
 #[test]
 fn a_coordinator_is_activated_once() {
     let mut map = active();
-    refuse(&mut map, &Command::Activate { volume: VOLUME, epoch: Epoch(2) });
+    refuse(&mut map, &Command::Activate { volume: VOLUME, epoch: Epoch(2), online: Vec::new() });
     elect(&mut map, 3);
-    let activate = Command::Activate { volume: VOLUME, epoch: Epoch(3) };
+    let activate = Command::Activate { volume: VOLUME, epoch: Epoch(3), online: Vec::new() };
     assert_eq!(accept(&mut map, &activate), epoch(3));
 
     let mut map = cluster(3);
     let groups = vec![vec![store(1), store(2), store(3)]];
     accept(&mut map, &Command::CreateVolume(Box::new(new_volume("a", 1, 2, 1, groups))));
-    refuse(&mut map, &Command::Activate { volume: VOLUME, epoch: Epoch(1) });
+    refuse(&mut map, &Command::Activate { volume: VOLUME, epoch: Epoch(1), online: Vec::new() });
 }
 
 #[test]

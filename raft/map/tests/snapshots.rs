@@ -177,7 +177,7 @@ fn only_a_coordinator_in_office_makes_one() {
     let command = add(&map, "monday");
     invalid(&mut map, &command, "has not finished its takeover");
     let now = volume(&map).epoch;
-    accept(&mut map, &Command::Activate { volume: VOLUME, epoch: now });
+    accept(&mut map, &Command::Activate { volume: VOLUME, epoch: now, online: Vec::new() });
     assert_eq!(added(&mut map, "monday"), 2);
 
     let mut map = cluster(3);
@@ -225,7 +225,7 @@ fn anybody_drops_one_at_any_time() {
     let taking_over = volume(&map).epoch;
     accept(&mut map, &drop_it(1));
     // The takeover was one of an epoch that is over; the coordinator is still the same.
-    let activate = |epoch| Command::Activate { volume: VOLUME, epoch };
+    let activate = |epoch| Command::Activate { volume: VOLUME, epoch, online: Vec::new() };
     let refused = refuse(&mut map, &activate(taking_over));
     assert!(matches!(refused, Rejection::StaleEpoch { .. }), "{refused}");
     let now = volume(&map).epoch;

@@ -101,6 +101,9 @@ impl Coordinator {
         self.digest_takeover(now, hasher);
         self.digest_catchup(now, hasher);
         self.suspects.digest(now, hasher);
+        if self.has_offline() {
+            age(now, self.active_since, self.config.stall_patience).hash(hasher);
+        }
         (&self.slow, &self.parked).hash(hasher);
         self.scrub.is_some().hash(hasher);
         self.scrub.iter().for_each(|scrub| scrub.digest(hasher));
@@ -108,7 +111,10 @@ impl Coordinator {
 
     fn longest_patience(&self) -> Duration {
         let patience = self.config.takeover_patience.max(self.config.suspect_after);
-        patience.max(self.config.power_patience).max(self.config.stall_patience)
+        let patience = patience.max(self.config.power_patience).max(self.config.stall_patience);
+        // A single group is never gone on without.
+        let groups = self.volume.as_ref().map_or(0, |volume| volume.groups.len());
+        if groups > 1 { 2 * patience } else { patience }
     }
 
     fn digest_link(&self, now: Time, link: &Link, hasher: &mut impl Hasher) {

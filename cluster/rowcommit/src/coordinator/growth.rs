@@ -15,7 +15,7 @@ impl Coordinator {
         let Some(volume) = &self.volume else { return };
         let all = volume.all_slots();
         let clean = |(no, group): &(GroupNo, &Group)| {
-            let whole = group.insync == all && group.learners.is_empty();
+            let whole = group.insync == all && group.learners.is_empty() && !group.offline;
             let lost = self.lost_rows.iter().any(|row| row.group == *no);
             let wrong = self.catchup.unrepaired.iter().any(|((row, _), _)| row.group == *no)
                 || self.distrusted.iter().any(|(row, _)| row.group == *no);

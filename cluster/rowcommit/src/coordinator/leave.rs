@@ -19,7 +19,7 @@ use super::{Action, Alarm, Coordinator, Pending, Phase, Purpose};
 use crate::msg::Ask;
 use crate::time::Time;
 use smalti_map::mutant::{Mutant, lives};
-use smalti_map::{Command, Volume};
+use smalti_map::{Command, Group, Volume};
 use smalti_storage::ids::{GroupNo, SlotSet, StoreId};
 use std::collections::BTreeSet;
 
@@ -143,7 +143,7 @@ impl Coordinator {
     /// Whether taking the stores out would change anything: of a group all go or none.
     fn may_shrink(&self, stores: &[StoreId], to_data: bool) -> bool {
         let spared = |volume: &Volume| {
-            volume.groups.iter().any(|group| {
+            volume.groups.iter().filter(|group| !(volume.activated && group.offline)).any(|group| {
                 let out = stores.iter().filter_map(|store| group.slot_of(*store));
                 let out = out.collect::<SlotSet>().and(group.insync);
                 let all = if lives(Mutant::ShrinkInPart) { 1 } else { out.len() };
@@ -188,12 +188,20 @@ impl Coordinator {
         let mut held = BTreeSet::new();
         let groups = self.volume.iter().flat_map(|volume| &volume.groups);
         let groups = (0u16..).map(GroupNo).zip(groups);
+        // Who is missed where nothing can be settled is no less to be done without elsewhere.
+        let few = |group: &Group, go: &[StoreId]| {
+            group.offline && group.insync.len() < u32::from(self.n()) + go.len() as u32
+        };
         loop {
             let before = held.len();
             for (no, group) in groups.clone() {
                 let (go, stay): (Vec<_>, Vec<_>) =
                     group.insync_stores().partition(|store| silent.contains(store));
-                if go.iter().any(|store| held.contains(store)) || keeps(no, &go, &stay) {
+                if self.phase == Phase::Active && group.offline {
+                    continue;
+                }
+                let keeps = || !few(group, &go) && keeps(no, &go, &stay);
+                if go.iter().any(|store| held.contains(store)) || keeps() {
                     held.extend(go);
                 }
             }

@@ -125,6 +125,11 @@ impl Links {
     }
 
     /// When the store last served a request; the beginning of time if never.
+    /// Whether this process has ever had an answer of the store.
+    pub(super) fn has_served(&self, store: StoreId) -> bool {
+        self.silent_from(store) > Time(0)
+    }
+
     pub(super) fn silent_from(&self, store: StoreId) -> Time {
         self.links.get(&store).map_or(Time(0), |link| link.silent_from)
     }
@@ -443,6 +448,7 @@ impl Coordinator {
                 self.catchup_tick();
                 self.check_leases();
                 self.give_up_early_reads();
+                self.do_without_groups();
                 self.tell_watermark();
             }
             Phase::Idle => {}

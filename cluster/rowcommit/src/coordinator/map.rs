@@ -103,8 +103,10 @@ impl Coordinator {
 
     fn note_stores(&mut self) {
         let mut stores = Vec::new();
-        for group in self.volume.iter().flat_map(|volume| &volume.groups) {
-            stores.extend(group.insync_stores());
+        if let Some(volume) = &self.volume {
+            // A takeover tries to settle those that are offline, too.
+            let counts = volume.groups.iter().filter(|group| !(volume.activated && group.offline));
+            counts.for_each(|group| stores.extend(group.insync_stores()));
         }
         stores.sort_unstable();
         stores.dedup();
@@ -124,6 +126,7 @@ impl Coordinator {
             self.epoch
         );
         self.phase = Phase::Active;
+        self.active_since = self.now;
         self.last_issued = self.last_issued.max(Ver { epoch: self.epoch, seq: 0 });
         for store in self.insync_stores.clone() {
             if let Some(start) = self.takeover.incarnation(store) {

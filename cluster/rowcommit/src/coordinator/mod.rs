@@ -12,6 +12,7 @@
 //! C5. A row has at most one undecided update; reads of a row and updates of it exclude each other.
 //! C6. A snapshot is proposed with no update undecided, and none is issued before the epoch is over.
 
+mod admit;
 mod api;
 mod cache;
 mod catchup;
@@ -26,6 +27,7 @@ mod leave;
 mod links;
 mod listing;
 mod map;
+mod offline;
 mod read;
 mod repair;
 mod rows;
@@ -118,6 +120,8 @@ pub struct Coordinator {
     config: CoordinatorConfig,
     now: Time,
     last_tick: Option<Time>,
+    /// When it began to serve in the epoch it took over.
+    active_since: Time,
     map: Arc<ClusterMap>,
     volume: Option<Volume>,
     /// Stores in sync in some group of the volume.
@@ -211,6 +215,7 @@ impl Coordinator {
             config,
             now: Time::default(),
             last_tick: None,
+            active_since: Time::default(),
             map: Arc::default(),
             volume: None,
             insync_stores: Vec::new(),

@@ -47,6 +47,11 @@ impl Coordinator {
                 groups.insert(row.group);
             }
         }
+        if rows.keys().any(|row| !self.is_served(row.group)) {
+            let read = Event::Read { op, blocks: blocks.to_vec(), snap };
+            self.waiting_ops.push_back((self.now, read));
+            return;
+        }
         if rows.keys().any(|row| self.lost_rows.contains(row)) {
             self.actions.push(Action::ReadDone { op, result: Err(OpError::Unreadable) });
             return;
@@ -67,9 +72,10 @@ impl Coordinator {
     pub(super) fn give_up_early_reads(&mut self) {
         let (now, patience) = (self.now, self.config.takeover_patience);
         let late = |since: Time| now.since(since) > patience;
+        let newest = self.newest_snap();
         for (since, event) in std::mem::take(&mut self.waiting_ops) {
             match event {
-                Event::Read { op, .. } if late(since) => {
+                Event::Read { op, snap: Some(snap), .. } if late(since) && snap > newest => {
                     let result = Err(OpError::NoSnapshot);
                     self.actions.push(Action::ReadDone { op, result });
                 }

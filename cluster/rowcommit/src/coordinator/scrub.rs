@@ -126,8 +126,7 @@ impl Scrub {
 impl Coordinator {
     /// Begins the scrub of a group, unless one is under way.
     pub(super) fn start_scrub(&mut self, group: GroupNo) {
-        let known = self.volume.as_ref().is_some_and(|volume| volume.group(group).is_some());
-        if self.phase == Phase::Active && self.scrub.is_none() && known {
+        if self.phase == Phase::Active && self.scrub.is_none() && self.is_served(group) {
             self.scrub = Some(Scrub::new(group));
             self.scrub_pump();
         }

@@ -54,6 +54,7 @@ impl Coordinator {
     /// Whether writes wait for a group to grow.
     pub(super) fn is_short(&self) -> bool {
         let groups = self.volume.as_ref().map_or(0, |volume| volume.groups.len());
-        (0u16..).take(groups).any(|no| !self.may_acknowledge(GroupNo(no)))
+        let waits = |no| self.is_served(no) && !self.may_acknowledge(no);
+        (0u16..).take(groups).map(GroupNo).any(waits)
     }
 }

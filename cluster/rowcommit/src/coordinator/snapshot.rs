@@ -41,6 +41,11 @@ impl Coordinator {
             self.actions.push(Action::SnapshotDone { op, result });
             return;
         }
+        if self.has_offline() {
+            // Nobody can tell what it would hold.
+            self.actions.push(Action::SnapshotDone { op, result: Err(OpError::Busy) });
+            return;
+        }
         self.snapshots.push_back(Making { op, name, created, since: None, proposed: None });
     }
 

@@ -14,6 +14,7 @@ use super::{Alarm, Coordinator, Phase, Purpose, Seat, evidence};
 use crate::msg::{Answer, Ask, SCAN_LIMIT};
 use crate::snaps;
 use crate::time::Time;
+use smalti_map::Group;
 use smalti_map::mutant::{Mutant, lives};
 use smalti_storage::ids::{GroupNo, Incarnation, RowAddr, Slot, SlotSet, StoreId};
 use smalti_storage::store::VersionMeta;
@@ -134,11 +135,13 @@ impl Suspects {
 impl Coordinator {
     /// Puts a store under suspicion in all groups in which it is in sync.
     pub(super) fn suspect(&mut self, store: StoreId) {
-        let groups = self.groups_in_sync(store);
+        let mut groups = self.groups_in_sync(store);
         for group in &groups {
             // From the first row on: what was compared before may be forgotten now.
             self.suspects.groups.insert(*group, Vetting::default());
         }
+        // It stays one until those have been settled, and compared.
+        groups.extend(self.groups_offline(store));
         if !groups.is_empty() {
             self.suspects.stores.insert(store, groups);
         }
@@ -165,13 +168,20 @@ impl Coordinator {
         *known == start || lives(Mutant::HearRestarted)
     }
 
+    /// The groups that are served in which it is in sync.
     pub(super) fn groups_in_sync(&self, store: StoreId) -> BTreeSet<GroupNo> {
+        self.groups_where(|group| !group.offline && group.has_in_sync(store))
+    }
+
+    fn groups_offline(&self, store: StoreId) -> BTreeSet<GroupNo> {
+        let told = lives(Mutant::VetOffline);
+        self.groups_where(|group| group.offline && group.has_in_sync(store) && !told)
+    }
+
+    fn groups_where(&self, is_meant: impl Fn(&Group) -> bool) -> BTreeSet<GroupNo> {
         let groups = self.volume.iter().flat_map(|volume| &volume.groups);
         let numbered = (0u16..).map(GroupNo).zip(groups);
-        let holds = numbered.filter(|(_, group)| {
-            group.slot_of(store).is_some_and(|slot| group.insync.contains(slot))
-        });
-        holds.map(|(no, _)| no).collect()
+        numbered.filter(|(_, group)| is_meant(group)).map(|(no, _)| no).collect()
     }
 
     /// The map changed: where a store left the in-sync set it will be compared as a whole when it
@@ -180,7 +190,8 @@ impl Coordinator {
         let mut vetted = Vec::new();
         let mut stores = std::mem::take(&mut self.suspects.stores);
         stores.retain(|store, groups| {
-            let insync = self.groups_in_sync(*store);
+            let mut insync = self.groups_in_sync(*store);
+            insync.extend(self.groups_offline(*store));
             groups.retain(|group| insync.contains(group));
             if groups.is_empty() && !insync.is_empty() {
                 vetted.push(*store);

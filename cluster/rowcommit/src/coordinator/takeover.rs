@@ -25,6 +25,8 @@ pub(super) struct Takeover {
     pub(super) promised: BTreeMap<StoreId, Promised>,
     pub(super) ask_again: BTreeMap<StoreId, Time>,
     pub(super) looking: bool,
+    /// Offline groups that are not settled.
+    pub(super) left_out: BTreeSet<GroupNo>,
     pub(super) facts: BTreeMap<RowAddr, BTreeMap<Slot, Facts>>,
     pub(super) answers_due: usize,
     /// Slots of rows that could not tell what they hold.
@@ -68,6 +70,9 @@ impl Coordinator {
             return;
         }
         match answer {
+            // Too late for this takeover: what is undecided there was not looked at. There is another one.
+            Answer::Promised { .. }
+                if self.takeover.looking && self.takeover.incarnation(store).is_none() => {}
             Answer::Promised { incarnation, suspect, went_back, watermark, prepared } => {
                 let promised = Promised { incarnation, suspect, watermark, rows: prepared };
                 self.links.note_start(store, incarnation, went_back, self.now);
@@ -100,22 +105,29 @@ impl Coordinator {
         if self.takeover.again {
             self.begin_takeover();
         }
+        self.do_without_groups();
+        self.look_at_rows();
     }
 
     /// Once everybody has promised: asks for all versions of every undecided row.
     fn look_at_rows(&mut self) {
-        let all = self.insync_stores.iter().all(|store| self.takeover.promised.contains_key(store));
-        if !(all || lives(Mutant::DecideEarly)) || self.takeover.looking {
+        if self.takeover.looking {
             return;
         }
+        let early = || lives(Mutant::DecideEarly) && !self.takeover.promised.is_empty();
+        let Some(left_out) = self.left_out().or_else(|| early().then(BTreeSet::new)) else {
+            return;
+        };
         self.takeover.looking = true;
+        self.takeover.left_out = left_out;
         let rows: BTreeSet<RowAddr> = self
             .takeover
             .promised
             .iter()
             .flat_map(|(store, promised)| promised.rows.iter().map(move |at| (*store, *at)))
             .filter(|(store, (row, slot))| {
-                self.insync(row.group).contains(*slot)
+                !self.takeover.left_out.contains(&row.group)
+                    && self.insync(row.group).contains(*slot)
                     && self.store_of(row.group, *slot) == Some(*store)
             })
             .map(|(_, (row, _))| row)
@@ -143,9 +155,11 @@ impl Coordinator {
         }
         let store = self.store_of(row.group, slot);
         let promised = store.and_then(|store| self.takeover.promised.get(&store));
-        let watermark = promised.map_or(Ver::NONE, |promised| promised.watermark);
         let suspect = promised.is_some_and(|promised| promised.suspect);
         let group = self.volume.as_ref().and_then(|volume| volume.group(row.group));
+        // While a group is offline watermarks pass what is undecided of it.
+        let told = group.is_some_and(|group| !group.offline || lives(Mutant::SettleByOffline));
+        let watermark = promised.filter(|_| told).map_or(Ver::NONE, |promised| promised.watermark);
         let since = group.and_then(|group| group.insync_since.get(&slot).copied());
         let insync_since = since.unwrap_or_default();
         let facts = match answer {
@@ -295,6 +309,8 @@ impl Coordinator {
 
     pub(super) fn propose_activate(&mut self) {
         let (volume, epoch) = (self.config.volume, self.epoch);
-        self.propose("activate", Command::Activate { volume, epoch });
+        let offline = self.volume.iter().flat_map(smalti_map::Volume::offline);
+        let online = offline.filter(|no| !self.takeover.left_out.contains(no)).collect();
+        self.propose("activate", Command::Activate { volume, epoch, online });
     }
 }

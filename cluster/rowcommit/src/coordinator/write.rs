@@ -90,7 +90,8 @@ impl Coordinator {
             return;
         }
         // It would be acknowledged no sooner, and have a row locked.
-        let short = blocks.iter().any(|write| !self.may_acknowledge(write.row.group));
+        let waits = |no: GroupNo| !self.may_acknowledge(no) || !self.is_served(no);
+        let short = blocks.iter().any(|write| waits(write.row.group));
         let refused = if !blocks.iter().all(fits) {
             Some(OpError::Invalid)
         } else if blocks.iter().any(|write| write.wid.generation < writer_gen) {

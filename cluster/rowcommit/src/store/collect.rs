@@ -53,7 +53,7 @@ impl StoreCore {
         let made_for = |pass: &Collecting| pass.deleted == side.deleted;
         let mut pass = side.collecting.take().filter(made_for).unwrap_or(anew);
         let group = u16::try_from(pass.group).ok().map(GroupNo);
-        let group = group.filter(|_| pass.group < side.in_sync.len());
+        let group = group.filter(|_| pass.group < side.told.len());
         let Some(group) = group.filter(|_| !lives(Mutant::KeepDeleted)) else {
             side.state.collected = pass.deleted;
             side.dirty = true;

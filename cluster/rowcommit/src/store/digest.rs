@@ -42,7 +42,7 @@ impl StoreCore {
         self.batch.hash(hasher);
         for (no, side) in &self.volumes {
             (no, side.epoch, side.coordinator, side.state, side.dirty).hash(hasher);
-            (&side.prepared, &side.doubtful, &side.in_sync, side.sweep, side.vetted).hash(hasher);
+            (&side.prepared, &side.doubtful, &side.told, side.sweep, side.vetted).hash(hasher);
             (&side.keeps, &side.unasked, &side.unsettled, side.leases, &side.indexes).hash(hasher);
             (&side.snaps, side.deleted, &side.collecting).hash(hasher);
             let valid = side.grants.iter().filter(|(_, until)| *until > now);

@@ -75,9 +75,10 @@ struct VolumeSide {
     grants: Vec<(Coordinating, Time)>,
     /// The newest session heard of, and whose it is.
     session: Option<(Coordinating, u64)>,
-    /// Groups in which this store is in sync by its own map. Only there does the watermark tell
-    /// anything: elsewhere an undecided version may be one that was undone behind its back.
-    in_sync: Vec<bool>,
+    /// Groups that are online and in which this store is in sync, by its own map. Only of those does the
+    /// watermark tell anything: elsewhere an undecided version may be one that was undone behind its back,
+    /// or that nobody has settled yet.
+    told: Vec<bool>,
     /// Groups of which this store is to keep what it has. Unknown before the first map.
     keeps: Option<Vec<bool>>,
     /// Groups of which it took something though its map did not say that it is to.
@@ -97,8 +98,8 @@ struct VolumeSide {
 }
 
 impl VolumeSide {
-    fn in_sync(&self, group: GroupNo) -> bool {
-        self.in_sync.get(usize::from(group.0)).copied().unwrap_or(false)
+    fn is_told_of(&self, group: GroupNo) -> bool {
+        self.told.get(usize::from(group.0)).copied().unwrap_or(false)
     }
 
     /// Why a frame is refused: the newest epoch heard of. A store that promised more than its
@@ -197,9 +198,12 @@ impl StoreCore {
                 None => self.load(volume.no)?,
             };
             let me = self.opened.id;
-            let in_sync =
-                |group: &Group| group.slot_of(me).is_some_and(|slot| group.insync.contains(slot));
+            let in_sync = |group: &Group| group.has_in_sync(me);
             let in_sync: Vec<bool> = volume.groups.iter().map(in_sync).collect();
+            let told = |group: &Group| {
+                group.has_in_sync(me) && (!group.offline || lives(Mutant::WatermarkOffline))
+            };
+            let told: Vec<bool> = volume.groups.iter().map(told).collect();
             let keeps: Vec<bool> = volume.groups.iter().map(|group| group.keeps(me)).collect();
             // A frame of the epoch in which a group was given up may have brought something new by
             // the time another map comes: only the first one deletes. What came because this
@@ -226,8 +230,8 @@ impl StoreCore {
                 coordinator: volume.coordinator,
                 unsettled,
                 leases: volume.read_mode == ReadMode::Lease,
-                sweep: side.sweep || in_sync != side.in_sync,
-                in_sync,
+                sweep: side.sweep || told != side.told,
+                told,
                 keeps: Some(keeps).filter(|_| self.registered),
                 snaps: Snaps::of(volume),
                 deleted: volume.snapshots_deleted,
@@ -317,7 +321,7 @@ impl StoreCore {
             prepared,
             grants: Vec::new(),
             session: None,
-            in_sync: Vec::new(),
+            told: Vec::new(),
             keeps: None,
             unasked: BTreeSet::new(),
             indexes: Indexes::default(),

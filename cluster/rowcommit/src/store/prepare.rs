@@ -308,7 +308,7 @@ impl StoreCore {
         let committed: Vec<_> = side
             .by_ver
             .range(..=watermark)
-            .filter(|(_, at)| side.in_sync(at.row.group) || lives(Mutant::WatermarkOutOfSync))
+            .filter(|(_, at)| side.is_told_of(at.row.group) || lives(Mutant::WatermarkOutOfSync))
             .filter(|(_, at)| !side.doubtful.contains(at))
             .map(|(ver, at)| (*ver, *at))
             .collect();

@@ -25,7 +25,9 @@ impl ClusterMap {
         let fewest = u32::from(if to_data { volume.data } else { volume.min_insync });
         // Nothing is written before `changed` is set, so a refusal leaves no trace.
         for (no, group) in (0u16..).map(GroupNo).zip(&mut volume.groups) {
-            let out = stores.iter().filter_map(|store| group.slot_of(*store));
+            // Only a takeover can tell whom an offline group may do without.
+            let settled = !(volume.activated && group.offline);
+            let out = stores.iter().filter(|_| settled).filter_map(|store| group.slot_of(*store));
             let out = out.collect::<SlotSet>().and(group.insync);
             let learners = group.learners.len();
             group.learners.retain(|_, learner| !stores.contains(&learner.store));
@@ -84,7 +86,47 @@ impl ClusterMap {
         &mut self,
         volume: VolumeNo,
         epoch: Epoch,
+        online: &[GroupNo],
     ) -> Result<Applied, Rejection> {
+        let volume = self.taken_over(volume, epoch, online)?;
+        // What watermarks say of a group begins with an epoch, as it ends with one.
+        let epoch = if online.is_empty() { epoch } else { volume.next_epoch()? };
+        volume.epoch = epoch;
+        volume.activated = true;
+        for no in online {
+            group_mut(volume, *no)?.offline = false;
+        }
+        Ok(done(epoch))
+    }
+
+    /// The epoch ends with it: stores obey coordinators of their own map's epoch alone, so none of them
+    /// believes a watermark of an epoch in which a group is offline and does not know that it is.
+    pub(super) fn set_offline(
+        &mut self,
+        volume: VolumeNo,
+        epoch: Epoch,
+        groups: &[GroupNo],
+    ) -> Result<Applied, Rejection> {
+        let volume = self.taken_over(volume, epoch, groups)?;
+        let next = volume.next_epoch()?;
+        let stays = |(no, group): (GroupNo, &Group)| !group.offline && !groups.contains(&no);
+        if groups.is_empty() || !(0u16..).map(GroupNo).zip(&volume.groups).any(stays) {
+            return Err(invalid("no group is named, or none would be served"));
+        }
+        for no in groups {
+            group_mut(volume, *no)?.offline = true;
+        }
+        volume.epoch = if lives(Mutant::OfflineSameEpoch) { epoch } else { next };
+        Ok(done(next))
+    }
+
+    /// A volume whose coordinator is taking over, and has all these groups.
+    fn taken_over(
+        &mut self,
+        volume: VolumeNo,
+        epoch: Epoch,
+        groups: &[GroupNo],
+    ) -> Result<&mut Volume, Rejection> {
         let volume = self.planned_mut(volume, epoch)?;
         if volume.coordinator.is_none() {
             return Err(invalid("there is no coordinator to activate"));
@@ -92,8 +134,10 @@ impl ClusterMap {
         if volume.activated {
             return Err(invalid("activated already"));
         }
-        volume.activated = true;
-        Ok(done(epoch))
+        if let Some(no) = groups.iter().find(|no| volume.group(**no).is_none()) {
+            return Err(invalid(format!("no group {no}")));
+        }
+        Ok(volume)
     }
 
     pub(super) fn add_learners(

@@ -73,7 +73,10 @@ impl ClusterMap {
             Command::Elect { volume, epoch, node, incarnation } => {
                 self.elect(*volume, *epoch, *node, *incarnation)
             }
-            Command::Activate { volume, epoch } => self.activate(*volume, *epoch),
+            Command::Activate { volume, epoch, online } => self.activate(*volume, *epoch, online),
+            Command::SetOffline { volume, epoch, groups } => {
+                self.set_offline(*volume, *epoch, groups)
+            }
             Command::AddLearners { volume, epoch, slots } => {
                 self.add_learners(*volume, *epoch, slots)
             }

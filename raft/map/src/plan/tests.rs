@@ -86,7 +86,11 @@ impl Rig {
         let sight = Sight { away: None, room: Some(1 << 40), used: 1 << 30 };
         let sights = (1..=nodes).map(|no| (store(no), sight)).collect();
         let mut rig = Self { map, sights, policy: Policy::default(), moved: 0 };
-        rig.must(&Command::Activate { volume: VOLUME, epoch: rig.volume().epoch });
+        rig.must(&Command::Activate {
+            volume: VOLUME,
+            epoch: rig.volume().epoch,
+            online: Vec::new(),
+        });
         rig
     }
 

@@ -110,7 +110,7 @@ pub(crate) fn active() -> ClusterMap {
     assert_eq!(accept(&mut map, &Command::CreateVolume(Box::new(new))), Applied::Created(VOLUME));
     elect(&mut map, 1);
     let epoch = volume(&map).epoch;
-    accept(&mut map, &Command::Activate { volume: VOLUME, epoch });
+    accept(&mut map, &Command::Activate { volume: VOLUME, epoch, online: Vec::new() });
     map
 }
 

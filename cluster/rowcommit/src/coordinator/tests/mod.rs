@@ -37,7 +37,11 @@ fn a_takeover_asks_for_promises_and_then_for_activation() {
         assert_eq!((frame.epoch, frame.watermark), (Epoch(2), Ver::NONE));
         let reply = rig.deliver(store, frame).expect("it hears");
         rig.feed(Event::Reply { store, reply });
-        let activate = Action::Propose(Command::Activate { volume: VOLUME, epoch: Epoch(2) });
+        let activate = Action::Propose(Command::Activate {
+            volume: VOLUME,
+            epoch: Epoch(2),
+            online: Vec::new(),
+        });
         let expected = if answered == 3 { vec![activate] } else { vec![] };
         assert_eq!(rig.coordinator.drain(), expected);
     }

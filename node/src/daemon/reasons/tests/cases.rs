@@ -270,6 +270,37 @@ pub(super) const VOLUMES: &[Case] = &[
         false,
     ),
     (
+        |r| {
+            volume(r).groups[0].offline = true;
+            down(r, &[2, 3]);
+        },
+        Stalled,
+        "volume v",
+        &["1 of 2 groups are offline", "the others are served"],
+        &["start n2, n3: it goes on by itself then", "docs/operations.md"],
+        false,
+    ),
+    (
+        |r| {
+            volume(r).groups[0].offline = true;
+            down(r, &[3]);
+            stopped(r, 2);
+        },
+        Stalled,
+        "volume v",
+        &["1 of 2 groups are offline"],
+        &["start n3, and put the disk back that n2 had"],
+        false,
+    ),
+    (
+        |r| volume(r).groups[1].offline = true,
+        Stalled,
+        "volume v",
+        &["1 of 2 groups are offline"],
+        &["what was missing is back"],
+        false,
+    ),
+    (
         |r| volume(r).activated = false,
         Stalled,
         "volume v",
