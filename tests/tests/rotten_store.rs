@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use smalti_tests::cluster::{COMMAND_LIMIT, smalti};
 use smalti_tests::files;
 use smalti_tests::image::Image;
@@ -129,6 +129,43 @@ fn a_store_with_damaged_tables_is_made_anew() -> Result<()> {
     }
     cluster.start(2)?;
     cluster.wait_ok()?;
+    cluster.finish()
+}
+
+/// A file of records that is gone can not be put right row by row either.
+#[test]
+fn a_store_that_lacks_a_file_is_made_anew() -> Result<()> {
+    let test = "a_store_that_lacks_a_file_is_made_anew";
+    let seed = seed();
+    say(test, &format!("seed {seed}"));
+    let mut cluster = Cluster::up(Spec::three(test, "64M"))?;
+    let image = Image::write(&cluster, 32 << 20, 0, seed)?;
+    cluster.down()?;
+    let store = cluster.nodes()[1].dir.join("data/store");
+    let blobs = files::walk(&store)?;
+    let blob = blobs.iter().find(|file| file.extension().is_some_and(|ext| ext == "blob"));
+    let blob = blob.context("a file of records")?;
+    std::fs::remove_file(blob)?;
+    cluster.run_up()?;
+    let aside = cluster.nodes()[1].dir.join("data/store.damaged");
+    let words = ["scrub", "v", "--dir", &cluster.dir().display().to_string()];
+    until("the store is put aside", LIMIT, || {
+        // It may be of the node that coordinates, and end then.
+        let _ = smalti(&words, LIMIT)?;
+        Ok(aside.is_dir().then_some(()))
+    })?;
+    cluster.wait_status("it is rebuilt", LIMIT, |status| status.health == "ok")?;
+    cluster.kill(2)?;
+    for node in 0..2 {
+        image.verify(&cluster, node)?;
+    }
+    // While a store is out of sync a scrub says that it was not read.
+    cluster.wait_degraded()?;
+    let scrub = smalti(&words, LIMIT)?;
+    ensure!(scrub.ok().is_err_and(|e| format!("{e:#}").contains("slots were not read")), "it says");
+    cluster.start(2)?;
+    cluster.wait_ok()?;
+    smalti(&words, LIMIT)?.ok().context("all was read")?;
     cluster.finish()
 }
 

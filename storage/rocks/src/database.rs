@@ -163,7 +163,10 @@ impl Database {
                 let what = format!("{count} errors in the background, see db/LOG");
                 // It takes no writes from then on, and says why; nothing has this key.
                 let refused = self.db.delete_cf_opt(self.state(), b"nothing", &synced()).err();
-                Err(match refused.filter(|error| error.kind() == ErrorKind::Corruption) {
+                let damaged = |error: &rocksdb::Error| {
+                    error.kind() == ErrorKind::Corruption || lacks_file(error)
+                };
+                Err(match refused.filter(damaged) {
                     Some(error) => StoreError::Damaged(format!("{what}: {}", one_line(&error))),
                     None => StoreError::Io(what),
                 })
@@ -289,8 +292,15 @@ pub(crate) fn synced() -> WriteOptions {
 pub(crate) fn failed(error: &rocksdb::Error) -> StoreError {
     match error.kind() {
         ErrorKind::Corruption => StoreError::Damaged(one_line(error)),
+        _ if lacks_file(error) => StoreError::Damaged(one_line(error)),
         _ => StoreError::Io(one_line(error)),
     }
+}
+
+/// Whether one of the files is gone that the manifest names. No other one takes its place, however often
+/// the store is opened.
+fn lacks_file(error: &rocksdb::Error) -> bool {
+    error.kind() == ErrorKind::IOError && error.as_ref().contains("No such file or directory")
 }
 
 /// A failure to read something of `at`: damaged bytes can be replaced, anything else ends the
