@@ -49,8 +49,8 @@ impl Scrubs {
         let Some((begun, asked)) = self.begun.take() else { return };
         if begun == group {
             let wrong = report.wrong.values().sum();
-            let scrub =
-                GroupScrub { ended, asked, rows: report.rows, wrong, unclear: report.unclear };
+            let ScrubReport { rows, unclear, unread, .. } = *report;
+            let scrub = GroupScrub { ended, asked, rows, wrong, unclear, unread };
             self.ended.insert(group, scrub);
             self.fresh = true;
         }
@@ -189,7 +189,7 @@ mod tests {
         assert_eq!(scrubs.turn(at(1), 5001, (true, true), &volume), (None, vec![]));
         let store = volume.groups[0].slots[0];
         scrubs.fault(store);
-        let report = ScrubReport { rows: 9, wrong: [(store, 1)].into(), unclear: 0 };
+        let report = ScrubReport { rows: 9, wrong: [(store, 1)].into(), unclear: 0, unread: 0 };
         scrubs.ended(GroupNo(0), &report, 5002);
         let (next, told) = scrubs.turn(at(2), 5002, SERVES, &volume);
         assert_eq!((next, told.len()), (Some(GroupNo(1)), 2), "{told:?}");

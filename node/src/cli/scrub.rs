@@ -34,7 +34,14 @@ pub(super) async fn run(args: ScrubArgs) -> anyhow::Result<()> {
     output::facts(args.show.json, &scrubs, |scrubs| match scrubs.is_empty() {
         true => "no volumes\n".into(),
         false => scrubs.iter().map(|(name, s)| format!("{name}: {}\n", show::scrub(s))).collect(),
-    })
+    })?;
+    let unread: u64 = scrubs.values().map(|scrub| scrub.unread).sum();
+    anyhow::ensure!(
+        args.no_wait || unread == 0,
+        "{unread} slots were not read, for their stores were out of sync: `smalti why` tells which nodes to \
+         start; scrub again then"
+    );
+    Ok(())
 }
 
 async fn wait(target: &Target, name: &str) -> anyhow::Result<ScrubStatus> {

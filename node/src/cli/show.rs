@@ -172,7 +172,11 @@ pub(super) fn scrub(scrub: &ScrubStatus) -> String {
         rows => format!(", {rows} rows do not fit together"),
     };
     let wrong = format!("{} slots of them were wrong", scrub.wrong);
-    format!("{} groups, {} rows, {wrong}{unclear}{due}", scrub.groups, scrub.rows)
+    let unread = match scrub.unread {
+        0 => String::new(),
+        slots => format!("; {slots} slots were not read, for their stores were out of sync"),
+    };
+    format!("{} groups, {} rows, {wrong}{unclear}{unread}{due}", scrub.groups, scrub.rows)
 }
 
 pub(super) fn nodes(nodes: &[NodeFacts]) -> String {

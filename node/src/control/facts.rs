@@ -155,6 +155,8 @@ pub struct ScrubStatus {
     /// Rows that could not be put right: too much of them was wrong, or their records do not fit together
     /// and nobody can tell which of them is wrong.
     pub unclear: u64,
+    /// Slots that were not read, for their stores were out of sync; they are read once they are back.
+    pub unread: u64,
 }
 
 /// The metadata group.

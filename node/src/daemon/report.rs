@@ -487,5 +487,6 @@ pub(super) fn scrub_status(volume: &Volume) -> ScrubStatus {
         rows: sum(|scrub| scrub.rows),
         wrong: sum(|scrub| scrub.wrong),
         unclear: sum(|scrub| scrub.unclear),
+        unread: sum(|scrub| scrub.unread),
     }
 }

@@ -40,6 +40,8 @@ pub struct GroupScrub {
     /// Rows that could not be put right: too much of them was wrong, or their records do not fit together
     /// and nobody can tell which of them is wrong.
     pub unclear: u64,
+    /// Slots that were not read, or not all of what they have, for they were out of sync.
+    pub unread: u64,
 }
 
 impl Volume {
@@ -50,9 +52,16 @@ impl Volume {
             .filter(|group| scrubs.groups.get(group).map_or(0, |scrub| scrub.asked) < scrubs.asked)
     }
 
-    /// The group whose last scrub was longest ago, if that is `every` seconds or more.
+    /// The group whose last scrub was longest ago, if that is `every` seconds or more. One of which slots were
+    /// not read is due as soon as all of them can be.
     pub fn old_scrub(&self, now: u64, every: u64) -> Option<GroupNo> {
-        let ended = |group: &GroupNo| self.scrubs.groups.get(group).map_or(0, |scrub| scrub.ended);
+        let can_be = |no: GroupNo| {
+            self.group(no).is_some_and(|g| g.insync == self.all_slots() && !g.offline)
+        };
+        let ended = |group: &GroupNo| {
+            let last = self.scrubs.groups.get(group);
+            last.filter(|scrub| scrub.unread == 0 || !can_be(*group)).map_or(0, |scrub| scrub.ended)
+        };
         let oldest = self.group_numbers().min_by_key(ended)?;
         (ended(&oldest).saturating_add(every) <= now).then_some(oldest)
     }

@@ -9,7 +9,7 @@ use support::*;
 const ASK: Command = Command::AskScrub { volume: VOLUME };
 
 fn note(map: &ClusterMap, group: u16, asked: u32, ended: u64) -> Command {
-    let scrub = GroupScrub { ended, asked, rows: 5, wrong: 1, unclear: 0 };
+    let scrub = GroupScrub { ended, asked, rows: 5, wrong: 1, unclear: 0, unread: 0 };
     let epoch = volume(map).epoch;
     Command::NoteScrubs { volume: VOLUME, epoch, groups: vec![(GroupNo(group), scrub)] }
 }

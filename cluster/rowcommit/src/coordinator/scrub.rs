@@ -39,6 +39,8 @@ pub struct ScrubReport {
     /// Rows that can not be put right: too much of them is wrong, or their records are no codeword and
     /// nobody can tell which of them is wrong.
     pub unclear: u64,
+    /// Slots that were not in sync all the time, so that not all they have was read.
+    pub unread: u64,
 }
 
 impl ScrubReport {
@@ -62,6 +64,7 @@ pub(super) struct Scrub {
     repairing: BTreeSet<(RowAddr, Seat)>,
     /// Rows of which too little is right.
     lost: BTreeSet<RowAddr>,
+    unread: SlotSet,
     report: ScrubReport,
 }
 
@@ -96,6 +99,7 @@ impl Scrub {
             checking: BTreeSet::new(),
             repairing: BTreeSet::new(),
             lost: BTreeSet::new(),
+            unread: SlotSet::EMPTY,
             report: ScrubReport::default(),
         }
     }
@@ -119,7 +123,7 @@ impl Scrub {
     /// Its part of [`Coordinator::digest`]; rounds are only compared with those of requests.
     pub(super) fn digest(&self, hasher: &mut impl Hasher) {
         (self.group, self.after, &self.pages, self.due, self.done).hash(hasher);
-        (&self.checking, &self.repairing, &self.lost, &self.report).hash(hasher);
+        (&self.checking, &self.repairing, &self.lost, self.unread, &self.report).hash(hasher);
     }
 }
 
@@ -137,9 +141,9 @@ impl Coordinator {
         let Some(scrub) = &self.scrub else { return };
         let (group, open) = (scrub.group, scrub.open());
         if scrub.done && open == 0 {
-            let ended = self.scrub.take().map(|scrub| (scrub.lost.len() as u64, scrub.report));
-            let (lost, mut report) = ended.unwrap_or_default();
-            report.unclear += lost;
+            let Some(Scrub { lost, unread, mut report, .. }) = self.scrub.take() else { return };
+            report.unclear += lost.len() as u64;
+            report.unread = unread.len().into();
             self.actions.push(Action::Scrubbed { group, report });
             return;
         }
@@ -152,8 +156,11 @@ impl Coordinator {
         let (after, due) = (scrub.after.map(|row| (row, Slot(u8::MAX))), self.insync(group));
         self.catchup.rounds += 1;
         let round = self.catchup.rounds;
+        let all = self.data_slots().iter().chain(self.parity_slots().iter());
+        let out: SlotSet = all.filter(|slot| !due.contains(*slot)).collect();
         let Some(scrub) = &mut self.scrub else { return };
         (scrub.round, scrub.due) = (round, due);
+        scrub.unread = scrub.unread.iter().chain(out.iter()).collect();
         scrub.pages.clear();
         let limit = u32::try_from(window.clamp(PAGE_MIN, PAGE_MAX)).unwrap_or(u32::MAX);
         for of in due.iter() {
