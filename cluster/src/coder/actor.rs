@@ -455,7 +455,8 @@ impl<T: Transport> State<T> {
         if self.proposing.contains(&command) {
             return;
         }
-        if matches!(command, Command::Shrink { .. }) && self.args.stopping.is_cancelled() {
+        let takes_out = matches!(command, Command::Shrink { .. } | Command::SetOffline { .. });
+        if takes_out && self.args.stopping.is_cancelled() {
             // Perhaps all nodes are being stopped. Whoever was faster is not out of sync for that: he
             // may be the one who is needed when they start again.
             tracing::info!(volume = %self.args.config.volume, ?command, "stopping: not proposed");

@@ -142,6 +142,7 @@ mod tests {
             targets: BTreeMap::new(),
             old_holders: BTreeSet::new(),
             insync_since: BTreeMap::new(),
+            settled: Epoch::default(),
             offline: false,
         };
         Volume {

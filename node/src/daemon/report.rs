@@ -487,6 +487,7 @@ pub(super) fn scrub_status(volume: &Volume) -> ScrubStatus {
         rows: sum(|scrub| scrub.rows),
         wrong: sum(|scrub| scrub.wrong),
         unclear: sum(|scrub| scrub.unclear),
-        unread: sum(|scrub| scrub.unread),
+        unread: sum(|scrub| scrub.unread)
+            + volume.offline().count() as u64 * u64::from(volume.slots()),
     }
 }

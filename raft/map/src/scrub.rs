@@ -49,20 +49,21 @@ impl Volume {
     pub fn asked_scrubs(&self) -> impl Iterator<Item = GroupNo> {
         let scrubs = &self.scrubs;
         self.group_numbers()
+            .filter(|group| self.group(*group).is_some_and(|group| !group.offline))
             .filter(|group| scrubs.groups.get(group).map_or(0, |scrub| scrub.asked) < scrubs.asked)
     }
 
     /// The group whose last scrub was longest ago, if that is `every` seconds or more. One of which slots were
     /// not read is due as soon as all of them can be.
     pub fn old_scrub(&self, now: u64, every: u64) -> Option<GroupNo> {
-        let can_be = |no: GroupNo| {
-            self.group(no).is_some_and(|g| g.insync == self.all_slots() && !g.offline)
-        };
+        let can_be =
+            |no: GroupNo| self.group(no).is_some_and(|group| group.insync == self.all_slots());
         let ended = |group: &GroupNo| {
             let last = self.scrubs.groups.get(group);
             last.filter(|scrub| scrub.unread == 0 || !can_be(*group)).map_or(0, |scrub| scrub.ended)
         };
-        let oldest = self.group_numbers().min_by_key(ended)?;
+        let served = |no: &GroupNo| self.group(*no).is_some_and(|group| !group.offline);
+        let oldest = self.group_numbers().filter(served).min_by_key(ended)?;
         (ended(&oldest).saturating_add(every) <= now).then_some(oldest)
     }
 

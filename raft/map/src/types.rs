@@ -239,6 +239,9 @@ pub struct Group {
     pub old_holders: BTreeSet<StoreId>,
     /// The epoch that began when a slot's store came in sync, where that was not with the volume.
     pub insync_since: BTreeMap<Slot, Epoch>,
+    /// Whatever was issued before this epoch began is decided: that of the last takeover that settled the
+    /// group, or of a snapshot since.
+    pub settled: Epoch,
     /// The volume is served without this group: more of its stores in sync were away in a takeover than
     /// it can do without. What was undecided of it then still is, and no watermark tells anything of it.
     pub offline: bool,

@@ -227,6 +227,7 @@ impl Coordinator {
         self.forget_epoch();
         self.idle_since = None;
         self.phase = Phase::TakingOver;
+        self.takeover.since = self.now;
         self.next_seq = 1;
         self.last_issued = Ver { epoch: self.epoch, seq: 0 };
         self.start_promises();

@@ -11,8 +11,9 @@
 //! O3. It is online again by the `Activate` of a takeover that settled it, with promises of all that are
 //!     in sync in it. Nobody else who comes back is compared before he has promised, or told that he was.
 
-use super::{Coordinator, Phase};
-use smalti_map::{Command, Group, Volume};
+use super::{Coordinator, Pending, Phase, Purpose};
+use crate::msg::Ask;
+use smalti_map::{Command, Group};
 use smalti_storage::ids::{GroupNo, StoreId};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -33,6 +34,25 @@ impl Coordinator {
         2 * self.config.stall_patience.max(self.config.takeover_patience)
     }
 
+    /// By then whoever may be done without has been.
+    fn longest_for_offline(&self) -> Duration {
+        self.offline_patience().max(2 * self.config.power_patience)
+    }
+
+    /// Whether one without which an offline group can not be settled after all is gone again, and has not
+    /// told what it holds.
+    pub(super) fn stops_settling(&self) -> bool {
+        let long = self.offline_patience();
+        let groups = self.volume.iter().flat_map(|volume| &volume.groups);
+        let numbered = (0u16..).map(GroupNo).zip(groups);
+        let settles = |(no, group): &(GroupNo, &Group)| {
+            group.offline && self.takeover.looking && !self.takeover.left_out.contains(no)
+        };
+        numbered.filter(settles).any(|(_, group)| {
+            group.insync_stores().any(|store| self.links.is_silent(store, self.now, long))
+        })
+    }
+
     /// Stores in sync in the group that the takeover has no promise of.
     fn unpromised(&self, group: &Group) -> Vec<StoreId> {
         let stores = group.insync_stores();
@@ -45,8 +65,7 @@ impl Coordinator {
     fn beyond_help(&self) -> Vec<GroupNo> {
         let Some(volume) = &self.volume else { return Vec::new() };
         let long = self.offline_patience();
-        // By then whoever may be done without has been.
-        let longest = long.max(2 * self.config.power_patience);
+        let longest = self.longest_for_offline();
         let silent = |store: &StoreId, patience| {
             self.links.is_silent(*store, self.now, patience)
                 // One that was heard of before this takeover began need not be waited for anew.
@@ -55,11 +74,9 @@ impl Coordinator {
                     && self.now.since(self.links.silent_from(*store)) > patience
         };
         let is_beyond = |group: &Group| {
-            let mut away: Vec<StoreId> = match self.phase {
-                Phase::Active => group.insync_stores().collect(),
-                _ => self.unpromised(group),
-            };
-            away.retain(|store| silent(store, long));
+            // One that has promised may be gone as well before it has told what it holds.
+            let away: Vec<StoreId> =
+                group.insync_stores().filter(|store| silent(store, long)).collect();
             let few = group.insync.len() < u32::from(volume.data) + away.len() as u32;
             !away.is_empty() && (few || away.iter().all(|store| silent(store, longest)))
         };
@@ -95,14 +112,14 @@ impl Coordinator {
             if missing.is_empty() {
                 continue;
             }
-            // One that is there promises in a moment, and those that can be done without are taken out.
-            let patience = match group.insync.len() < u32::from(volume.data) + missing.len() as u32
-            {
-                true => self.config.takeover_patience,
-                false => self.offline_patience(),
-            };
+            // One that is there promises in a moment. Those that can be done without are taken out, if not
+            // at once.
+            let few = group.insync.len() < u32::from(volume.data) + missing.len() as u32;
+            let waited = self.now.since(self.takeover.since);
+            let patience = self.config.takeover_patience;
             let gone = |store: &StoreId| self.links.is_silent(*store, self.now, patience);
-            if !group.offline || !missing.iter().all(gone) {
+            let given_up = few || waited > self.longest_for_offline();
+            if !group.offline || !missing.iter().all(gone) || !given_up {
                 return None;
             }
             left_out.insert(no);
@@ -118,19 +135,34 @@ impl Coordinator {
             && self.takeover.incarnation(store) != registered
     }
 
-    /// A store is back without which a group could not be settled: there is another takeover. Not at once
-    /// after the last one, for clients wait for each.
+    /// A store is back without which a group could not be settled, and serves: there is another takeover.
+    /// Not at once after the last one, for clients wait for each.
     pub(super) fn settle_offline(&mut self) {
         if self.now.since(self.active_since) < self.config.stall_patience {
             return;
         }
-        let back = |volume: &Volume| {
-            let offline = volume.groups.iter().filter(|group| group.offline);
-            let mut missed = offline.flat_map(Group::insync_stores);
-            missed.any(|store| self.is_unsettled(store) && self.is_reached(store))
-        };
-        if self.volume.as_ref().is_some_and(back) {
+        let groups = self.volume.iter().flat_map(|volume| &volume.groups);
+        let mut back = BTreeSet::new();
+        let mut is_due = false;
+        for group in groups.filter(|group| group.offline) {
+            let missed: Vec<StoreId> =
+                group.insync_stores().filter(|store| self.is_unsettled(*store)).collect();
+            // Nobody is, where one was taken out that had forgotten all.
+            is_due |= missed.is_empty();
+            back.extend(missed.into_iter().filter(|store| self.is_reached(*store)));
+        }
+        // One that answers and gets no maps can not promise either.
+        let serves = |store: &StoreId| self.links.silent_from(*store) >= self.takeover.since;
+        is_due |= back.iter().any(serves);
+        if is_due {
             self.propose_elect();
+            return;
+        }
+        for store in back {
+            let asked = |p: &Pending| p.store == store && matches!(p.ask, Ask::Nop);
+            if !self.pending.values().any(asked) {
+                self.ask_store(store, None, Ask::Nop, Purpose::Forget);
+            }
         }
     }
 }

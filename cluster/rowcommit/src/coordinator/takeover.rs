@@ -25,6 +25,7 @@ pub(super) struct Takeover {
     pub(super) promised: BTreeMap<StoreId, Promised>,
     pub(super) ask_again: BTreeMap<StoreId, Time>,
     pub(super) looking: bool,
+    pub(super) since: Time,
     /// Offline groups that are not settled.
     pub(super) left_out: BTreeSet<GroupNo>,
     pub(super) facts: BTreeMap<RowAddr, BTreeMap<Slot, Facts>>,
@@ -106,6 +107,9 @@ impl Coordinator {
             self.begin_takeover();
         }
         self.do_without_groups();
+        if self.stops_settling() {
+            self.begin_takeover();
+        }
         self.look_at_rows();
     }
 
@@ -157,9 +161,11 @@ impl Coordinator {
         let promised = store.and_then(|store| self.takeover.promised.get(&store));
         let suspect = promised.is_some_and(|promised| promised.suspect);
         let group = self.volume.as_ref().and_then(|volume| volume.group(row.group));
-        // While a group is offline watermarks pass what is undecided of it.
-        let told = group.is_some_and(|group| !group.offline || lives(Mutant::SettleByOffline));
-        let watermark = promised.filter(|_| told).map_or(Ver::NONE, |promised| promised.watermark);
+        // While a group is offline watermarks pass what is undecided of it. What came before is not.
+        let offline = group.filter(|group| group.offline && !lives(Mutant::SettleByOffline));
+        let settled = offline.map(|group| Ver { epoch: group.settled, seq: 0 });
+        let told = promised.map_or(Ver::NONE, |promised| promised.watermark);
+        let watermark = settled.map_or(told, |settled| told.min(settled));
         let since = group.and_then(|group| group.insync_since.get(&slot).copied());
         let insync_since = since.unwrap_or_default();
         let facts = match answer {

@@ -96,6 +96,7 @@ impl ClusterMap {
         for no in online {
             group_mut(volume, *no)?.offline = false;
         }
+        volume.note_settled();
         Ok(done(epoch))
     }
 
@@ -242,6 +243,13 @@ impl Volume {
             group.insync = group.insync.without(slot);
             self.epoch = next;
         }
+    }
+
+    /// In this epoch, what was issued before it is decided in all groups that are served.
+    pub(super) fn note_settled(&mut self) {
+        let epoch = self.epoch;
+        let served = self.groups.iter_mut().filter(|group| !group.offline);
+        served.for_each(|group| group.settled = epoch);
     }
 
     pub(super) fn next_epoch(&self) -> Result<Epoch, Rejection> {

@@ -36,6 +36,7 @@ impl ClusterMap {
         volume.epoch = next;
         volume.snap_seq = snap;
         volume.snapshots.insert(snap, Snapshot { name: name.to_owned(), created });
+        volume.note_settled();
         Ok(Applied::Epoch { epoch: next, refused: Vec::new() })
     }
 

@@ -32,6 +32,7 @@ impl ClusterMap {
             targets: BTreeMap::new(),
             old_holders: BTreeSet::new(),
             insync_since: BTreeMap::new(),
+            settled: Epoch::default(),
             offline: false,
         };
         let volume = Volume {
