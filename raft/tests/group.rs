@@ -302,11 +302,11 @@ async fn nonsense_is_answered_and_harms_nothing() {
         vec![0xff; 9],
     ] {
         let answer = member.handle(NodeId(1), Bytes::from(bytes)).await;
-        // Version 11, the refusal, a text.
-        assert_eq!(answer[..2], [11, 7], "{answer:?}");
+        // Version 12, the refusal, a text.
+        assert_eq!(answer[..2], [12, 7], "{answer:?}");
     }
     let large = Bytes::from(vec![7; smalti_raft::MAX_REQUEST_BYTES + 1]);
-    assert_eq!(member.handle(NodeId(1), large).await[..2], [11, 7]);
+    assert_eq!(member.handle(NodeId(1), large).await[..2], [12, 7]);
     accepted(member, numbered(1)).await;
 }
 
@@ -317,15 +317,15 @@ async fn a_member_speaks_only_for_itself() {
     cluster.converge().await;
     let leader = cluster.leader().await;
     let term = cluster.members[&leader].metrics().term;
-    // A vote for term 100 of candidate 3 without a log, in version 11, sent by 2.
-    let vote = Bytes::from(vec![11, 1, 100, 3, 0, 0]);
+    // A vote for term 100 of candidate 3 without a log, in version 12, sent by 2.
+    let vote = Bytes::from(vec![12, 1, 100, 3, 0, 0]);
     let answer = cluster.member(1).handle(NodeId(2), vote.clone()).await;
-    assert_eq!(answer[..2], [11, 7], "{answer:?}");
+    assert_eq!(answer[..2], [12, 7], "{answer:?}");
     assert!(String::from_utf8_lossy(&answer).contains("speaks for another"));
     assert_eq!(cluster.member(1).metrics().term, term);
     // The same bytes from 3 are a vote request, or the check above refused something else.
     let answer = cluster.member(1).handle(NodeId(3), vote).await;
-    assert_eq!(answer[..2], [11, 1], "{answer:?}");
+    assert_eq!(answer[..2], [12, 1], "{answer:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -376,6 +376,8 @@ fn snapshots(before: &Volume, after: &Volume, made: &mut u32, command: &Command)
             *made += 1;
             let snapshot = Snapshot { name: name.clone(), created: *created };
             assert_eq!(expected.snapshots.insert(*made, snapshot), None);
+            let served = expected.groups.iter_mut().filter(|group| !group.offline);
+            served.for_each(|group| group.settled = Epoch(before.epoch.0 + 1));
         }
         Command::DropSnapshot { volume, snap } if *volume == before.no => {
             assert!(expected.snapshots.remove(snap).is_some(), "there was no {snap}");

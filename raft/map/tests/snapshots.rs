@@ -3,7 +3,7 @@
 mod support;
 
 use smalti_map::{
-    Applied, ClusterMap, Command, GrowSlot, MoveSlot, Rejection, Snapshot, Volume, limits,
+    Applied, ClusterMap, Command, Group, GrowSlot, MoveSlot, Rejection, Snapshot, Volume, limits,
 };
 use smalti_storage::ids::{Epoch, GroupNo, Incarnation, Slot, VolumeNo};
 use support::*;
@@ -95,6 +95,9 @@ fn nothing_else_of_the_volume_changes() {
     let group = &before.groups[0];
     assert_eq!((group.learners.len(), group.targets.len(), group.insync.len()), (2, 1, 2));
     added(&mut map, "monday");
+    // But what is known of all that came before it.
+    let settled = |group: &Group| Group { settled: Epoch(4), ..group.clone() };
+    let before = Volume { groups: before.groups.iter().map(settled).collect(), ..before };
     let made = Volume {
         epoch: Epoch(4),
         snap_seq: 1,
