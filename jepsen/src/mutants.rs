@@ -37,7 +37,6 @@ const SLOW: &[Mutant] = &[
     Mutant::IndexDecidedOnly,
     Mutant::WatermarkOffline,
     Mutant::SettleByOffline,
-    Mutant::OfflineSameEpoch,
 ];
 
 /// Mutants that did not die in a thousand seeds and more. They are blind spots of the simulator, or
@@ -46,6 +45,7 @@ const SLOW: &[Mutant] = &[
 const UNSEEN: &[Mutant] = &[
     Mutant::VetOffline,
     Mutant::AdmitUnsettled,
+    Mutant::OfflineSameEpoch,
     Mutant::CommitBelowMin,
     Mutant::ShrinkInPart,
     Mutant::DenyRepaired,
