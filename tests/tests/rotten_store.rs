@@ -109,13 +109,7 @@ fn a_store_with_damaged_tables_is_made_anew() -> Result<()> {
         }
     }
     ensure!(flipped > 10, "only {flipped} bytes flipped");
-    let aside = cluster.nodes()[1].dir.join("data/store.damaged");
-    let words = ["scrub", "v", "--dir", &cluster.dir().display().to_string()];
-    until("the store is put aside", LIMIT, || {
-        // It may be of the node that coordinates, and end then.
-        let _ = smalti(&words, LIMIT)?;
-        Ok(aside.is_dir().then_some(()))
-    })?;
+    scrub_until_aside(&cluster, 1)?;
     let status = cluster.wait_status("it is rebuilt", LIMIT, |status| status.health == "ok")?;
     say(test, &format!("{flipped} bytes flipped in the tables of node 1; {}", status.brief()));
     let runs = Path::new("/proc").join(pid.to_string()).is_dir();
@@ -147,13 +141,7 @@ fn a_store_that_lacks_a_file_is_made_anew() -> Result<()> {
     let blob = blob.context("a file of records")?;
     std::fs::remove_file(blob)?;
     cluster.run_up()?;
-    let aside = cluster.nodes()[1].dir.join("data/store.damaged");
-    let words = ["scrub", "v", "--dir", &cluster.dir().display().to_string()];
-    until("the store is put aside", LIMIT, || {
-        // It may be of the node that coordinates, and end then.
-        let _ = smalti(&words, LIMIT)?;
-        Ok(aside.is_dir().then_some(()))
-    })?;
+    scrub_until_aside(&cluster, 1)?;
     cluster.wait_status("it is rebuilt", LIMIT, |status| status.health == "ok")?;
     cluster.kill(2)?;
     for node in 0..2 {
@@ -161,12 +149,24 @@ fn a_store_that_lacks_a_file_is_made_anew() -> Result<()> {
     }
     // While a store is out of sync a scrub says that it was not read.
     cluster.wait_degraded()?;
+    let words = ["scrub", "v", "--dir", &cluster.dir().display().to_string()];
     let scrub = smalti(&words, LIMIT)?;
     ensure!(scrub.ok().is_err_and(|e| format!("{e:#}").contains("slots were not read")), "it says");
     cluster.start(2)?;
     cluster.wait_ok()?;
     smalti(&words, LIMIT)?.ok().context("all was read")?;
     cluster.finish()
+}
+
+/// Has all of the volume read until a node has put its store aside.
+fn scrub_until_aside(cluster: &Cluster, node: usize) -> Result<()> {
+    let aside = cluster.nodes()[node].dir.join("data/store.damaged");
+    let words = ["scrub", "v", "--dir", &cluster.dir().display().to_string()];
+    until("the store is put aside", LIMIT, || {
+        // It may be of the node that coordinates, and end then.
+        let _ = smalti(&words, LIMIT)?;
+        Ok(aside.is_dir().then_some(()))
+    })
 }
 
 /// Flips bytes in all records of a stopped node, and answers how many.

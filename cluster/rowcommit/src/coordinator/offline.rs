@@ -7,7 +7,8 @@
 //! O1. Nothing of an offline group is read or written for a client, repaired, compared or decided, and its
 //!     in-sync set stays as it is but for what a takeover takes out of it.
 //! O2. No watermark speaks of an offline group: not to its stores, whose map says so before they take
-//!     anything in an epoch in which it is, and not to the takeover that settles it.
+//!     anything in an epoch in which it is, and to the takeover that settles it only of what was settled
+//!     before.
 //! O3. It is online again by the `Activate` of a takeover that settled it, with promises of all that are
 //!     in sync in it. Nobody else who comes back is compared before he has promised, or told that he was.
 
