@@ -151,10 +151,49 @@ fn a_store_that_lacks_a_file_is_made_anew() -> Result<()> {
     cluster.wait_degraded()?;
     let words = ["scrub", "v", "--dir", &cluster.dir().display().to_string()];
     let scrub = smalti(&words, LIMIT)?;
-    ensure!(scrub.ok().is_err_and(|e| format!("{e:#}").contains("slots were not read")), "it says");
+    ensure!(
+        scrub.ok().is_err_and(|e| format!("{e:#}").contains("slots of groups were not read")),
+        "it says"
+    );
     cluster.start(2)?;
     cluster.wait_ok()?;
     smalti(&words, LIMIT)?.ok().context("all was read")?;
+    cluster.finish()
+}
+
+/// What can not even be opened is made anew as well: the node starts without it, until the others do.
+#[test]
+fn a_store_that_is_damaged_at_its_start_is_made_anew() -> Result<()> {
+    let test = "a_store_that_is_damaged_at_its_start_is_made_anew";
+    let seed = seed();
+    say(test, &format!("seed {seed}"));
+    let mut cluster = Cluster::up(Spec::three(test, "64M"))?;
+    let image = Image::write(&cluster, 32 << 20, 0, seed)?;
+    let dir = |cluster: &Cluster, node: usize| cluster.nodes()[node].dir.join("data");
+    // While the others serve, ...
+    cluster.stop(1)?;
+    std::fs::write(dir(&cluster, 1).join("store/STORE"), "smalti store\nformat 7\n")?;
+    cluster.start(1)?;
+    let status = cluster.wait_status("it is rebuilt", LIMIT, |status| status.health == "ok")?;
+    ensure!(
+        dir(&cluster, 1).join("store.damaged").is_dir(),
+        "store with a damaged label was not put aside"
+    );
+    say(test, &format!("label of node 1 cut; {}", status.brief()));
+    // ... and while none has started yet.
+    cluster.down()?;
+    let tables = files::walk(&dir(&cluster, 2).join("store"))?;
+    let table = tables.iter().find(|file| file.extension().is_some_and(|ext| ext == "sst"));
+    std::fs::remove_file(table.context("a table")?)?;
+    cluster.run_up()?;
+    cluster.wait_status("it is rebuilt", LIMIT, |status| status.health == "ok")?;
+    ensure!(dir(&cluster, 2).join("store.damaged").is_dir(), "was not put aside");
+    cluster.kill(0)?;
+    for node in 1..3 {
+        image.verify(&cluster, node)?;
+    }
+    cluster.start(0)?;
+    cluster.wait_ok()?;
     cluster.finish()
 }
 

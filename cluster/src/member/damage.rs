@@ -4,21 +4,25 @@
 //! the cluster has agreed, by Raft, to go on without it. Of two that are damaged at once and can not both
 //! be done without, one stays. Its folder is kept: for whoever needs what can still be read in it.
 //!
-//! What the leader says counts, for the map here may be an old one. And a slot that was catching up is given
-//! up as well: each step of a volume's membership is an epoch, so its growth, which may be on its way, is
-//! refused then.
+//! What the leader says counts, for the map here may be an old one. Coordinators take out of sync what does not
+//! answer: they know whether another store that a power cut met has to be compared before. A slot that was
+//! catching up is given up by the node of the store: each step of a volume's membership is an epoch, so its
+//! growth, which may be on its way, is refused then.
+//!
+//! A store that is damaged when its node starts is not run at all. The node is a member of the Raft group
+//! meanwhile, and does not say that it has joined.
 
 use super::Member;
-use smalti_map::{Command, Group, Volume};
-use smalti_storage::ids::StoreId;
+use smalti_map::{ClusterMap, Command, Group, Store, Volume};
+use smalti_storage::ids::{NodeId, StoreId};
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// How long the cluster has to do without the store. Its coordinators notice within a second that it does
-/// not answer.
+/// How long the cluster has to do without the store, besides the time for which a power cut may keep its
+/// coordinators from that. They notice within a second that it does not answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// A look at the map, or a change of it, may take so long; between two looks.
 const LOOK: Duration = Duration::from_secs(2);
@@ -34,13 +38,18 @@ fn aside_of(data_dir: &Path) -> PathBuf {
     data_dir.join("store.damaged")
 }
 
-/// In how many groups of a volume what a store holds is counted on, or may be in a moment.
-fn counted_on(volume: &Volume, store: StoreId) -> usize {
-    let counts = |group: &&Group| {
-        let learns = group.learners.values().any(|learner| learner.store == store);
-        learns || group.insync_stores().any(|other| other == store)
-    };
-    volume.groups.iter().filter(counts).count()
+/// Of how many groups of a volume a store is in sync, and in how many it may be in a moment.
+fn counted_on(volume: &Volume, store: StoreId) -> (usize, usize) {
+    let insync = |group: &&Group| group.insync_stores().any(|other| other == store);
+    let learns = |group: &&Group| group.learners.values().any(|learner| learner.store == store);
+    let count = |of: &dyn Fn(&&Group) -> bool| volume.groups.iter().filter(of).count();
+    (count(&insync), count(&learns))
+}
+
+/// The stores that a node has registered.
+fn registered(map: &ClusterMap, node: NodeId) -> Vec<StoreId> {
+    let of_node = |(id, store): (&StoreId, &Store)| (store.node == node).then_some(*id);
+    map.stores.iter().filter_map(of_node).collect()
 }
 
 impl Member {
@@ -60,9 +69,7 @@ impl Member {
             Err(error) => Err(format!("{}: {error}", aside.display())),
         };
         is_free(aside.try_exists())?;
-        if let Some(store) = self.inner.stores.first() {
-            self.be_done_without(store.id()).await?;
-        }
+        self.be_done_without().await?;
         let from = store_of(&self.inner.data_dir);
         std::fs::rename(&from, &aside)
             .and_then(|()| File::open(&self.inner.data_dir)?.sync_all())
@@ -70,28 +77,25 @@ impl Member {
         Ok(aside)
     }
 
-    /// Has the cluster do without a store, if it can.
-    async fn be_done_without(&self, store: StoreId) -> Result<(), String> {
-        let deadline = Instant::now() + PATIENCE;
+    /// Waits until the cluster does without this node's store, if it can.
+    async fn be_done_without(&self) -> Result<(), String> {
+        let deadline = Instant::now() + PATIENCE + self.inner.power_patience;
         let mut groups = None;
         while Instant::now() < deadline {
             match self.raft().linearizable_within(LOOK).await {
+                // A cluster that this node has to found with others knows nobody yet.
+                Ok(map) if map.cluster != self.inner.cluster => {}
                 Ok(map) => {
-                    let volumes = map.volumes.values();
-                    let needed = volumes.map(|volume| (volume, counted_on(volume, store)));
-                    let needed: Vec<(&Volume, usize)> = needed.filter(|(_, n)| *n > 0).collect();
-                    groups = Some(needed.iter().map(|(_, groups)| groups).sum::<usize>());
-                    if needed.is_empty() {
+                    let stores = match self.inner.stores.first() {
+                        Some(store) => vec![store.id()],
+                        // Which one it is could be read of a label that is whole; none of them runs.
+                        None => registered(&map, self.inner.node),
+                    };
+                    let left = self.give_up_growth(&map, &stores).await;
+                    if left == 0 {
                         return Ok(());
                     }
-                    for (volume, _) in needed {
-                        let (volume, epoch) = (volume.no, volume.epoch);
-                        let stores = vec![store];
-                        let shrink = Command::Shrink { volume, epoch, stores, to_data: false };
-                        // Refused where too few would be left: the next look tells.
-                        let shrunk = self.raft().propose_within(shrink, LOOK).await;
-                        tracing::info!(%volume, ?shrunk, "to be done without");
-                    }
+                    groups = Some(left);
                 }
                 Err(error) => tracing::info!(%error, "waiting for a majority"),
             }
@@ -102,5 +106,25 @@ impl Member {
             "{groups} groups can not do without it: see `smalti why`, and start this node again when the \
              others are up and in sync"
         ))
+    }
+
+    /// Takes stores out of the groups where they only catch up, and answers how many count on them.
+    async fn give_up_growth(&self, map: &ClusterMap, stores: &[StoreId]) -> usize {
+        let mut groups = 0;
+        for volume in map.volumes.values() {
+            for store in stores {
+                let (insync, learns) = counted_on(volume, *store);
+                groups += insync + learns;
+                if insync == 0 && learns > 0 {
+                    let (volume, epoch) = (volume.no, volume.epoch);
+                    let stores = vec![*store];
+                    let shrink = Command::Shrink { volume, epoch, stores, to_data: false };
+                    // Whatever becomes of it, the next look tells.
+                    let shrunk = self.raft().propose_within(shrink, LOOK).await;
+                    tracing::info!(%volume, ?shrunk, "no longer to catch up");
+                }
+            }
+        }
+        groups
     }
 }

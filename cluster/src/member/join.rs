@@ -21,7 +21,7 @@ use smalti_rocks::{Expect, RocksOptions, RocksStore};
 use smalti_rowcommit::governor::Burden;
 use smalti_rowcommit::store::StoreConfig;
 use smalti_storage::ids::{ClusterId, Incarnation, NodeId, RunId};
-use smalti_storage::store::{Admission, Opened, ShardStore};
+use smalti_storage::store::{Admission, Opened, ShardStore, StoreError};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -132,6 +132,9 @@ impl Member {
     /// [`StartError`], one line each.
     pub async fn start(config: MemberConfig) -> Result<Self, StartError> {
         let store = open_store(&config).await?;
+        if let Err(why) = &store {
+            tracing::error!(why, "this node starts without its store");
+        }
         let book = Arc::new(AddressBook::new(
             config.peers.iter().copied().chain([(config.node, config.addresses.quic)]),
         ));
@@ -147,15 +150,20 @@ impl Member {
         let tasks = TaskTracker::new();
         let (fatal_tx, fatal) = mpsc::channel(1);
         let (ended_tx, ended) = oneshot::channel();
-        let args = ShardStoreArgs {
-            store: Arc::clone(&store),
-            config: StoreConfig { lease_max: config.lease, ..StoreConfig::default() },
-            fatal: fatal_tx.clone(),
-            ended: ended_tx,
-        };
         let actor_failed = |error: ractor::SpawnErr| StartError::Actor(error.to_string());
-        let (store_actor, handle) = shard_store::start(args).await.map_err(actor_failed)?;
-        let stores = Arc::new(vec![handle]);
+        let (mut store_actors, mut stores) = (Vec::new(), Vec::new());
+        if let Ok(store) = &store {
+            let args = ShardStoreArgs {
+                store: Arc::clone(store),
+                config: StoreConfig { lease_max: config.lease, ..StoreConfig::default() },
+                fatal: fatal_tx.clone(),
+                ended: ended_tx,
+            };
+            let (actor, handle) = shard_store::start(args).await.map_err(actor_failed)?;
+            store_actors.push(actor);
+            stores.push(handle);
+        }
+        let stores = Arc::new(stores);
         let vault = Vault::new(
             config.shares_dir.clone(),
             config.cluster,
@@ -188,7 +196,7 @@ impl Member {
             beats,
             custodians,
             stores: Arc::clone(&stores),
-            store_actors: vec![store_actor],
+            store_actors,
             store_ended: tokio::sync::Mutex::new(Some(ended)),
             custodian,
             coders: std::sync::Mutex::default(),
@@ -230,7 +238,15 @@ impl Member {
         let sessions = StoreSessions { stores: stores.to_vec(), tasks: tasks.clone() };
         endpoint.accept_sessions(service::ROWS, Arc::new(sessions));
         let member = Self { inner };
-        tasks.spawn(member.clone().join(config, store, fatal_tx));
+        match store {
+            Ok(store) => {
+                tasks.spawn(member.clone().join(config, store, fatal_tx));
+            }
+            Err(why) => {
+                // The queue is empty yet.
+                let _ = fatal_tx.try_send(Fatal::Damaged(why));
+            }
+        }
         tasks.spawn(member.clone().meet_members(member_map));
         tasks.spawn(member.clone().keep_seats());
         tasks.spawn(member.clone().keep_governed());
@@ -390,12 +406,16 @@ impl Member {
     }
 }
 
-async fn open_store(config: &MemberConfig) -> Result<Arc<dyn ShardStore>, StartError> {
+/// Opens this node's store; the inner error says how it is damaged.
+async fn open_store(
+    config: &MemberConfig,
+) -> Result<Result<Arc<dyn ShardStore>, String>, StartError> {
     let path = damage::store_of(&config.data_dir);
     let expect = Expect { cluster: config.cluster };
     let open = move || RocksStore::open(path, &RocksOptions::default(), expect);
     match tokio::task::spawn_blocking(open).await {
-        Ok(Ok(store)) => Ok(Arc::new(store)),
+        Ok(Ok(store)) => Ok(Ok(Arc::new(store))),
+        Ok(Err(error @ StoreError::Damaged(_))) => Ok(Err(error.to_string())),
         Ok(Err(error)) => Err(StartError::Store(error.to_string())),
         Err(error) => Err(StartError::Store(error.to_string())),
     }

@@ -149,9 +149,7 @@ impl Database {
     fn run(&self, directory: &Directory) -> Result<Option<Run>, StoreError> {
         let found = self.db.get_pinned_cf(self.state(), RUN).map_err(|error| failed(&error))?;
         let run = found.map(|bytes| value::decode(RUN, &bytes)).transpose();
-        run.map_err(|_| {
-            directory.refuse("is damaged: its state does not verify; rebuild the store")
-        })
+        run.map_err(|_| directory.damaged("its state does not verify"))
     }
 
     /// Whether a write-out or compaction failed behind our back.
@@ -322,9 +320,9 @@ fn check_families(directory: &Directory, path: &Path) -> Result<(), StoreError> 
     let missing =
         [META, DATA, PREP, STATE].into_iter().find(|name| !found.iter().any(|f| f == name));
     match missing {
-        Some(name) => Err(directory.refuse(format_args!(
-            "is damaged: the manifest does not know the {name} family; rebuild the store"
-        ))),
+        Some(name) => {
+            Err(directory.damaged(format_args!("the manifest does not know the {name} family")))
+        }
         None => Ok(()),
     }
 }
@@ -334,7 +332,7 @@ fn check_logs(directory: &Directory, label: &Label, path: &Path) -> Result<(), S
     let found = smalti_wal::check(path)
         .map_err(|error| StoreError::Io(format!("{}: {error}", path.display())))?;
     if let Some(name) = found.manifest {
-        return Err(directory.refuse(format_args!("is damaged: {name}; rebuild the store")));
+        return Err(directory.damaged(name));
     }
     if found.replaced > 0 {
         warn!(store = %label.store, records = found.replaced, "store log is damaged");
@@ -349,7 +347,7 @@ fn not_opened(directory: &Directory, error: &rocksdb::Error) -> StoreError {
             directory.refuse("is in use")
         }
         ErrorKind::IOError if !text.contains("No such file") => failed(error),
-        _ => directory.refuse(format_args!("is damaged: {text}; rebuild the store")),
+        _ => directory.damaged(text),
     }
 }
 

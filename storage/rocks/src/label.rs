@@ -79,6 +79,20 @@ pub(crate) struct Label {
     pub(crate) clean: Option<Ending>,
 }
 
+/// Why a file is no label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NoLabel {
+    /// It does not begin as one.
+    #[error("is not a store")]
+    Foreign,
+    /// A later program wrote it.
+    #[error("has the newer format {0}")]
+    Newer(u32),
+    /// It was one.
+    #[error("has a damaged label")]
+    Damaged,
+}
+
 /// What tells whether anything was changed or cut since a clean end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Ending {
@@ -145,6 +159,11 @@ impl Directory {
     /// An error that names this directory, on one line.
     pub(crate) fn refuse(&self, what: impl fmt::Display) -> StoreError {
         StoreError::Refused(format!("store directory {} {what}", self.path.display()))
+    }
+
+    /// An error that tells what is wrong with what lies in this directory, on one line.
+    pub(crate) fn damaged(&self, what: impl fmt::Display) -> StoreError {
+        StoreError::Damaged(format!("{}: {what}", self.path.display()))
     }
 
     /// Replaces the label durably.
@@ -214,7 +233,10 @@ impl Directory {
         let mut bytes = Vec::new();
         file.take(LEN_MAX).read_to_end(&mut bytes).map_err(|error| failed(&path, &error))?;
         let text = String::from_utf8(bytes).map_err(|_| self.refuse("is not a store"))?;
-        text.parse().map(Some).map_err(|why| self.refuse(why))
+        text.parse().map(Some).map_err(|why| match why {
+            NoLabel::Damaged => self.damaged("its label does not verify"),
+            other => self.refuse(other),
+        })
     }
 
     fn label_new(&self, expect: Expect, create: bool) -> Result<Label, StoreError> {
@@ -245,13 +267,11 @@ impl Directory {
         if label.incarnation == Incarnation(0) {
             return Ok(());
         }
-        let found = self
-            .manifest()
-            .map_err(|why| self.refuse(format_args!("is damaged: {why}; rebuild the store")))?;
+        let found = self.manifest().map_err(|why| self.damaged(why))?;
         let Some(Ending { manifest: left, .. }) = &label.clean else { return Ok(()) };
         if *left != found {
-            return Err(self.refuse(format_args!(
-                "is damaged: {} of {} bytes was left behind, {} of {} is there; rebuild the store",
+            return Err(self.damaged(format_args!(
+                "{} of {} bytes was left behind, {} of {} is there",
                 left.name, left.len, found.name, found.len
             )));
         }
@@ -259,8 +279,8 @@ impl Directory {
         let path = self.database().join(&found.name);
         let whole = smalti_wal::whole(&path, found.len).map_err(|error| failed(&path, &error))?;
         if whole < found.len {
-            return Err(self.refuse(format_args!(
-                "is damaged: of {} only {whole} of {} bytes can be read; rebuild the store",
+            return Err(self.damaged(format_args!(
+                "of {} only {whole} of {} bytes can be read",
                 found.name, found.len
             )));
         }
@@ -289,21 +309,21 @@ impl fmt::Display for Label {
 }
 
 impl FromStr for Label {
-    type Err = String;
+    type Err = NoLabel;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, NoLabel> {
         let mut lines = text.lines();
         if lines.next() != Some(TITLE) {
-            return Err("is not a store".to_owned());
+            return Err(NoLabel::Foreign);
         }
         // Before the check: another format may end otherwise.
         let format = lines.next().and_then(|line| line.strip_prefix("format ")?.parse().ok());
         match format {
             Some(FORMAT_MIN..=FORMAT) => {}
-            Some(newer) if newer > FORMAT => return Err(format!("has the newer format {newer}")),
-            _ => return Err("has a damaged label".to_owned()),
+            Some(newer) if newer > FORMAT => return Err(NoLabel::Newer(newer)),
+            _ => return Err(NoLabel::Damaged),
         }
-        Self::parse(text).ok_or_else(|| "has a damaged label".to_owned())
+        Self::parse(text).ok_or(NoLabel::Damaged)
     }
 }
 

@@ -67,8 +67,8 @@ fn what_was_acknowledged_survives_a_power_cut() {
         let (known, batches) = known(&cut);
         let path = store_in(cut.folder);
         let store = match open(&path) {
-            Err(StoreError::Refused(_)) if cut.has_garbage_in_manifest() => {
-                return "refused".to_owned();
+            Err(StoreError::Damaged(_)) if cut.has_garbage_in_manifest() => {
+                return "damaged".to_owned();
             }
             store => store.expect("opens after an honest cut"),
         };
