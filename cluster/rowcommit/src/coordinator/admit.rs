@@ -136,6 +136,7 @@ impl Coordinator {
             marked: BTreeSet::new(),
             outstanding: 0,
             life: self.catchup.lives,
+            rebuilt: self.store_of(place.0, place.1) != Some(store),
         };
         self.catchup.learners.insert(place, learning);
         let (group, slot) = place;

@@ -9,6 +9,7 @@
 //!     store is registered with another start: the proposal may be accepted at any time.
 
 use super::listing::Listing;
+use super::progress::Rebuilt;
 use super::unrepaired::Unrepaired;
 use super::walk::Walk;
 use super::{Coordinator, Pending, Place, Purpose, Seat};
@@ -33,6 +34,8 @@ pub(super) struct Catchup {
     pub(super) unrepaired: Unrepaired,
     pub(super) lives: u64,
     pub(super) rounds: u64,
+    /// For people.
+    pub(super) rebuilt: Rebuilt,
 }
 
 #[derive(Clone, Debug)]
@@ -56,6 +59,8 @@ pub(super) struct Learning {
     pub(super) outstanding: u64,
     /// Tells repairs of this admission from those of an earlier one.
     pub(super) life: u64,
+    /// The slot was another store's: it is given all of it.
+    pub(super) rebuilt: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -168,13 +173,6 @@ impl Catchup {
         }
     }
 
-    /// Whether of slots that are out, so many, it is known row by row what they lack.
-    pub(super) fn is_comparing(&self, out: u64, is_out: impl Fn(Place) -> bool) -> bool {
-        let compared = |l: &Learning| matches!(l.stage, Stage::Repairing | Stage::Growing { .. });
-        let of_out = self.learners.iter().filter(|(place, l)| is_out(**place) && compared(l));
-        of_out.count() as u64 >= out
-    }
-
     /// Whether a slot is coming nearer to being in sync.
     pub(super) fn is_at_work(&self) -> bool {
         self.learners.values().any(|l| {
@@ -182,15 +180,6 @@ impl Catchup {
                 matches!(l.stage, Stage::Barrier { .. } | Stage::Listing(_) | Stage::Walking(_));
             looking || !l.behind.is_empty() || l.repairing > 0
         })
-    }
-
-    /// Rows that slots that are out are known to lack, and those that could not be put right elsewhere.
-    pub(super) fn rows_behind(&self, is_out: impl Fn(Place) -> bool) -> u64 {
-        let behind = |(place, l): (&Place, &Learning)| match is_out(*place) {
-            true => (l.behind.len() + l.failed.len() + l.repairing) as u64,
-            false => l.failed.len() as u64,
-        };
-        self.learners.iter().map(behind).sum()
     }
 
     pub(super) fn is_quiet(&self) -> bool {
@@ -261,16 +250,6 @@ impl Catchup {
 }
 
 impl Learning {
-    /// Rows that it lacks yet, if those that were not compared are as those that were. `part`: what part
-    /// of all stripes lies before one.
-    pub(super) fn rows_left(&self, part: impl Fn(RowAddr) -> f64) -> u64 {
-        let known = (self.behind.len() + self.failed.len() + self.repairing) as u64;
-        let Stage::Walking(Walk { after: Some(after), .. }) = &self.stage else { return known };
-        let done = part(*after).clamp(0.01, 1.0);
-        let ahead = (self.repaired + known) as f64 * (1.0 - done) / done;
-        known + ahead as u64
-    }
-
     pub(super) fn refused(&self) -> Option<RowAddr> {
         self.refused
     }
@@ -326,7 +305,11 @@ impl Coordinator {
         }
         for (place, store, incarnation) in grown {
             // What it has not answered is waited for as from any slot in sync.
-            let marked = self.catchup.learners.remove(&place).map(|l| l.marked).unwrap_or_default();
+            let learning = self.catchup.learners.remove(&place);
+            if let Some(learning) = learning.as_ref().filter(|learning| learning.rebuilt) {
+                self.catchup.rebuilt.count(learning.repaired);
+            }
+            let marked = learning.map(|learning| learning.marked).unwrap_or_default();
             let seat = (place.1, store);
             self.distrusted
                 .retain(|(row, of)| (row.group, *of) != (place.0, seat) || marked.contains(row));

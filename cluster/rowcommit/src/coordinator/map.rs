@@ -2,6 +2,7 @@
 
 use super::cache::VecCache;
 use super::catchup::Catchup;
+use super::progress::Missed;
 use super::suspects::Suspects;
 use super::takeover::Takeover;
 use super::{Action, Coordinator, Event, OpError, Phase};
@@ -111,8 +112,8 @@ impl Coordinator {
         stores.sort_unstable();
         stores.dedup();
         self.insync_stores = stores;
-        if self.volume.as_ref().is_some_and(smalti_map::Volume::is_full) {
-            self.missed.clear();
+        if let Some(volume) = &self.volume {
+            self.missed.keep(volume);
         }
     }
 
@@ -209,7 +210,7 @@ impl Coordinator {
         self.frozen.clear();
         self.lost_rows.clear();
         self.distrusted.clear();
-        self.missed.clear();
+        self.missed = Missed::default();
         self.cache.clear();
         self.catchup = Catchup::default();
         self.suspects = Suspects::default();

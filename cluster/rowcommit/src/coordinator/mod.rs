@@ -28,6 +28,7 @@ mod links;
 mod listing;
 mod map;
 mod offline;
+mod progress;
 mod read;
 mod repair;
 mod rows;
@@ -51,6 +52,7 @@ use cache::VecCache;
 use catchup::Catchup;
 use confirm::Confirms;
 use links::Links;
+use progress::Missed;
 use rows::{Row, Task, TaskId};
 use scrub::Scrub;
 use smalti_map::mutant::{Mutant, lives};
@@ -179,7 +181,7 @@ pub struct Coordinator {
     /// When lost rows are to be decided again, and how often that was in vain.
     decide_again: Option<(Time, u32)>,
     /// Rows that were updated while one of their slots was out. For people: catch-up compares.
-    missed: BTreeSet<RowAddr>,
+    missed: Missed,
     /// The start of each in-sync store that this epoch began with.
     incarnations: BTreeMap<StoreId, Incarnation>,
     /// Stores that are to be taken out together, in this epoch: the first request made since that came
@@ -256,7 +258,7 @@ impl Coordinator {
             lost_rows: BTreeSet::new(),
             distrusted: BTreeSet::new(),
             decide_again: None,
-            missed: BTreeSet::new(),
+            missed: Missed::default(),
             incarnations: BTreeMap::new(),
             leaving: BTreeMap::new(),
             proposed: BTreeMap::new(),
@@ -285,15 +287,10 @@ impl Coordinator {
             let all = volume.all_slots();
             volume.groups.iter().map(|g| u64::from(all.minus(g.insync).len())).sum()
         });
-        // What was missed is a floor; once learners are compared, they know better.
-        // A slot that moves is in sync where it was until it is where it goes.
-        let is_out = |place| !self.is_insync(place);
-        let compared = slots_out == 0 || self.catchup.is_comparing(slots_out, is_out);
-        let missed = if compared { 0 } else { self.missed.len() };
         Stats {
-            rows_behind: self.catchup.rows_behind(is_out).max(missed as u64),
+            rows_behind: self.rows_behind(),
             rows_lost: self.rows_lost(),
-            rows_left: self.rows_left().max(missed as u64),
+            rows_left: self.rows_left(),
             learners: self.catchup.learners.len() as u64,
             unheard: self.unheard(),
             slots_out,

@@ -19,9 +19,6 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Times an update is begun anew after a store refused its base, before it fails.
 const ATTEMPTS_MAX: u32 = 8;
 
-/// Rows that are counted as behind while a slot is out; beyond that the count stays.
-const MISSED_ROWS_MAX: usize = 1 << 20;
-
 /// A write in progress.
 #[derive(Clone, Debug, Hash)]
 pub(super) struct WriteOp {
@@ -398,7 +395,7 @@ impl Coordinator {
         }
         let (ver, touched, vec, known) = (*ver, *touched, vec.clone(), *known);
         self.inflight.remove(&ver);
-        if !touched.is_subset(self.insync(row.group)) && self.missed.len() < MISSED_ROWS_MAX {
+        if !touched.is_subset(self.insync(row.group)) {
             self.missed.insert(row);
         }
         if known {

@@ -26,6 +26,38 @@ fn a_store_whose_sessions_are_only_dropped_is_silent() {
     );
 }
 
+#[test]
+fn it_is_told_how_many_rows_slots_lack_that_are_out() {
+    let mut rig = Rig::of(support::map_of(4, 2, 1)).activated();
+    let all_of = |op: u64, index: u32| {
+        let blocks = (0..2).map(|slot| BlockWrite { row: row(index), ..block(slot, op) }).collect();
+        Event::Write { op, blocks }
+    };
+    let told = |rig: &Rig| (rig.coordinator.stats().rows_behind, rig.coordinator.stats().rows_left);
+    (0..4).for_each(|index| rig.feed(all_of(u64::from(index) + 1, index)));
+    rig.settle();
+    assert_eq!(told(&rig), (0, 0));
+    rig.link_down(3);
+    support::shrink(&mut rig.map, 3);
+    rig.adopt();
+    // Of one of them twice.
+    [(5, 0), (6, 1), (7, 1)].into_iter().for_each(|(op, index)| rig.feed(all_of(op, index)));
+    rig.settle();
+    assert_eq!(told(&rig), (2, 2));
+    rig.adopt();
+    rig.link_up(3);
+    rig.pass(5);
+    assert!(rig.map.volumes[&VOLUME].is_full(), "{}", rig.coordinator.describe());
+    assert_eq!(told(&rig), (0, 0));
+    // What was missed before is there: only what is written from now on counts.
+    rig.link_down(3);
+    support::shrink(&mut rig.map, 3);
+    rig.adopt();
+    rig.feed(all_of(8, 2));
+    rig.settle();
+    assert_eq!(told(&rig), (1, 1));
+}
+
 /// The update itself may be what ends every session, while others are answered.
 #[test]
 fn an_update_that_is_sent_in_one_session_after_another_is_overdue_at_last() {
