@@ -25,8 +25,9 @@ use tokio_util::task::TaskTracker;
 const EVERY: Duration = Duration::from_millis(100);
 
 /// Before an answer. A node of before there were any answers with nothing; version 1 had no space,
-/// version 2 no start, version 3 neither whom the node hears nor the pace of its disks, version 4 no burden.
-const VERSION: u8 = 5;
+/// version 2 no start, version 3 neither whom the node hears nor the pace of its disks, version 4 no burden, version 5
+/// no disk that is too full even for trims.
+const VERSION: u8 = 6;
 
 /// What a node answers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -71,6 +71,8 @@ pub enum Fullness {
     NearFull,
     /// New data is refused.
     Full,
+    /// So is what frees space, but for deletions of volumes and snapshots.
+    Exhausted,
 }
 
 /// The space of a store.
@@ -93,7 +95,8 @@ impl StoreSpace {
         let Space { total, free, used, .. } = space;
         let room = space.room();
         let fullness = match (now, room) {
-            (Room::Freeing | Room::Nothing, _) => Fullness::Full,
+            (Room::Nothing, _) => Fullness::Exhausted,
+            (Room::Freeing, _) => Fullness::Full,
             (Room::All, 0) => Fullness::NearFull,
             (Room::All, _) => Fullness::Ok,
         };
@@ -143,6 +146,7 @@ mod tests {
             (Fullness::Ok, Fullness::NearFull)
         );
         assert_eq!(of(GIB, Room::Freeing).fullness, Fullness::Full);
+        assert_eq!(of(MIB, Room::Nothing).fullness, Fullness::Exhausted);
         let small = Space { total: 1500 * MIB, buffers: 100 * MIB, ..Space::default() };
         let of = |free| StoreSpace::of(Space { free, ..small }, Room::All).fullness;
         assert_eq!(of(550 * MIB), Fullness::NearFull);

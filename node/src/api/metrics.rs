@@ -57,6 +57,21 @@ pub(super) fn text(report: &StatusReport) -> String {
         &volumes(|volume| volume.suspects),
     );
     family(
+        "smalti_volume_slots_catching_up",
+        "Slots that are brought up to date or moved.",
+        &volumes(|volume| volume.slots_catching_up),
+    );
+    family(
+        "smalti_volume_rows_left",
+        "Rows that slots lack yet, about, those that are moved included.",
+        &volumes(|volume| volume.rows_left),
+    );
+    family(
+        "smalti_volume_rows_per_second",
+        "Rows a second that slots are given.",
+        &volumes(|volume| volume.rows_per_second),
+    );
+    family(
         "smalti_volume_groups_not_full",
         "Placement groups without all their slots in sync.",
         &volumes(|volume| u64::from(volume.groups.saturating_sub(volume.groups_full))),
@@ -66,6 +81,32 @@ pub(super) fn text(report: &StatusReport) -> String {
         "Placement groups that are not served, for more of their stores are away than they can do without.",
         &volumes(|volume| volume.groups_offline.into()),
     );
+    let moves = report.moves;
+    family(
+        "smalti_moves_paused",
+        "Whether moves of slots are paused.",
+        &single(moves.paused.into()),
+    );
+    let of = |state: &str, slots: u64| (label("state", state), slots);
+    family(
+        "smalti_moves_slots",
+        "Slots that move, wait to, are kept twice until their groups are whole, or can not move.",
+        &[
+            of("moving", moves.moving.into()),
+            of("waiting", moves.waiting.into()),
+            of("kept", moves.kept.into()),
+            of("stuck", moves.stuck.into()),
+        ],
+    );
+    let faults: Vec<_> = report
+        .nodes
+        .iter()
+        .map(|node| {
+            let faults = node.stores.iter().map(|store| store.faults).sum();
+            (label("node", &node.name), faults)
+        })
+        .collect();
+    family("smalti_node_faults", "Wrong records that a node's stores had, ever.", &faults);
     family("smalti_raft_term", "Term of the metadata group.", &single(report.raft.term));
     let has_leader = u64::from(report.raft.leader.is_some());
     family("smalti_raft_has_leader", "Whether a leader is known.", &single(has_leader));

@@ -38,7 +38,7 @@ pub(super) async fn run(args: ScrubArgs) -> anyhow::Result<()> {
     let unread: u64 = scrubs.values().map(|scrub| scrub.unread).sum();
     anyhow::ensure!(
         args.no_wait || unread == 0,
-        "{unread} slots were not read, for their stores were out of sync: `smalti why` tells which nodes to \
+        "{unread} slots of groups were not read, for their stores were out of sync: `smalti why` tells which nodes to \
          start; scrub again then"
     );
     Ok(())

@@ -171,10 +171,12 @@ pub(super) fn scrub(scrub: &ScrubStatus) -> String {
         0 => String::new(),
         rows => format!(", {rows} rows do not fit together"),
     };
-    let wrong = format!("{} slots of them were wrong", scrub.wrong);
+    let wrong = format!("{} records of them were wrong", scrub.wrong);
     let unread = match scrub.unread {
         0 => String::new(),
-        slots => format!("; {slots} slots were not read, for their stores were out of sync"),
+        slots => {
+            format!("; {slots} slots of groups were not read, for their stores were out of sync")
+        }
     };
     format!("{} groups, {} rows, {wrong}{unclear}{unread}{due}", scrub.groups, scrub.rows)
 }
@@ -277,7 +279,10 @@ pub(super) fn what_if(report: &WhatIfReport) -> String {
             volume.name.clone(),
             goes(volume.reads),
             goes(volume.writes),
-            format!("{} more of a group", volume.spare),
+            match volume.reads {
+                true => format!("{} more of a group", volume.spare),
+                false => "-".into(),
+            },
             clients.into(),
         ]);
     }

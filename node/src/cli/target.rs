@@ -130,7 +130,8 @@ impl Target {
         match (last, self.clients.len()) {
             (Some(error), 1) => error.into(),
             (Some(error), count) => {
-                anyhow::Error::from(error).context(format!("none of {count} nodes answers"))
+                let text = format!("none of {count} nodes answers: `smalti up` starts them");
+                anyhow::Error::from(error).context(text)
             }
             (None, _) => anyhow::anyhow!("there is no node to ask"),
         }

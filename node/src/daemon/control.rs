@@ -182,7 +182,7 @@ impl MemberControl {
             return Err(ControlError::new(ErrorKind::Conflict, text));
         }
         let command = Command::DeleteVolume { volume: volume.no, id };
-        match self.member.raft().propose(command).await.map_err(|error| unavailable(&error))? {
+        match self.member.raft().propose(command).await.map_err(|error| undecided(&error))? {
             Applied::Rejected(why) => Err(rejected(&why)),
             _ => Ok(()),
         }
@@ -191,6 +191,18 @@ impl MemberControl {
 
 pub(super) fn unavailable(error: &ProposeError) -> ControlError {
     ControlError::new(ErrorKind::Unavailable, format!("the cluster does not agree: {error}"))
+}
+
+/// The same of a change: one that was not agreed on in time may be later.
+pub(super) fn undecided(error: &ProposeError) -> ControlError {
+    let text = match error {
+        ProposeError::Timeout { .. } => format!(
+            "the cluster has not agreed in time, and may yet do so: `smalti why` tells what is missing; look \
+             whether it was done before you try again ({error})"
+        ),
+        _ => return unavailable(error),
+    };
+    ControlError::new(ErrorKind::Unavailable, text)
 }
 
 fn refused(error: &VolumeError) -> ControlError {

@@ -1,6 +1,6 @@
 //! What the operator wants of nodes, and what would be without them.
 
-use super::control::{MemberControl, rejected, unavailable};
+use super::control::{MemberControl, rejected, unavailable, undecided};
 use super::report::{DOWN_AFTER, Report, scrub_status};
 use crate::control::{
     ChangeNode, ControlError, ErrorKind, MovesStatus, NodeFacts, PauseMoves, ScrubStatus,
@@ -86,6 +86,9 @@ impl MemberControl {
         let map = self.member().map();
         let nodes: Result<BTreeSet<NodeId>, ControlError> =
             names.iter().map(|name| node_named(&map, name)).collect();
+        // Each once, in the order of the question.
+        let mut told = BTreeSet::new();
+        let names = names.into_iter().filter(|name| told.insert(name.clone())).collect();
         Ok(self.report().await?.without(&nodes?, names))
     }
 
@@ -95,7 +98,7 @@ impl MemberControl {
 
     pub(super) async fn propose(&self, command: Command) -> Result<(), ControlError> {
         let applied = self.member().raft().propose(command).await;
-        match applied.map_err(|error| unavailable(&error))? {
+        match applied.map_err(|error| undecided(&error))? {
             Applied::Rejected(why) => Err(rejected(&why)),
             _ => Ok(()),
         }

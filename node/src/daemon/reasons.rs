@@ -2,7 +2,7 @@
 //! on meanwhile, which is no reason.
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use super::links;
 use super::renewal::Standing;
@@ -183,55 +183,10 @@ impl Report {
                     let (problem, remedy) = self.why_stalled(volume);
                     reasons.add(Health::Stalled, subject, problem, self.or_first(&remedy));
                 }
-                _ => {
-                    let lost = self.lost(volume);
-                    if lost > 0 {
-                        let problem = format!(
-                            "{lost} rows are lost or rotten in more slots than it has parity for: \
-                             their blocks give errors"
-                        );
-                        let remedy = "bring back what is out; else see docs/operations.md";
-                        reasons.add_lasting(Health::Degraded, subject.clone(), problem, remedy);
-                    }
-                    let suspects = self.suspects(volume);
-                    if suspects > 0 {
-                        let problem = format!(
-                            "{suspects} stores may have forgotten something in a crash, and are \
-                             compared with the others"
-                        );
-                        let remedy = "it ends by itself; until then keep the other nodes up";
-                        reasons.add(Health::Degraded, subject.clone(), problem, remedy);
-                    }
-                    let unheard = self.unheard(volume);
-                    if unheard > 0 {
-                        let problem = format!(
-                            "{unheard} stores in sync do not answer its coordinator: they are \
-                             starting, or are taken out of sync in a moment"
-                        );
-                        let remedy = "it ends by itself; until then keep the other nodes up";
-                        reasons.add(Health::Degraded, subject.clone(), problem, remedy);
-                    }
-                    let out = volume.groups.len() - Self::groups_full(volume);
-                    let behind = match self.behind(volume) {
-                        Some(0) if out == 0 => continue,
-                        None => "how many rows are behind shows when it is back".to_owned(),
-                        Some(rows) => format!("{rows} rows are behind"),
-                    };
-                    let groups = volume.groups.len();
-                    let problem = match out {
-                        0 => behind,
-                        _ => format!("{out} of {groups} groups miss a slot, {behind}"),
-                    };
-                    let away = self.away_out_of_sync(volume);
-                    let remedy = match away.is_empty() {
-                        true => "stores that are up catch up by themselves".to_owned(),
-                        false => format!(
-                            "{}: stores catch up by themselves once they are up",
-                            self.bring_back(away)
-                        ),
-                    };
-                    reasons.add(Health::Degraded, subject, problem, self.or_first(&remedy));
-                }
+                Health::Degraded => self.why_degraded(volume, &mut reasons),
+            }
+            if self.serves_in_part(volume) {
+                self.why_degraded(volume, &mut reasons);
             }
         }
         self.fault_reasons(&mut reasons);
@@ -240,12 +195,73 @@ impl Report {
         reasons.worst_first()
     }
 
+    /// Whether some groups of a volume are offline, and the others go on.
+    fn serves_in_part(&self, volume: &Volume) -> bool {
+        volume.offline().count() > 0 && self.caught_up && self.is_served(volume)
+    }
+
+    /// What a volume that is served lacks.
+    fn why_degraded(&self, volume: &Volume, reasons: &mut Reasons) {
+        let subject = format!("volume {}", volume.name);
+        let lost = self.lost(volume);
+        if lost > 0 {
+            let problem = format!(
+                "{lost} rows are lost or rotten in more slots than it has parity for: \
+                 their blocks give errors"
+            );
+            let remedy = "bring back what is out; else see docs/operations.md";
+            reasons.add_lasting(Health::Degraded, subject.clone(), problem, remedy);
+        }
+        let suspects = self.suspects(volume);
+        if suspects > 0 {
+            let problem = format!(
+                "{suspects} stores may have forgotten something in a crash, and are \
+                 compared with the others"
+            );
+            let remedy = "it ends by itself; until then keep the other nodes up";
+            reasons.add(Health::Degraded, subject.clone(), problem, remedy);
+        }
+        let unheard = self.unheard(volume);
+        if unheard > 0 {
+            let problem = format!(
+                "{unheard} stores in sync do not answer its coordinator: they are \
+                 starting, or are taken out of sync in a moment"
+            );
+            let remedy = "it ends by itself; until then keep the other nodes up";
+            reasons.add(Health::Degraded, subject.clone(), problem, remedy);
+        }
+        let out = volume.groups.len() - Self::groups_full(volume);
+        let behind = match self.behind(volume) {
+            Some(0) if out == 0 => return,
+            None => "how many rows are behind shows when it is back".to_owned(),
+            Some(rows) => format!("{rows} rows are behind"),
+        };
+        let groups = volume.groups.len();
+        let problem = match out {
+            0 => behind,
+            _ => format!("{out} of {groups} groups miss a slot, {behind}"),
+        };
+        let away = self.away_out_of_sync(volume);
+        let remedy = match away.is_empty() {
+            true if self.map.moves_paused => {
+                "stores that are up catch up by themselves; what has to be rebuilt \
+                elsewhere waits for `smalti moves resume`"
+                    .to_owned()
+            }
+            true => "stores that are up catch up by themselves".to_owned(),
+            false => {
+                format!("{}: stores catch up by themselves once they are up", self.bring_back(away))
+            }
+        };
+        reasons.add(Health::Degraded, subject, problem, self.or_first(&remedy));
+    }
+
     /// Why nothing goes on, and what would help.
     fn why_stalled(&self, volume: &Volume) -> (String, String) {
         let live = self.fewest_live(volume);
         let few = self.caught_up && volume.coordinator.is_some() && live < volume.min_insync;
         let offline = volume.offline().count();
-        if offline > 0 && self.caught_up && self.is_served(volume) {
+        if self.serves_in_part(volume) {
             let problem = format!(
                 "{offline} of {} groups are offline: more of their stores in sync are away than they can do \
                  without; reads and writes of them wait, the others are served and healed",
@@ -367,6 +383,12 @@ impl Report {
         let Plan { moving, waiting, kept, .. } = self.plan;
         let all_up = self.map.nodes.keys().all(|node| self.up.contains(node));
         let told = match (moving, waiting, kept) {
+            (0, 0, 0) if self.map.moves_paused => Some((
+                (Health::Ok, false),
+                "moves are paused: what a store has is not rebuilt elsewhere when it is lost"
+                    .to_owned(),
+                "`smalti moves resume` ends that",
+            )),
             (0, 0, 0) => None,
             (moving, waiting, _) if self.map.moves_paused && moving + waiting > 0 => Some((
                 (Health::Degraded, true),
@@ -488,6 +510,15 @@ impl Report {
                         "its disk is full, {mib} MiB are free: new data is refused \
                         with ENOSPC, all else goes on"
                     );
+                    reasons.add_lasting(Health::Stalled, subject, problem, remedy);
+                }
+                Fullness::Exhausted => {
+                    let problem = format!(
+                        "its disk is full, {mib} MiB are free: new data is refused with ENOSPC, and so are \
+                         trims, for they write before they free anything"
+                    );
+                    let remedy = "delete a volume, give the disk more room, or add nodes; trims are taken \
+                        again once a little is free";
                     reasons.add_lasting(Health::Stalled, subject, problem, remedy);
                 }
             }

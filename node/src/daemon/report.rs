@@ -150,7 +150,7 @@ impl Report {
         let state = match fullness {
             Fullness::Ok => DiskState::Ok,
             Fullness::NearFull => DiskState::NearFull,
-            Fullness::Full => DiskState::Full,
+            Fullness::Full | Fullness::Exhausted => DiskState::Full,
         };
         Some(DiskFacts { total, free, used, state })
     }

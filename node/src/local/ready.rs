@@ -9,6 +9,7 @@ use crate::size::human;
 use anyhow::{Context, bail, ensure};
 use futures::future::join_all;
 use indicatif::{ProgressBar, ProgressStyle};
+use smalti_storage::ids::NodeId;
 use std::collections::BTreeSet;
 use std::io::IsTerminal;
 use std::time::Duration;
@@ -51,6 +52,14 @@ impl Look {
         !self.reports.is_empty() && self.reports.iter().all(Option::is_some)
     }
 
+    /// The cluster's members, as a node says that hears of a leader. None while it is being founded.
+    fn members(&self) -> Option<BTreeSet<NodeId>> {
+        let led = self.reports.iter().flatten().filter(|report| report.raft.leader.is_some());
+        let newest = led.max_by_key(|report| report.map_version)?;
+        let members: BTreeSet<NodeId> = newest.nodes.iter().map(|node| node.id).collect();
+        (!members.is_empty()).then_some(members)
+    }
+
     fn is_formed(&self) -> bool {
         self.missing.is_empty()
     }
@@ -85,12 +94,31 @@ impl Look {
     }
 }
 
-/// `without` are the places of those nodes that have ended: they are not waited for.
+/// How far it came, and the places of nodes that are no members any more.
+pub(super) struct Waited {
+    pub(super) outcome: Outcome,
+    pub(super) removed: BTreeSet<usize>,
+}
+
+/// `without` are the places of those nodes that have ended: they are not waited for, nor are those that the
+/// others have removed from the cluster.
 pub(super) async fn wait(
     layout: &Layout,
     wish: Option<&VolumeWish>,
     limit: Duration,
     without: watch::Receiver<BTreeSet<usize>>,
+) -> anyhow::Result<Waited> {
+    let mut removed = BTreeSet::new();
+    let outcome = wait_for_rest(layout, wish, limit, without, &mut removed).await?;
+    Ok(Waited { outcome, removed })
+}
+
+async fn wait_for_rest(
+    layout: &Layout,
+    wish: Option<&VolumeWish>,
+    limit: Duration,
+    without: watch::Receiver<BTreeSet<usize>>,
+    removed: &mut BTreeSet<usize>,
 ) -> anyhow::Result<Outcome> {
     let all: Vec<_> = layout.nodes().map(|node| (node, Client::new(node.api_address()))).collect();
     let progress = Progress::new(all.len());
@@ -99,9 +127,19 @@ pub(super) async fn wait(
     let mut held_up = String::new();
     loop {
         let without = without.borrow().clone();
-        let there = all.iter().enumerate().filter(|(place, _)| !without.contains(place));
+        let is_left = |place: &usize| without.contains(place) || removed.contains(place);
+        let there = all.iter().enumerate().filter(|(place, _)| !is_left(place));
         let asked: Vec<_> = there.map(|(_, (node, client))| (*node, client)).collect();
         let look = ask_all(&asked).await;
+        let members = look.members();
+        let is_none = |id: NodeId| members.as_ref().is_some_and(|members| !members.contains(&id));
+        let places = layout.nodes().enumerate();
+        let out = places.filter(|(_, node)| is_none(node.config.node)).map(|(place, _)| place);
+        let known = removed.len();
+        removed.extend(out);
+        if removed.len() > known {
+            continue;
+        }
         progress.show(&look, volume_is_there);
         let formed = look.is_formed();
         if formed && let (false, Some(wish)) = (volume_is_there, wish) {

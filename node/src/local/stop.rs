@@ -123,6 +123,13 @@ impl Running {
     }
 }
 
+/// Asks a node to end in order, if it runs.
+pub(super) fn ask_to_end(node: &LayoutNode) -> anyhow::Result<()> {
+    let Some(running) = look(node)? else { return Ok(()) };
+    running.signal(Signal::TERM)?;
+    running.signal(Signal::CONT)
+}
+
 /// Stops every running node in order; one that has not ended in time is killed. Gives the names of
 /// the stopped and of the killed ones.
 ///

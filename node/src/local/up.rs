@@ -2,7 +2,7 @@
 
 use super::dir_lock::DirLock;
 use super::layout::{Layout, half_made};
-use super::ready::{self, Outcome};
+use super::ready::{self, Outcome, Waited};
 use super::spawn::Processes;
 use super::stop;
 use crate::cli::print;
@@ -153,7 +153,8 @@ fn ensure_stopped(layout: &Layout) -> anyhow::Result<()> {
     }
     let list: Vec<_> = running.iter().map(|node| format!("{} ({})", node.name, node.pid)).collect();
     bail!(
-        "its nodes run already: {}; stop them with `smalti down --dir {}`",
+        "its nodes run already: {}; start others with the `argv` of `cluster.json`, or stop all with \
+         `smalti down --dir {}`",
         list.join(", "),
         layout.dir().display()
     )
@@ -189,6 +190,15 @@ async fn bring_up(
             }
         }
     };
+    let Waited { outcome: waited, removed } = waited;
+    for (_, node) in layout.nodes().enumerate().filter(|(place, _)| removed.contains(place)) {
+        stop::ask_to_end(node).with_context(|| format!("stop node {}", node.name()))?;
+        say(&format!(
+            "{} was removed from the cluster: it is stopped, and nothing needs {} any more",
+            node.name(),
+            node.folder.display()
+        ));
+    }
     let seconds = options.wait.as_secs();
     let (health, lack, volumes) = match waited {
         Outcome::Healthy(volumes) => (Health::Ok, None, volumes),
@@ -211,13 +221,14 @@ async fn bring_up(
             bail!("{}", ends.join("; "));
         }
     };
-    let entries = layout.nodes().zip(processes.pids());
-    let nodes = entries
-        .map(|(node, pid)| node.entry(&options.program, pid))
+    let entries = layout.nodes().zip(processes.pids()).enumerate();
+    let members = entries.filter(|(place, _)| !removed.contains(place));
+    let nodes = members
+        .map(|(_, (node, pid))| node.entry(&options.program, pid))
         .collect::<anyhow::Result<Vec<_>>>()?;
     let file = ClusterFile { nodes, volumes };
     file.write(layout.dir())?;
-    let up = file.nodes.len() - gone.borrow().len();
+    let up = file.nodes.len() - gone.borrow().difference(&removed).count();
     print(&announcement(&file, up, health)?)?;
     Ok(lack)
 }

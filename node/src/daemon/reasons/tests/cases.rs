@@ -421,6 +421,14 @@ pub(super) const VOLUMES: &[Case] = &[
 /// Slots that move or can not.
 pub(super) const MOVES: &[Case] = &[
     (
+        |r| Arc::make_mut(&mut r.map).moves_paused = true,
+        Health::Ok,
+        "moves",
+        &["moves are paused", "not rebuilt"],
+        &["`smalti moves resume`"],
+        false,
+    ),
+    (
         |r| {
             Arc::make_mut(&mut r.map).moves_paused = true;
             (r.plan.moving, r.plan.waiting) = (2, 1);
@@ -543,6 +551,14 @@ pub(super) const DISKS: &[Case] = &[
         "node n2",
         &["is full, 5 MiB are free", "ENOSPC"],
         &["delete or trim", "add nodes"],
+        true,
+    ),
+    (
+        |r| fullness(r, Fullness::Exhausted),
+        Stalled,
+        "node n2",
+        &["is full, 5 MiB are free", "and so are trims"],
+        &["delete a volume"],
         true,
     ),
 ];
