@@ -124,6 +124,14 @@ impl Running {
         read_all(&mut self.stdout)
     }
 
+    /// The same of its standard error.
+    ///
+    /// # Errors
+    /// When it can not be read.
+    pub fn stderr_so_far(&mut self) -> Result<String> {
+        read_all(&mut self.stderr)
+    }
+
     /// Waits for the end; kills the program when `limit` has passed since its start.
     ///
     /// # Errors

@@ -59,7 +59,7 @@ fn ids(nodes: &[u64]) -> BTreeSet<NodeId> {
 
 /// Four nodes with a store each, and a volume `v` of 2+1 shards in two groups on the first three, with
 /// its seat at n1.
-fn map() -> ClusterMap {
+pub(in crate::daemon) fn map() -> ClusterMap {
     let at = |port: u16| ([127, 0, 0, 1], port).into();
     let addresses = NodeAddresses { quic: at(1), api: at(2), nbd: at(3) };
     let holders = (1..=3u8).map(|share| ShareHolder { node: NodeId(share.into()), share });
