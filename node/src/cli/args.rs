@@ -95,7 +95,7 @@ pub struct UpArgs {
     #[arg(long, value_name = "NAME", value_parser = volume_name)]
     pub volume: Option<String>,
     /// Its size, as in 512M or 1.5T; needed when it is missing
-    #[arg(long, requires = "volume")]
+    #[arg(long, requires = "volume", allow_negative_numbers = true)]
     pub size: Option<VolumeSize>,
     /// Its data shards [default: 2+1 on three nodes, 2+2 on four, 3+2 on five, 4+2 on more]
     #[arg(long, value_name = "N", requires = "volume", requires = "parity")]
@@ -178,7 +178,7 @@ pub struct VolumeCreateArgs {
     #[arg(value_parser = volume_name)]
     pub name: String,
     /// Its size, as in 512M or 1.5T
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     pub size: VolumeSize,
     /// Data shards [default: 2+1 on three nodes, 2+2 on four, 3+2 on five, 4+2 on more]
     #[arg(long, value_name = "N", requires = "parity")]
@@ -276,7 +276,7 @@ pub struct NodeArgs {
 #[command(group = clap::ArgGroup::new("setting").required(true).multiple(true))]
 pub struct NodeSetArgs {
     /// Its share of the slots relative to the other nodes, 0 to 10000; 100 unless set, 0 empties it
-    #[arg(long, value_name = "N", group = "setting")]
+    #[arg(long, value_name = "N", group = "setting", allow_negative_numbers = true)]
     pub weight: Option<u32>,
     /// Its failure domain, as a rack; '' for one of its own
     #[arg(long, value_name = "NAME", group = "setting")]
@@ -472,6 +472,9 @@ mod tests {
             ("up --nodes x --dir d", ErrorKind::ValueValidation),
             ("up --dir d --size 1G", ErrorKind::MissingRequiredArgument),
             ("up --dir d --volume v --size 0", ErrorKind::ValueValidation),
+            ("up --dir d --volume v --size -1", ErrorKind::ValueValidation),
+            ("volume create v --size -1 --dir d", ErrorKind::ValueValidation),
+            ("node set n1 --weight -1 --dir d", ErrorKind::ValueValidation),
             ("up --dir d --volume v --size 513", ErrorKind::ValueValidation),
             ("up --dir d --volume v --size 1G --data 2", ErrorKind::MissingRequiredArgument),
             ("up --dir d --volume a/b --size 1G", ErrorKind::ValueValidation),

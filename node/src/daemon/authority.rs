@@ -53,7 +53,9 @@ impl Authority {
         let folder = self.folder()?;
         let load = move || ClusterCa::load(&folder);
         let loaded = tokio::task::spawn_blocking(load).await.map_err(|error| error.to_string())?;
-        let ca = loaded.map_err(|error| format!("the authority's key can not be read: {error}"))?;
+        let ca = loaded.map_err(|error| {
+            format!("the authority's key can not be read: {:#}", anyhow::Error::from(error))
+        })?;
         if ca.cluster() == cluster {
             Ok(ca)
         } else {
