@@ -191,6 +191,12 @@ impl Beats {
         heard.get(&node).and_then(|heard| heard.start)
     }
 
+    /// Whether a node says that it has not joined the cluster since it started: what it held before is not
+    /// its any more.
+    pub(super) fn is_outside(&self, node: NodeId) -> bool {
+        self.ever_heard(node) && self.start_of(node).is_none()
+    }
+
     /// The stores that a node runs and that may serve, by what it answered last.
     pub fn stores_of(&self, node: NodeId) -> Vec<(StoreId, StoreSpace)> {
         if node == self.me {

@@ -27,6 +27,7 @@ impl Member {
         let views = within(self.node(), views);
         let alive = |node: &NodeId| {
             self.beats().ever_heard(*node)
+                && !self.beats().is_outside(*node)
                 && self.beats().silent_for(*node) < self.inner.seat_suspect_after
         };
         for volume in map.volumes.values() {

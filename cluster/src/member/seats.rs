@@ -213,6 +213,7 @@ impl Member {
         let registered = map.nodes.get(&seat.node).map(|node| node.incarnation);
         registered == Some(seat.incarnation)
             && self.beats().silent_for(seat.node) < self.inner.seat_suspect_after
+            && !self.beats().is_outside(seat.node)
     }
 
     pub(super) async fn ask_seat(&self, node: NodeId, ask: &Ask) -> Result<Answer, String> {

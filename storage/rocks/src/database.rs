@@ -86,7 +86,8 @@ impl Database {
                 warn!(store = %label.store, "records of the store were lost since a clean end");
             }
             // From here on the manifest is no longer the one of the clean marker.
-            directory.write(&Label { clean: None, ..label.clone() })?;
+            let begun = Some(ending.manifest.clone());
+            directory.write(&Label { clean: None, begun, ..label.clone() })?;
         }
         let blobs = if new { Ok(Vec::new()) } else { blobs::names(&path) };
         let blobs =
@@ -101,6 +102,11 @@ impl Database {
         };
         let (database, log_whole) = match open(WalCheck::On) {
             Ok(database) => (database, true),
+            // What an earlier start replayed of it may be there in part: each family by itself, for those are
+            // entries of their own in the manifest.
+            Err(error) if lost_wal(&error) && directory.was_replayed(label)? => {
+                return Err(directory.damaged(one_line(&error)));
+            }
             Err(error) if lost_wal(&error) => {
                 // Serving what is left is right for a suspect store: its peers compare.
                 warn!(store = %label.store, %error, "store log was shortened");

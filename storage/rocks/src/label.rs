@@ -5,22 +5,24 @@
 //!
 //! ```text
 //! smalti store
-//! format 7
+//! format 8
 //! store 5f0c8a5e-...
 //! cluster 0b6f3c1d-...
 //! incarnation 7
 //! run 9d2b7a10-...
 //! announced 00000000-... 00000000-... 00000000-... 00000000-...
 //! boot 7c1e4f02-...
-//! state clean MANIFEST-000031 1744 blobs 54e1c7d90a6b32f8         (or: state open)
+//! state clean MANIFEST-000031 1744 blobs 54e1c7d90a6b32f8    (or: state open MANIFEST-000031 1298)
 //! check 8d1f20a9c03b5e77
 //! ```
 //!
 //! RocksDB compares its tables with what its manifest says of them, but looks at a blob file only
 //! when a record is read. So the label of a clean end names the blob files with their lengths, by a
-//! hash. Format 1 did not; up to format 3 nothing was said of deleted snapshots, up to format 4
-//! nothing of runs, up to format 5 nothing of starts that were broken off, and up to format 6 nothing
-//! of the machine's. They are still read.
+//! hash. While the store is open, and after a crash, it says how long the manifest was when it was opened:
+//! all of that had been synced, and a store without the end of it would lack records that it has metadata
+//! of, for what had been replayed of its log was let go of then. Format 1 had no hash of blobs; up to format 3 nothing was said of deleted snapshots, up to format 4
+//! nothing of runs, up to format 5 nothing of starts that were broken off, up to format 6 nothing
+//! of the machine's, and up to format 7 nothing of the manifest of an open store. They are still read.
 
 use crate::blobs;
 use crate::options::Expect;
@@ -43,7 +45,7 @@ const BOOT: &str = "/proc/sys/kernel/random/boot_id";
 /// Where RocksDB lives inside the directory.
 const DATABASE: &str = "db";
 const TITLE: &str = "smalti store";
-const FORMAT: u32 = 7;
+const FORMAT: u32 = 8;
 /// From which on a label names the last run.
 const FORMAT_RUN: u32 = 5;
 /// From which on it names the runs that were announced since.
@@ -77,6 +79,8 @@ pub(crate) struct Label {
     pub(crate) boot: Uuid,
     /// The files as the last run left them, if it ended cleanly.
     pub(crate) clean: Option<Ending>,
+    /// If not: the manifest when the store was opened, at least.
+    pub(crate) begun: Option<Manifest>,
 }
 
 /// Why a file is no label.
@@ -96,7 +100,7 @@ pub(crate) enum NoLabel {
 /// What tells whether anything was changed or cut since a clean end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Ending {
-    manifest: Manifest,
+    pub(crate) manifest: Manifest,
     /// A hash over names and lengths of all blob files; format 1 had none.
     blobs: Option<String>,
 }
@@ -120,7 +124,7 @@ impl Directory {
             Err(error) if error.kind() == ErrorKind::NotFound && create => {
                 fs::create_dir_all(path).map_err(|error| failed(path, &error))?;
                 if let Some(parent) = path.canonicalize().ok().as_deref().and_then(Path::parent) {
-                    sync_directory(parent)?;
+                    sync(parent)?;
                 }
                 File::open(path)
             }
@@ -182,10 +186,26 @@ impl Directory {
     /// The files as they are now, for the label of a clean end.
     pub(crate) fn ending(&self) -> Result<Ending, StoreError> {
         // Or else files that were removed come back if the power goes, and count.
-        sync_directory(&self.database())?;
+        sync(&self.database())?;
         let manifest = self.manifest().map_err(StoreError::Io)?;
         let blobs = self.blobs().map_err(|error| failed(&self.database(), &error))?;
         Ok(Ending { manifest, blobs: Some(blobs) })
+    }
+
+    /// What there is of the manifest of an open store, up to a whole entry, once that is on the disk.
+    pub(crate) fn beginning(&self) -> Result<Manifest, StoreError> {
+        let found = self.manifest().map_err(StoreError::Io)?;
+        let path = self.database().join(&found.name);
+        let len = smalti_wal::whole(&path, found.len).map_err(|error| failed(&path, &error))?;
+        sync(&path)?;
+        Ok(Manifest { len, ..found })
+    }
+
+    /// Whether the database was opened since the label was written: a start was broken off, or so many files
+    /// were made that the manifest was written anew.
+    pub(crate) fn was_replayed(&self, label: &Label) -> Result<bool, StoreError> {
+        let found = self.manifest().map_err(StoreError::Io)?;
+        Ok(label.clean.is_none() && label.begun.as_ref().is_some_and(|b| b.name != found.name))
     }
 
     /// Whether the blob files are those of a clean end, or at least nothing says otherwise. If not,
@@ -258,6 +278,7 @@ impl Directory {
             announced: Announced::default(),
             boot: boot(),
             clean: None,
+            begun: None,
         };
         self.write(&label)?;
         Ok(label)
@@ -268,7 +289,23 @@ impl Directory {
             return Ok(());
         }
         let found = self.manifest().map_err(|why| self.damaged(why))?;
-        let Some(Ending { manifest: left, .. }) = &label.clean else { return Ok(()) };
+        let path = self.database().join(&found.name);
+        let whole = || smalti_wal::whole(&path, found.len).map_err(|error| failed(&path, &error));
+        let Some(Ending { manifest: left, .. }) = &label.clean else {
+            let Some(begun) = &label.begun else { return Ok(()) };
+            // Another one takes its place when it gets long; with a greater number, of as many digits.
+            let lacks = begun.name > found.name || begun.name == found.name && whole()? < begun.len;
+            return match lacks {
+                true => Err(self.damaged(format_args!(
+                    "{} of {} bytes was there, and of {} {} bytes can be read",
+                    begun.name,
+                    begun.len,
+                    found.name,
+                    whole()?
+                ))),
+                false => Ok(()),
+            };
+        };
         if *left != found {
             return Err(self.damaged(format_args!(
                 "{} of {} bytes was left behind, {} of {} is there",
@@ -276,8 +313,7 @@ impl Directory {
             )));
         }
         // RocksDB passes over a record that seems to reach past the end, and all behind it.
-        let path = self.database().join(&found.name);
-        let whole = smalti_wal::whole(&path, found.len).map_err(|error| failed(&path, &error))?;
+        let whole = whole()?;
         if whole < found.len {
             return Err(self.damaged(format_args!(
                 "of {} only {whole} of {} bytes can be read",
@@ -290,13 +326,17 @@ impl Directory {
 
 impl fmt::Display for Label {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { store, cluster, incarnation, run, announced: [a, b, c, d], boot, clean } = self;
+        let Self { store, cluster, incarnation, run, announced: [a, b, c, d], .. } = self;
+        let Self { boot, clean, begun, .. } = self;
         let state = match clean {
             Some(Ending { manifest: Manifest { name, len }, blobs }) => {
                 let blobs = blobs.as_ref().map(|blobs| format!(" blobs {blobs}"));
                 format!("clean {name} {len}{}", blobs.unwrap_or_default())
             }
-            None => "open".to_owned(),
+            None => match begun {
+                Some(Manifest { name, len }) => format!("open {name} {len}"),
+                None => "open".to_owned(),
+            },
         };
         let text = format!(
             "{TITLE}\nformat {FORMAT}\nstore {store}\ncluster {cluster}\n\
@@ -337,7 +377,7 @@ impl Label {
         let mut lines = content.lines().skip(1);
         let mut field = |name: &str| lines.next()?.strip_prefix(name)?.strip_prefix(' ');
         let format: u32 = field("format")?.parse().ok()?;
-        let label = Self {
+        let mut label = Self {
             store: StoreId(field("store")?.parse().ok()?),
             cluster: ClusterId(field("cluster")?.parse().ok()?),
             incarnation: Incarnation(field("incarnation")?.parse().ok()?),
@@ -356,19 +396,26 @@ impl Label {
                 FORMAT_BOOT.. => field("boot")?.parse().ok()?,
                 _ => Uuid::nil(),
             },
-            clean: match field("state")? {
-                "open" => None,
-                state => {
-                    let (name, rest) = state.strip_prefix("clean ")?.split_once(' ')?;
-                    let (len, blobs) = match rest.split_once(" blobs ") {
-                        Some((len, blobs)) => (len, Some(blobs.to_owned())),
-                        None => (rest, None),
-                    };
-                    let manifest = Manifest { name: name.to_owned(), len: len.parse().ok()? };
-                    Some(Ending { manifest, blobs })
-                }
-            },
+            clean: None,
+            begun: None,
         };
+        let manifest = |name: &str, len: &str| {
+            Some(Manifest { name: name.to_owned(), len: len.parse().ok()? })
+        };
+        let state = field("state")?;
+        if let Some(state) = state.strip_prefix("clean ") {
+            let (name, rest) = state.split_once(' ')?;
+            let (len, blobs) = match rest.split_once(" blobs ") {
+                Some((len, blobs)) => (len, Some(blobs.to_owned())),
+                None => (rest, None),
+            };
+            label.clean = Some(Ending { manifest: manifest(name, len)?, blobs });
+        } else if let Some(state) = state.strip_prefix("open ") {
+            let (name, len) = state.split_once(' ')?;
+            label.begun = Some(manifest(name, len)?);
+        } else if state != "open" {
+            return None;
+        }
         lines.next().is_none().then_some(label)
     }
 }
@@ -389,7 +436,8 @@ fn check(text: &str) -> String {
     format!("{sum:016x}")
 }
 
-pub(crate) fn sync_directory(path: &Path) -> Result<(), StoreError> {
+/// Has a file, or the names in a directory, on the disk.
+pub(crate) fn sync(path: &Path) -> Result<(), StoreError> {
     File::open(path).and_then(|file| file.sync_all()).map_err(|error| failed(path, &error))
 }
 
@@ -409,6 +457,7 @@ mod tests {
             run: RunId(Uuid::from_u128(3)),
             announced: [4, 5, 0, 0].map(|no| RunId(Uuid::from_u128(no))),
             boot: Uuid::from_u128(6),
+            begun: clean.is_none().then(|| Manifest { name: "MANIFEST-000022".into(), len: 1298 }),
             clean,
         }
     }
@@ -430,6 +479,8 @@ mod tests {
             let label = label(clean);
             assert_eq!(label.to_string().parse(), Ok(label));
         }
+        let old = Label { begun: None, ..label(None) };
+        assert_eq!(old.to_string().parse(), Ok(old));
     }
 
     #[test]
@@ -485,7 +536,7 @@ mod tests {
     }
 
     #[test]
-    fn version_7_stays_as_it_is() {
+    fn version_7_stays_readable() {
         let label = label(Some(ending(Some("51b0d7a2c94f3e68"))));
         let text = "smalti store\nformat 7\nstore 00000000-0000-0000-0000-000000000001\n\
                     cluster 00000000-0000-0000-0000-000000000002\nincarnation 7\n\
@@ -496,7 +547,21 @@ mod tests {
                     00000000-0000-0000-0000-000000000000\n\
                     boot 00000000-0000-0000-0000-000000000006\n\
                     state clean MANIFEST-000031 1744 blobs 51b0d7a2c94f3e68\ncheck e071ea353d2da45c\n";
-        assert_eq!(label.to_string(), text);
+        assert_eq!(text.parse(), Ok(label));
+    }
+
+    #[test]
+    fn version_8_stays_as_it_is() {
+        let text = "smalti store\nformat 8\nstore 00000000-0000-0000-0000-000000000001\n\
+                    cluster 00000000-0000-0000-0000-000000000002\nincarnation 7\n\
+                    run 00000000-0000-0000-0000-000000000003\n\
+                    announced 00000000-0000-0000-0000-000000000004 \
+                    00000000-0000-0000-0000-000000000005 \
+                    00000000-0000-0000-0000-000000000000 \
+                    00000000-0000-0000-0000-000000000000\n\
+                    boot 00000000-0000-0000-0000-000000000006\n\
+                    state open MANIFEST-000022 1298\ncheck fb754d0d07e36372\n";
+        assert_eq!(label(None).to_string(), text);
     }
 
     #[test]

@@ -80,9 +80,10 @@ impl RocksStore {
         };
         // What a power cut took is not back because the process starts once more.
         let boot = if opened.went_back { Uuid::nil() } else { boot };
-        let label = Label { incarnation: started.incarnation, boot, clean: None, ..label };
+        let begun = Some(directory.beginning()?);
+        let label = Label { incarnation: started.incarnation, boot, clean: None, begun, ..label };
         // The name of the database's folder is there before a label that counts on it.
-        label::sync_directory(directory.path())?;
+        label::sync(directory.path())?;
         directory.write(&label)?;
         let database = Arc::new(started.database);
         let reclaim = Reclaim::start(Arc::clone(&database), directory.path(), options)

@@ -45,6 +45,19 @@ fn is_whole(store: &RocksStore) -> bool {
     })
 }
 
+fn copy(from: &Path, to: &Path) {
+    for entry in fs::read_dir(from).expect("a directory") {
+        let entry = entry.expect("an entry");
+        let (path, copied) = (entry.path(), to.join(entry.file_name()));
+        if path.is_dir() {
+            fs::create_dir(&copied).expect("a folder");
+            copy(&path, &copied);
+        } else {
+            fs::copy(&path, &copied).expect("a copy");
+        }
+    }
+}
+
 fn content(path: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut all = BTreeMap::new();
     for entry in fs::read_dir(path).expect("a directory") {
@@ -151,10 +164,10 @@ fn a_store_of_another_cluster_is_refused() {
 fn a_newer_format_is_refused_and_a_damaged_label_is_told() {
     let directory = closed();
     let label = directory.path().join("STORE");
-    edit(&label, |text| text.replace("format 7", "format 8"));
-    assert!(refused_line(directory.path()).contains("newer format 8"));
+    edit(&label, |text| text.replace("format 8", "format 9"));
+    assert!(refused_line(directory.path()).contains("newer format 9"));
     edit(&label, |text| {
-        text.replace("format 8", "format 7").replace("incarnation 1", "incarnation 9")
+        text.replace("format 9", "format 8").replace("incarnation 1", "incarnation 9")
     });
     assert!(refused_line(directory.path()).contains("its label does not verify"));
     truncate(&label, 20);
@@ -189,6 +202,61 @@ fn a_damaged_current_or_manifest_is_refused() {
         }
         assert!(is_whole(&open(directory.path()).expect("as good as before")));
     }
+}
+
+/// What was replayed when the store was opened is not in the log any more.
+#[test]
+fn a_manifest_cut_after_a_crash_to_less_than_at_the_start_is_told() {
+    let directory = closed();
+    drop(open(directory.path()).expect("open"));
+    let label = fs::read_to_string(directory.path().join("STORE")).expect("the label");
+    let begun = label.lines().find_map(|line| line.strip_prefix("state open ")).expect("open");
+    let (name, len) = begun.split_once(' ').expect("name and length");
+    let manifest = manifest(&directory);
+    assert_eq!(manifest.file_name().expect("a name"), name);
+    let len: u64 = len.parse().expect("a length");
+    let good = fs::read(&manifest).expect("the manifest");
+    assert!(len > 100 && len <= good.len() as u64, "{len} of {}", good.len());
+    for cut in (20..len).step_by(7).chain([len - 1]) {
+        truncate(&manifest, cut);
+        let line = refused_line(directory.path());
+        assert!(line.contains(&format!("{name} of {len} bytes was there")), "cut to {cut}: {line}");
+        fs::write(&manifest, &good).expect("write");
+    }
+    truncate(&manifest, len);
+    assert!(!open(directory.path()).expect("nothing is missing").opened().clean);
+}
+
+/// The label tells nothing of a start that was broken off before it was written, and what was replayed then may
+/// be there in part.
+#[test]
+fn a_log_that_is_gone_after_a_start_that_was_broken_off_is_told() {
+    let directory = closed();
+    let store = open(directory.path()).expect("open");
+    fill(&store);
+    drop(store);
+    let label = directory.path().join("STORE");
+    let before = fs::read(&label).expect("the label");
+    drop(open(directory.path()).expect("open"));
+    fs::write(&label, before).expect("write");
+    // Without the entry that the log was let go of, after those for what was replayed.
+    let manifest = manifest(&directory);
+    let good = fs::read(&manifest).expect("the manifest");
+    let (mut told, mut taken) = (0, 0);
+    for cut in (1..good.len()).step_by(5) {
+        let image = TempDir::new().expect("a temporary directory");
+        copy(directory.path(), image.path());
+        truncate(&self::manifest(&image), (good.len() - cut) as u64);
+        match open(image.path()) {
+            Err(StoreError::Damaged(_)) => told += 1,
+            Err(error) => panic!("cut by {cut}: {error}"),
+            Ok(store) => {
+                assert!(!store.opened().clean, "cut by {cut}");
+                taken += 1;
+            }
+        }
+    }
+    assert!(told > 0 && taken > 0, "{told} told, {taken} taken");
 }
 
 #[test]
@@ -326,7 +394,7 @@ fn a_shortened_log_is_never_clean_and_leaves_a_prefix() {
 #[test]
 fn a_log_that_lost_what_was_synced_is_noticed() {
     let directory = TempDir::new().expect("a temporary directory");
-    // Small buffers of records fill fast and begin new logs; the metadata keeps the old ones.
+    // Small buffers of records fill fast, and are written out with those of metadata.
     let options = RocksOptions { data_buffer_bytes: 256 << 10, ..RocksOptions::default() };
     let open = || RocksStore::open(directory.path(), &options, EXPECT);
     let store = open().expect("a new store");
@@ -337,13 +405,23 @@ fn a_log_that_lost_what_was_synced_is_noticed() {
     }
     let incarnation = store.opened().incarnation;
     drop(store);
-    let logs = logs(&directory);
-    assert!(logs.len() > 2, "{logs:?}");
-    fs::remove_file(&logs[1]).expect("remove");
+    for log in logs(&directory) {
+        fs::remove_file(log).expect("remove");
+    }
     let store = open().expect("suspect, but its peers can do with it what is right");
     assert!(!store.opened().clean);
     assert!(store.opened().incarnation > incarnation);
-    assert!(is_whole(&store), "what stood before the hole is there");
+    assert!(is_whole(&store), "what had been written out is there");
+    let kept = (0..300).take_while(|i| {
+        let at = place(2, 0, *i, 0, 0);
+        let head = store.head(at).expect("head");
+        // Metadata without its record would look as good as whole to those who compare.
+        head.is_some_and(|head| store.record(at, head.ver).expect("record").is_some())
+    });
+    let kept = kept.count() as u64;
+    assert!((1..300).contains(&kept), "{kept}");
+    let there = |i| store.head(place(2, 0, i, 0, 0)).expect("head").is_some();
+    assert!((kept..300).all(|i| !there(i)), "nothing is there in part");
     fill(&store);
     store.close().expect("close");
     drop(store);
