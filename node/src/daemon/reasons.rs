@@ -230,9 +230,11 @@ impl Report {
             let remedy = "it ends by itself; until then keep the other nodes up";
             reasons.add(Health::Degraded, subject.clone(), problem, remedy);
         }
-        let out = volume.groups.len() - Self::groups_full(volume);
+        // Those that are offline are told of by themselves.
+        let all = volume.all_slots();
+        let out = volume.groups.iter().filter(|group| group.insync != all).count();
         let behind = match self.behind(volume) {
-            Some(0) if out == 0 => return,
+            Some(0) | None if out == 0 => return,
             None => "how many rows are behind shows when it is back".to_owned(),
             Some(rows) => format!("{rows} rows are behind"),
         };

@@ -163,9 +163,10 @@ impl Report {
         u32::try_from(kept.count()).unwrap_or(u32::MAX)
     }
 
+    /// Groups with all their slots in sync, as far as they are served: of one that is offline some are away.
     pub(super) fn groups_full(volume: &Volume) -> usize {
         let all = volume.all_slots();
-        volume.groups.iter().filter(|group| group.insync == all).count()
+        volume.groups.iter().filter(|group| group.insync == all && !group.offline).count()
     }
 
     pub(super) fn volume_health(&self, volume: &Volume) -> Health {
@@ -488,6 +489,6 @@ pub(super) fn scrub_status(volume: &Volume) -> ScrubStatus {
         wrong: sum(|scrub| scrub.wrong),
         unclear: sum(|scrub| scrub.unclear),
         unread: sum(|scrub| scrub.unread)
-            + volume.offline().count() as u64 * u64::from(volume.slots()),
+            + volume.put_off_scrubs().count() as u64 * u64::from(volume.slots()),
     }
 }

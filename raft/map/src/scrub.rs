@@ -47,10 +47,18 @@ pub struct GroupScrub {
 impl Volume {
     /// Groups that the operator asked to be scrubbed, and were not since.
     pub fn asked_scrubs(&self) -> impl Iterator<Item = GroupNo> {
+        self.asked().filter(|group| self.group(*group).is_some_and(|group| !group.offline))
+    }
+
+    /// The same of those that are offline: they are not waited for.
+    pub fn put_off_scrubs(&self) -> impl Iterator<Item = GroupNo> {
+        self.asked().filter(|group| self.group(*group).is_some_and(|group| group.offline))
+    }
+
+    fn asked(&self) -> impl Iterator<Item = GroupNo> {
         let scrubs = &self.scrubs;
-        self.group_numbers()
-            .filter(|group| self.group(*group).is_some_and(|group| !group.offline))
-            .filter(|group| scrubs.groups.get(group).map_or(0, |scrub| scrub.asked) < scrubs.asked)
+        let asked = |group: &GroupNo| scrubs.groups.get(group).map_or(0, |scrub| scrub.asked);
+        self.group_numbers().filter(move |group| asked(group) < scrubs.asked)
     }
 
     /// The group whose last scrub was longest ago, if that is `every` seconds or more. One of which slots were

@@ -10,7 +10,7 @@
 //! V3. The number of voters is odd: one more than that tolerates nothing more.
 
 use crate::types::{ClusterMap, Node};
-use smalti_storage::ids::NodeId;
+use smalti_storage::ids::{Incarnation, NodeId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -46,7 +46,11 @@ pub fn choose(
     lost: Duration,
 ) -> Option<BTreeSet<NodeId>> {
     let choice = Choice { map, voters, silent, lost };
-    let staying = map.nodes.values().filter(|node| !node.draining).count();
+    // One that never started may never do, and would keep five from becoming three.
+    let counts = |(id, node): &(&NodeId, &Node)| {
+        !node.draining && (node.incarnation > Incarnation(0) || voters.contains(id))
+    };
+    let staying = map.nodes.iter().filter(counts).count();
     // Draining nodes vote on where too few others can: of two voters none may fail.
     let most = wanted(staying.max(map.nodes.len().min(3)));
     // Nodes that have never answered are no voters yet. Less than three is for clusters of two.
@@ -151,7 +155,8 @@ mod tests {
         let at = |port: u16| ([127, 0, 0, 1], port).into();
         let node = |no| {
             let addresses = NodeAddresses { quic: at(1), api: at(2), nbd: at(3) };
-            (NodeId(no), Node::new(format!("n{no}"), addresses))
+            let node = Node::new(format!("n{no}"), addresses);
+            (NodeId(no), Node { incarnation: Incarnation(1), ..node })
         };
         ClusterMap { nodes: (1..=nodes).map(node).collect(), ..ClusterMap::default() }
     }
@@ -181,6 +186,19 @@ mod tests {
             leaving.nodes.get_mut(&NodeId(no)).expect("there").draining = true;
         }
         assert_eq!(chosen(&leaving, &[1, 2, 3, 4, 5], &[]), ids(&[4, 5, 6]));
+    }
+
+    #[test]
+    fn a_member_that_never_started_keeps_no_vote_at_a_node_that_leaves() {
+        let mut map = map(6);
+        map.nodes.get_mut(&NodeId(6)).expect("there").incarnation = Incarnation(0);
+        map.nodes.get_mut(&NodeId(4)).expect("there").draining = true;
+        assert_eq!(chosen(&map, &[1, 2, 3, 4, 5], &[(6, 9999)]).len(), 3);
+        assert!(!chosen(&map, &[1, 2, 3, 4, 5], &[(6, 9999)]).contains(&NodeId(4)));
+        // Those of a cluster that is being founded vote before they have started.
+        let mut founded = self::map(5);
+        founded.nodes.values_mut().for_each(|node| node.incarnation = Incarnation(0));
+        assert_eq!(chosen(&founded, &[1, 2, 3, 4, 5], &[]), ids(&[1, 2, 3, 4, 5]));
     }
 
     #[test]
