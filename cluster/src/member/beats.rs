@@ -60,6 +60,8 @@ pub struct Beats {
 #[derive(Debug)]
 struct Heard {
     at: Instant,
+    /// It told something that is understood here; else the rest says nothing.
+    told: bool,
     start: Option<Incarnation>,
     votes: bool,
     stores: Vec<(StoreId, StoreSpace)>,
@@ -134,13 +136,15 @@ impl Beats {
             every.tick().await;
             if let Ok(answer) = fabric.call(node, service::BEAT, Bytes::new(), timeout).await {
                 let (now, answer) = (Instant::now(), decode(&answer));
+                let told = answer.is_some();
+                let answer = answer.unwrap_or_default();
                 let Answer { start, votes, stores, paces, hears, burden } = answer;
                 let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
                 let before = heard.get(&node);
                 let same = before.filter(|b| Heard::ids(&b.stores).eq(Heard::ids(&stores)));
                 let since = same.map_or(now, |before| before.since);
                 let heard_now =
-                    Heard { at: now, start, votes, stores, paces, hears, burden, since };
+                    Heard { at: now, told, start, votes, stores, paces, hears, burden, since };
                 heard.insert(node, heard_now);
             }
         }
@@ -194,7 +198,11 @@ impl Beats {
     /// Whether a node says that it has not joined the cluster since it started: what it held before is not
     /// its any more.
     pub(super) fn is_outside(&self, node: NodeId) -> bool {
-        self.ever_heard(node) && self.start_of(node).is_none()
+        if node == self.me {
+            return self.start.borrow().is_none();
+        }
+        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.get(&node).is_some_and(|heard| heard.told && heard.start.is_none())
     }
 
     /// The stores that a node runs and that may serve, by what it answered last.
@@ -268,10 +276,11 @@ fn encode(answer: &Answer) -> Bytes {
     postcard::to_extend(answer, vec![VERSION]).expect("a vector grows").into()
 }
 
-fn decode(answer: &[u8]) -> Answer {
+/// `None`: another program's.
+fn decode(answer: &[u8]) -> Option<Answer> {
     match answer.split_first() {
-        Some((&VERSION, answer)) => postcard::from_bytes(answer).unwrap_or_default(),
-        _ => Answer::default(),
+        Some((&VERSION, answer)) => postcard::from_bytes(answer).ok(),
+        _ => None,
     }
 }
 
@@ -306,6 +315,7 @@ mod tests {
         let stores = vec![(StoreId::default(), StoreSpace::default())];
         let mut heard = Heard {
             at,
+            told: true,
             start: Some(Incarnation(1)),
             votes: true,
             stores: stores.clone(),
@@ -335,9 +345,11 @@ mod tests {
             let paces = vec![(StoreId::default(), Duration::from_millis(3)); some];
             let burden = Burden { at_work: some > 0, busy: some > 1, waits: false };
             let answer = Answer { start, votes: some > 1, stores, paces, hears, burden };
-            assert_eq!(decode(&encode(&answer)), answer);
+            assert_eq!(decode(&encode(&answer)), Some(answer));
         }
-        assert_eq!(decode(&[]), Answer::default());
-        assert_eq!(decode(&[VERSION + 1, 0]), Answer::default());
+        // One of which nothing is known has not said that it has not joined.
+        for other in [&[][..], &[VERSION + 1, 0], &[VERSION - 1, 0], &[VERSION]] {
+            assert_eq!(decode(other), None);
+        }
     }
 }

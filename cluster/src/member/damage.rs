@@ -79,12 +79,19 @@ impl Member {
 
     /// Waits until the cluster does without this node's store, if it can.
     async fn be_done_without(&self) -> Result<(), String> {
-        let deadline = Instant::now() + PATIENCE + self.inner.power_patience;
-        let mut groups = None;
-        while Instant::now() < deadline {
+        let mut patience = PATIENCE + self.inner.power_patience;
+        let mut groups = 0;
+        while !patience.is_zero() {
+            if self.inner.stopping.is_cancelled() {
+                return Err("the node stops".into());
+            }
+            let began = Instant::now();
             match self.raft().linearizable_within(LOOK).await {
-                // A cluster that this node has to found with others knows nobody yet.
-                Ok(map) if map.cluster != self.inner.cluster => {}
+                Ok(map) if map.cluster != self.inner.cluster => {
+                    return Err(
+                        "the cluster is not founded yet: empty the folder of the store".into()
+                    );
+                }
                 Ok(map) => {
                     let stores = match self.inner.stores.first() {
                         Some(store) => vec![store.id()],
@@ -95,13 +102,14 @@ impl Member {
                     if left == 0 {
                         return Ok(());
                     }
-                    groups = Some(left);
+                    groups = left;
+                    patience = patience.saturating_sub(began.elapsed() + PAUSE);
                 }
+                // This node may be what is missing to a majority: it stays as it is.
                 Err(error) => tracing::info!(%error, "waiting for a majority"),
             }
             tokio::time::sleep(PAUSE).await;
         }
-        let groups = groups.map_or("nobody knows how many".into(), |groups| groups.to_string());
         Err(format!(
             "{groups} groups can not do without it: see `smalti why`, and start this node again when the \
              others are up and in sync"

@@ -245,6 +245,15 @@ impl Member {
             Err(why) => {
                 // The queue is empty yet.
                 let _ = fatal_tx.try_send(Fatal::Damaged(why));
+                // With a new Raft store it hears of nothing before the others know of that.
+                let (follower, node) = (member.clone(), config.node);
+                tasks.spawn(async move {
+                    let store = follower.raft().store();
+                    let known = Command::RegisterRaftStore { node, store };
+                    if let Err(NotIn::Refused(why)) = follower.until_applied(known).await {
+                        tracing::error!(why, "the cluster refuses this node");
+                    }
+                });
             }
         }
         tasks.spawn(member.clone().meet_members(member_map));

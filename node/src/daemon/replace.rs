@@ -96,7 +96,8 @@ fn check_places(map: &ClusterMap, old: NodeId, plan: &Plan) -> Result<(), String
         let volume = map.volumes.get(&stuck.volume);
         let Some(group) = volume.and_then(|volume| volume.group(stuck.group)) else { return false };
         let holder = group.slots.get(stuck.slot.index());
-        // While another slot of the group moves, two nodes are taken for one slot: that passes.
+        // While another slot of the group moves, two nodes are taken for one slot. Where that does not end
+        // whoever waits for the old node to be empty is told that nothing moves.
         group.targets.is_empty() && holder.and_then(|store| map.node_of(*store)) == Some(old)
     });
     let (full, alone): (Vec<_>, Vec<_>) = on_old.partition(|stuck| stuck.full);

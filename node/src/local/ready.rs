@@ -130,6 +130,10 @@ async fn wait_for_rest(
         let is_left = |place: &usize| without.contains(place) || removed.contains(place);
         let there = all.iter().enumerate().filter(|(place, _)| !is_left(place));
         let asked: Vec<_> = there.map(|(_, (node, client))| (*node, client)).collect();
+        ensure!(
+            removed.is_empty() || !asked.is_empty(),
+            "no node of this folder that runs is a member of the cluster any more"
+        );
         let look = ask_all(&asked).await;
         let members = look.members();
         let is_none = |id: NodeId| members.as_ref().is_some_and(|members| !members.contains(&id));
@@ -162,7 +166,10 @@ async fn wait_for_rest(
         }
         let is_over = Instant::now() >= deadline;
         // With a node that has ended it gets no better.
-        if served && look.worst() == Health::Degraded && (is_over || !without.is_empty()) {
+        if served
+            && look.worst() == Health::Degraded
+            && (is_over || without.difference(removed).next().is_some())
+        {
             return Ok(Outcome::Degraded(look.volumes()));
         }
         if is_over {

@@ -192,9 +192,12 @@ async fn bring_up(
     };
     let Waited { outcome: waited, removed } = waited;
     for (_, node) in layout.nodes().enumerate().filter(|(place, _)| removed.contains(place)) {
-        stop::ask_to_end(node).with_context(|| format!("stop node {}", node.name()))?;
+        let stopped = match stop::ask_to_end(node) {
+            Ok(()) => "it is stopped".to_owned(),
+            Err(error) => format!("it can not be stopped ({error:#})"),
+        };
         say(&format!(
-            "{} was removed from the cluster: it is stopped, and nothing needs {} any more",
+            "{} was removed from the cluster: {stopped}, and nothing needs {} any more",
             node.name(),
             node.folder.display()
         ));

@@ -85,9 +85,15 @@ impl Database {
             if !records_whole {
                 warn!(store = %label.store, "records of the store were lost since a clean end");
             }
-            // From here on the manifest is no longer the one of the clean marker.
-            let begun = Some(ending.manifest.clone());
-            directory.write(&Label { clean: None, begun, ..label.clone() })?;
+        }
+        if !new {
+            // From here on the manifest is no longer the one of the label.
+            let begun = match &label.clean {
+                Some(ending) => ending.manifest.clone(),
+                None => directory.beginning()?,
+            };
+            let (begun, opening) = (Some(begun), true);
+            directory.write(&Label { clean: None, begun, opening, ..label.clone() })?;
         }
         let blobs = if new { Ok(Vec::new()) } else { blobs::names(&path) };
         let blobs =
@@ -352,8 +358,11 @@ fn not_opened(directory: &Directory, error: &rocksdb::Error) -> StoreError {
         ErrorKind::IOError if text.contains("While lock file") || text.contains("lock hold by") => {
             directory.refuse("is in use")
         }
-        ErrorKind::IOError if !text.contains("No such file") => failed(error),
-        _ => directory.damaged(text),
+        ErrorKind::Corruption => directory.damaged(text),
+        ErrorKind::IOError if text.contains("No such file") => directory.damaged(text),
+        ErrorKind::IOError => failed(error),
+        // Not of this program, or too large for this machine.
+        _ => directory.refuse(format_args!("can not be opened: {text}")),
     }
 }
 

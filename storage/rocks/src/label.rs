@@ -12,15 +12,16 @@
 //! run 9d2b7a10-...
 //! announced 00000000-... 00000000-... 00000000-... 00000000-...
 //! boot 7c1e4f02-...
-//! state clean MANIFEST-000031 1744 blobs 54e1c7d90a6b32f8    (or: state open MANIFEST-000031 1298)
+//! state clean MANIFEST-000031 1744 blobs 54e1c7d90a6b32f8
+//!    (or: state open MANIFEST-000031 1298; or: state opening MANIFEST-000031 1298)
 //! check 8d1f20a9c03b5e77
 //! ```
 //!
 //! RocksDB compares its tables with what its manifest says of them, but looks at a blob file only
 //! when a record is read. So the label of a clean end names the blob files with their lengths, by a
-//! hash. While the store is open, and after a crash, it says how long the manifest was when it was opened:
-//! all of that had been synced, and a store without the end of it would lack records that it has metadata
-//! of, for what had been replayed of its log was let go of then. Format 1 had no hash of blobs; up to format 3 nothing was said of deleted snapshots, up to format 4
+//! hash. While the store is open, and after a crash, it says how long the manifest was when it was opened. All
+//! of that was synced: if its end is missing, the disk lost where the tables are that were made of the log at
+//! that start, and the log is deleted. Format 1 had no hash of blobs; up to format 3 nothing was said of deleted snapshots, up to format 4
 //! nothing of runs, up to format 5 nothing of starts that were broken off, up to format 6 nothing
 //! of the machine's, and up to format 7 nothing of the manifest of an open store. They are still read.
 
@@ -29,6 +30,7 @@ use crate::options::Expect;
 use rustix::fs::{FlockOperation, flock};
 use smalti_storage::ids::{ClusterId, Incarnation, RunId, StoreId};
 use smalti_storage::store::{Announced, StoreError};
+use std::cmp::Ordering;
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read, Write};
@@ -44,6 +46,8 @@ const TEMPORARY: &str = "STORE.new";
 const BOOT: &str = "/proc/sys/kernel/random/boot_id";
 /// Where RocksDB lives inside the directory.
 const DATABASE: &str = "db";
+/// How the name of its manifest begins.
+const MANIFEST: &str = "MANIFEST-";
 const TITLE: &str = "smalti store";
 const FORMAT: u32 = 8;
 /// From which on a label names the last run.
@@ -81,6 +85,8 @@ pub(crate) struct Label {
     pub(crate) clean: Option<Ending>,
     /// If not: the manifest when the store was opened, at least.
     pub(crate) begun: Option<Manifest>,
+    /// The database is being opened: if this is found, that was broken off.
+    pub(crate) opening: bool,
 }
 
 /// Why a file is no label.
@@ -110,6 +116,22 @@ pub(crate) struct Ending {
 pub(crate) struct Manifest {
     name: String,
     len: u64,
+}
+
+impl Manifest {
+    /// A newer one has a greater number.
+    fn number(&self) -> u64 {
+        self.name.strip_prefix(MANIFEST).and_then(|no| no.parse().ok()).unwrap_or(0)
+    }
+
+    /// Whether this may be what has become of another one, of which so much is whole.
+    fn follows(&self, begun: &Self, whole: u64) -> bool {
+        match self.number().cmp(&begun.number()) {
+            Ordering::Less => false,
+            Ordering::Equal => whole >= begun.len,
+            Ordering::Greater => true,
+        }
+    }
 }
 
 impl Directory {
@@ -187,25 +209,24 @@ impl Directory {
     pub(crate) fn ending(&self) -> Result<Ending, StoreError> {
         // Or else files that were removed come back if the power goes, and count.
         sync(&self.database())?;
-        let manifest = self.manifest().map_err(StoreError::Io)?;
+        let manifest = self.manifest()?;
         let blobs = self.blobs().map_err(|error| failed(&self.database(), &error))?;
         Ok(Ending { manifest, blobs: Some(blobs) })
     }
 
     /// What there is of the manifest of an open store, up to a whole entry, once that is on the disk.
     pub(crate) fn beginning(&self) -> Result<Manifest, StoreError> {
-        let found = self.manifest().map_err(StoreError::Io)?;
+        let found = self.manifest()?;
         let path = self.database().join(&found.name);
         let len = smalti_wal::whole(&path, found.len).map_err(|error| failed(&path, &error))?;
         sync(&path)?;
         Ok(Manifest { len, ..found })
     }
 
-    /// Whether the database was opened since the label was written: a start was broken off, or so many files
-    /// were made that the manifest was written anew.
+    /// Whether a start was broken off after the database had been opened.
     pub(crate) fn was_replayed(&self, label: &Label) -> Result<bool, StoreError> {
-        let found = self.manifest().map_err(StoreError::Io)?;
-        Ok(label.clean.is_none() && label.begun.as_ref().is_some_and(|b| b.name != found.name))
+        let found = self.manifest()?;
+        Ok(label.opening && label.begun.as_ref().is_some_and(|begun| begun.name != found.name))
     }
 
     /// Whether the blob files are those of a clean end, or at least nothing says otherwise. If not,
@@ -227,19 +248,26 @@ impl Directory {
     }
 
     /// The manifest as it is now; the error says what is wrong with it.
-    fn manifest(&self) -> Result<Manifest, String> {
+    fn manifest(&self) -> Result<Manifest, StoreError> {
         let database = self.database();
+        // That it is not allowed to be read, or that the disk fails, is no damage.
+        let unreadable = |name: &str, error: &io::Error| match error.kind() {
+            ErrorKind::NotFound | ErrorKind::InvalidData => {
+                self.damaged(format_args!("{name} can not be read: {error}"))
+            }
+            _ => failed(&database.join(name), error),
+        };
         let current = fs::read_to_string(database.join("CURRENT"))
-            .map_err(|error| format!("CURRENT can not be read: {error}"))?;
+            .map_err(|error| unreadable("CURRENT", &error))?;
         let name = current.strip_suffix('\n').filter(|name| {
-            let number = name.strip_prefix("MANIFEST-").unwrap_or_default();
+            let number = name.strip_prefix(MANIFEST).unwrap_or_default();
             !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
         });
-        let Some(name) = name else { return Err("CURRENT is damaged".to_owned()) };
+        let name = name.ok_or_else(|| self.damaged("CURRENT is damaged"))?;
         match fs::metadata(database.join(name)) {
-            Ok(found) if found.len() == 0 => Err(format!("{name} is empty")),
+            Ok(found) if found.len() == 0 => Err(self.damaged(format_args!("{name} is empty"))),
             Ok(found) => Ok(Manifest { name: name.to_owned(), len: found.len() }),
-            Err(error) => Err(format!("{name} can not be read: {error}")),
+            Err(error) => Err(unreadable(name, &error)),
         }
     }
 
@@ -252,9 +280,12 @@ impl Directory {
         };
         let mut bytes = Vec::new();
         file.take(LEN_MAX).read_to_end(&mut bytes).map_err(|error| failed(&path, &error))?;
-        let text = String::from_utf8(bytes).map_err(|_| self.refuse("is not a store"))?;
-        text.parse().map(Some).map_err(|why| match why {
+        // What has a database beside it was a label.
+        let was = self.database().join("CURRENT").exists();
+        let text = String::from_utf8(bytes).map_err(|_| NoLabel::Foreign);
+        text.and_then(|text| text.parse()).map(Some).map_err(|why| match why {
             NoLabel::Damaged => self.damaged("its label does not verify"),
+            NoLabel::Foreign if was => self.damaged("its label does not verify"),
             other => self.refuse(other),
         })
     }
@@ -279,6 +310,7 @@ impl Directory {
             boot: boot(),
             clean: None,
             begun: None,
+            opening: false,
         };
         self.write(&label)?;
         Ok(label)
@@ -288,22 +320,18 @@ impl Directory {
         if label.incarnation == Incarnation(0) {
             return Ok(());
         }
-        let found = self.manifest().map_err(|why| self.damaged(why))?;
+        let found = self.manifest()?;
         let path = self.database().join(&found.name);
         let whole = || smalti_wal::whole(&path, found.len).map_err(|error| failed(&path, &error));
         let Some(Ending { manifest: left, .. }) = &label.clean else {
             let Some(begun) = &label.begun else { return Ok(()) };
-            // Another one takes its place when it gets long; with a greater number, of as many digits.
-            let lacks = begun.name > found.name || begun.name == found.name && whole()? < begun.len;
-            return match lacks {
-                true => Err(self.damaged(format_args!(
-                    "{} of {} bytes was there, and of {} {} bytes can be read",
-                    begun.name,
-                    begun.len,
-                    found.name,
-                    whole()?
+            let whole = whole()?;
+            return match found.follows(begun, whole) {
+                true => Ok(()),
+                false => Err(self.damaged(format_args!(
+                    "{} of {} bytes was there, and of {} {whole} bytes can be read",
+                    begun.name, begun.len, found.name
                 ))),
-                false => Ok(()),
             };
         };
         if *left != found {
@@ -327,15 +355,16 @@ impl Directory {
 impl fmt::Display for Label {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { store, cluster, incarnation, run, announced: [a, b, c, d], .. } = self;
-        let Self { boot, clean, begun, .. } = self;
+        let Self { boot, clean, begun, opening, .. } = self;
+        let open = if *opening { "opening" } else { "open" };
         let state = match clean {
             Some(Ending { manifest: Manifest { name, len }, blobs }) => {
                 let blobs = blobs.as_ref().map(|blobs| format!(" blobs {blobs}"));
                 format!("clean {name} {len}{}", blobs.unwrap_or_default())
             }
             None => match begun {
-                Some(Manifest { name, len }) => format!("open {name} {len}"),
-                None => "open".to_owned(),
+                Some(Manifest { name, len }) => format!("{open} {name} {len}"),
+                None => open.to_owned(),
             },
         };
         let text = format!(
@@ -398,6 +427,7 @@ impl Label {
             },
             clean: None,
             begun: None,
+            opening: false,
         };
         let manifest = |name: &str, len: &str| {
             Some(Manifest { name: name.to_owned(), len: len.parse().ok()? })
@@ -410,11 +440,18 @@ impl Label {
                 None => (rest, None),
             };
             label.clean = Some(Ending { manifest: manifest(name, len)?, blobs });
-        } else if let Some(state) = state.strip_prefix("open ") {
-            let (name, len) = state.split_once(' ')?;
-            label.begun = Some(manifest(name, len)?);
-        } else if state != "open" {
-            return None;
+        } else {
+            let (word, begun) = state.split_once(' ').unzip();
+            label.opening = match word.unwrap_or(state) {
+                "open" => false,
+                "opening" => true,
+                _ => return None,
+            };
+            if let Some((name, len)) = begun.and_then(|begun| begun.split_once(' ')) {
+                label.begun = Some(manifest(name, len)?);
+            } else if begun.is_some() {
+                return None;
+            }
         }
         lines.next().is_none().then_some(label)
     }
@@ -458,6 +495,7 @@ mod tests {
             announced: [4, 5, 0, 0].map(|no| RunId(Uuid::from_u128(no))),
             boot: Uuid::from_u128(6),
             begun: clean.is_none().then(|| Manifest { name: "MANIFEST-000022".into(), len: 1298 }),
+            opening: false,
             clean,
         }
     }
@@ -479,8 +517,19 @@ mod tests {
             let label = label(clean);
             assert_eq!(label.to_string().parse(), Ok(label));
         }
-        let old = Label { begun: None, ..label(None) };
-        assert_eq!(old.to_string().parse(), Ok(old));
+        for label in [Label { begun: None, ..label(None) }, Label { opening: true, ..label(None) }]
+        {
+            assert_eq!(label.to_string().parse(), Ok(label));
+        }
+    }
+
+    #[test]
+    fn a_manifest_follows_one_that_is_not_newer_and_not_longer() {
+        let of = |no: u64, len| Manifest { name: format!("MANIFEST-{no:06}"), len };
+        let begun = of(999_999, 700);
+        assert!(of(999_999, 900).follows(&begun, 700) && !of(999_999, 900).follows(&begun, 699));
+        assert!(of(1_000_000, 50).follows(&begun, 50));
+        assert!(!of(999_999, 900).follows(&of(1_000_000, 50), 900));
     }
 
     #[test]

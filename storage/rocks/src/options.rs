@@ -121,9 +121,6 @@ impl RocksOptions {
         // A recycled log may show an older run's records behind its end.
         options.set_recycle_log_file_num(0);
         options.set_unordered_write(false);
-        // All families go back together to where the manifest or the log was cut off. A store that had kept
-        // the metadata of records that it lost would be taken for whole, for metadata is what is compared.
-        options.set_atomic_flush(true);
         // Commits come from one thread.
         options.set_allow_concurrent_memtable_write(false);
         options.set_manual_wal_flush(false);

@@ -81,7 +81,8 @@ impl RocksStore {
         // What a power cut took is not back because the process starts once more.
         let boot = if opened.went_back { Uuid::nil() } else { boot };
         let begun = Some(directory.beginning()?);
-        let label = Label { incarnation: started.incarnation, boot, clean: None, begun, ..label };
+        let (incarnation, opening) = (started.incarnation, false);
+        let label = Label { incarnation, boot, clean: None, begun, opening, ..label };
         // The name of the database's folder is there before a label that counts on it.
         label::sync(directory.path())?;
         directory.write(&label)?;
