@@ -217,7 +217,10 @@ fn a_store_whose_list_of_files_was_cut_short_after_a_crash_lacks_nothing() -> Re
         let before = label()?;
         cluster.kill(1)?;
         cluster.start(1)?;
-        until("the store was opened", LIMIT, || Ok((label()? != before).then_some(())))?;
+        until("the store was opened", LIMIT, || {
+            let now = label()?;
+            Ok((now != before && now.contains("state open ")).then_some(()))
+        })?;
         cluster.wait_ok()?;
         cluster.kill(1)?;
         // What there was of it when the store was opened.
