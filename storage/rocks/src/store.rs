@@ -59,7 +59,7 @@ impl RocksStore {
     /// [`StoreError::Refused`] with one line to show when the directory is in use, is no store, is
     /// another cluster's or of a newer format, and [`StoreError::Damaged`] when its label, its list of
     /// files or what is read at the start does not verify; then nothing was written to it but, at most,
-    /// that its last run's end is not to be relied on. [`StoreError::Io`] when the disk fails.
+    /// that it was being opened. [`StoreError::Io`] when the disk fails.
     pub fn open(
         path: impl AsRef<Path>,
         options: &RocksOptions,
