@@ -315,7 +315,7 @@ impl Coordinator {
                 .retain(|(row, of)| (row.group, *of) != (place.0, seat) || marked.contains(row));
             marked.into_iter().for_each(|row| self.catchup.unrepaired.put_off(self.now, row, seat));
             self.incarnations.insert(store, incarnation);
-            self.catchup.unrepaired.try_again(self.now, place.0);
+            self.catchup.unrepaired.try_again(self.now, |group| group == place.0);
             self.decide_lost_again(Some(place.0));
             // It believes the watermark from now on only.
             self.links.tell_again(store);

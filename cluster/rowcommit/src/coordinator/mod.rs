@@ -70,7 +70,7 @@ use takeover::Takeover;
 const PROPOSE_AGAIN: Duration = Duration::from_millis(400);
 
 /// Slots that may repair as much as they may at the same time.
-const WINDOWS: usize = 8;
+const WINDOWS: usize = 16;
 
 /// One slot of one group.
 type Place = (GroupNo, Slot);
@@ -425,6 +425,9 @@ impl Coordinator {
         }
         let believed = self.believes(store, reply.incarnation);
         if believed {
+            if first {
+                self.repair_again_with(store);
+            }
             let request = reply.answers.iter().map(|(id, _)| *id).max().unwrap_or(0);
             let served = |(_, answer): &(u64, Answer)| {
                 !matches!(

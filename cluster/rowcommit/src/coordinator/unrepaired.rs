@@ -3,8 +3,9 @@
 
 use super::{Coordinator, Seat};
 use crate::time::Time;
-use smalti_storage::ids::{GroupNo, RowAddr};
-use std::collections::BTreeMap;
+use smalti_map::Group;
+use smalti_storage::ids::{GroupNo, RowAddr, StoreId};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// One is tried again after this long at first, for it is the others that lack something. Twice as long
@@ -47,10 +48,10 @@ impl Unrepaired {
         self.rows.len() >= UNREPAIRED_MAX && !std::mem::take(&mut self.one_more)
     }
 
-    /// Slots of the group are in sync again: what could not be put right may be now.
-    pub(super) fn try_again(&mut self, now: Time, group: GroupNo) {
-        let of_group = self.rows.iter_mut().filter(|((row, _), _)| row.group == group);
-        of_group.for_each(|(_, (at, _))| *at = now);
+    /// Something of these groups is there again: what could not be put right may be now.
+    pub(super) fn try_again(&mut self, now: Time, groups: impl Fn(GroupNo) -> bool) {
+        let of_them = self.rows.iter_mut().filter(|((row, _), _)| groups(row.group));
+        of_them.for_each(|(_, (at, _))| *at = now.min(*at));
     }
 
     /// A repair that was due has succeeded.
@@ -81,6 +82,15 @@ impl Unrepaired {
 }
 
 impl Coordinator {
+    /// A store is heard from again: what could not be put right without it is tried at once.
+    pub(super) fn repair_again_with(&mut self, store: StoreId) {
+        let groups = self.volume.iter().flat_map(|volume| &volume.groups);
+        let holds = |(_, group): &(GroupNo, &Group)| group.slots.contains(&store);
+        let held: BTreeSet<GroupNo> =
+            (0u16..).map(GroupNo).zip(groups).filter(holds).map(|(no, _)| no).collect();
+        self.catchup.unrepaired.try_again(self.now, |group| held.contains(&group));
+    }
+
     /// Tries repairs of slots in sync that failed again.
     pub(super) fn repair_again(&mut self) {
         let now = self.now;

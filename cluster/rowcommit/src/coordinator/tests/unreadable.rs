@@ -55,6 +55,29 @@ fn a_repair_of_a_slot_in_sync_that_fails_is_tried_again() {
 }
 
 #[test]
+fn a_repair_that_failed_often_is_tried_at_once_when_a_store_is_back() {
+    let mut rig = Rig::active(2, 1);
+    rig.write(1, 0, 1);
+    rig.settle();
+    for no in [0, 2] {
+        assert!(disk(&rig, u64::from(no) + 1).corrupt_record(at(no), ver(1), 3));
+    }
+    rig.read(2, 0);
+    // Five, ten, twenty and forty seconds: it is tried again in a minute at the earliest.
+    rig.pass(80);
+    assert_eq!(rig.coordinator.stats().rows_lost, 1);
+    assert!(disk(&rig, 3).corrupt_record(at(2), ver(1), 3));
+    rig.pass(5);
+    assert_eq!(rig.coordinator.stats().rows_lost, 1);
+    rig.link_down(3);
+    rig.link_up(3);
+    rig.pass(2);
+    assert_eq!(rig.coordinator.stats().rows_lost, 0);
+    let record = disk(&rig, 1).record(at(0), ver(1)).expect("memory does not fail");
+    assert_eq!(record, Some(bytes(1)));
+}
+
+#[test]
 fn what_can_not_be_constructed_keeps_nothing_else_from_being_right() {
     let mut rig = Rig::active(2, 1);
     for (op, slot, seq) in [(1, 0, 1), (2, 1, 2)] {
