@@ -27,7 +27,7 @@ CUTS ?= 1000
 smalti := $(CARGO_TARGET_DIR)/release/smalti
 
 .DEFAULT_GOAL := help
-.PHONY: help deps rocksdb build demo test model mutants powercut sim verify lint up down bench heal healing failover fmt fix
+.PHONY: help deps rocksdb build demo test model mutants powercut sim verify lint up down bench heal healing failover chaos fmt fix
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile | expand -t 16
@@ -74,12 +74,16 @@ bench: build ## figures of a local 2+1 cluster, and of healing: SECS, RUNS, SIZE
 	@$(CARGO_TARGET_DIR)/release/smalti-bench $(ONLY)
 	@if [ -z "$(ONLY)" ]; then $(CARGO_TARGET_DIR)/release/smalti-healing; fi
 
+chaos: build ## faults and changes at random under a verified load: ROUNDS, NODES, SIZE, SMALTI_SEED
+	@$(CARGO_TARGET_DIR)/release/smalti-chaos
+
 healing: build ## rebuild and resync: how fast, and what clients notice: SECS, SIZE, ONLY
 	@$(CARGO_TARGET_DIR)/release/smalti-healing
 
-heal: build ## what is held against figures: clients' waits when nodes die, while all heals, what a join moves
+heal: build ## what is held against figures: clients' waits when nodes die, while all heals, what a join moves; then chaos
 	STRICT=1 KILLS=$(HEAL_KILLS) $(CARGO_TARGET_DIR)/release/smalti-failover
 	STRICT=1 $(CARGO_TARGET_DIR)/release/smalti-healing
+	ROUNDS=8 $(CARGO_TARGET_DIR)/release/smalti-chaos
 
 failover: build ## how long clients wait when nodes die or freeze: KILLS, ONLY
 	@$(CARGO_TARGET_DIR)/release/smalti-failover $(ONLY)

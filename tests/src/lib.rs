@@ -8,8 +8,10 @@
 //! [`load`] writes patterns that can be told apart ([`pattern`]), follows the cluster from node to
 //! node and remembers what was acknowledged ([`model`]); [`clients`] and [`fio`] drive other
 //! people's clients; [`files`] makes images and searches folders byte by byte; [`report`] prints.
+//! [`chaos`] draws faults and changes at random.
 
 pub mod asking;
+pub mod chaos;
 pub mod clients;
 pub mod cluster;
 pub mod files;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use smalti_tests::cluster::{COMMAND_LIMIT, smalti};
-use smalti_tests::nbd::{Address, Client, Error, Stream};
+use smalti_tests::nbd::{Address, Client, Error, Stream, Target};
 use smalti_tests::pattern::{next_random, seed};
 use smalti_tests::process::{Output, until};
 use smalti_tests::report::say;
@@ -92,6 +92,34 @@ fn bad_commands_are_refused_before_anything_is_made() -> Result<()> {
     Ok(())
 }
 
+fn delete(dir: &str, volume: &str, words: &[&str]) -> Result<Output> {
+    let all = ["volume", "delete", volume, "--yes", "--dir", dir];
+    smalti(&[&all[..], words].concat(), COMMAND_LIMIT)
+}
+
+/// Through every node a client keeps its volume from being deleted, but not by force.
+fn deleted_once_nobody_is_attached(cluster: &Cluster, dir: &str) -> Result<()> {
+    for (name, force) in [("one", false), ("two", true)] {
+        cluster.command(&["volume", "create", name, "--size", "16M"])?;
+        // One is its gateway's node, the others reach it from theirs.
+        for node in 0..3 {
+            let target = Target { export: name.to_owned(), ..cluster.target(node) };
+            let mut client = Client::connect(&target, COMMAND_LIMIT)?;
+            client.write(0, &[7; 512], 0)?;
+            refused(&delete(dir, name, &[])?, &["attached"])?;
+            client.write(512, &[7; 512], 0)?;
+        }
+        let target = Target { export: name.to_owned(), ..cluster.target(1) };
+        let mut hanging = force.then(|| Client::connect(&target, COMMAND_LIMIT)).transpose()?;
+        let words: &[&str] = if force { &["--force"] } else { &[] };
+        delete(dir, name, words)?.ok()?;
+        if let Some(client) = &mut hanging {
+            ensure!(client.write(0, &[7; 512], 0).is_err(), "a deleted volume takes writes");
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn bad_input_to_a_working_cluster_loses_nothing() -> Result<()> {
     let test = "bad_input_to_a_working_cluster_loses_nothing";
@@ -120,7 +148,9 @@ fn bad_input_to_a_working_cluster_loses_nothing() -> Result<()> {
         refused(&smalti(&all, COMMAND_LIMIT)?, &["absent"])?;
     }
     ensure!(cluster.file()?.volumes == ["v"], "a refused volume is listed");
+    refused(&delete(&dir, "v", &[])?, &["attached"])?;
     load.progress(50, LIMIT)?;
+    deleted_once_nobody_is_attached(&cluster, &dir)?;
 
     let mut random = seed;
     for round in 0..24 {

@@ -219,6 +219,12 @@ impl Governor {
         }
     }
 
+    /// Whether less may be repaired than there is room for, for the sake of clients.
+    #[must_use]
+    pub fn holds_back(&self) -> bool {
+        self.window < self.most
+    }
+
     /// Time has passed.
     pub fn tick(&mut self, now: Time, work: Work) {
         let Work { repairing, urgent, around } = work;

@@ -114,11 +114,15 @@ pub struct VolumeProgress {
     pub rows_per_second: u64,
     /// Rows that slots have got since the coordinator began.
     pub rows_repaired: u64,
+    /// Repairs get less than they could, for the sake of clients.
+    pub held_back: bool,
+    /// Clients are attached, at whichever node.
+    pub in_use: bool,
 }
 
 /// Version 1 did not tell of lost rows, version 2 not of suspects, version 3 not how far it is,
-/// version 4 could not ask to lead.
-const VERSION: u8 = 5;
+/// version 4 could not ask to lead, version 5 did not tell of clients.
+const VERSION: u8 = 6;
 
 fn encode(message: &impl Serialize) -> Bytes {
     postcard::to_extend(message, vec![VERSION])
@@ -255,6 +259,8 @@ impl Member {
                     rows_left: status.stats.rows_left,
                     rows_per_second: status.rows_per_second,
                     rows_repaired: status.stats.rows_repaired,
+                    held_back: status.stats.held_back,
+                    in_use: self.in_use(volume),
                 })
             }
             Ask::Lead { than, next } => {

@@ -254,13 +254,17 @@ pub(super) fn volume_name(name: Result<Path<String>, PathRejection>) -> Result<S
 #[serde(deny_unknown_fields)]
 pub(super) struct DeleteQuery {
     id: VolumeId,
+    #[serde(default)]
+    force: bool,
 }
 
-/// Removes a volume, provided that the name still stands for the volume with that identity.
+/// Removes a volume, provided that the name still stands for the volume with that identity and no client is
+/// attached to it.
 #[utoipa::path(delete, path = "/v1/volumes/{name}",
     params(
         ("name" = String, Path, description = "Name of the volume"),
         ("id" = String, Query, description = "Its identity, as listed"),
+        ("force" = Option<bool>, Query, description = "Though clients are attached: they get errors from then on"),
     ),
     responses(
         (status = 204, description = "Removed"),
@@ -272,12 +276,12 @@ pub(super) async fn delete_volume(
     query: Result<Query<DeleteQuery>, QueryRejection>,
 ) -> Result<StatusCode, ApiError> {
     let name = volume_name(name)?;
-    let Query(DeleteQuery { id }) =
+    let Query(DeleteQuery { id, force }) =
         query.map_err(|error| ApiError::http(error.status(), error.body_text()))?;
     let control = state.clone();
     state
         .change(async move {
-            control.control.delete_volume(name.clone(), id).await?;
+            control.control.delete_volume(name.clone(), id, force).await?;
             control.note_volume(name, false).await;
             Ok(())
         })

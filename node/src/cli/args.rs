@@ -225,6 +225,9 @@ pub struct VolumeDeleteArgs {
     /// Do not ask for the name first; needed where there is no terminal to ask on
     #[arg(long)]
     pub yes: bool,
+    /// Delete it though clients are attached; they get errors from then on
+    #[arg(long)]
+    pub force: bool,
     /// Which cluster.
     #[command(flatten)]
     pub target: TargetArgs,

@@ -72,8 +72,9 @@ fn catching_up(volume: &VolumeStatus) -> String {
         Some(seconds) => format!(", {seconds} s left"),
         None => String::new(),
     };
+    let held_back = if volume.held_back { "; clients come first" } else { "" };
     format!(
-        "{}: {} slots catch up, about {} rows ({}) to go, {} rows/s ({}/s){left}\n",
+        "{}: {} slots catch up, about {} rows ({}) to go, {} rows/s ({}/s){left}{held_back}\n",
         volume.name,
         volume.slots_catching_up,
         volume.rows_left,

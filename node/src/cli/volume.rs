@@ -66,7 +66,8 @@ async fn delete(args: VolumeDeleteArgs) -> anyhow::Result<()> {
             bail!("delete volume: not confirmed");
         }
     }
-    target.delete(&format!("{path}?id={id}")).await.context("delete volume")?;
+    let force = args.force;
+    target.delete(&format!("{path}?id={id}&force={force}")).await.context("delete volume")?;
     let name = args.name;
     output::print(&format!("{name} is deleted with its keys; its room comes back by itself\n"))
 }

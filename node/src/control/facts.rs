@@ -120,6 +120,10 @@ pub struct VolumeStatus {
     pub rows_repaired: u64,
     /// When that will be over at this rate; null when nothing is left or nothing moves.
     pub seconds_left: Option<u64>,
+    /// That gets less than it could, for the sake of clients.
+    pub held_back: bool,
+    /// Clients are attached to it, at whichever node.
+    pub attached: bool,
     /// Data slots.
     pub data: u8,
     /// Parity slots.

@@ -70,8 +70,8 @@ pub trait Control: Send + Sync + 'static {
     fn create_volume(&self, request: CreateVolume) -> Answer<'_, VolumeDetail>;
 
     /// Removes the volume of that name if its identity still is `id`; `Conflict` when the name has
-    /// passed to another volume.
-    fn delete_volume(&self, name: String, id: VolumeId) -> Answer<'_, ()>;
+    /// passed to another volume, and unless `force` when clients are attached to it.
+    fn delete_volume(&self, name: String, id: VolumeId, force: bool) -> Answer<'_, ()>;
 
     /// Changes what the cluster wants of a node. Returns when that is agreed, not when slots have
     /// moved.

@@ -68,8 +68,8 @@ impl Control for ControlSlot {
         self.ask(|control| control.create_volume(request))
     }
 
-    fn delete_volume(&self, name: String, id: VolumeId) -> Answer<'_, ()> {
-        self.ask(|control| control.delete_volume(name, id))
+    fn delete_volume(&self, name: String, id: VolumeId, force: bool) -> Answer<'_, ()> {
+        self.ask(|control| control.delete_volume(name, id, force))
     }
 
     fn change_node(&self, name: String, change: ChangeNode) -> Answer<'_, NodeFacts> {

@@ -33,6 +33,11 @@ const ACTIVE_PATIENCE: Duration = Duration::from_secs(15);
 /// How long nodes that a new volume would have slots on are waited for.
 const TAKERS_PATIENCE: Duration = Duration::from_secs(2);
 
+/// How long a client that is about to be gone is waited for before its volume is deleted, and between two
+/// looks.
+const DETACH_PATIENCE: Duration = Duration::from_secs(3);
+const DETACH_PAUSE: Duration = Duration::from_millis(100);
+
 /// The control of a running node.
 #[derive(Clone, Debug)]
 pub struct MemberControl {
@@ -174,17 +179,44 @@ impl MemberControl {
         Ok(Export { size: volume.size, run: Box::new(run) })
     }
 
-    async fn delete(&self, name: String, id: VolumeId) -> Result<(), ControlError> {
+    async fn delete(&self, name: String, id: VolumeId, force: bool) -> Result<(), ControlError> {
         let map = self.member.raft().linearizable().await.map_err(|error| unavailable(&error))?;
         let volume = map.volume_named(&name).ok_or_else(|| ControlError::no_volume(&name))?;
         if volume.id != id {
             let text = format!("volume {name} is another one now: {}", volume.id);
             return Err(ControlError::new(ErrorKind::Conflict, text));
         }
+        if !force && self.stays_attached(volume).await {
+            let text = format!(
+                "clients are attached to volume {name}, or it is exported: end that first; `--force` deletes \
+                 it all the same"
+            );
+            return Err(ControlError::new(ErrorKind::Conflict, text));
+        }
         let command = Command::DeleteVolume { volume: volume.no, id };
         match self.member.raft().propose(command).await.map_err(|error| undecided(&error))? {
             Applied::Rejected(why) => Err(rejected(&why)),
             _ => Ok(()),
+        }
+    }
+}
+
+impl MemberControl {
+    /// Whether clients are attached to the volume, and not only about to be gone: that one has left another
+    /// node is heard of a moment later. False where nobody serves it.
+    async fn stays_attached(&self, volume: &Volume) -> bool {
+        let deadline = Instant::now() + DETACH_PATIENCE;
+        loop {
+            let map = self.member.map();
+            let volume = map.volumes.get(&volume.no).unwrap_or(volume);
+            let progress = self.member.progress(volume).await;
+            if !progress.is_some_and(|progress| progress.in_use) {
+                return false;
+            }
+            if Instant::now() >= deadline {
+                return true;
+            }
+            tokio::time::sleep(DETACH_PAUSE).await;
         }
     }
 }
@@ -249,8 +281,8 @@ impl Control for MemberControl {
         Box::pin(self.create(request))
     }
 
-    fn delete_volume(&self, name: String, id: VolumeId) -> Answer<'_, ()> {
-        Box::pin(self.delete(name, id))
+    fn delete_volume(&self, name: String, id: VolumeId, force: bool) -> Answer<'_, ()> {
+        Box::pin(self.delete(name, id, force))
     }
 
     fn change_node(&self, name: String, change: ChangeNode) -> Answer<'_, NodeFacts> {

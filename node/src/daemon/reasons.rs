@@ -130,8 +130,8 @@ impl Report {
                 let (problem, remedy) = match node.incarnation {
                     _ if self.joining.contains(id) => (
                         "it answers, and has not joined the cluster since it started",
-                        "it does as soon as more than half of the nodes are in its reach; if not, see its \
-                         log",
+                        "it does as soon as more than half of the nodes are in its reach, and nothing counts \
+                         on its store any more if that is damaged; if not, see its log",
                     ),
                     Incarnation(0) => ("it has never started", "start it, or remove it"),
                     _ if node.draining && self.slots_on(*id) == 0 => (

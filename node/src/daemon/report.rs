@@ -310,6 +310,8 @@ impl Report {
                 rows_per_second: self.progress_of(volume).rows_per_second,
                 rows_repaired: self.progress_of(volume).rows_repaired,
                 seconds_left: self.seconds_left(volume),
+                held_back: self.progress_of(volume).held_back,
+                attached: self.progress_of(volume).in_use,
                 scrub: scrub_status(volume),
                 name: volume.name.clone(),
                 health: self.volume_health(volume),

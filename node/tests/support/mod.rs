@@ -132,6 +132,8 @@ impl Control for FakeControl {
             rows_per_second: 0,
             rows_repaired: 0,
             seconds_left: None,
+            held_back: false,
+            attached: false,
             data: volume.data,
             parity: volume.parity,
             id: volume.id,
@@ -190,7 +192,7 @@ impl Control for FakeControl {
         ready(self.create(request)).boxed()
     }
 
-    fn delete_volume(&self, name: String, id: VolumeId) -> Answer<'_, ()> {
+    fn delete_volume(&self, name: String, id: VolumeId, _force: bool) -> Answer<'_, ()> {
         ready(self.delete(&name, id)).boxed()
     }
 

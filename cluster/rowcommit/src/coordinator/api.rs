@@ -310,6 +310,8 @@ pub struct Stats {
     pub unheard: u64,
     /// Slots, over all groups, that are not in sync.
     pub slots_out: u64,
+    /// They get less than they could, for the sake of clients.
+    pub held_back: bool,
     /// In-sync stores that may have forgotten something and were not compared yet.
     pub suspects: u64,
     /// Rows of learners compared so far, where it was not known which had changed.

@@ -292,6 +292,7 @@ impl Coordinator {
             rows_lost: self.rows_lost(),
             rows_left: self.rows_left(),
             learners: self.catchup.learners.len() as u64,
+            held_back: self.is_held_back(),
             unheard: self.unheard(),
             slots_out,
             suspects: self.suspects.len() as u64,
@@ -317,6 +318,11 @@ impl Coordinator {
     }
 
     /// Rows that the takeover could not decide, and those of which a slot can not be repaired.
+    fn is_held_back(&self) -> bool {
+        let governed = self.config.govern && self.governor.holds_back();
+        governed && !self.catchup.learners.is_empty()
+    }
+
     fn rows_lost(&self) -> u64 {
         let beyond_repair: BTreeSet<RowAddr> = self.catchup.unrepaired.beyond_repair().collect();
         beyond_repair.union(&self.lost_rows).count() as u64
