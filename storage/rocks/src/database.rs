@@ -174,7 +174,9 @@ impl Database {
                 // It takes no writes from then on, and says why; nothing has this key.
                 let refused = self.db.delete_cf_opt(self.state(), b"nothing", &synced()).err();
                 let damaged = |error: &rocksdb::Error| {
-                    error.kind() == ErrorKind::Corruption || lacks_file(error)
+                    error.kind() == ErrorKind::Corruption
+                        || lacks_file(error)
+                        || can_not_read(error)
                 };
                 Err(match refused.filter(damaged) {
                     Some(error) => StoreError::Damaged(format!("{what}: {}", one_line(&error))),
@@ -302,7 +304,7 @@ pub(crate) fn synced() -> WriteOptions {
 pub(crate) fn failed(error: &rocksdb::Error) -> StoreError {
     match error.kind() {
         ErrorKind::Corruption => StoreError::Damaged(one_line(error)),
-        _ if lacks_file(error) => StoreError::Damaged(one_line(error)),
+        _ if lacks_file(error) || can_not_read(error) => StoreError::Damaged(one_line(error)),
         _ => StoreError::Io(one_line(error)),
     }
 }
@@ -313,12 +315,24 @@ fn lacks_file(error: &rocksdb::Error) -> bool {
     error.kind() == ErrorKind::IOError && error.as_ref().contains("No such file or directory")
 }
 
-/// A failure to read something of `at`: damaged bytes can be replaced, anything else ends the
-/// store.
+/// Whether the disk does not give back what is written there, as of a bad sector. It will not the next time
+/// either, and everything else on it may be well; a disk that is gone as a whole fails the next write.
+fn can_not_read(error: &rocksdb::Error) -> bool {
+    let text: &str = error.as_ref();
+    let reads = ["While pread", "While reading file"].iter().any(|call| text.contains(call));
+    error.kind() == ErrorKind::IOError && reads && text.contains("Input/output error")
+}
+
+/// A failure to read something of `at`: bytes that are damaged, or that the disk does not give back, can be
+/// replaced; anything else ends the store.
 pub(crate) fn read_failed(error: &rocksdb::Error, at: RowSlot, what: &'static str) -> StoreError {
     match error.kind() {
         ErrorKind::Corruption => {
             warn!(%at, what, %error, "stored bytes are damaged");
+            StoreError::Corrupt { at, what }
+        }
+        _ if can_not_read(error) => {
+            warn!(%at, what, %error, "stored bytes can not be read");
             StoreError::Corrupt { at, what }
         }
         _ => failed(error),

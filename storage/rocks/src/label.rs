@@ -275,7 +275,12 @@ impl Directory {
         let path = self.path.join(FILE);
         let file = match File::open(&path) {
             Ok(file) => file,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                return match self.database().join("CURRENT").exists() {
+                    true => Err(self.damaged("its label is gone")),
+                    false => Ok(None),
+                };
+            }
             Err(error) => return Err(failed(&path, &error)),
         };
         let mut bytes = Vec::new();
@@ -385,24 +390,32 @@ impl FromStr for Label {
         if lines.next() != Some(TITLE) {
             return Err(NoLabel::Foreign);
         }
-        // Before the check: another format may end otherwise.
+        // Another format may end otherwise; one that ends as this one has to verify like it.
         let format = lines.next().and_then(|line| line.strip_prefix("format ")?.parse().ok());
         match format {
             Some(FORMAT_MIN..=FORMAT) => {}
-            Some(newer) if newer > FORMAT => return Err(NoLabel::Newer(newer)),
+            Some(newer) if newer > FORMAT => {
+                return Err(match checked(text) {
+                    Some(None) => NoLabel::Damaged,
+                    _ => NoLabel::Newer(newer),
+                });
+            }
             _ => return Err(NoLabel::Damaged),
         }
         Self::parse(text).ok_or(NoLabel::Damaged)
     }
 }
 
+/// What the last line is the check of: none where there is no such line, and nothing where it is that of
+/// something else.
+fn checked(text: &str) -> Option<Option<&str>> {
+    let (content, sum) = text.split_at(text.rfind("check ")?);
+    Some((sum == format!("check {}\n", check(content))).then_some(content))
+}
+
 impl Label {
     fn parse(text: &str) -> Option<Self> {
-        let end = text.rfind("check ")?;
-        let (content, sum) = text.split_at(end);
-        if sum != format!("check {}\n", check(content)) {
-            return None;
-        }
+        let content = checked(text)??;
         let mut lines = content.lines().skip(1);
         let mut field = |name: &str| lines.next()?.strip_prefix(name)?.strip_prefix(' ');
         let format: u32 = field("format")?.parse().ok()?;

@@ -151,8 +151,13 @@ fn a_store_of_another_cluster_is_refused() {
 fn a_newer_format_is_refused_and_a_damaged_label_is_told() {
     let directory = closed();
     let label = directory.path().join("STORE");
-    edit(&label, |text| text.replace("format 8", "format 9"));
+    let good = fs::read_to_string(&label).expect("the label");
+    let (content, _) = good.split_once("check ").expect("it has one");
+    fs::write(&label, content.replace("format 8", "format 9")).expect("write");
     assert!(refused_line(directory.path()).contains("newer format 9"));
+    // No other program has written that: a bit is another one.
+    fs::write(&label, good.replace("format 8", "format 9")).expect("write");
+    assert!(refused_line(directory.path()).contains("its label does not verify"));
     edit(&label, |text| {
         text.replace("format 9", "format 8").replace("incarnation 1", "incarnation 9")
     });
@@ -162,6 +167,10 @@ fn a_newer_format_is_refused_and_a_damaged_label_is_told() {
     truncate(&label, 0);
     assert!(refused_line(directory.path()).contains("its label does not verify"));
     fs::remove_file(&label).expect("remove");
+    assert!(refused_line(directory.path()).contains("its label is gone"));
+    // What has no database is none of ours.
+    fs::remove_dir_all(directory.path().join("db")).expect("remove");
+    fs::write(directory.path().join("notes"), "mine").expect("write");
     assert!(refused_line(directory.path()).contains("is not a store, and not empty"));
 }
 

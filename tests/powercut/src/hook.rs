@@ -17,11 +17,13 @@ compile_error!("power cuts are recorded on 64-bit Linux only");
 /// Makes sure the linker takes this module for a program that watches something: nothing refers
 /// to it by a Rust path.
 pub(crate) fn link() {
-    let calls: [*const (); 17] = [
+    let calls: [*const (); 19] = [
         open as *const (),
         open64 as *const (),
         creat as *const (),
         write as *const (),
+        pread as *const (),
+        pread64 as *const (),
         pwrite as *const (),
         pwrite64 as *const (),
         writev as *const (),
@@ -55,6 +57,7 @@ macro_rules! also {
 
 also! {
     open64 = open(path: *const c_char, flags: c_int, mode: mode_t) -> c_int;
+    pread64 = pread(fd: c_int, bytes: *mut c_void, count: size_t, offset: off_t) -> ssize_t;
     pwrite64 = pwrite(fd: c_int, bytes: *const c_void, count: size_t, offset: off_t) -> ssize_t;
     ftruncate64 = ftruncate(fd: c_int, len: off_t) -> c_int;
     fallocate64 = fallocate(fd: c_int, mode: c_int, at: off_t, len: off_t) -> c_int;
@@ -180,6 +183,25 @@ pub(crate) unsafe extern "C" fn pwrite(
 ) -> ssize_t {
     // SAFETY: the same promise.
     unsafe { write_at(fd, bytes, count, Some(offset)) }
+}
+
+/// # Safety
+/// As for `pread(2)`.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn pread(
+    fd: c_int,
+    bytes: *mut c_void,
+    count: size_t,
+    offset: off_t,
+) -> ssize_t {
+    let readable = Inside::enter().is_none_or(|mut inside| match inside.node(fd) {
+        Some((watched, Node::File(file))) => watched.is_readable(file, offset as u64, count as u64),
+        _ => true,
+    });
+    if !readable {
+        return fail(libc::EIO) as ssize_t;
+    }
+    system(libc::SYS_pread64, [fd.into(), bytes as c_long, count as c_long, offset]) as ssize_t
 }
 
 /// # Safety

@@ -63,6 +63,7 @@ impl Watch {
             fault: None,
             steps: VecDeque::new(),
             takes: Duration::ZERO,
+            bad: None,
             hit: None,
         });
         ACTIVE.fetch_add(1, Ordering::SeqCst);
@@ -87,6 +88,11 @@ impl Watch {
             watched.steps = steps.iter().copied().collect();
             watched.takes = takes;
         });
+    }
+
+    /// From now on this byte can not be read of files whose names end so: EIO, as of a bad sector.
+    pub fn unreadable(&self, end: &'static str, at: u64) {
+        self.with(|watched| watched.bad = Some((end, at)));
     }
 
     /// How many calls that change something there were.
@@ -186,6 +192,8 @@ pub(crate) struct Watched {
     steps: VecDeque<&'static str>,
     /// How long a sync takes to fail.
     takes: Duration,
+    /// The end of a file's name, and a place in such files that can not be read.
+    bad: Option<(&'static str, u64)>,
     hit: Option<String>,
 }
 
@@ -288,6 +296,16 @@ impl Watched {
             }
         };
         self.judge(call, &name)
+    }
+
+    /// Whether these bytes of a file can be read.
+    pub(crate) fn is_readable(&mut self, file: FileId, offset: u64, len: u64) -> bool {
+        let Some((end, at)) = self.bad else { return true };
+        let hit = (offset..offset + len).contains(&at);
+        let name = self.names.iter().find(|(name, id)| hit && **id == file && name.ends_with(end));
+        let Some((name, _)) = name else { return true };
+        self.hit.get_or_insert_with(|| format!("read {name}"));
+        false
     }
 
     /// Remembers what was opened.
