@@ -10,11 +10,14 @@ use smalti_tests::image::Image;
 use smalti_tests::pattern::{BLOCK, seed};
 use smalti_tests::process::until;
 use smalti_tests::report::say;
+use smalti_tests::status::VolumeStatus;
 use smalti_tests::{Cluster, Load, LoadConfig, Spec};
 
 const LIMIT: Duration = Duration::from_secs(240);
 /// One byte in so many is flipped: in about every third record.
 const EVERY: u64 = 12_000;
+/// A few of all records.
+const SELDOM: u64 = 1 << 20;
 /// The same in tables.
 const TABLES_EVERY: u64 = 50_000;
 
@@ -28,7 +31,7 @@ fn rotten_store() -> Result<()> {
     // Stopped in order, the store leaves everything in its tables and blob files.
     cluster.down()?;
     let mut random = seed;
-    let flipped = rot(&cluster, 1, &mut random)?;
+    let flipped = rot(&cluster, 1, &mut random, EVERY)?;
     ensure!(flipped > 1000, "only {flipped} bytes flipped");
     say(test, &format!("{flipped} bytes flipped in the records of node 1"));
     cluster.run_up()?;
@@ -62,7 +65,7 @@ fn what_rots_on_two_stores_is_an_error_until_it_is_written_again() -> Result<()>
     cluster.down()?;
     let mut random = seed;
     for node in [1, 2] {
-        rot(&cluster, node, &mut random)?;
+        rot(&cluster, node, &mut random, EVERY)?;
     }
     cluster.run_up()?;
     for node in 0..3 {
@@ -162,6 +165,47 @@ fn a_store_that_lacks_a_file_is_made_anew() -> Result<()> {
 }
 
 /// What can not even be opened is made anew as well: the node starts without it, until the others do.
+/// A rebuild that meets bad records of the others gives back all but those: they are told of, and are there
+/// again once they are written.
+#[test]
+fn a_lost_disk_is_rebuilt_though_another_one_has_bad_records() -> Result<()> {
+    let test = "a_lost_disk_is_rebuilt_though_another_one_has_bad_records";
+    let seed = seed();
+    say(test, &format!("seed {seed}"));
+    let mut cluster = Cluster::up(Spec::three(test, "128M"))?;
+    let image = Image::write(&cluster, 128 << 20, 0, seed)?;
+    let mut random = seed;
+    // What was stopped in order has nothing left to tell of its log.
+    cluster.stop(1)?;
+    let flipped = rot(&cluster, 1, &mut random, SELDOM)?;
+    cluster.start(1)?;
+    cluster.wait_status("it is back", LIMIT, |status| {
+        status.node_state("n2") == "up" && status.health == "ok"
+    })?;
+    cluster.kill(2)?;
+    std::fs::remove_dir_all(cluster.data_dir(2)?.join("store"))?;
+    cluster.start(2)?;
+    let status = cluster.wait_status("all groups are whole", LIMIT, |status| {
+        let full = |v: &VolumeStatus| v.groups_full == v.groups && v.rows_lost > 0;
+        status.node_state("n3") == "up" && status.volumes.iter().all(full)
+    })?;
+    say(test, &format!("{flipped} bytes flipped; {}", status.brief()));
+    let lost = status.volumes[0].rows_lost;
+    ensure!(lost <= flipped, "{lost} rows are lost of {flipped} bytes");
+    let why = cluster.command(&["why"])?;
+    ensure!(why.contains("are lost or rotten"), "{why}");
+    // Nothing else is: it is written anew, and the health is back though nobody has read it.
+    image.write_again(&cluster, 0)?;
+    cluster.wait_ok()?;
+    cluster.kill(1)?;
+    for node in [0, 2] {
+        image.verify(&cluster, node)?;
+    }
+    cluster.start(1)?;
+    cluster.wait_ok()?;
+    cluster.finish()
+}
+
 #[test]
 fn a_store_that_is_damaged_at_its_start_is_made_anew() -> Result<()> {
     let test = "a_store_that_is_damaged_at_its_start_is_made_anew";
@@ -233,7 +277,8 @@ fn a_store_whose_list_of_files_was_cut_short_after_a_crash_lacks_nothing() -> Re
         manifest.set_len(len.checked_sub(cut).context("a longer manifest")?)?;
         cluster.start(1)?;
         let aside = cluster.nodes()[1].dir.join("data/store.damaged");
-        until("the store is put aside", LIMIT, || Ok(aside.is_dir().then_some(())))?;
+        let is_new = || aside.is_dir() && !aside.join("first").exists();
+        until("the store is put aside", LIMIT, || Ok(is_new().then_some(())))?;
         let status = cluster.wait_status("all is well", LIMIT, |status| status.health == "ok")?;
         say(test, &format!("{cut} of {len} bytes cut off; {}", status.brief()));
         cluster.kill(2)?;
@@ -242,8 +287,8 @@ fn a_store_whose_list_of_files_was_cut_short_after_a_crash_lacks_nothing() -> Re
         }
         cluster.start(2)?;
         cluster.wait_ok()?;
-        // Made room for the next one, as an operator would.
-        std::fs::remove_dir_all(aside)?;
+        // The next one takes its place: all that this one had is there by now.
+        std::fs::write(aside.join("first"), "")?;
     }
     cluster.finish()
 }
@@ -260,11 +305,11 @@ fn scrub_until_aside(cluster: &Cluster, node: usize) -> Result<()> {
 }
 
 /// Flips bytes in all records of a stopped node, and answers how many.
-fn rot(cluster: &Cluster, node: usize, random: &mut u64) -> Result<u64> {
+fn rot(cluster: &Cluster, node: usize, random: &mut u64, every: u64) -> Result<u64> {
     let mut flipped = 0;
     for file in files::walk(&cluster.nodes()[node].dir.join("data/store"))? {
         if file.extension().is_some_and(|extension| extension == "blob") {
-            flipped += files::flip(&file, random, EVERY)?;
+            flipped += files::flip(&file, random, every)?;
         }
     }
     Ok(flipped)

@@ -114,6 +114,8 @@ pub struct VolumeProgress {
     pub rows_per_second: u64,
     /// Rows that slots have got since the coordinator began.
     pub rows_repaired: u64,
+    /// Slots that lack nothing but rows that can not be made from the stores that answer.
+    pub stuck: u64,
     /// Repairs get less than they could, for the sake of clients.
     pub held_back: bool,
     /// Clients are attached, at whichever node.
@@ -259,6 +261,7 @@ impl Member {
                     rows_left: status.stats.rows_left,
                     rows_per_second: status.rows_per_second,
                     rows_repaired: status.stats.rows_repaired,
+                    stuck: status.stats.stuck,
                     held_back: status.stats.held_back,
                     in_use: self.in_use(volume),
                 })

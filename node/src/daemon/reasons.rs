@@ -212,6 +212,15 @@ impl Report {
             let remedy = "bring back what is out; else see docs/operations.md";
             reasons.add_lasting(Health::Degraded, subject.clone(), problem, remedy);
         }
+        let stuck = self.stuck(volume);
+        if stuck > 0 {
+            let problem = format!(
+                "{stuck} slots lack rows that can not be made from the stores that answer: a record that is needed \
+                 for them is rotten or gone"
+            );
+            let remedy = "start what is away, which may have it; else see docs/operations.md";
+            reasons.add(Health::Degraded, subject.clone(), problem, remedy);
+        }
         let suspects = self.suspects(volume);
         if suspects > 0 {
             let problem = format!(

@@ -253,6 +253,11 @@ impl Report {
         self.progress.get(&volume.no).map_or(0, |progress| progress.rows_lost)
     }
 
+    /// Slots that lack rows which can not be made from the stores that answer.
+    pub(super) fn stuck(&self, volume: &Volume) -> u64 {
+        self.progress.get(&volume.no).map_or(0, |progress| progress.stuck)
+    }
+
     pub(super) fn suspects(&self, volume: &Volume) -> u64 {
         self.progress.get(&volume.no).map_or(0, |progress| progress.suspects)
     }

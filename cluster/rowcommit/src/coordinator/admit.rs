@@ -131,6 +131,7 @@ impl Coordinator {
             repaired: 0,
             failed: BTreeSet::new(),
             retry_at: Time::default(),
+            vain: 0,
             full_until: Time::default(),
             refused: None,
             marked: BTreeSet::new(),

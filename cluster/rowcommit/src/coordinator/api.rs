@@ -310,6 +310,8 @@ pub struct Stats {
     pub unheard: u64,
     /// Slots, over all groups, that are not in sync.
     pub slots_out: u64,
+    /// Of those, how many lack nothing but rows that can not be made from what answers.
+    pub stuck: u64,
     /// They get less than they could, for the sake of clients.
     pub held_back: bool,
     /// In-sync stores that may have forgotten something and were not compared yet.

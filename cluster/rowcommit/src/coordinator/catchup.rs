@@ -25,6 +25,9 @@ use std::time::Duration;
 /// A row whose repair failed is tried again after this long: what it lacks is not there.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// A slot that lacks nothing but rows whose repair failed so often again is not waited for.
+const STUCK: u8 = 3;
+
 /// All slots that are catching up.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Catchup {
@@ -50,6 +53,8 @@ pub(super) struct Learning {
     /// Rows whose repair failed, and when they are tried again.
     pub(super) failed: BTreeSet<RowAddr>,
     pub(super) retry_at: Time,
+    /// How often they failed again, with nothing else left to do.
+    pub(super) vain: u8,
     /// Its disk was full: nothing more is sent until then, and first what comes behind that row.
     pub(super) full_until: Time,
     pub(super) refused: Option<RowAddr>,
@@ -230,18 +235,16 @@ impl Catchup {
     ) {
         self.claimed.remove(&(row, seat));
         if life.is_none() {
-            if good {
-                self.unrepaired.repaired(now, row, seat);
-            } else {
-                self.unrepaired.put_off(now, row, seat);
-            }
+            self.unrepaired.repaired(now, row, seat, good);
         }
         if let Some(learning) = self.learners.get_mut(&(row.group, seat.0))
             && life == Some(learning.life)
         {
             learning.repairing = learning.repairing.saturating_sub(1);
             learning.repaired += u64::from(good);
-            if !good {
+            if good {
+                learning.vain = 0;
+            } else {
                 learning.failed.insert(row);
                 learning.retry_at = now.after(RETRY);
             }
@@ -261,6 +264,17 @@ impl Learning {
 
     pub(super) fn is_growing(&self) -> bool {
         matches!(self.stage, Stage::Growing { .. })
+    }
+
+    /// Whether it does not get on: what it lacks nobody has who answers, or its disk is full.
+    pub(super) fn is_stuck(&self, now: Time) -> bool {
+        let full = self.full_until > now && matches!(self.stage, Stage::Repairing);
+        full || self.is_in_vain()
+    }
+
+    /// Whether it is the former.
+    pub(super) fn is_in_vain(&self) -> bool {
+        self.vain >= STUCK && matches!(self.stage, Stage::Repairing)
     }
 }
 
@@ -434,7 +448,10 @@ impl Coordinator {
         let now = self.now;
         let free = window.saturating_sub(self.catchup.repairing());
         let Some(learning) = self.catchup.learners.get_mut(&place) else { return };
-        if learning.retry_at <= now {
+        if learning.retry_at <= now && !learning.failed.is_empty() {
+            if learning.behind.is_empty() && learning.repairing == 0 {
+                learning.vain = learning.vain.saturating_add(1).min(STUCK);
+            }
             let failed = std::mem::take(&mut learning.failed);
             learning.behind.extend(failed);
         }

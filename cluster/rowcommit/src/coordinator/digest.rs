@@ -229,14 +229,12 @@ impl Coordinator {
 
     fn digest_catchup(&self, now: Time, hasher: &mut impl Hasher) {
         (&self.catchup.claimed, self.catchup.learners.len()).hash(hasher);
-        let again = self.catchup.unrepaired.iter();
-        let again = again.map(|(which, (at, tried))| (which, at.since(now), tried));
-        again.collect::<Vec<_>>().hash(hasher);
+        self.catchup.unrepaired.digest(now, hasher);
         self.decide_again.map(|(at, tried)| (at.since(now), tried)).hash(hasher);
         for (place, l) in &self.catchup.learners {
             (place, l.store, l.incarnation, &l.behind, l.repairing, &l.failed, &l.marked)
                 .hash(hasher);
-            (l.outstanding, l.retry_at.since(now), l.full_until.since(now), l.refused())
+            (l.outstanding, l.retry_at.since(now), l.full_until.since(now), l.refused(), l.vain)
                 .hash(hasher);
             match &l.stage {
                 Stage::Barrier { after, opened } => (0, after, opened).hash(hasher),

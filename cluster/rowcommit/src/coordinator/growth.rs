@@ -17,7 +17,7 @@ impl Coordinator {
         let clean = |(no, group): &(GroupNo, &Group)| {
             let whole = group.insync == all && group.learners.is_empty() && !group.offline;
             let lost = self.lost_rows.iter().any(|row| row.group == *no);
-            let wrong = self.catchup.unrepaired.iter().any(|((row, _), _)| row.group == *no)
+            let wrong = self.catchup.unrepaired.iter().any(|(row, _)| row.group == *no)
                 || self.distrusted.iter().any(|(row, _)| row.group == *no);
             // What an earlier coordinator knew of, as far as a scrub has told.
             let told = volume.scrubs.groups.get(no).is_some_and(|scrub| scrub.unclear > 0);
@@ -40,10 +40,11 @@ impl Coordinator {
             self.volume.as_ref().and_then(|v| v.group(no)?.slots.get(slot.index())) == Some(&store)
                 || !self.lost_rows.iter().any(|row| row.group == no)
         };
-        // Of a store that is kept out of some groups, or whose moves are paused, others need not wait for
-        // those.
+        // Of a store that is kept out of some groups, whose moves are paused, or that can not be given all of
+        // some group, others need not wait for those.
         let comes = |place: Place, l: &Learning| {
-            let stays = self.is_kept_away(place.0, l.store) || self.is_paused(place, l.store);
+            let paused = self.is_paused(place, l.store);
+            let stays = self.is_kept_away(place.0, l.store) || paused || l.is_stuck(self.now);
             l.is_growing() || !stays
         };
         let learners = || {

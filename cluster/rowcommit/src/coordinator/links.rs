@@ -74,6 +74,11 @@ impl Links {
         self.links.get(&store).is_some_and(|link| link.session.is_some() && !link.forgiven)
     }
 
+    /// Whether something was in this session that was believed.
+    pub(super) fn is_believed(&self, store: StoreId) -> bool {
+        self.links.get(&store).is_some_and(|link| link.heard_at.is_some())
+    }
+
     /// Whether anything was, so lately.
     pub(super) fn heard_within(&self, store: StoreId, now: Time, lately: Duration) -> bool {
         let heard = self.links.get(&store).and_then(|link| link.heard_at);

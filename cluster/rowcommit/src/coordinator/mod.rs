@@ -292,6 +292,7 @@ impl Coordinator {
             rows_lost: self.rows_lost(),
             rows_left: self.rows_left(),
             learners: self.catchup.learners.len() as u64,
+            stuck: self.catchup.learners.values().filter(|l| l.is_in_vain()).count() as u64,
             held_back: self.is_held_back(),
             unheard: self.unheard(),
             slots_out,
@@ -423,6 +424,7 @@ impl Coordinator {
 
     fn on_reply(&mut self, store: StoreId, reply: Reply) {
         let first = !self.links.has_answered(store);
+        let back = !self.links.is_believed(store);
         if !self.links.heard(store, reply.session, self.now) {
             return;
         }
@@ -431,7 +433,7 @@ impl Coordinator {
         }
         let believed = self.believes(store, reply.incarnation);
         if believed {
-            if first {
+            if back {
                 self.repair_again_with(store);
             }
             let request = reply.answers.iter().map(|(id, _)| *id).max().unwrap_or(0);

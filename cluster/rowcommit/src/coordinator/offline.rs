@@ -136,6 +136,17 @@ impl Coordinator {
             && self.takeover.incarnation(store) != registered
     }
 
+    /// Whether a takeover could not settle the group now: too few of those in sync are there. Else one that
+    /// starts again and again would have all others wait for a takeover each time.
+    fn would_be_left_out(&self, group: &Group) -> bool {
+        let patience = self.config.takeover_patience;
+        let gone = |store: &StoreId| {
+            !self.links.is_up(*store) || self.links.is_silent(*store, self.now, patience)
+        };
+        let away = group.insync_stores().filter(gone).count();
+        group.insync.len() < u32::from(self.n()) + away as u32
+    }
+
     /// A store is back without which a group could not be settled, and serves: there is another takeover.
     /// Not at once after the last one, for clients wait for each.
     pub(super) fn settle_offline(&mut self) {
@@ -145,7 +156,7 @@ impl Coordinator {
         let groups = self.volume.iter().flat_map(|volume| &volume.groups);
         let mut back = BTreeSet::new();
         let mut is_due = false;
-        for group in groups.filter(|group| group.offline) {
+        for group in groups.filter(|group| group.offline && !self.would_be_left_out(group)) {
             let missed: Vec<StoreId> =
                 group.insync_stores().filter(|store| self.is_unsettled(*store)).collect();
             // Nobody is, where one was taken out that had forgotten all.

@@ -9,7 +9,7 @@ use crate::msg::{Answer, Ask, FROZEN, Reject, UNREADABLE};
 use crate::snaps;
 use bytes::Bytes;
 use smalti_map::mutant::{Mutant, lives};
-use smalti_storage::ids::{RowAddr, Slot, SlotSet, Ver};
+use smalti_storage::ids::{GroupNo, RowAddr, Slot, SlotSet, Ver};
 use smalti_storage::store::{RecordHash, VecEntry, VersionMeta};
 use std::collections::{BTreeSet, VecDeque};
 
@@ -304,7 +304,7 @@ impl Coordinator {
             }
             Progress::Failed if self.is_lost(id, row, seat, &plan) => {
                 if self.counts(row, seat) {
-                    self.catchup.unrepaired.put_off(self.now, row, seat);
+                    self.catchup.unrepaired.lost(self.now, row, seat);
                     self.scrub_lost(row, seat);
                 }
                 true
@@ -366,16 +366,18 @@ impl Coordinator {
 
     /// Whether the state that was gathered at is known, and can not be constructed: every other slot
     /// has answered, also those that are out of sync; one that is out of reach may have what is
-    /// missing. That must not keep the slot's other states from being right. What is lost is there
+    /// missing, unless its node runs with another disk. That must not keep the slot's other states from being right. What is lost is there
     /// again as soon as somebody has it, for whoever reads it hears that it is wrong, and has it
     /// repaired. A slot that can not tell what it has keeps that instead.
     fn is_lost(&self, id: TaskId, row: RowAddr, seat: Seat, plan: &Plan) -> bool {
         let Some(task) = self.tasks.get(&id) else { return false };
         let g = &task.gather;
         let all = self.data_slots().or(self.parity_slots());
-        let own = if self.counts(row, seat) { SlotSet::EMPTY.with(seat.0) } else { SlotSet::EMPTY };
+        let own = |slot: &Slot| *slot == seat.0 && self.counts(row, seat);
+        let replaced = |slot: &Slot| self.is_replaced(row.group, *slot);
+        let gone = all.iter().filter(|slot| own(slot) || replaced(slot)).collect::<SlotSet>();
         g.vec.is_some()
-            && g.is_short(self.n(), all.minus(own))
+            && g.is_short(self.n(), all.minus(gone))
             && self.is_kept(g.snap)
             && !plan.unsure
             && !lives(Mutant::RepairAllOrNone)
@@ -388,8 +390,20 @@ impl Coordinator {
         let Some(task) = self.tasks.get(&id) else { return false };
         let g = &task.gather;
         let insync = self.insync(row.group);
-        let back = self.store_of(row.group, slot) == Some(store) && !insync.contains(slot);
+        let holds = self.store_of(row.group, slot) == Some(store);
+        let back = (holds || self.is_replaced(row.group, slot)) && !insync.contains(slot);
         back && g.vec.is_none() && g.gone.and(insync).is_empty() && !g.dumb.and(insync).is_empty()
+    }
+
+    /// Whether the node of the slot's store runs with another one: what it held is gone with its disk, as far
+    /// as anybody can tell.
+    fn is_replaced(&self, group: GroupNo, slot: Slot) -> bool {
+        let Some(holder) = self.store_of(group, slot) else { return false };
+        let node = self.map.node_of(holder);
+        let mut stores = node.into_iter().flat_map(|node| self.map.stores_of(node));
+        !self.is_insync((group, slot))
+            && !self.is_reached(holder)
+            && stores.any(|other| other != holder && self.is_reached(other))
     }
 
     /// Whether answers are on their way, though they will not be enough.

@@ -6,6 +6,7 @@ use crate::time::Time;
 use smalti_map::Group;
 use smalti_storage::ids::{GroupNo, RowAddr, StoreId};
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{Hash, Hasher};
 use std::time::Duration;
 
 /// One is tried again after this long at first, for it is the others that lack something. Twice as long
@@ -18,10 +19,24 @@ const RETRY_AT_ONCE: usize = 16;
 /// In-sync row slots that are tried again; more are found again when they are read.
 const UNREPAIRED_MAX: usize = 4096;
 
+/// One row slot that could not be put right.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wrong {
+    /// When it is tried again.
+    at: Time,
+    /// How often it was.
+    tried: u32,
+    /// The repair under way has found that something of it can not be made. It puts right what is left of
+    /// it, and is in vain all the same.
+    lost: bool,
+    /// Something that it may have lacked has come since the repair under way began.
+    again: bool,
+}
+
 #[derive(Clone, Debug, Default)]
 pub(super) struct Unrepaired {
-    /// When each is tried again, and how often it was. While one is tried it stays here.
-    rows: BTreeMap<(RowAddr, Seat), (Time, u32)>,
+    /// While one is tried it stays here.
+    rows: BTreeMap<(RowAddr, Seat), Wrong>,
     /// Though there are too many of them, another one may be tried.
     one_more: bool,
 }
@@ -29,13 +44,35 @@ pub(super) struct Unrepaired {
 impl Unrepaired {
     /// A row slot of a store in sync could not be put right; not to be tried again before its time.
     pub(super) fn put_off(&mut self, now: Time, row: RowAddr, seat: Seat) {
-        let tried = self.rows.get(&(row, seat)).map_or(0, |(_, tried)| *tried);
-        if tried == 0 && self.rows.len() >= UNREPAIRED_MAX {
+        let known = self.rows.get(&(row, seat)).copied();
+        if known.is_none() && self.rows.len() >= UNREPAIRED_MAX {
             // It is found again when it is read.
             return;
         }
-        let pause = RETRY_INSYNC * (1 << tried.min(6));
-        self.rows.insert((row, seat), (now.after(pause), tried + 1));
+        let tried = known.map_or(0, |wrong| wrong.tried);
+        let pause = match known.is_some_and(|wrong| wrong.again) {
+            true => Duration::ZERO,
+            false => RETRY_INSYNC * (1 << tried.min(6)),
+        };
+        let wrong = Wrong { at: now.after(pause), tried: tried + 1, lost: false, again: false };
+        self.rows.insert((row, seat), wrong);
+    }
+
+    /// The repair under way can not make all that the slot is to hold.
+    pub(super) fn lost(&mut self, now: Time, row: RowAddr, seat: Seat) {
+        if self.knows(row, seat) || self.rows.len() < UNREPAIRED_MAX {
+            let new = Wrong { at: now, tried: 0, lost: true, again: false };
+            self.rows.entry((row, seat)).or_insert(new).lost = true;
+        }
+    }
+
+    /// A repair of a slot in sync has ended.
+    pub(super) fn repaired(&mut self, now: Time, row: RowAddr, seat: Seat, good: bool) {
+        let lost = self.rows.get(&(row, seat)).is_some_and(|wrong| wrong.lost);
+        match good && !lost {
+            true => drop(self.rows.remove(&(row, seat))),
+            false => self.put_off(now, row, seat),
+        }
     }
 
     /// Whether a repair of a slot in sync is not to begin now. Two that can not do without each
@@ -50,14 +87,9 @@ impl Unrepaired {
 
     /// Something of these groups is there again: what could not be put right may be now.
     pub(super) fn try_again(&mut self, now: Time, groups: impl Fn(GroupNo) -> bool) {
-        let of_them = self.rows.iter_mut().filter(|((row, _), _)| groups(row.group));
-        of_them.for_each(|(_, (at, _))| *at = now.min(*at));
-    }
-
-    /// A repair that was due has succeeded.
-    pub(super) fn repaired(&mut self, now: Time, row: RowAddr, seat: Seat) {
-        if self.rows.get(&(row, seat)).is_some_and(|(at, _)| *at <= now) {
-            self.rows.remove(&(row, seat));
+        for (_, wrong) in self.rows.iter_mut().filter(|((row, _), _)| groups(row.group)) {
+            wrong.at = now.min(wrong.at);
+            wrong.again = true;
         }
     }
 
@@ -70,14 +102,37 @@ impl Unrepaired {
         self.rows.is_empty()
     }
 
-    /// All of them, with when they are tried again and how often they were.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&(RowAddr, Seat), &(Time, u32))> {
-        self.rows.iter()
+    /// What tells one state from another, with times from now on.
+    pub(super) fn digest(&self, now: Time, hasher: &mut impl Hasher) {
+        let each = |(which, wrong): (&(RowAddr, Seat), &Wrong)| {
+            (*which, wrong.at.since(now), wrong.tried, wrong.lost, wrong.again)
+        };
+        self.rows.iter().map(each).collect::<Vec<_>>().hash(hasher);
+    }
+
+    /// All of them.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &(RowAddr, Seat)> {
+        self.rows.keys()
+    }
+
+    /// Those that are to be tried now; what comes for them from now on comes too late for that.
+    fn take_due(
+        &mut self,
+        now: Time,
+        claimed: impl Fn(&(RowAddr, Seat)) -> bool,
+    ) -> Vec<(RowAddr, Seat)> {
+        let due = |which: &(RowAddr, Seat), wrong: &Wrong| wrong.at <= now && !claimed(which);
+        let rows = self.rows.iter_mut().filter(|(which, wrong)| due(which, wrong));
+        let begin = |(which, wrong): (&(RowAddr, Seat), &mut Wrong)| {
+            wrong.again = false;
+            *which
+        };
+        rows.take(RETRY_AT_ONCE).map(begin).collect()
     }
 
     /// Rows of which a slot in sync could not be repaired more than once.
     pub(super) fn beyond_repair(&self) -> impl Iterator<Item = RowAddr> {
-        self.rows.iter().filter(|(_, (_, tried))| *tried > 1).map(|((row, _), _)| *row)
+        self.rows.iter().filter(|(_, wrong)| wrong.tried > 1).map(|((row, _), _)| *row)
     }
 }
 
@@ -95,10 +150,8 @@ impl Coordinator {
     pub(super) fn repair_again(&mut self) {
         let now = self.now;
         self.catchup.unrepaired.one_more = true;
-        let claimed = |which| self.catchup.claimed.contains(which);
-        let due =
-            self.catchup.unrepaired.iter().filter(|(which, (at, _))| *at <= now && !claimed(which));
-        let due: Vec<(RowAddr, Seat)> = due.map(|(which, _)| *which).take(RETRY_AT_ONCE).collect();
+        let claimed = &self.catchup.claimed;
+        let due = self.catchup.unrepaired.take_due(now, |which| claimed.contains(which));
         for (row, seat) in due {
             if !self.counts(row, seat) {
                 // Who is out of sync is compared as a whole when it comes back.

@@ -322,3 +322,66 @@ fn a_store_gives_nothing_up_by_a_map_from_before_its_start() {
     rig.adopt();
     assert_eq!(held(&rig, 4), 1);
 }
+
+/// 2+1 on stores 1 to 3, with two rows written; the record that slot 0 has of row 0 rots, store 3 is lost and
+/// its slot is to be store 4's.
+fn a_record_rots_while_a_slot_is_lost(replaced: bool) -> Rig {
+    let mut rig = about_to_be_lost();
+    rig.link_down(3);
+    support::shrink(&mut rig.map, 3);
+    if replaced {
+        let node = rig.map.node_of(store(3)).expect("it has one");
+        rig.map.stores.get_mut(&store(4)).expect("it is registered").node = node;
+    }
+    rig.adopt();
+    rig.settle();
+    assert!(disk(&rig, 1).corrupt_record(at(0), rig.head(1).ver, 3));
+    let moves = vec![MoveSlot { group: GroupNo(0), slot: Slot(2), store: store(4) }];
+    rig.accept(vec![Command::Move { volume: VOLUME, moves }]);
+    rig.pass(20);
+    rig
+}
+
+fn about_to_be_lost() -> Rig {
+    let mut rig = Rig::of(support::map_of(4, 2, 1)).activated();
+    rig.write(1, 0, 1);
+    rig.feed(Event::Write { op: 2, blocks: vec![BlockWrite { row: row(1), ..block(1, 1) }] });
+    rig.settle();
+    rig.done.clear();
+    rig
+}
+
+#[test]
+fn what_a_replaced_disk_alone_had_keeps_its_slot_from_nothing() {
+    let mut rig = a_record_rots_while_a_slot_is_lost(true);
+    let group = group(&rig);
+    assert_eq!(group.slots[2], store(4), "{}", rig.coordinator.describe());
+    assert_eq!(group.insync.len(), 3);
+    // What is lost is told, and all else is there, also without another one.
+    rig.read(5, 0);
+    rig.pass(7);
+    assert_eq!(rig.coordinator.stats().rows_lost, 1);
+    let lost = Action::ReadDone { op: 5, result: Err(OpError::Unreadable) };
+    assert!(rig.done.contains(&lost), "{:?}", rig.done);
+    rig.link_down(2);
+    support::shrink(&mut rig.map, 2);
+    rig.adopt();
+    rig.feed(Event::Read { op: 6, blocks: vec![(row(1), Slot(1))], snap: None });
+    rig.pass(1);
+    assert!(rig.done.contains(&Action::ReadDone { op: 6, result: Ok(vec![bytes(1)]) }));
+}
+
+/// Who is only away may have what is lost otherwise.
+#[test]
+fn what_a_store_that_is_away_may_have_is_waited_for_and_keeps_no_other_slot() {
+    let mut rig = a_record_rots_while_a_slot_is_lost(false);
+    assert_eq!(group(&rig).slots[2], store(3), "{}", rig.coordinator.describe());
+    assert_eq!(rig.coordinator.stats().stuck, 1);
+    rig.adopt();
+    rig.link_up(3);
+    rig.pass(20);
+    assert_eq!(group(&rig).insync.len(), 3, "{}", rig.coordinator.describe());
+    rig.read(5, 0);
+    rig.pass(1);
+    assert!(rig.done.contains(&Action::ReadDone { op: 5, result: Ok(vec![bytes(1)]) }));
+}

@@ -350,6 +350,14 @@ pub(super) const VOLUMES: &[Case] = &[
         true,
     ),
     (
+        |r| progress(r).stuck = 2,
+        Degraded,
+        "volume v",
+        &["2 slots lack rows", "rotten or gone"],
+        &["start what is away"],
+        false,
+    ),
+    (
         |r| progress(r).suspects = 2,
         Degraded,
         "volume v",
