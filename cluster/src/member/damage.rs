@@ -46,6 +46,14 @@ fn counted_on(volume: &Volume, store: StoreId) -> (usize, usize) {
     (count(&insync), count(&learns))
 }
 
+/// Whether all slots of a volume are in sync but for those of these stores.
+fn is_whole_without(volume: &Volume, stores: &[StoreId]) -> bool {
+    volume.groups.iter().all(|group| {
+        let out = volume.all_slots().minus(group.insync);
+        out.iter().all(|slot| group.slots.get(slot.index()).is_some_and(|at| stores.contains(at)))
+    })
+}
+
 /// The stores that a node has registered.
 fn registered(map: &ClusterMap, node: NodeId) -> Vec<StoreId> {
     let of_node = |(id, store): (&StoreId, &Store)| (store.node == node).then_some(*id);
@@ -57,19 +65,22 @@ impl Member {
     /// The process has to start anew then.
     ///
     /// # Errors
-    /// The store is needed, an earlier one is still there, or the folder can not be moved.
+    /// The store is needed, an earlier one may be needed, or a folder can not be moved.
     pub async fn set_store_aside(&self) -> Result<PathBuf, String> {
         let aside = aside_of(&self.inner.data_dir);
-        let is_free = |there: io::Result<bool>| match there {
-            Ok(false) => Ok(()),
-            Ok(true) => Err(format!(
-                "{} is there from an earlier time: delete it once the health is ok, then start again",
-                aside.display()
-            )),
-            Err(error) => Err(format!("{}: {error}", aside.display())),
-        };
-        is_free(aside.try_exists())?;
-        self.be_done_without().await?;
+        let whole_without = self.be_done_without().await?;
+        let failed = |error: io::Error| format!("{}: {error}", aside.display());
+        if aside.try_exists().map_err(failed)? {
+            if !whole_without {
+                return Err(format!(
+                    "{} is there from an earlier time, and may be needed, for other stores are away: bring them \
+                     back, or move it elsewhere, then start again",
+                    aside.display()
+                ));
+            }
+            tracing::warn!(folder = %aside.display(), "an earlier damaged store is deleted");
+            std::fs::remove_dir_all(&aside).map_err(failed)?;
+        }
         let from = store_of(&self.inner.data_dir);
         std::fs::rename(&from, &aside)
             .and_then(|()| File::open(&self.inner.data_dir)?.sync_all())
@@ -77,8 +88,9 @@ impl Member {
         Ok(aside)
     }
 
-    /// Waits until the cluster does without this node's store, if it can.
-    async fn be_done_without(&self) -> Result<(), String> {
+    /// Waits until the cluster does without this node's store, if it can. Whether all other slots are in sync
+    /// then.
+    async fn be_done_without(&self) -> Result<bool, String> {
         let mut patience = PATIENCE + self.inner.power_patience;
         let mut groups = 0;
         while !patience.is_zero() {
@@ -100,7 +112,7 @@ impl Member {
                     };
                     let left = self.give_up_growth(&map, &stores).await;
                     if left == 0 {
-                        return Ok(());
+                        return Ok(map.volumes.values().all(|v| is_whole_without(v, &stores)));
                     }
                     groups = left;
                     patience = patience.saturating_sub(began.elapsed() + PAUSE);
