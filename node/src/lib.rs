@@ -17,6 +17,7 @@ pub mod config;
 pub mod control;
 pub mod custody;
 pub mod daemon;
+pub mod data_disk;
 pub mod files;
 pub mod init;
 pub mod join;

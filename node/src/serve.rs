@@ -156,6 +156,7 @@ pub async fn run_with(
 ) -> anyhow::Result<()> {
     let mut signals = StopSignals::listen()?;
     let data_dir = &config.data_dir;
+    crate::data_disk::check(data_dir, &config.credentials.dir)?;
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)

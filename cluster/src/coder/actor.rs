@@ -444,7 +444,8 @@ impl<T: Transport> State<T> {
         let serves = self.core.phase() == Phase::Active && self.core.epoch() == volume.epoch;
         let how = (serves, self.core.stats().scrubbing.is_some());
         let now = clock::now();
-        let (next, commands) = self.scrubs.turn(now, clock::unix_seconds(), how, volume);
+        let (wrong, unix) = (self.core.groups_beyond_repair(), clock::unix_seconds());
+        let (next, commands) = self.scrubs.turn(now, unix, how, &wrong, volume);
         if let Some(group) = next {
             self.core.handle(now, Event::Scrub { group });
         }

@@ -4,7 +4,7 @@ use smalti_map::{Command, GroupScrub, Volume};
 use smalti_rowcommit::Time;
 use smalti_rowcommit::coordinator::ScrubReport;
 use smalti_storage::ids::{GroupNo, StoreId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// Unless somebody asks, nothing is scrubbed before a coordinator has served for so long, or for as long as
@@ -27,6 +27,8 @@ pub(super) struct Scrubs {
     begun: Option<(GroupNo, u32)>,
     /// Those that have ended, until the map tells of them.
     ended: BTreeMap<GroupNo, GroupScrub>,
+    /// Of which it was looked at whether rows can not be put right, and whether there were such then.
+    looked: BTreeMap<GroupNo, bool>,
     /// One of them has never been told of.
     fresh: bool,
     noted: Time,
@@ -57,12 +59,15 @@ impl Scrubs {
     }
 
     /// What is to be done now: the group whose scrub is to begin, and what the map is to be told.
-    /// `serves`: the coordinator does. `at_work`: it scrubs a group.
+    /// `serves`: the coordinator does. `at_work`: it scrubs a group. `wrong`: groups that are known to have rows
+    /// which can not be put right. What the map says of that outlives the coordinator, and is found out
+    /// anew where the two differ.
     pub(super) fn turn(
         &mut self,
         now: Time,
         unix: u64,
         (serves, at_work): (bool, bool),
+        wrong: &BTreeSet<GroupNo>,
         volume: &Volume,
     ) -> (Option<GroupNo>, Vec<Command>) {
         let mut commands = Vec::new();
@@ -77,9 +82,11 @@ impl Scrubs {
         self.ended.retain(|group, scrub| !known(group, scrub));
         if !serves {
             self.begun = None;
+            self.looked.clear();
         }
-        let next = if serves && !at_work { self.next(now, unix, volume) } else { None };
+        let next = if serves && !at_work { self.next(now, unix, wrong, volume) } else { None };
         if let Some(group) = next {
+            self.looked.insert(group, wrong.contains(&group));
             self.begun = Some((group, volume.scrubs.asked));
         }
         let late = now.since(self.noted) >= NOTE_EVERY;
@@ -109,11 +116,17 @@ impl Scrubs {
         (!faults.is_empty()).then_some(Command::NoteFaults { at: unix, faults })
     }
 
-    fn next(&self, now: Time, unix: u64, volume: &Volume) -> Option<GroupNo> {
+    fn next(
+        &self,
+        now: Time,
+        unix: u64,
+        wrong: &BTreeSet<GroupNo>,
+        volume: &Volume,
+    ) -> Option<GroupNo> {
         let asked = volume.scrubs.asked;
         let done = |group: &GroupNo| self.ended.get(group).is_some_and(|s| s.asked >= asked);
         let wanted = volume.asked_scrubs().find(|group| !done(group));
-        wanted.or_else(|| {
+        wanted.or_else(|| self.doubtful(wrong, volume)).or_else(|| {
             let settled =
                 self.active_since.is_some_and(|since| now.since(since) >= SETTLED.min(self.every));
             let background = settled && !self.every.is_zero();
@@ -123,12 +136,28 @@ impl Scrubs {
     }
 }
 
+impl Scrubs {
+    /// A group of which the map does not tell what is known of it, unless that was looked at already.
+    fn doubtful(&self, wrong: &BTreeSet<GroupNo>, volume: &Volume) -> Option<GroupNo> {
+        let told = |group: &GroupNo| {
+            let last = self.ended.get(group).or_else(|| volume.scrubs.groups.get(group));
+            last.is_some_and(|scrub| scrub.unclear > 0)
+        };
+        let groups = (0..=u16::MAX).map(GroupNo).take(volume.groups.len());
+        let mut served = groups.zip(&volume.groups).filter(|(_, group)| !group.offline);
+        let differs = |group: &GroupNo| {
+            let known = wrong.contains(group);
+            known != told(group) && self.looked.get(group) != Some(&known)
+        };
+        served.find_map(|(group, _)| differs(&group).then_some(group))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use smalti_map::{ClusterMap, Group, ReadMode};
     use smalti_storage::ids::{Epoch, KeyEpochNo, SlotSet, VolumeId, VolumeNo};
-    use std::collections::BTreeSet;
     use uuid::Uuid;
 
     const DAY: Duration = Duration::from_secs(86_400);
@@ -184,28 +213,34 @@ mod tests {
     fn what_is_asked_for_is_scrubbed_at_once_and_told_together() {
         let mut volume = volume();
         let mut scrubs = Scrubs::new(DAY);
-        assert_eq!(scrubs.turn(at(0), 5000, SERVES, &volume), (None, vec![]));
+        assert_eq!(scrubs.turn(at(0), 5000, SERVES, &BTreeSet::new(), &volume), (None, vec![]));
         volume.scrubs.asked = 1;
-        assert_eq!(scrubs.turn(at(1), 5001, SERVES, &volume), (Some(GroupNo(0)), vec![]));
-        assert_eq!(scrubs.turn(at(1), 5001, (true, true), &volume), (None, vec![]));
+        assert_eq!(
+            scrubs.turn(at(1), 5001, SERVES, &BTreeSet::new(), &volume),
+            (Some(GroupNo(0)), vec![])
+        );
+        assert_eq!(
+            scrubs.turn(at(1), 5001, (true, true), &BTreeSet::new(), &volume),
+            (None, vec![])
+        );
         let store = volume.groups[0].slots[0];
         scrubs.fault(store);
         let report = ScrubReport { rows: 9, wrong: [(store, 1)].into(), unclear: 0, unread: 0 };
         scrubs.ended(GroupNo(0), &report, 5002);
-        let (next, told) = scrubs.turn(at(2), 5002, SERVES, &volume);
+        let (next, told) = scrubs.turn(at(2), 5002, SERVES, &BTreeSet::new(), &volume);
         assert_eq!((next, told.len()), (Some(GroupNo(1)), 2), "{told:?}");
         scrubs.ended(GroupNo(1), &ScrubReport::default(), 5003);
-        let (next, told) = scrubs.turn(at(3), 5003, SERVES, &volume);
+        let (next, told) = scrubs.turn(at(3), 5003, SERVES, &BTreeSet::new(), &volume);
         let Some(Command::NoteScrubs { epoch: Epoch(7), groups, .. }) = told.first() else {
             panic!("{told:?}");
         };
         assert_eq!((next, groups.len(), told.len()), (None, 2, 1));
         assert_eq!((groups[0].1.wrong, groups[0].1.rows, groups[0].1.asked), (1, 9, 1));
         // Told again until the map knows, and not sooner than that.
-        assert_eq!(scrubs.turn(at(4), 5004, SERVES, &volume), (None, vec![]));
-        assert_eq!(scrubs.turn(at(7), 5007, SERVES, &volume).1, told);
+        assert_eq!(scrubs.turn(at(4), 5004, SERVES, &BTreeSet::new(), &volume), (None, vec![]));
+        assert_eq!(scrubs.turn(at(7), 5007, SERVES, &BTreeSet::new(), &volume).1, told);
         apply(&mut volume, &told);
-        assert_eq!(scrubs.turn(at(20), 5020, SERVES, &volume), (None, vec![]));
+        assert_eq!(scrubs.turn(at(20), 5020, SERVES, &BTreeSet::new(), &volume), (None, vec![]));
         assert_eq!(volume.asked_scrubs().count(), 0);
     }
 
@@ -214,9 +249,12 @@ mod tests {
         let mut volume = volume();
         volume.scrubs.asked = 1;
         let mut scrubs = Scrubs::new(DAY);
-        assert_eq!(scrubs.turn(at(0), 5000, SERVES, &volume).0, Some(GroupNo(0)));
-        assert_eq!(scrubs.turn(at(1), 5001, (false, false), &volume), (None, vec![]));
-        assert_eq!(scrubs.turn(at(2), 5002, SERVES, &volume).0, Some(GroupNo(0)));
+        assert_eq!(scrubs.turn(at(0), 5000, SERVES, &BTreeSet::new(), &volume).0, Some(GroupNo(0)));
+        assert_eq!(
+            scrubs.turn(at(1), 5001, (false, false), &BTreeSet::new(), &volume),
+            (None, vec![])
+        );
+        assert_eq!(scrubs.turn(at(2), 5002, SERVES, &BTreeSet::new(), &volume).0, Some(GroupNo(0)));
     }
 
     #[test]
@@ -227,17 +265,51 @@ mod tests {
         let mut scrubs = Scrubs::new(DAY);
         let mut never = Scrubs::new(Duration::ZERO);
         let later = 800_000 + DAY.as_secs();
-        assert_eq!(scrubs.turn(at(0), later, SERVES, &volume).0, None);
-        assert_eq!(never.turn(at(0), later, SERVES, &volume).0, None);
-        assert_eq!(scrubs.turn(at(599), later, SERVES, &volume).0, None);
-        assert_eq!(scrubs.turn(at(600), later - 1, SERVES, &volume).0, None);
-        assert_eq!(never.turn(at(600), later, SERVES, &volume).0, None);
-        assert_eq!(scrubs.turn(at(601), later, SERVES, &volume).0, Some(GroupNo(1)));
+        assert_eq!(scrubs.turn(at(0), later, SERVES, &BTreeSet::new(), &volume).0, None);
+        assert_eq!(never.turn(at(0), later, SERVES, &BTreeSet::new(), &volume).0, None);
+        assert_eq!(scrubs.turn(at(599), later, SERVES, &BTreeSet::new(), &volume).0, None);
+        assert_eq!(scrubs.turn(at(600), later - 1, SERVES, &BTreeSet::new(), &volume).0, None);
+        assert_eq!(never.turn(at(600), later, SERVES, &BTreeSet::new(), &volume).0, None);
+        assert_eq!(
+            scrubs.turn(at(601), later, SERVES, &BTreeSet::new(), &volume).0,
+            Some(GroupNo(1))
+        );
         scrubs.ended(GroupNo(1), &ScrubReport::default(), later);
-        let (next, told) = scrubs.turn(at(602), later, SERVES, &volume);
+        let (next, told) = scrubs.turn(at(602), later, SERVES, &BTreeSet::new(), &volume);
         assert_eq!((next, told.len()), (None, 1));
         apply(&mut volume, &told);
-        assert_eq!(scrubs.turn(at(603), later, SERVES, &volume), (None, vec![]));
+        assert_eq!(scrubs.turn(at(603), later, SERVES, &BTreeSet::new(), &volume), (None, vec![]));
+    }
+
+    #[test]
+    fn what_can_not_be_put_right_is_known_to_the_next_coordinator_until_it_is_right() {
+        let mut volume = volume();
+        let (lost, none) = (BTreeSet::from([GroupNo(1)]), BTreeSet::new());
+        let unclear = ScrubReport { rows: 9, unclear: 2, ..ScrubReport::default() };
+        let mut scrubs = Scrubs::new(Duration::ZERO);
+        assert_eq!(scrubs.turn(at(0), 5000, SERVES, &none, &volume), (None, vec![]));
+        // Reads have met it: a scrub says how much there is, and the map keeps that.
+        assert_eq!(scrubs.turn(at(1), 5001, SERVES, &lost, &volume).0, Some(GroupNo(1)));
+        scrubs.ended(GroupNo(1), &unclear, 5002);
+        let (next, told) = scrubs.turn(at(4), 5004, SERVES, &lost, &volume);
+        assert_eq!((next, told.len()), (None, 1));
+        apply(&mut volume, &told);
+        assert_eq!(scrubs.turn(at(5), 5005, SERVES, &lost, &volume), (None, vec![]));
+        // Another one, who knows of nothing, looks once.
+        let mut next = Scrubs::new(Duration::ZERO);
+        assert_eq!(next.turn(at(6), 5006, SERVES, &none, &volume).0, Some(GroupNo(1)));
+        next.ended(GroupNo(1), &unclear, 5007);
+        let (_, told) = next.turn(at(10), 5010, SERVES, &none, &volume);
+        apply(&mut volume, &told);
+        assert_eq!(next.turn(at(11), 5011, SERVES, &none, &volume), (None, vec![]));
+        assert_eq!(next.turn(at(12), 5012, SERVES, &lost, &volume), (None, vec![]));
+        // It was written anew.
+        assert_eq!(scrubs.turn(at(13), 5013, SERVES, &none, &volume).0, Some(GroupNo(1)));
+        scrubs.ended(GroupNo(1), &ScrubReport::default(), 5014);
+        let (_, told) = scrubs.turn(at(17), 5017, SERVES, &none, &volume);
+        apply(&mut volume, &told);
+        assert_eq!(scrubs.turn(at(18), 5018, SERVES, &none, &volume), (None, vec![]));
+        assert_eq!(volume.scrubs.groups[&GroupNo(1)].unclear, 0);
     }
 
     #[test]
@@ -247,7 +319,7 @@ mod tests {
         let mut scrubs = Scrubs::new(DAY);
         for (second, found, told) in [(0, 1, 1), (10, 2, 0), (61, 0, 1), (130, 0, 0)] {
             (0..found).for_each(|_| scrubs.fault(store));
-            let (_, commands) = scrubs.turn(at(second), 5000, SERVES, &volume);
+            let (_, commands) = scrubs.turn(at(second), 5000, SERVES, &BTreeSet::new(), &volume);
             assert_eq!(commands.len(), told, "{second} {commands:?}");
         }
     }

@@ -137,6 +137,11 @@ impl Unrepaired {
 }
 
 impl Coordinator {
+    /// Groups that have rows which could not be put right, for too much of them is wrong.
+    pub fn groups_beyond_repair(&self) -> BTreeSet<GroupNo> {
+        self.catchup.unrepaired.beyond_repair().map(|row| row.group).collect()
+    }
+
     /// A store is heard from again: what could not be put right without it is tried at once.
     pub(super) fn repair_again_with(&mut self, store: StoreId) {
         let groups = self.volume.iter().flat_map(|volume| &volume.groups);
