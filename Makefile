@@ -16,7 +16,7 @@ MUTANTS ?=
 # For `make test`, `make bench`, `make failover`: names of black-box tests, words in names of jobs and cases.
 ONLY ?=
 # For `make heal`: how often each node is killed and frozen.
-HEAL_KILLS ?= 8
+HEAL_KILLS ?= 6
 # For `make sim`; SIM: `--beyond`, `--keep-going`.
 SEEDS ?= 2000
 FROM ?= 1
@@ -83,7 +83,7 @@ healing: build ## rebuild and resync: how fast, and what clients notice: SECS, S
 heal: build ## what is held against figures: clients' waits when nodes die, while all heals, what a join moves; then chaos
 	STRICT=1 KILLS=$(HEAL_KILLS) $(CARGO_TARGET_DIR)/release/smalti-failover
 	STRICT=1 $(CARGO_TARGET_DIR)/release/smalti-healing
-	ROUNDS=8 $(CARGO_TARGET_DIR)/release/smalti-chaos
+	ROUNDS=6 $(CARGO_TARGET_DIR)/release/smalti-chaos
 
 failover: build ## how long clients wait when nodes die or freeze: KILLS, ONLY
 	@$(CARGO_TARGET_DIR)/release/smalti-failover $(ONLY)

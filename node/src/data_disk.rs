@@ -7,7 +7,7 @@
 
 use anyhow::{Context, bail};
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -30,7 +30,11 @@ pub fn check(data_dir: &Path, credentials: &Path) -> anyhow::Result<()> {
         (true, false) => {
             let text = "The store of this node is on a disk of its own, and the node does not start without \
                         one. Delete this file if the store is to be made anew where it is now.\n";
-            fs::write(&note, text).with_context(failed)
+            if let Err(error) = keep(&note, text) {
+                // Where credentials can not be written to, mounts are somebody else's to watch.
+                tracing::warn!(%error, note = %note.display(), "it is not noted that the data has a disk of its own");
+            }
+            Ok(())
         }
         (false, true) if is_there => fs::remove_file(&note).with_context(failed),
         (false, true) => bail!(
@@ -41,6 +45,13 @@ pub fn check(data_dir: &Path, credentials: &Path) -> anyhow::Result<()> {
         ),
         _ => Ok(()),
     }
+}
+
+fn keep(note: &Path, text: &str) -> io::Result<()> {
+    let mut file = fs::File::create(note)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    note.parent().map_or(Ok(()), |folder| fs::File::open(folder)?.sync_all())
 }
 
 /// The file system of a path, or of the folder that it is to be made in.

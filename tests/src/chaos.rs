@@ -62,7 +62,7 @@ enum Step {
     EmptyStore,
     /// The same with its metadata log.
     EmptyNode,
-    /// Bytes of its files are flipped while it runs, and all is scrubbed in the end.
+    /// Bytes of its files are flipped while it runs; all is scrubbed in the end, and then its store emptied.
     Rot,
     /// Two nodes or more are killed at the same moment, and start in any order.
     KillMany,
@@ -90,6 +90,8 @@ pub struct Chaos {
     random: u64,
     drained: BTreeSet<usize>,
     paused: bool,
+    /// The node whose files rot in this round.
+    rotten: Option<usize>,
 }
 
 impl Chaos {
@@ -103,7 +105,14 @@ impl Chaos {
         let give_up = GIVE_UP;
         let config = LoadConfig { give_up, ..LoadConfig::new(cluster.targets(), 0, seed) };
         let load = Load::start(config);
-        Ok(Self { cluster, load, random: seed, drained: BTreeSet::new(), paused: false })
+        Ok(Self {
+            cluster,
+            load,
+            random: seed,
+            drained: BTreeSet::new(),
+            paused: false,
+            rotten: None,
+        })
     }
 
     /// Does so many rounds, and reads everything through every node in the end.
@@ -145,8 +154,12 @@ impl Chaos {
         }
         let since = Instant::now();
         self.well_again()?;
-        if steps.contains(&Step::Rot) {
+        if let Some(node) = self.rotten.take() {
             self.taken(&["scrub"], None)?;
+            self.well_again()?;
+            // What no scrub reads may be rotten yet, and would be a second fault later.
+            self.empty(node, Step::EmptyStore)?;
+            self.cluster.start(node)?;
             self.well_again()?;
         }
         let all_run = (0..self.cluster.nodes().len()).all(|node| self.cluster.is_running(node));
@@ -180,17 +193,14 @@ impl Chaos {
                 Ok(format!("{step:?} {name} for {away:?}"))
             }
             Step::EmptyStore | Step::EmptyNode => {
-                let data = self.cluster.data_dir(node)?;
-                self.cluster.kill(node)?;
-                let gone = if step == Step::EmptyStore { data.join("store") } else { data };
-                std::fs::remove_dir_all(&gone)
-                    .with_context(|| format!("remove {}", gone.display()))?;
+                self.empty(node, step)?;
                 let away = self.wait_some(&[0, 200, 1000, 4000]);
                 self.cluster.start(node)?;
                 Ok(format!("{step:?} {name} for {away:?}"))
             }
             Step::Rot => {
                 let flipped = self.rot(node)?;
+                self.rotten = Some(node);
                 Ok(format!("{step:?} {flipped} bytes of {name}"))
             }
             Step::KillMany => {
@@ -246,6 +256,14 @@ impl Chaos {
                 Ok(format!("{step:?}"))
             }
         }
+    }
+
+    /// Kills a node and removes what it has.
+    fn empty(&mut self, node: usize, step: Step) -> Result<()> {
+        let data = self.cluster.data_dir(node)?;
+        self.cluster.kill(node)?;
+        let gone = if step == Step::EmptyNode { data } else { data.join("store") };
+        std::fs::remove_dir_all(&gone).with_context(|| format!("remove {}", gone.display()))
     }
 
     /// Flips bytes in files of a store that runs; a file that goes away meanwhile is left alone.

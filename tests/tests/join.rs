@@ -166,6 +166,11 @@ fn nodes_join_take_their_share_and_leave_while_clients_go_on() -> Result<()> {
     }
     until("three have all", LIMIT, || cluster.at_rest())?;
     ensure!(names(&cluster)? == ["n1", "n2", "n3"]);
+    until("the three vote, and nobody else", LIMIT, || {
+        let nodes = cluster.facts(&["node", "list"])?;
+        let nodes = nodes.as_array().context("nodes")?;
+        Ok((nodes.len() == 3 && nodes.iter().all(|node| node["voter"] == true)).then_some(()))
+    })?;
     load.progress(50, LIMIT)?;
     say(test, &format!("three are left: {}", load.window().brief()));
 

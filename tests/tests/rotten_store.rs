@@ -164,7 +164,6 @@ fn a_store_that_lacks_a_file_is_made_anew() -> Result<()> {
     cluster.finish()
 }
 
-/// What can not even be opened is made anew as well: the node starts without it, until the others do.
 /// A rebuild that meets bad records of the others gives back all but those: they are told of, and are there
 /// again once they are written.
 #[test]
@@ -206,6 +205,7 @@ fn a_lost_disk_is_rebuilt_though_another_one_has_bad_records() -> Result<()> {
     cluster.finish()
 }
 
+/// What can not even be opened is made anew as well: the node starts without it, until the others do.
 #[test]
 fn a_store_that_is_damaged_at_its_start_is_made_anew() -> Result<()> {
     let test = "a_store_that_is_damaged_at_its_start_is_made_anew";
@@ -276,9 +276,10 @@ fn a_store_whose_list_of_files_was_cut_short_after_a_crash_lacks_nothing() -> Re
         let manifest = std::fs::OpenOptions::new().write(true).open(manifest)?;
         manifest.set_len(len.checked_sub(cut).context("a longer manifest")?)?;
         cluster.start(1)?;
-        let aside = cluster.nodes()[1].dir.join("data/store.damaged");
-        let is_new = || aside.is_dir() && !aside.join("first").exists();
-        until("the store is put aside", LIMIT, || Ok(is_new().then_some(())))?;
+        // The second one is kept beside the first.
+        let name = if cut == 8 { "data/store.damaged" } else { "data/store.damaged-2" };
+        let aside = cluster.nodes()[1].dir.join(name);
+        until("the store is put aside", LIMIT, || Ok(aside.is_dir().then_some(())))?;
         let status = cluster.wait_status("all is well", LIMIT, |status| status.health == "ok")?;
         say(test, &format!("{cut} of {len} bytes cut off; {}", status.brief()));
         cluster.kill(2)?;
@@ -287,8 +288,6 @@ fn a_store_whose_list_of_files_was_cut_short_after_a_crash_lacks_nothing() -> Re
         }
         cluster.start(2)?;
         cluster.wait_ok()?;
-        // The next one takes its place: all that this one had is there by now.
-        std::fs::write(aside.join("first"), "")?;
     }
     cluster.finish()
 }

@@ -1,10 +1,10 @@
 //! When which group of the volume is scrubbed, and what the map is told of it.
 
-use smalti_map::{Command, GroupScrub, Volume};
+use smalti_map::{Command, Group, GroupScrub, Volume};
 use smalti_rowcommit::Time;
 use smalti_rowcommit::coordinator::ScrubReport;
-use smalti_storage::ids::{GroupNo, StoreId};
-use std::collections::{BTreeMap, BTreeSet};
+use smalti_storage::ids::{GroupNo, SlotSet, StoreId};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Unless somebody asks, nothing is scrubbed before a coordinator has served for so long, or for as long as
@@ -27,8 +27,9 @@ pub(super) struct Scrubs {
     begun: Option<(GroupNo, u32)>,
     /// Those that have ended, until the map tells of them.
     ended: BTreeMap<GroupNo, GroupScrub>,
-    /// Of which it was looked at whether rows can not be put right, and whether there were such then.
-    looked: BTreeMap<GroupNo, bool>,
+    /// Of which it was looked at whether rows can not be put right; whether there were such then, and who
+    /// was in sync.
+    looked: BTreeMap<GroupNo, (bool, SlotSet)>,
     /// One of them has never been told of.
     fresh: bool,
     noted: Time,
@@ -59,15 +60,15 @@ impl Scrubs {
     }
 
     /// What is to be done now: the group whose scrub is to begin, and what the map is to be told.
-    /// `serves`: the coordinator does. `at_work`: it scrubs a group. `wrong`: groups that are known to have rows
-    /// which can not be put right. What the map says of that outlives the coordinator, and is found out
+    /// `serves`: the coordinator does. `at_work`: it scrubs a group. `wrong`: how many rows of groups are known
+    /// that can not be put right. What the map says of that outlives the coordinator, and is found out
     /// anew where the two differ.
     pub(super) fn turn(
         &mut self,
         now: Time,
         unix: u64,
         (serves, at_work): (bool, bool),
-        wrong: &BTreeSet<GroupNo>,
+        wrong: &BTreeMap<GroupNo, u64>,
         volume: &Volume,
     ) -> (Option<GroupNo>, Vec<Command>) {
         let mut commands = Vec::new();
@@ -86,7 +87,8 @@ impl Scrubs {
         }
         let next = if serves && !at_work { self.next(now, unix, wrong, volume) } else { None };
         if let Some(group) = next {
-            self.looked.insert(group, wrong.contains(&group));
+            let insync = volume.group(group).map_or(SlotSet::EMPTY, |group| group.insync);
+            self.looked.insert(group, (wrong.contains_key(&group), insync));
             self.begun = Some((group, volume.scrubs.asked));
         }
         let late = now.since(self.noted) >= NOTE_EVERY;
@@ -95,7 +97,16 @@ impl Scrubs {
         if noted {
             self.fresh = false;
             self.noted = now;
-            let groups = self.ended.iter().map(|(group, scrub)| (*group, *scrub)).collect();
+            let groups = self.ended.iter().map(|(group, scrub)| {
+                let mut scrub = *scrub;
+                // What it did not read may be what is wrong, and what could not be judged is not right.
+                let before = volume.scrubs.groups.get(group).filter(|_| scrub.unread > 0);
+                let before = before.map_or(0, |before| before.unclear);
+                let known = wrong.get(group).copied().unwrap_or(0);
+                scrub.unclear = scrub.unclear.max(before).max(known);
+                (*group, scrub)
+            });
+            let groups = groups.collect();
             let (volume, epoch) = (volume.no, volume.epoch);
             commands.push(Command::NoteScrubs { volume, epoch, groups });
         }
@@ -120,7 +131,7 @@ impl Scrubs {
         &self,
         now: Time,
         unix: u64,
-        wrong: &BTreeSet<GroupNo>,
+        wrong: &BTreeMap<GroupNo, u64>,
         volume: &Volume,
     ) -> Option<GroupNo> {
         let asked = volume.scrubs.asked;
@@ -138,26 +149,27 @@ impl Scrubs {
 
 impl Scrubs {
     /// A group of which the map does not tell what is known of it, unless that was looked at already.
-    fn doubtful(&self, wrong: &BTreeSet<GroupNo>, volume: &Volume) -> Option<GroupNo> {
+    fn doubtful(&self, wrong: &BTreeMap<GroupNo, u64>, volume: &Volume) -> Option<GroupNo> {
         let told = |group: &GroupNo| {
             let last = self.ended.get(group).or_else(|| volume.scrubs.groups.get(group));
             last.is_some_and(|scrub| scrub.unclear > 0)
         };
         let groups = (0..=u16::MAX).map(GroupNo).take(volume.groups.len());
         let mut served = groups.zip(&volume.groups).filter(|(_, group)| !group.offline);
-        let differs = |group: &GroupNo| {
-            let known = wrong.contains(group);
-            known != told(group) && self.looked.get(group) != Some(&known)
+        let differs = |(no, group): &(GroupNo, &Group)| {
+            let known = wrong.contains_key(no);
+            known != told(no) && self.looked.get(no) != Some(&(known, group.insync))
         };
-        served.find_map(|(group, _)| differs(&group).then_some(group))
+        served.find(differs).map(|(no, _)| no)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use smalti_map::{ClusterMap, Group, ReadMode};
-    use smalti_storage::ids::{Epoch, KeyEpochNo, SlotSet, VolumeId, VolumeNo};
+    use smalti_map::{ClusterMap, ReadMode};
+    use smalti_storage::ids::{Epoch, KeyEpochNo, VolumeId, VolumeNo};
+    use std::collections::BTreeSet;
     use uuid::Uuid;
 
     const DAY: Duration = Duration::from_secs(86_400);
@@ -213,34 +225,34 @@ mod tests {
     fn what_is_asked_for_is_scrubbed_at_once_and_told_together() {
         let mut volume = volume();
         let mut scrubs = Scrubs::new(DAY);
-        assert_eq!(scrubs.turn(at(0), 5000, SERVES, &BTreeSet::new(), &volume), (None, vec![]));
+        assert_eq!(scrubs.turn(at(0), 5000, SERVES, &BTreeMap::new(), &volume), (None, vec![]));
         volume.scrubs.asked = 1;
         assert_eq!(
-            scrubs.turn(at(1), 5001, SERVES, &BTreeSet::new(), &volume),
+            scrubs.turn(at(1), 5001, SERVES, &BTreeMap::new(), &volume),
             (Some(GroupNo(0)), vec![])
         );
         assert_eq!(
-            scrubs.turn(at(1), 5001, (true, true), &BTreeSet::new(), &volume),
+            scrubs.turn(at(1), 5001, (true, true), &BTreeMap::new(), &volume),
             (None, vec![])
         );
         let store = volume.groups[0].slots[0];
         scrubs.fault(store);
         let report = ScrubReport { rows: 9, wrong: [(store, 1)].into(), unclear: 0, unread: 0 };
         scrubs.ended(GroupNo(0), &report, 5002);
-        let (next, told) = scrubs.turn(at(2), 5002, SERVES, &BTreeSet::new(), &volume);
+        let (next, told) = scrubs.turn(at(2), 5002, SERVES, &BTreeMap::new(), &volume);
         assert_eq!((next, told.len()), (Some(GroupNo(1)), 2), "{told:?}");
         scrubs.ended(GroupNo(1), &ScrubReport::default(), 5003);
-        let (next, told) = scrubs.turn(at(3), 5003, SERVES, &BTreeSet::new(), &volume);
+        let (next, told) = scrubs.turn(at(3), 5003, SERVES, &BTreeMap::new(), &volume);
         let Some(Command::NoteScrubs { epoch: Epoch(7), groups, .. }) = told.first() else {
             panic!("{told:?}");
         };
         assert_eq!((next, groups.len(), told.len()), (None, 2, 1));
         assert_eq!((groups[0].1.wrong, groups[0].1.rows, groups[0].1.asked), (1, 9, 1));
         // Told again until the map knows, and not sooner than that.
-        assert_eq!(scrubs.turn(at(4), 5004, SERVES, &BTreeSet::new(), &volume), (None, vec![]));
-        assert_eq!(scrubs.turn(at(7), 5007, SERVES, &BTreeSet::new(), &volume).1, told);
+        assert_eq!(scrubs.turn(at(4), 5004, SERVES, &BTreeMap::new(), &volume), (None, vec![]));
+        assert_eq!(scrubs.turn(at(7), 5007, SERVES, &BTreeMap::new(), &volume).1, told);
         apply(&mut volume, &told);
-        assert_eq!(scrubs.turn(at(20), 5020, SERVES, &BTreeSet::new(), &volume), (None, vec![]));
+        assert_eq!(scrubs.turn(at(20), 5020, SERVES, &BTreeMap::new(), &volume), (None, vec![]));
         assert_eq!(volume.asked_scrubs().count(), 0);
     }
 
@@ -249,12 +261,12 @@ mod tests {
         let mut volume = volume();
         volume.scrubs.asked = 1;
         let mut scrubs = Scrubs::new(DAY);
-        assert_eq!(scrubs.turn(at(0), 5000, SERVES, &BTreeSet::new(), &volume).0, Some(GroupNo(0)));
+        assert_eq!(scrubs.turn(at(0), 5000, SERVES, &BTreeMap::new(), &volume).0, Some(GroupNo(0)));
         assert_eq!(
-            scrubs.turn(at(1), 5001, (false, false), &BTreeSet::new(), &volume),
+            scrubs.turn(at(1), 5001, (false, false), &BTreeMap::new(), &volume),
             (None, vec![])
         );
-        assert_eq!(scrubs.turn(at(2), 5002, SERVES, &BTreeSet::new(), &volume).0, Some(GroupNo(0)));
+        assert_eq!(scrubs.turn(at(2), 5002, SERVES, &BTreeMap::new(), &volume).0, Some(GroupNo(0)));
     }
 
     #[test]
@@ -265,26 +277,26 @@ mod tests {
         let mut scrubs = Scrubs::new(DAY);
         let mut never = Scrubs::new(Duration::ZERO);
         let later = 800_000 + DAY.as_secs();
-        assert_eq!(scrubs.turn(at(0), later, SERVES, &BTreeSet::new(), &volume).0, None);
-        assert_eq!(never.turn(at(0), later, SERVES, &BTreeSet::new(), &volume).0, None);
-        assert_eq!(scrubs.turn(at(599), later, SERVES, &BTreeSet::new(), &volume).0, None);
-        assert_eq!(scrubs.turn(at(600), later - 1, SERVES, &BTreeSet::new(), &volume).0, None);
-        assert_eq!(never.turn(at(600), later, SERVES, &BTreeSet::new(), &volume).0, None);
+        assert_eq!(scrubs.turn(at(0), later, SERVES, &BTreeMap::new(), &volume).0, None);
+        assert_eq!(never.turn(at(0), later, SERVES, &BTreeMap::new(), &volume).0, None);
+        assert_eq!(scrubs.turn(at(599), later, SERVES, &BTreeMap::new(), &volume).0, None);
+        assert_eq!(scrubs.turn(at(600), later - 1, SERVES, &BTreeMap::new(), &volume).0, None);
+        assert_eq!(never.turn(at(600), later, SERVES, &BTreeMap::new(), &volume).0, None);
         assert_eq!(
-            scrubs.turn(at(601), later, SERVES, &BTreeSet::new(), &volume).0,
+            scrubs.turn(at(601), later, SERVES, &BTreeMap::new(), &volume).0,
             Some(GroupNo(1))
         );
         scrubs.ended(GroupNo(1), &ScrubReport::default(), later);
-        let (next, told) = scrubs.turn(at(602), later, SERVES, &BTreeSet::new(), &volume);
+        let (next, told) = scrubs.turn(at(602), later, SERVES, &BTreeMap::new(), &volume);
         assert_eq!((next, told.len()), (None, 1));
         apply(&mut volume, &told);
-        assert_eq!(scrubs.turn(at(603), later, SERVES, &BTreeSet::new(), &volume), (None, vec![]));
+        assert_eq!(scrubs.turn(at(603), later, SERVES, &BTreeMap::new(), &volume), (None, vec![]));
     }
 
     #[test]
     fn what_can_not_be_put_right_is_known_to_the_next_coordinator_until_it_is_right() {
         let mut volume = volume();
-        let (lost, none) = (BTreeSet::from([GroupNo(1)]), BTreeSet::new());
+        let (lost, none) = (BTreeMap::from([(GroupNo(1), 1)]), BTreeMap::new());
         let unclear = ScrubReport { rows: 9, unclear: 2, ..ScrubReport::default() };
         let mut scrubs = Scrubs::new(Duration::ZERO);
         assert_eq!(scrubs.turn(at(0), 5000, SERVES, &none, &volume), (None, vec![]));
@@ -303,6 +315,18 @@ mod tests {
         apply(&mut volume, &told);
         assert_eq!(next.turn(at(11), 5011, SERVES, &none, &volume), (None, vec![]));
         assert_eq!(next.turn(at(12), 5012, SERVES, &lost, &volume), (None, vec![]));
+        // Who did not read all of it takes nothing back, and tells what is known.
+        volume.groups[1].insync = SlotSet::first(2);
+        let mut blind = Scrubs::new(Duration::ZERO);
+        assert_eq!(blind.turn(at(12), 5012, SERVES, &none, &volume).0, Some(GroupNo(1)));
+        blind.ended(GroupNo(1), &ScrubReport { unread: 1, ..ScrubReport::default() }, 5012);
+        let (_, told) = blind.turn(at(16), 5016, SERVES, &none, &volume);
+        apply(&mut volume, &told);
+        assert_eq!(volume.scrubs.groups[&GroupNo(1)].unclear, 2);
+        // He looks again when who was away is there.
+        assert_eq!(blind.turn(at(17), 5017, SERVES, &none, &volume).0, None);
+        volume.groups[1].insync = SlotSet::first(3);
+        assert_eq!(blind.turn(at(18), 5018, SERVES, &none, &volume).0, Some(GroupNo(1)));
         // It was written anew.
         assert_eq!(scrubs.turn(at(13), 5013, SERVES, &none, &volume).0, Some(GroupNo(1)));
         scrubs.ended(GroupNo(1), &ScrubReport::default(), 5014);
@@ -319,7 +343,7 @@ mod tests {
         let mut scrubs = Scrubs::new(DAY);
         for (second, found, told) in [(0, 1, 1), (10, 2, 0), (61, 0, 1), (130, 0, 0)] {
             (0..found).for_each(|_| scrubs.fault(store));
-            let (_, commands) = scrubs.turn(at(second), 5000, SERVES, &BTreeSet::new(), &volume);
+            let (_, commands) = scrubs.turn(at(second), 5000, SERVES, &BTreeMap::new(), &volume);
             assert_eq!(commands.len(), told, "{second} {commands:?}");
         }
     }

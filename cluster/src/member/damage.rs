@@ -16,7 +16,6 @@ use super::Member;
 use smalti_map::{ClusterMap, Command, Group, Store, Volume};
 use smalti_storage::ids::{NodeId, StoreId};
 use std::fs::File;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -28,14 +27,31 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(200);
 
+/// A disk on which that happens so often is to be looked at by somebody.
+const KEPT_MOST: u32 = 5;
+
 /// The folder of a node's store.
 pub(super) fn store_of(data_dir: &Path) -> PathBuf {
     data_dir.join("store")
 }
 
-/// Where that of a damaged one is kept.
-fn aside_of(data_dir: &Path) -> PathBuf {
-    data_dir.join("store.damaged")
+/// Where that of a damaged one is kept. Earlier ones stay: nobody can tell here whether one of them has the last
+/// of something.
+fn aside_of(data_dir: &Path) -> Result<PathBuf, String> {
+    let numbered = (2..=KEPT_MOST).map(|number| format!("store.damaged-{number}"));
+    for name in std::iter::once("store.damaged".to_owned()).chain(numbered) {
+        let path = data_dir.join(name);
+        match path.try_exists() {
+            Ok(false) => return Ok(path),
+            Ok(true) => {}
+            Err(error) => return Err(format!("{}: {error}", path.display())),
+        }
+    }
+    Err(format!(
+        "{KEPT_MOST} damaged stores are kept in {}: replace the disk, or delete them once the health is ok, then \
+         start again",
+        data_dir.display()
+    ))
 }
 
 /// Of how many groups of a volume a store is in sync, and in how many it may be in a moment.
@@ -44,14 +60,6 @@ fn counted_on(volume: &Volume, store: StoreId) -> (usize, usize) {
     let learns = |group: &&Group| group.learners.values().any(|learner| learner.store == store);
     let count = |of: &dyn Fn(&&Group) -> bool| volume.groups.iter().filter(of).count();
     (count(&insync), count(&learns))
-}
-
-/// Whether all slots of a volume are in sync but for those of these stores.
-fn is_whole_without(volume: &Volume, stores: &[StoreId]) -> bool {
-    volume.groups.iter().all(|group| {
-        let out = volume.all_slots().minus(group.insync);
-        out.iter().all(|slot| group.slots.get(slot.index()).is_some_and(|at| stores.contains(at)))
-    })
 }
 
 /// The stores that a node has registered.
@@ -65,22 +73,10 @@ impl Member {
     /// The process has to start anew then.
     ///
     /// # Errors
-    /// The store is needed, an earlier one may be needed, or a folder can not be moved.
+    /// The store is needed, too many earlier ones are still there, or the folder can not be moved.
     pub async fn set_store_aside(&self) -> Result<PathBuf, String> {
-        let aside = aside_of(&self.inner.data_dir);
-        let whole_without = self.be_done_without().await?;
-        let failed = |error: io::Error| format!("{}: {error}", aside.display());
-        if aside.try_exists().map_err(failed)? {
-            if !whole_without {
-                return Err(format!(
-                    "{} is there from an earlier time, and may be needed, for other stores are away: bring them \
-                     back, or move it elsewhere, then start again",
-                    aside.display()
-                ));
-            }
-            tracing::warn!(folder = %aside.display(), "an earlier damaged store is deleted");
-            std::fs::remove_dir_all(&aside).map_err(failed)?;
-        }
+        let aside = aside_of(&self.inner.data_dir)?;
+        self.be_done_without().await?;
         let from = store_of(&self.inner.data_dir);
         std::fs::rename(&from, &aside)
             .and_then(|()| File::open(&self.inner.data_dir)?.sync_all())
@@ -88,9 +84,8 @@ impl Member {
         Ok(aside)
     }
 
-    /// Waits until the cluster does without this node's store, if it can. Whether all other slots are in sync
-    /// then.
-    async fn be_done_without(&self) -> Result<bool, String> {
+    /// Waits until the cluster does without this node's store, if it can.
+    async fn be_done_without(&self) -> Result<(), String> {
         let mut patience = PATIENCE + self.inner.power_patience;
         let mut groups = 0;
         while !patience.is_zero() {
@@ -112,7 +107,7 @@ impl Member {
                     };
                     let left = self.give_up_growth(&map, &stores).await;
                     if left == 0 {
-                        return Ok(map.volumes.values().all(|v| is_whole_without(v, &stores)));
+                        return Ok(());
                     }
                     groups = left;
                     patience = patience.saturating_sub(began.elapsed() + PAUSE);

@@ -38,6 +38,10 @@ const TAKERS_PATIENCE: Duration = Duration::from_secs(2);
 const DETACH_PATIENCE: Duration = Duration::from_secs(3);
 const DETACH_PAUSE: Duration = Duration::from_millis(100);
 
+/// Nobody is attached to a volume if its coordinator has said so for so long: clients of one that has ended come to
+/// the next within that.
+const DETACH_SURE: Duration = Duration::from_millis(1200);
+
 /// The control of a running node.
 #[derive(Clone, Debug)]
 pub struct MemberControl {
@@ -188,8 +192,8 @@ impl MemberControl {
         }
         if !force && self.stays_attached(volume).await {
             let text = format!(
-                "clients are attached to volume {name}, or it is exported: end that first; `--force` deletes \
-                 it all the same"
+                "clients are attached to volume {name}, or it is exported, or nobody serves it who would know: \
+                 end that first; `--force` deletes it all the same"
             );
             return Err(ControlError::new(ErrorKind::Conflict, text));
         }
@@ -202,15 +206,18 @@ impl MemberControl {
 }
 
 impl MemberControl {
-    /// Whether clients are attached to the volume, and not only about to be gone: that one has left another
-    /// node is heard of a moment later. False where nobody serves it.
+    /// Whether clients are attached to the volume, for all that is known, and not only about to be gone: that one
+    /// has left another node is heard of a moment later, and that one has come to a new coordinator as well.
     async fn stays_attached(&self, volume: &Volume) -> bool {
         let deadline = Instant::now() + DETACH_PATIENCE;
+        let mut free_since = None;
         loop {
             let map = self.member.map();
             let volume = map.volumes.get(&volume.no).unwrap_or(volume);
             let progress = self.member.progress(volume).await;
-            if !progress.is_some_and(|progress| progress.in_use) {
+            let is_free = progress.is_some_and(|progress| progress.active && !progress.in_use);
+            free_since = is_free.then(|| free_since.unwrap_or_else(Instant::now));
+            if free_since.is_some_and(|since: Instant| since.elapsed() >= DETACH_SURE) {
                 return false;
             }
             if Instant::now() >= deadline {

@@ -132,6 +132,7 @@ impl Coordinator {
             failed: BTreeSet::new(),
             retry_at: Time::default(),
             vain: 0,
+            lost: false,
             full_until: Time::default(),
             refused: None,
             marked: BTreeSet::new(),

@@ -60,6 +60,8 @@ pub(super) struct Learning {
     pub(super) refused: Option<RowAddr>,
     /// Rows that it keeps a part of, and nobody can tell what it is to hold.
     pub(super) marked: BTreeSet<RowAddr>,
+    /// Something that it is to hold could not be made from what is left.
+    pub(super) lost: bool,
     /// Changes it was sent and has not answered.
     pub(super) outstanding: u64,
     /// Tells repairs of this admission from those of an earlier one.
@@ -174,6 +176,7 @@ impl Catchup {
             }
             _ => {
                 learning.behind.insert(row);
+                learning.vain = 0;
             }
         }
     }
@@ -212,6 +215,15 @@ impl Catchup {
             && learning.store == seat.1
         {
             learning.marked.insert(row);
+            learning.lost = true;
+        }
+    }
+
+    /// A slot that catches up can not be given all that it is to hold of a row.
+    pub(super) fn lost(&mut self, row: RowAddr, seat: Seat) {
+        let learning = self.learners.get_mut(&(row.group, seat.0));
+        if let Some(learning) = learning.filter(|learning| learning.store == seat.1) {
+            learning.lost = true;
         }
     }
 
@@ -394,6 +406,11 @@ impl Coordinator {
         self.propose_growth();
     }
 
+    /// How much may be repaired at once.
+    pub(super) fn window(&self) -> usize {
+        if self.config.govern { self.governor.window() } else { usize::MAX }
+    }
+
     /// Moves every learner on as far as it goes.
     pub(super) fn catchup_pump(&mut self) {
         if self.catchup.learners.is_empty() {
@@ -402,7 +419,7 @@ impl Coordinator {
         let places: Vec<Place> = self.catchup.learners.keys().copied().collect();
         let oldest = self.inflight.keys().next().copied();
         let mut grows = false;
-        let window = if self.config.govern { self.governor.window() } else { usize::MAX };
+        let window = self.window();
         let unfinished = self.catchup.learners.values().filter(|l| !l.is_level()).count().max(1);
         // The last ones of many are not left with a small part of what may be repaired at once.
         let part = if self.config.govern { window / unfinished } else { 0 };
@@ -449,7 +466,9 @@ impl Coordinator {
         let free = window.saturating_sub(self.catchup.repairing());
         let Some(learning) = self.catchup.learners.get_mut(&place) else { return };
         if learning.retry_at <= now && !learning.failed.is_empty() {
-            if learning.behind.is_empty() && learning.repairing == 0 {
+            // What a full disk has refused is told of by itself.
+            let full = now.since(learning.full_until) < RETRY;
+            if learning.behind.is_empty() && learning.repairing == 0 && !full {
                 learning.vain = learning.vain.saturating_add(1).min(STUCK);
             }
             let failed = std::mem::take(&mut learning.failed);

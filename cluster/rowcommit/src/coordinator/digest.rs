@@ -232,7 +232,7 @@ impl Coordinator {
         self.catchup.unrepaired.digest(now, hasher);
         self.decide_again.map(|(at, tried)| (at.since(now), tried)).hash(hasher);
         for (place, l) in &self.catchup.learners {
-            (place, l.store, l.incarnation, &l.behind, l.repairing, &l.failed, &l.marked)
+            (place, l.store, l.incarnation, &l.behind, l.repairing, &l.failed, &l.marked, l.lost)
                 .hash(hasher);
             (l.outstanding, l.retry_at.since(now), l.full_until.since(now), l.refused(), l.vain)
                 .hash(hasher);

@@ -4,9 +4,9 @@
 use super::catchup::{Learning, Stage};
 use super::{Coordinator, Place};
 use smalti_map::mutant::{Mutant, lives};
-use smalti_map::{Command, Group, GrowSlot};
+use smalti_map::{Command, Group, GroupScrub, GrowSlot};
 use smalti_storage::ids::{GroupNo, Incarnation, StoreId};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 impl Coordinator {
     /// Once a group is whole, nothing of it is in doubt and nothing waits to be put right, those that held a
@@ -30,6 +30,35 @@ impl Coordinator {
             let (volume, epoch) = (self.config.volume, self.epoch);
             self.propose("forget", Command::ForgetHolders { volume, epoch, groups });
         }
+    }
+
+    /// Those whose growth may be proposed. Where a slot moves and lacks what could not be made, the map says first
+    /// that something of its group is wrong: else the next coordinator, who knows of nothing, might let whoever held
+    /// it delete what may be the last of that.
+    fn noted_as_lost(
+        &mut self,
+        ready: Vec<(Place, StoreId, Incarnation)>,
+    ) -> Vec<(Place, StoreId, Incarnation)> {
+        let Some(volume) = self.volume.clone() else { return Vec::new() };
+        let told = |no: &GroupNo| volume.scrubs.groups.get(no).is_some_and(|s| s.unclear > 0);
+        let untold = |place: &Place, store: StoreId| {
+            let lost = self.catchup.learners.get(place).is_some_and(|learning| learning.lost);
+            let moves = self.store_of(place.0, place.1) != Some(store);
+            lost && moves && !told(&place.0)
+        };
+        let (wait, ready): (Vec<_>, Vec<_>) =
+            ready.into_iter().partition(|(place, store, _)| untold(place, *store));
+        let groups = wait.iter().map(|((no, _), ..)| {
+            let last = volume.scrubs.groups.get(no).copied().unwrap_or_default();
+            (*no, GroupScrub { unclear: 1, ..last })
+        });
+        let groups: BTreeMap<GroupNo, GroupScrub> = groups.collect();
+        if !groups.is_empty() {
+            let (volume, epoch) = (self.config.volume, self.epoch);
+            let groups = groups.into_iter().collect();
+            self.propose("note", Command::NoteScrubs { volume, epoch, groups });
+        }
+        ready
     }
 
     pub(super) fn propose_growth(&mut self) {
@@ -57,6 +86,7 @@ impl Coordinator {
             .filter(|(_, l)| !waiting.contains(&l.store))
             .map(|(place, l)| (*place, l.store, l.incarnation))
             .collect();
+        let ready = self.noted_as_lost(ready);
         if ready.is_empty() {
             return;
         }

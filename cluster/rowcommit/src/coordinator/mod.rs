@@ -318,12 +318,13 @@ impl Coordinator {
         gone.count() as u64
     }
 
-    /// Rows that the takeover could not decide, and those of which a slot can not be repaired.
+    /// Whether less is repaired at once than could be, for the sake of clients.
     fn is_held_back(&self) -> bool {
         let governed = self.config.govern && self.governor.holds_back();
         governed && !self.catchup.learners.is_empty()
     }
 
+    /// Rows that the takeover could not decide, and those of which a slot can not be repaired.
     fn rows_lost(&self) -> u64 {
         let beyond_repair: BTreeSet<RowAddr> = self.catchup.unrepaired.beyond_repair().collect();
         beyond_repair.union(&self.lost_rows).count() as u64

@@ -306,6 +306,8 @@ impl Coordinator {
                 if self.counts(row, seat) {
                     self.catchup.unrepaired.lost(self.now, row, seat);
                     self.scrub_lost(row, seat);
+                } else {
+                    self.catchup.lost(row, seat);
                 }
                 true
             }

@@ -147,7 +147,7 @@ impl Coordinator {
             self.actions.push(Action::Scrubbed { group, report });
             return;
         }
-        let window = if self.config.govern { self.governor.window() } else { PAGE_MAX };
+        let window = self.window();
         // Who may have forgotten something is compared with the others first.
         let waits = self.suspects.is_vetting(group) || window == 0;
         if scrub.done || !scrub.due.is_empty() || open >= AHEAD || waits {

@@ -137,9 +137,13 @@ impl Unrepaired {
 }
 
 impl Coordinator {
-    /// Groups that have rows which could not be put right, for too much of them is wrong.
-    pub fn groups_beyond_repair(&self) -> BTreeSet<GroupNo> {
-        self.catchup.unrepaired.beyond_repair().map(|row| row.group).collect()
+    /// Groups that have rows which could not be put right, for too much of them is wrong, and how many.
+    pub fn groups_beyond_repair(&self) -> BTreeMap<GroupNo, u64> {
+        let mut groups = BTreeMap::new();
+        for row in self.catchup.unrepaired.beyond_repair() {
+            *groups.entry(row.group).or_default() += 1;
+        }
+        groups
     }
 
     /// A store is heard from again: what could not be put right without it is tried at once.

@@ -357,6 +357,8 @@ fn what_a_replaced_disk_alone_had_keeps_its_slot_from_nothing() {
     let group = group(&rig);
     assert_eq!(group.slots[2], store(4), "{}", rig.coordinator.describe());
     assert_eq!(group.insync.len(), 3);
+    // Whoever coordinates next knows that much, and lets nobody delete what he may have of it.
+    assert_eq!(rig.map.volumes[&VOLUME].scrubs.groups[&GroupNo(0)].unclear, 1);
     // What is lost is told, and all else is there, also without another one.
     rig.read(5, 0);
     rig.pass(7);
