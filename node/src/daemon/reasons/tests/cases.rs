@@ -350,7 +350,10 @@ pub(super) const VOLUMES: &[Case] = &[
         true,
     ),
     (
-        |r| progress(r).stuck = 2,
+        |r| {
+            out(r);
+            progress(r).stuck = 2;
+        },
         Degraded,
         "volume v",
         &["2 slots lack rows", "rotten or gone"],
