@@ -5,6 +5,8 @@
 //! healed may be one too many. What is drawn follows from the seed; how steps and clients meet does not.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -28,7 +30,9 @@ const WELL_FOR: Duration = Duration::from_secs(4);
 /// How long a client waits for an answer in the worst case: all nodes are killed, and one store is empty.
 const GIVE_UP: Duration = Duration::from_secs(240);
 /// One byte in so many is flipped in files that rot.
-const ROT_EVERY: u64 = 4096;
+const ROT_EVERY: u64 = 1 << 16;
+/// Files that rot have as many bytes at least: in smaller ones hardly any is flipped.
+const ROT_LEN: u64 = 2 * ROT_EVERY;
 /// So many files rot at once.
 const ROT_FILES: usize = 2;
 /// Everything that can be drawn.
@@ -269,7 +273,9 @@ impl Chaos {
     /// Flips bytes in files of a store that runs; a file that goes away meanwhile is left alone.
     fn rot(&mut self, node: usize) -> Result<u64> {
         let mut found = files::walk(&self.cluster.data_dir(node)?.join("store"))?;
-        found.retain(|path| path.extension().is_some_and(|end| end == "blob" || end == "sst"));
+        let is_long = |path: &Path| path.metadata().is_ok_and(|file| file.len() >= ROT_LEN);
+        let is_data = |end: &OsStr| end == "blob" || end == "sst";
+        found.retain(|path| path.extension().is_some_and(is_data) && is_long(path));
         let mut flipped = 0;
         for _ in 0..ROT_FILES.min(found.len()) {
             let path = found.swap_remove(self.below(found.len()));
