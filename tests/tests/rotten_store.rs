@@ -196,12 +196,7 @@ fn a_lost_disk_is_rebuilt_though_another_one_has_bad_records() -> Result<()> {
     // Nothing else is: it is written anew, and the health is back though nobody has read it.
     image.write_again(&cluster, 0)?;
     cluster.wait_ok()?;
-    cluster.kill(1)?;
-    for node in [0, 2] {
-        image.verify(&cluster, node)?;
-    }
-    cluster.start(1)?;
-    cluster.wait_ok()?;
+    reads_right_without(&mut cluster, 1, &image)?;
     cluster.finish()
 }
 
@@ -237,12 +232,7 @@ fn a_store_that_is_damaged_at_its_start_is_made_anew() -> Result<()> {
     cluster.start(0)?;
     until("the store is put aside", LIMIT, || Ok(is_aside(&cluster, 0).then_some(())))?;
     cluster.wait_status("it is rebuilt", LIMIT, |status| status.health == "ok")?;
-    cluster.kill(1)?;
-    for node in [0, 2] {
-        image.verify(&cluster, node)?;
-    }
-    cluster.start(1)?;
-    cluster.wait_ok()?;
+    reads_right_without(&mut cluster, 1, &image)?;
     cluster.finish()
 }
 
@@ -282,12 +272,7 @@ fn a_store_whose_list_of_files_was_cut_short_after_a_crash_lacks_nothing() -> Re
         until("the store is put aside", LIMIT, || Ok(aside.is_dir().then_some(())))?;
         let status = cluster.wait_status("all is well", LIMIT, |status| status.health == "ok")?;
         say(test, &format!("{cut} of {len} bytes cut off; {}", status.brief()));
-        cluster.kill(2)?;
-        for node in 0..2 {
-            image.verify(&cluster, node)?;
-        }
-        cluster.start(2)?;
-        cluster.wait_ok()?;
+        reads_right_without(&mut cluster, 2, &image)?;
     }
     cluster.finish()
 }
@@ -301,6 +286,16 @@ fn scrub_until_aside(cluster: &Cluster, node: usize) -> Result<()> {
         let _ = smalti(&words, LIMIT)?;
         Ok(aside.is_dir().then_some(()))
     })
+}
+
+/// What the others have is all there is while one is away, which comes back then.
+fn reads_right_without(cluster: &mut Cluster, away: usize, image: &Image) -> Result<()> {
+    cluster.kill(away)?;
+    for node in (0..3).filter(|node| *node != away) {
+        image.verify(cluster, node)?;
+    }
+    cluster.start(away)?;
+    cluster.wait_ok().map(drop)
 }
 
 /// Flips bytes in all records of a stopped node, and answers how many.

@@ -145,9 +145,7 @@ impl Scrubs {
             (!self.ended.contains_key(&old)).then_some(old)
         })
     }
-}
 
-impl Scrubs {
     /// A group of which the map does not tell what is known of it, unless that was looked at already.
     fn doubtful(&self, wrong: &BTreeMap<GroupNo, u64>, volume: &Volume) -> Option<GroupNo> {
         let told = |group: &GroupNo| {

@@ -368,8 +368,9 @@ fn judge(cluster: &mut Cluster) -> Result<()> {
         let through = (node + 1) % cluster.nodes().len();
         let without = contents(cluster, through)?;
         ensure!(without == whole, "without node {node} the volume holds something else");
+        // Else the `ok` of before might be taken for that of after.
+        cluster.wait_degraded()?;
         cluster.start(node)?;
-        cluster.wait_degraded().ok();
         cluster.wait_ok()?;
     }
     println!("\nEvery row is right, and with each node away the volume reads the same.");

@@ -306,14 +306,14 @@ pub struct Stats {
     pub rows_left: u64,
     /// Slots that catch up, moved ones included.
     pub learners: u64,
-    /// Stores in sync that have not answered in their present session.
-    pub unheard: u64,
-    /// Slots, over all groups, that are not in sync.
-    pub slots_out: u64,
     /// Of those, how many lack nothing but rows that can not be made from what answers.
     pub stuck: u64,
     /// They get less than they could, for the sake of clients.
     pub held_back: bool,
+    /// Stores in sync that have not answered in their present session.
+    pub unheard: u64,
+    /// Slots, over all groups, that are not in sync.
+    pub slots_out: u64,
     /// In-sync stores that may have forgotten something and were not compared yet.
     pub suspects: u64,
     /// Rows of learners compared so far, where it was not known which had changed.

@@ -39,7 +39,7 @@ impl Coordinator {
         &mut self,
         ready: Vec<(Place, StoreId, Incarnation)>,
     ) -> Vec<(Place, StoreId, Incarnation)> {
-        let Some(volume) = self.volume.clone() else { return Vec::new() };
+        let Some(volume) = &self.volume else { return Vec::new() };
         let told = |no: &GroupNo| volume.scrubs.groups.get(no).is_some_and(|s| s.unclear > 0);
         let untold = |place: &Place, store: StoreId| {
             let lost = self.catchup.learners.get(place).is_some_and(|learning| learning.lost);
