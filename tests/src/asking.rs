@@ -24,6 +24,12 @@ impl Cluster {
         smalti(&[words, &["--dir", &dir]].concat(), LIMIT)?.ok()
     }
 
+    /// What was seen last, and why it is so.
+    pub(crate) fn explain(&self, last: &str) -> String {
+        let why = self.command(&["why"]).unwrap_or_else(|error| format!("{error:#}"));
+        format!("last status: {last}\n{why}")
+    }
+
     /// The same as JSON.
     ///
     /// # Errors

@@ -323,10 +323,7 @@ impl Chaos {
             since = is_well.then(|| since.unwrap_or_else(Instant::now));
             Ok(since.filter(|since| since.elapsed() >= WELL_FOR).map(|_| ()))
         });
-        well.with_context(|| match self.cluster.command(&["why"]) {
-            Ok(why) => format!("last status: {last}\n{why}"),
-            Err(error) => format!("last status: {last}\n{error:#}"),
-        })
+        well.with_context(|| self.cluster.explain(&last))
     }
 
     fn below(&mut self, limit: usize) -> usize {

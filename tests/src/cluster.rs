@@ -425,7 +425,7 @@ impl Cluster {
     /// Waits until the status satisfies `condition`.
     ///
     /// # Errors
-    /// When it has not within `limit`; the last status is in the message.
+    /// When it has not within `limit`; the last status is in the message, and what `why` says.
     pub fn wait_status(
         &self,
         what: &str,
@@ -444,7 +444,7 @@ impl Cluster {
                 Ok(None)
             }
         });
-        waited.with_context(|| format!("last status: {last}"))
+        waited.with_context(|| self.explain(&last))
     }
 
     /// Waits until health is `ok`, every node up, no row behind and every slot in its place.

@@ -177,10 +177,10 @@ fn a_lost_disk_is_rebuilt_though_another_one_has_bad_records() -> Result<()> {
     // What was stopped in order has nothing left to tell of its log.
     cluster.stop(1)?;
     let flipped = rot(&cluster, 1, &mut random, SELDOM)?;
+    // Else it may be found to have been away only when the other one is lost.
+    cluster.wait_degraded()?;
     cluster.start(1)?;
-    cluster.wait_status("it is back", LIMIT, |status| {
-        status.node_state("n2") == "up" && status.health == "ok"
-    })?;
+    cluster.wait_ok()?;
     cluster.kill(2)?;
     std::fs::remove_dir_all(cluster.data_dir(2)?.join("store"))?;
     cluster.start(2)?;

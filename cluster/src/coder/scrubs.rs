@@ -85,6 +85,10 @@ impl Scrubs {
             self.begun = None;
             self.looked.clear();
         }
+        let mut looked = std::mem::take(&mut self.looked);
+        // Where they differ again later, something has happened since.
+        looked.retain(|group, _| self.differs(*group, wrong, volume));
+        self.looked = looked;
         let next = if serves && !at_work { self.next(now, unix, wrong, volume) } else { None };
         if let Some(group) = next {
             let insync = volume.group(group).map_or(SlotSet::EMPTY, |group| group.insync);
@@ -148,17 +152,22 @@ impl Scrubs {
 
     /// A group of which the map does not tell what is known of it, unless that was looked at already.
     fn doubtful(&self, wrong: &BTreeMap<GroupNo, u64>, volume: &Volume) -> Option<GroupNo> {
-        let told = |group: &GroupNo| {
-            let last = self.ended.get(group).or_else(|| volume.scrubs.groups.get(group));
-            last.is_some_and(|scrub| scrub.unclear > 0)
-        };
         let groups = (0..=u16::MAX).map(GroupNo).take(volume.groups.len());
         let mut served = groups.zip(&volume.groups).filter(|(_, group)| !group.offline);
-        let differs = |(no, group): &(GroupNo, &Group)| {
-            let known = wrong.contains_key(no);
-            known != told(no) && self.looked.get(no) != Some(&(known, group.insync))
+        let doubtful = |(no, group): &(GroupNo, &Group)| {
+            let looked = (wrong.contains_key(no), group.insync);
+            self.differs(*no, wrong, volume) && self.looked.get(no) != Some(&looked)
         };
-        served.find(differs).map(|(no, _)| no)
+        served.find(doubtful).map(|(no, _)| no)
+    }
+
+    /// Whether the map says otherwise than what is known: that rows can not be put right, or that all can.
+    fn differs(&self, no: GroupNo, wrong: &BTreeMap<GroupNo, u64>, volume: &Volume) -> bool {
+        let unclear = |scrub: &GroupScrub| scrub.unclear > 0;
+        let (ended, told) = (self.ended.get(&no), volume.scrubs.groups.get(&no));
+        // What it did not read may be what is wrong.
+        let told = told.filter(|_| ended.is_none_or(|scrub| scrub.unread > 0));
+        wrong.contains_key(&no) != (ended.is_some_and(unclear) || told.is_some_and(unclear))
     }
 }
 
@@ -312,7 +321,9 @@ mod tests {
         let (_, told) = next.turn(at(10), 5010, SERVES, &none, &volume);
         apply(&mut volume, &told);
         assert_eq!(next.turn(at(11), 5011, SERVES, &none, &volume), (None, vec![]));
+        // What it found it knows from then on, and looks again once somebody wrote it anew.
         assert_eq!(next.turn(at(12), 5012, SERVES, &lost, &volume), (None, vec![]));
+        assert_eq!(next.turn(at(13), 5013, SERVES, &none, &volume).0, Some(GroupNo(1)));
         // Who did not read all of it takes nothing back, and tells what is known.
         volume.groups[1].insync = SlotSet::first(2);
         let mut blind = Scrubs::new(Duration::ZERO);

@@ -326,8 +326,7 @@ impl Coordinator {
 
     /// Rows that the takeover could not decide, and those of which a slot can not be repaired.
     fn rows_lost(&self) -> u64 {
-        let beyond_repair: BTreeSet<RowAddr> = self.catchup.unrepaired.beyond_repair().collect();
-        beyond_repair.union(&self.lost_rows).count() as u64
+        self.catchup.unrepaired.beyond_repair().union(&self.lost_rows).count() as u64
     }
 
     /// Whether nothing is queued, in flight, asked or remembered for any operation; what is left

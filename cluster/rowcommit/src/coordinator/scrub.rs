@@ -142,7 +142,7 @@ impl Coordinator {
         let (group, open) = (scrub.group, scrub.open());
         if scrub.done && open == 0 {
             let Some(Scrub { lost, unread, mut report, .. }) = self.scrub.take() else { return };
-            report.unclear += lost.len() as u64;
+            report.unclear += self.catchup.unrepaired.tell(&lost) as u64;
             report.unread = unread.len().into();
             self.actions.push(Action::Scrubbed { group, report });
             return;

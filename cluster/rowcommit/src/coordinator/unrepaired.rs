@@ -31,6 +31,8 @@ pub(super) struct Wrong {
     lost: bool,
     /// Something that it may have lacked has come since the repair under way began.
     again: bool,
+    /// A scrub has told that its row is beyond repair.
+    told: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -54,14 +56,16 @@ impl Unrepaired {
             true => Duration::ZERO,
             false => RETRY_INSYNC * (1 << tried.min(6)),
         };
-        let wrong = Wrong { at: now.after(pause), tried: tried + 1, lost: false, again: false };
+        let told = known.is_some_and(|wrong| wrong.told);
+        let at = now.after(pause);
+        let wrong = Wrong { at, tried: tried + 1, lost: false, again: false, told };
         self.rows.insert((row, seat), wrong);
     }
 
     /// The repair under way can not make all that the slot is to hold.
     pub(super) fn lost(&mut self, now: Time, row: RowAddr, seat: Seat) {
         if self.knows(row, seat) || self.rows.len() < UNREPAIRED_MAX {
-            let new = Wrong { at: now, tried: 0, lost: true, again: false };
+            let new = Wrong { at: now, tried: 0, lost: true, again: false, told: false };
             self.rows.entry((row, seat)).or_insert(new).lost = true;
         }
     }
@@ -73,6 +77,18 @@ impl Unrepaired {
             true => drop(self.rows.remove(&(row, seat))),
             false => self.put_off(now, row, seat),
         }
+    }
+
+    /// A scrub tells that these rows are beyond repair: how many of them are. What was put right meanwhile
+    /// is not, and what is leaves a mark until it is.
+    pub(super) fn tell(&mut self, lost: &BTreeSet<RowAddr>) -> usize {
+        let mut told = BTreeSet::new();
+        for ((row, _), wrong) in self.rows.iter_mut().filter(|((row, _), _)| lost.contains(row)) {
+            wrong.told = true;
+            told.insert(*row);
+        }
+        // Where not all are remembered nobody knows what became of the others.
+        if self.rows.len() < UNREPAIRED_MAX { told.len() } else { lost.len() }
     }
 
     /// Whether a repair of a slot in sync is not to begin now. Two that can not do without each
@@ -105,7 +121,7 @@ impl Unrepaired {
     /// What tells one state from another, with times from now on.
     pub(super) fn digest(&self, now: Time, hasher: &mut impl Hasher) {
         let each = |(which, wrong): (&(RowAddr, Seat), &Wrong)| {
-            (*which, wrong.at.since(now), wrong.tried, wrong.lost, wrong.again)
+            (*which, wrong.at.since(now), wrong.tried, wrong.lost, wrong.again, wrong.told)
         };
         self.rows.iter().map(each).collect::<Vec<_>>().hash(hasher);
     }
@@ -130,9 +146,11 @@ impl Unrepaired {
         rows.take(RETRY_AT_ONCE).map(begin).collect()
     }
 
-    /// Rows of which a slot in sync could not be repaired more than once.
-    pub(super) fn beyond_repair(&self) -> impl Iterator<Item = RowAddr> {
-        self.rows.iter().filter(|(_, wrong)| wrong.tried > 1).map(|((row, _), _)| *row)
+    /// Rows of which a slot in sync could not be repaired more than once, or a scrub tells so: until a
+    /// repair puts them right.
+    pub(super) fn beyond_repair(&self) -> BTreeSet<RowAddr> {
+        let beyond = self.rows.iter().filter(|(_, wrong)| wrong.tried > 1 || wrong.told);
+        beyond.map(|((row, _), _)| *row).collect()
     }
 }
 

@@ -101,12 +101,16 @@ fn a_row_of_which_too_little_is_right_is_told_of_as_long_as_it_is_so() {
         let (ver, _) = before[no as usize - 1];
         assert!(disk(&rig, no).corrupt_record(at(support::slot(no).0), ver, 7));
     }
+    let known = |rig: &Rig| rig.coordinator.groups_beyond_repair().values().sum::<u64>();
     for _ in 0..2 {
         assert_eq!(scrub(&mut rig).unclear, 1);
+        // What the scrub told of is known from then on, so that it is seen when it is right again.
+        assert_eq!(known(&rig), 1);
     }
     // Whoever has a backup writes it back.
     rig.feed(Event::Write { op: 9, blocks: vec![block(0, 9), block(1, 19)] });
     rig.pass(400);
+    assert_eq!(known(&rig), 0);
     assert_eq!((scrub(&mut rig).unclear, scrub(&mut rig)), (0, found(&[])));
 }
 
