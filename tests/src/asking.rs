@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::cluster::{COMMAND_LIMIT, Cluster, smalti};
@@ -22,6 +22,19 @@ impl Cluster {
     pub fn command(&self, words: &[&str]) -> Result<String> {
         let dir = self.dir().display().to_string();
         smalti(&[words, &["--dir", &dir]].concat(), LIMIT)?.ok()
+    }
+
+    /// What a node that does not run says last when it is started and refuses to: it ends with the code
+    /// of an error.
+    ///
+    /// # Errors
+    /// When it starts, or ends in another way.
+    pub fn refusal(&self, node: usize) -> Result<String> {
+        let words: Vec<&str> = self.nodes()[node].argv[1..].iter().map(String::as_str).collect();
+        let out = smalti(&words, COMMAND_LIMIT).context("a node that is to refuse does not end")?;
+        ensure!(out.code() == 1, "exit code {}: {}", out.code(), out.stderr);
+        let said = out.stderr.lines().rfind(|line| !line.is_empty());
+        Ok(said.unwrap_or_default().to_owned())
     }
 
     /// What was seen last, and why it is so.

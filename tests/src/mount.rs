@@ -52,10 +52,38 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        let path = self.folder.path().display().to_string();
-        if let Err(error) = sh(&["umount", "-l", &path], LIMIT) {
-            eprintln!("umount {path}: {error:#}");
-        }
+        unmount(self.folder.path());
+    }
+}
+
+/// A folder that shows what is in another one, as one that a disk is mounted on. Unmounted at drop.
+#[derive(Debug)]
+pub struct Mounted {
+    at: PathBuf,
+}
+
+impl Mounted {
+    /// Shows `folder` at `at`.
+    ///
+    /// # Errors
+    /// When the system does not allow it.
+    pub fn bind(folder: &Path, at: &Path) -> Result<Self> {
+        let [from, to] = [folder, at].map(|path| path.display().to_string());
+        sh(&["mount", "--bind", &from, &to], LIMIT)?;
+        Ok(Self { at: at.to_owned() })
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        unmount(&self.at);
+    }
+}
+
+fn unmount(path: &Path) {
+    let path = path.display().to_string();
+    if let Err(error) = sh(&["umount", "-l", &path], LIMIT) {
+        eprintln!("umount {path}: {error:#}");
     }
 }
 

@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use smalti_tests::cluster::smalti;
 use smalti_tests::image::Image;
+use smalti_tests::mount::{self, Mounted, SmallDisk};
 use smalti_tests::nbd::Client;
 use smalti_tests::pattern::seed;
 use smalti_tests::process::{sh, until};
-use smalti_tests::report::say;
+use smalti_tests::report::{say, skip};
 use smalti_tests::{Cluster, Spec};
 
 const LIMIT: Duration = Duration::from_secs(240);
@@ -181,6 +182,55 @@ fn a_node_with_an_emptied_raft_folder_is_admitted_anew() -> Result<()> {
 #[test]
 fn a_node_that_has_lost_all_its_data_gets_it_back() -> Result<()> {
     emptied("a_node_that_has_lost_all_its_data_gets_it_back", "data")
+}
+
+/// A folder on which no disk is mounted is not one that was emptied: what would be made there anew would
+/// be on the disk of the system, and the one that has all of it would be forgotten.
+#[test]
+fn a_disk_that_is_not_mounted_is_waited_for() -> Result<()> {
+    let test = "a_disk_that_is_not_mounted_is_waited_for";
+    if let Some(reason) = mount::missing() {
+        return skip(test, &reason);
+    }
+    let seed = seed();
+    say(test, &format!("seed {seed}"));
+    let mut cluster = Cluster::up(Spec::three(test, "32M"))?;
+    let image = Image::write(&cluster, SIZE, 0, seed)?;
+    let disk = SmallDisk::mount(1500)?;
+    let (data, moved) = (cluster.data_dir(1)?, disk.path().join("data"));
+    cluster.stop(1)?;
+    cluster.wait_degraded()?;
+    copy(&data, &moved)?;
+    fs::remove_dir_all(&data)?;
+    fs::create_dir(&data)?;
+    let mounted = Mounted::bind(&moved, &data)?;
+    cluster.start(1)?;
+    cluster.wait_ok()?;
+
+    cluster.stop(1)?;
+    cluster.wait_degraded()?;
+    drop(mounted);
+    let said = cluster.refusal(1)?;
+    ensure!(said.contains("was on a disk of its own") && said.contains("mount it"), "{said}");
+    say(test, &said);
+    let store = data.join("store");
+    ensure!(!store.exists(), "{} was made", store.display());
+    image.verify(&cluster, 0).context("what the others have")?;
+    // As it was left, it needs nothing but what it missed.
+    let mounted = Mounted::bind(&moved, &data)?;
+    let label = || fs::read_to_string(store.join("STORE"));
+    let id = |label: &str| label.lines().find(|line| line.starts_with("store ")).map(str::to_owned);
+    let before = id(&label()?);
+    cluster.start(1)?;
+    cluster.wait_ok()?;
+    ensure!(before.is_some() && id(&label()?) == before, "it is another store");
+    cluster.kill(2)?;
+    image.verify(&cluster, 1)?;
+    cluster.start(2)?;
+    cluster.wait_ok()?;
+    cluster.down()?;
+    drop(mounted);
+    cluster.finish()
 }
 
 /// The node that founded the cluster does not found it again.

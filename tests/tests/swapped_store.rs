@@ -5,7 +5,6 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use smalti_tests::cluster::{COMMAND_LIMIT, smalti};
 use smalti_tests::pattern::seed;
 use smalti_tests::report::say;
 use smalti_tests::{Cluster, Load, LoadConfig, Spec};
@@ -28,14 +27,9 @@ fn swapped_stores_are_refused() -> Result<()> {
     ];
     for (what, right, wrong) in cases {
         swap(&right, &wrong)?;
-        let argv = ours.nodes()[0].argv.clone();
-        let words: Vec<&str> = argv[1..].iter().map(String::as_str).collect();
-        let out = smalti(&words, COMMAND_LIMIT)
-            .with_context(|| format!("a node with a store {what} does not end"));
+        let said = ours.refusal(0).with_context(|| format!("store {what}"));
         swap(&right, &wrong)?;
-        let out = out?;
-        ensure!(out.code() == 1, "store {what}: exit code {}: {}", out.code(), out.stderr);
-        let said = out.stderr.lines().rfind(|l| !l.is_empty()).unwrap_or_default();
+        let said = said?;
         ensure!(
             said.contains("cluster") || said.contains("node") || said.contains("belong"),
             "store {what} is not named as the reason: {said}"
