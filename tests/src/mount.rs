@@ -43,6 +43,15 @@ impl SmallDisk {
         Ok(Self { folder })
     }
 
+    /// Makes it so many MiB.
+    ///
+    /// # Errors
+    /// When the system does not allow it.
+    pub fn resize(&self, mib: u32) -> Result<()> {
+        let size = format!("remount,size={mib}m");
+        sh(&["mount", "-o", &size, &self.path().display().to_string()], LIMIT).map(drop)
+    }
+
     /// Where it is mounted.
     #[must_use]
     pub fn path(&self) -> &Path {
