@@ -18,6 +18,12 @@ const LIMIT: Duration = Duration::from_secs(240);
 const EVERY: u64 = 12_000;
 /// A few of all records.
 const SELDOM: u64 = 1 << 20;
+/// Of a part of the groups.
+const RARELY: u64 = 1 << 21;
+/// Slots of a volume that move at once.
+const AT_ONCE: u64 = 8;
+/// A store that is away for so long is rebuilt elsewhere; the default is ten minutes.
+const DOWN_OUT: Duration = Duration::from_secs(8);
 /// The same in tables.
 const TABLES_EVERY: u64 = 50_000;
 
@@ -197,6 +203,47 @@ fn a_lost_disk_is_rebuilt_though_another_one_has_bad_records() -> Result<()> {
     image.write_again(&cluster, 0)?;
     cluster.wait_ok()?;
     reads_right_without(&mut cluster, 1, &image)?;
+    cluster.finish()
+}
+
+/// A node that may come back has what can not be made without it. That keeps no other group from being
+/// rebuilt elsewhere, however many such groups there are, and is there again when the node is.
+#[test]
+fn what_waits_for_a_node_that_is_away_holds_nothing_else_up() -> Result<()> {
+    let test = "what_waits_for_a_node_that_is_away_holds_nothing_else_up";
+    let seed = seed();
+    say(test, &format!("seed {seed}"));
+    let mut cluster = Cluster::up(Spec::three(test, "128M"))?;
+    cluster.retune("down_out_ms", DOWN_OUT.as_millis().try_into()?)?;
+    let image = Image::write(&cluster, 128 << 20, 0, seed)?;
+    let mut random = seed;
+    cluster.stop(1)?;
+    let flipped = rot(&cluster, 1, &mut random, RARELY)?;
+    cluster.wait_degraded()?;
+    cluster.start(1)?;
+    cluster.wait_ok()?;
+    // It has no slots before one is lost.
+    let spare = cluster.join(&cluster.scratch()?.join("x4"), "x4")?;
+    cluster.command(&["node", "set", "x4", "--weight", "0"])?;
+    cluster.wait_ok()?;
+    cluster.kill(2)?;
+    cluster.command(&["node", "set", "x4", "--weight", "100"])?;
+    let mut left = 0;
+    let status = cluster.wait_status("all that can be rebuilt is", LIMIT, |status| {
+        let moves = &status.moves;
+        let slots = cluster.slots().unwrap_or_default();
+        left = slots.get(2).copied().unwrap_or_default();
+        let moved = slots.get(spare).is_some_and(|slots| *slots > 0);
+        let why = cluster.command(&["why"]).unwrap_or_default();
+        let wait = why.contains(&format!("{left} slots lack rows that can not be made"));
+        moved && wait && moves.waiting == 0 && moves.moving == left
+    })?;
+    say(test, &format!("{flipped} bytes flipped, {left} slots wait; {}", status.brief()));
+    ensure!(left > AT_ONCE, "only {left} slots wait: nothing would be held up");
+    cluster.start(2)?;
+    cluster.wait_ok()?;
+    reads_right_without(&mut cluster, 1, &image)?;
+    cluster.stop(spare)?;
     cluster.finish()
 }
 

@@ -1,5 +1,6 @@
 //! The actor around the coordinator's core.
 
+use super::VolumeRepairs;
 use super::link::{LinkArgs, LinkHandle};
 use super::rate::Rate;
 use super::scrubs::Scrubs;
@@ -162,8 +163,8 @@ pub(crate) struct CoderArgs<T> {
     pub(crate) scrub_every: Duration,
     /// Stores whose disks are far slower than others'.
     pub(crate) slow: watch::Receiver<BTreeMap<StoreId, SlowDisk>>,
-    /// Where what this volume repairs is told, and how its clients bear it.
-    pub(crate) burden: watch::Sender<Burden>,
+    /// Where what this volume repairs is told.
+    pub(crate) told: watch::Sender<VolumeRepairs>,
 }
 
 struct Coder<T>(PhantomData<fn(T)>);
@@ -276,7 +277,8 @@ impl<T: Transport> Actor for Coder<T> {
                     state.core.handle(now, Event::Slow(slow));
                 }
                 state.core.handle(now, Event::Tick);
-                state.args.burden.send_replace(state.core.burden());
+                let (burden, in_vain) = (state.core.burden(), state.core.moves_in_vain());
+                state.args.told.send_replace(VolumeRepairs { burden, in_vain });
                 state.ticks += 1;
                 if state.ticks.is_multiple_of(RATE_TICKS) {
                     state.repaired.note(now, state.core.stats().rows_repaired);

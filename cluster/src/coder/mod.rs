@@ -34,21 +34,30 @@ use tokio::sync::{oneshot, watch};
 pub struct CoderHandle {
     volume: VolumeNo,
     actor: ActorRef<CoderMsg>,
-    burden: watch::Receiver<Burden>,
+    told: watch::Receiver<VolumeRepairs>,
+}
+
+/// What the rest of the cluster is to know of a volume's repairs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct VolumeRepairs {
+    /// What is repaired, and how clients bear it.
+    pub(crate) burden: Burden,
+    /// Slots that are on their way to another store and do not get on.
+    pub(crate) in_vain: usize,
 }
 
 impl CoderHandle {
     pub(crate) fn new(
         volume: VolumeNo,
         actor: ActorRef<CoderMsg>,
-        burden: watch::Receiver<Burden>,
+        told: watch::Receiver<VolumeRepairs>,
     ) -> Self {
-        Self { volume, actor, burden }
+        Self { volume, actor, told }
     }
 
-    /// What the volume repairs, and how its clients bear it.
-    pub(crate) fn burden(&self) -> Burden {
-        *self.burden.borrow()
+    /// What the rest of the cluster is to know of the volume's repairs.
+    pub(crate) fn told(&self) -> VolumeRepairs {
+        *self.told.borrow()
     }
 
     /// The volume.

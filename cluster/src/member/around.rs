@@ -2,7 +2,8 @@
 //! one volume back off for clients of another one, whichever nodes coordinate them.
 
 use super::Member;
-use crate::coder::CoderMsg;
+use super::beats::NodeRepairs;
+use crate::coder::{CoderHandle, CoderMsg};
 use crate::shard_store::{ShardStoreMsg, StoreHandle};
 use smalti_rowcommit::governor::Burden;
 use std::time::Duration;
@@ -33,17 +34,21 @@ impl Member {
         every.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let stop = self.inner.stop.clone();
         // Once more after it has ended, so that everybody hears of that.
-        let mut told = false;
+        let mut was_told = false;
         while stop.run_until_cancelled(every.tick()).await.is_some() {
             let coders = self.coders();
-            let mut burdens: Vec<Burden> = coders.iter().map(|coder| coder.burden()).collect();
+            let told = |coder: &CoderHandle| (coder.volume(), coder.told());
+            let of: Vec<_> = coders.iter().map(told).collect();
+            let mut burdens: Vec<Burden> = of.iter().map(|(_, told)| told.burden).collect();
             let rewrites = self.inner.stores.iter().any(StoreHandle::rewrites);
             let stores = Burden { at_work: rewrites, ..Burden::default() };
             let here = sum(&burdens).and(stores);
-            self.inner.burden.send_replace(here);
+            let in_vain = of.iter().filter(|(_, told)| told.in_vain > 0);
+            let in_vain = in_vain.map(|(volume, told)| (*volume, told.in_vain)).collect();
+            self.inner.told.send_replace(NodeRepairs { burden: here, in_vain });
             let elsewhere = self.beats().burden();
             let any = here.and(elsewhere).at_work;
-            let before = std::mem::replace(&mut told, any);
+            let before = std::mem::replace(&mut was_told, any);
             if !any && !before {
                 continue;
             }

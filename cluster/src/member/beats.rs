@@ -13,7 +13,7 @@ use smalti_map::{ClusterMap, Store};
 use smalti_net::Service;
 use smalti_raft::RaftGroup;
 use smalti_rowcommit::governor::Burden;
-use smalti_storage::ids::{Incarnation, NodeId, StoreId};
+use smalti_storage::ids::{Incarnation, NodeId, StoreId, VolumeNo};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -26,8 +26,8 @@ const EVERY: Duration = Duration::from_millis(100);
 
 /// Before an answer. A node of before there were any answers with nothing; version 1 had no space,
 /// version 2 no start, version 3 neither whom the node hears nor the pace of its disks, version 4 no burden, version 5
-/// no disk that is too full even for trims.
-const VERSION: u8 = 6;
+/// no disk that is too full even for trims, version 6 no moves that do not get on.
+const VERSION: u8 = 7;
 
 /// What a node answers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,8 +42,16 @@ struct Answer {
     paces: Vec<(StoreId, Duration)>,
     /// Other nodes that it hears.
     hears: BTreeSet<NodeId>,
+    told: NodeRepairs,
+}
+
+/// What a node tells of the volumes that it coordinates.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct NodeRepairs {
     /// What is repaired there, and how its clients bear that.
-    burden: Burden,
+    pub(super) burden: Burden,
+    /// How many slots of volumes are on their way to another store and do not get on, if any.
+    pub(super) in_vain: BTreeMap<VolumeNo, usize>,
 }
 
 /// What other nodes answered, and when.
@@ -60,14 +68,14 @@ pub struct Beats {
 #[derive(Debug)]
 struct Heard {
     at: Instant,
-    /// It told something that is understood here; else the rest says nothing.
-    told: bool,
+    /// It answered something that is understood here; else the rest says nothing.
+    understood: bool,
     start: Option<Incarnation>,
     votes: bool,
     stores: Vec<(StoreId, StoreSpace)>,
     paces: Vec<(StoreId, Duration)>,
     hears: BTreeSet<NodeId>,
-    burden: Burden,
+    told: NodeRepairs,
     /// Since when it has told of just these stores.
     since: Instant,
 }
@@ -136,15 +144,24 @@ impl Beats {
             every.tick().await;
             if let Ok(answer) = fabric.call(node, service::BEAT, Bytes::new(), timeout).await {
                 let (now, answer) = (Instant::now(), decode(&answer));
-                let told = answer.is_some();
+                let understood = answer.is_some();
                 let answer = answer.unwrap_or_default();
-                let Answer { start, votes, stores, paces, hears, burden } = answer;
+                let Answer { start, votes, stores, paces, hears, told } = answer;
                 let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
                 let before = heard.get(&node);
                 let same = before.filter(|b| Heard::ids(&b.stores).eq(Heard::ids(&stores)));
                 let since = same.map_or(now, |before| before.since);
-                let heard_now =
-                    Heard { at: now, told, start, votes, stores, paces, hears, burden, since };
+                let heard_now = Heard {
+                    at: now,
+                    understood,
+                    start,
+                    votes,
+                    stores,
+                    paces,
+                    hears,
+                    told,
+                    since,
+                };
                 heard.insert(node, heard_now);
             }
         }
@@ -202,7 +219,7 @@ impl Beats {
             return self.start.borrow().is_none();
         }
         let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        heard.get(&node).is_some_and(|heard| heard.told && heard.start.is_none())
+        heard.get(&node).is_some_and(|heard| heard.understood && heard.start.is_none())
     }
 
     /// The stores that a node runs and that may serve, by what it answered last.
@@ -253,7 +270,21 @@ impl Beats {
     pub(super) fn burden(&self) -> Burden {
         let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
         let fresh = heard.values().filter(|heard| heard.at.elapsed() < self.suspect_after);
-        fresh.map(|heard| heard.burden).fold(Burden::default(), Burden::and)
+        fresh.map(|heard| heard.told.burden).fold(Burden::default(), Burden::and)
+    }
+
+    /// How many slots of volumes are on their way to another store and do not get on, by what the other
+    /// nodes say that are heard.
+    pub(super) fn in_vain(&self) -> BTreeMap<VolumeNo, usize> {
+        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let fresh = heard.values().filter(|heard| heard.at.elapsed() < self.suspect_after);
+        let mut all = BTreeMap::new();
+        for (volume, moves) in fresh.flat_map(|heard| &heard.told.in_vain) {
+            // One that has just ceased to coordinate it may say so yet.
+            let most = all.entry(*volume).or_insert(0);
+            *most = (*most).max(*moves);
+        }
+        all
     }
 
     /// Whether the node has answered at all since this one started.
@@ -290,7 +321,7 @@ pub(super) struct BeatService {
     pub(super) start: watch::Receiver<Option<Incarnation>>,
     pub(super) raft: RaftGroup,
     pub(super) beats: Arc<Beats>,
-    pub(super) burden: watch::Receiver<Burden>,
+    pub(super) told: watch::Receiver<NodeRepairs>,
 }
 
 impl Service for BeatService {
@@ -298,8 +329,8 @@ impl Service for BeatService {
         let (start, stores) = (*self.start.borrow(), serving(&self.stores));
         let hears = self.beats.hears();
         let (votes, paces) = (!self.raft.is_recruit(), paces(&self.stores));
-        let burden = *self.burden.borrow();
-        let answer = Answer { start, votes, stores, paces, hears, burden };
+        let told = self.told.borrow().clone();
+        let answer = Answer { start, votes, stores, paces, hears, told };
         Box::pin(std::future::ready(encode(&answer)))
     }
 }
@@ -315,13 +346,13 @@ mod tests {
         let stores = vec![(StoreId::default(), StoreSpace::default())];
         let mut heard = Heard {
             at,
-            told: true,
+            understood: true,
             start: Some(Incarnation(1)),
             votes: true,
             stores: stores.clone(),
             paces: Vec::new(),
             hears: BTreeSet::new(),
-            burden: Burden::default(),
+            told: NodeRepairs::default(),
             since,
         };
         assert_eq!(heard.of_start(Incarnation(1)), (since, &stores[..]));
@@ -344,7 +375,9 @@ mod tests {
             let stores = stores[..some].to_vec();
             let paces = vec![(StoreId::default(), Duration::from_millis(3)); some];
             let burden = Burden { at_work: some > 0, busy: some > 1, waits: false };
-            let answer = Answer { start, votes: some > 1, stores, paces, hears, burden };
+            let in_vain = (0..some).map(|no| (VolumeNo(no as u32), no + 1)).collect();
+            let told = NodeRepairs { burden, in_vain };
+            let answer = Answer { start, votes: some > 1, stores, paces, hears, told };
             assert_eq!(decode(&encode(&answer)), Some(answer));
         }
         // One of which nothing is known has not said that it has not joined.

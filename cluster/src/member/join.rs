@@ -2,7 +2,7 @@
 //! soon as a majority is there, node and store register.
 
 use super::Member;
-use super::beats::{BeatService, Beats};
+use super::beats::{BeatService, Beats, NodeRepairs};
 use super::damage;
 use super::member_inner::Inner;
 use super::seats::SeatService;
@@ -18,7 +18,6 @@ use smalti_map::{Applied, Command, Custody, NodeAddresses, Rejection, StoreStart
 use smalti_net::{Endpoint, NetConfig, NodeCredentials, Service};
 use smalti_raft::{POSITIONS, RaftGroup, RaftGroupConfig};
 use smalti_rocks::{Expect, RocksOptions, RocksStore};
-use smalti_rowcommit::governor::Burden;
 use smalti_rowcommit::store::StoreConfig;
 use smalti_storage::ids::{ClusterId, Incarnation, NodeId, RunId};
 use smalti_storage::store::{Admission, Opened, ShardStore, StoreError};
@@ -185,7 +184,7 @@ impl Member {
             &tasks,
         );
         let heard = Arc::clone(&beats);
-        let (burden, borne) = watch::channel(Burden::default());
+        let (tell, told) = watch::channel(NodeRepairs::default());
         let inner = Arc::new(Inner {
             node: config.node,
             cluster: config.cluster,
@@ -213,7 +212,7 @@ impl Member {
             down_out: config.down_out,
             slow_out: config.slow_out,
             slow: watch::Sender::default(),
-            burden,
+            told: tell,
             half_heard: watch::Sender::default(),
             scrub_every: config.scrub_every,
             seat_suspect_after: config.suspect_after * 2,
@@ -227,7 +226,7 @@ impl Member {
                 start,
                 raft,
                 beats: heard,
-                burden: borne,
+                told,
             }),
         );
         endpoint.serve(service::CUSTODY, Arc::new(custody));

@@ -1,6 +1,7 @@
 //! What all clones of a member share.
 
 use super::Beats;
+use super::beats::NodeRepairs;
 use crate::coder::CoderHandle;
 use crate::custodian::{CustodianMsg, CustodyClient};
 use crate::fabric::{AddressBook, Fabric};
@@ -8,7 +9,6 @@ use crate::shard_store::{Fatal, LocalStores, ShardStoreMsg, SlowDisk};
 use ractor::ActorRef;
 use smalti_map::reach::HalfHeard;
 use smalti_raft::RaftGroup;
-use smalti_rowcommit::governor::Burden;
 use smalti_storage::ids::{ClusterId, Incarnation, NodeId, StoreId, VolumeNo};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -50,8 +50,8 @@ pub(crate) struct Inner {
     pub(super) slow_out: Duration,
     /// Those that are.
     pub(super) slow: watch::Sender<BTreeMap<StoreId, SlowDisk>>,
-    /// What is repaired on this node, and how its clients bear it.
-    pub(super) burden: watch::Sender<Burden>,
+    /// What other nodes are told of the volumes that are coordinated here.
+    pub(super) told: watch::Sender<NodeRepairs>,
     /// Nodes that some hear and others do not.
     pub(super) half_heard: watch::Sender<BTreeMap<NodeId, HalfHeard>>,
     /// Each group is scrubbed again after so long; zero: only when asked.

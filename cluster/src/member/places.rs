@@ -46,7 +46,9 @@ impl Member {
     }
 
     fn plan_by(&self, map: &ClusterMap, policy: Policy) -> Plan {
-        plan(map, &self.sights(map), &policy)
+        let mut in_vain = self.beats().in_vain();
+        in_vain.extend(self.inner.told.borrow().in_vain.clone());
+        plan(map, &self.sights(map), &in_vain, &policy)
     }
 
     /// What this node sees of the stores.

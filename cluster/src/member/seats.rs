@@ -11,7 +11,7 @@ use super::member_inner::Inner;
 use super::outlook::Outlook;
 use super::slow::SlowStores;
 use crate::clock;
-use crate::coder::{self, CoderArgs, CoderHandle, CoderMsg};
+use crate::coder::{self, CoderArgs, CoderHandle, CoderMsg, VolumeRepairs};
 use crate::fabric::service;
 use crate::shard_store::{SlowDisk, slow_disks};
 use bytes::Bytes;
@@ -23,7 +23,7 @@ use smalti_map::{Command, Coordinator, Group, Volume};
 use smalti_net::Service;
 use smalti_rowcommit::CoordinatorConfig;
 use smalti_rowcommit::coordinator::Phase;
-use smalti_rowcommit::governor::{Burden, QUIET_EVERY};
+use smalti_rowcommit::governor::QUIET_EVERY;
 use smalti_storage::ids::{Epoch, Incarnation, NodeId, StoreId, VolumeNo};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Weak};
@@ -427,7 +427,7 @@ impl Member {
         let Some(me) = self.run_own_seats(map).await else { return };
         let mut gone = Vec::new();
         for coder in self.coders() {
-            // Told even when the seat is lost: that is how it learns to fail what is in flight.
+            // VolumeRepairs even when the seat is lost: that is how it learns to fail what is in flight.
             let _ = coder.actor().cast(CoderMsg::Map(Arc::clone(map)));
             let seat = map.volumes.get(&coder.volume()).and_then(|volume| volume.coordinator);
             if seat != Some(me) {
@@ -471,7 +471,7 @@ impl Member {
         config.suspect_after = self.inner.suspect_after;
         config.power_patience = self.inner.power_patience;
         config.phase = clock::phase(QUIET_EVERY);
-        let (burden, borne) = watch::channel(Burden::default());
+        let (tell, told) = watch::channel(VolumeRepairs::default());
         let args = CoderArgs {
             config,
             unheard: self.unheard(map, volume),
@@ -483,10 +483,10 @@ impl Member {
             tasks: self.inner.tasks.clone(),
             scrub_every: self.inner.scrub_every,
             slow: self.inner.slow.subscribe(),
-            burden,
+            told: tell,
         };
         match coder::start(args).await {
-            Ok(actor) => self.add_coder(CoderHandle::new(volume, actor, borne)),
+            Ok(actor) => self.add_coder(CoderHandle::new(volume, actor, told)),
             Err(error) => tracing::error!(%volume, %error, "coder did not start"),
         }
     }

@@ -4,7 +4,7 @@
 use super::net::MemoryNet;
 use super::probe;
 use super::rng::Rng;
-use crate::coder::{self, CoderArgs, CoderHandle, CoderMsg, Propose};
+use crate::coder::{self, CoderArgs, CoderHandle, CoderMsg, Propose, VolumeRepairs};
 use crate::shard_store::{self, Fatal, ShardStoreArgs, ShardStoreMsg, StoreHandle, StoreSessions};
 use crate::transport::Transport;
 use futures::future::BoxFuture;
@@ -16,7 +16,6 @@ use smalti_map::{
 use smalti_raft::ProposeError;
 use smalti_rowcommit::CoordinatorConfig;
 use smalti_rowcommit::coordinator::Phase;
-use smalti_rowcommit::governor::Burden;
 use smalti_rowcommit::store::StoreConfig;
 use smalti_storage::ids::{
     ClusterId, Incarnation, KeyEpochNo, NodeId, StoreId, VolumeId, VolumeNo,
@@ -262,9 +261,9 @@ impl Cluster {
             let mut config = CoordinatorConfig::new(me, volume.no);
             config.record_len = setup.record_len;
             config.suspect_after = setup.suspect_after;
-            let (burden, borne) = watch::channel(Burden::default());
+            let (tell, told) = watch::channel(VolumeRepairs::default());
             let args = CoderArgs {
-                burden,
+                told: tell,
                 config,
                 unheard: Vec::new(),
                 transport: transport(me.node),
@@ -277,7 +276,7 @@ impl Cluster {
                 slow: watch::Sender::default().subscribe(),
             };
             let actor = coder::start(args).await.expect("a coder starts");
-            coders.push(CoderHandle::new(volume.no, actor, borne));
+            coders.push(CoderHandle::new(volume.no, actor, told));
         }
         let mut news = Vec::new();
         for node in &nodes {

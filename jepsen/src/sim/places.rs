@@ -10,7 +10,7 @@ use super::swarm::{Fault, MS};
 use super::world::{World, node_id};
 use smalti_map::plan::{Policy, Sight, plan};
 use smalti_map::{Applied, Command, NodeSetting};
-use smalti_storage::ids::StoreId;
+use smalti_storage::ids::{StoreId, VolumeNo};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ impl World {
         let micros = |time| Duration::from_micros(time);
         let (down_out, urgent) = (micros(self.swarm.down_out), micros(self.swarm.urgent));
         let policy = Policy { down_out, urgent, at_once: self.swarm.at_once };
-        for (volume, moves) in plan(&self.map, &sights, &policy).moves {
+        for (volume, moves) in plan(&self.map, &sights, &self.in_vain(), &policy).moves {
             self.planned += moves.len() as u64;
             let command = Command::Move { volume, moves };
             // It follows from this very map.
@@ -36,6 +36,13 @@ impl World {
                 self.fail(format!("{command:?} was planned, and refused: {why}"));
             }
         }
+    }
+
+    /// Moves that coordinators say do not get on.
+    fn in_vain(&self) -> BTreeMap<VolumeNo, usize> {
+        let up = self.nodes.iter().filter_map(|node| node.process.as_ref());
+        let most = up.map(|process| process.coordinator.moves_in_vain()).max();
+        [(self.volume, most.unwrap_or(0))].into()
     }
 
     /// What is seen of the stores; one that is paused does not answer either.

@@ -99,9 +99,15 @@ pub struct Plan {
     pub forget: Vec<StoreId>,
 }
 
-/// Makes the plan.
-pub fn plan(map: &ClusterMap, sights: &BTreeMap<StoreId, Sight>, policy: &Policy) -> Plan {
-    let mut planner = Planner::new(map, sights, policy);
+/// Makes the plan. `in_vain`: how many slots of volumes are on their way and do not get on, as their
+/// coordinators say; they are in nobody's way.
+pub fn plan(
+    map: &ClusterMap,
+    sights: &BTreeMap<StoreId, Sight>,
+    in_vain: &BTreeMap<VolumeNo, usize>,
+    policy: &Policy,
+) -> Plan {
+    let mut planner = Planner::new(map, sights, in_vain, policy);
     for volume in map.volumes.values() {
         planner.settle_wishes(volume);
     }
@@ -130,6 +136,7 @@ struct Leaving {
 struct Planner<'a> {
     map: &'a ClusterMap,
     sights: &'a BTreeMap<StoreId, Sight>,
+    in_vain: &'a BTreeMap<VolumeNo, usize>,
     policy: &'a Policy,
     /// Slots that each store has or is to have, by volume.
     load: BTreeMap<(VolumeNo, StoreId), u32>,
@@ -142,7 +149,12 @@ struct Planner<'a> {
 }
 
 impl<'a> Planner<'a> {
-    fn new(map: &'a ClusterMap, sights: &'a BTreeMap<StoreId, Sight>, policy: &'a Policy) -> Self {
+    fn new(
+        map: &'a ClusterMap,
+        sights: &'a BTreeMap<StoreId, Sight>,
+        in_vain: &'a BTreeMap<VolumeNo, usize>,
+        policy: &'a Policy,
+    ) -> Self {
         let mut load = BTreeMap::new();
         let mut slots = 0u64;
         for volume in map.volumes.values() {
@@ -158,7 +170,7 @@ impl<'a> Planner<'a> {
         let used: u64 = sights.values().map(|sight| sight.used).fold(0, u64::saturating_add);
         let slot_bytes = used / slots.max(1);
         let (coming, begun, plan) = (BTreeMap::new(), BTreeSet::new(), Plan::default());
-        Self { map, sights, policy, load, coming, begun, slot_bytes, plan }
+        Self { map, sights, in_vain, policy, load, coming, begun, slot_bytes, plan }
     }
 
     fn away(&self, store: StoreId) -> Option<Duration> {
@@ -261,11 +273,12 @@ impl<'a> Planner<'a> {
     }
 
     /// Slots of the volume that move or are about to; without those that can not get on, for too little
-    /// of their group is there.
+    /// of their group is there, or rows of it can not be made.
     fn moving_of(&self, volume: &Volume) -> usize {
         let wished = self.plan.moves.get(&volume.no).map_or(0, Vec::len);
         let groups = volume.groups.iter().filter(|group| self.spare(volume, group) >= 0);
-        groups.map(|group| group.targets.len()).sum::<usize>() + wished
+        let moving: usize = groups.map(|group| group.targets.len()).sum();
+        moving.saturating_sub(self.in_vain.get(&volume.no).copied().unwrap_or(0)) + wished
     }
 
     fn find_place(&mut self, leaving: Leaving) {

@@ -291,6 +291,15 @@ impl Learning {
 }
 
 impl Coordinator {
+    /// Slots that are on their way to another store and do not get on: what they lack can not be made from
+    /// the stores that answer.
+    pub fn moves_in_vain(&self) -> usize {
+        let moves = |((group, slot), learning): &(&Place, &Learning)| {
+            self.store_of(*group, *slot) != Some(learning.store) && learning.is_in_vain()
+        };
+        self.catchup.learners.iter().filter(moves).count()
+    }
+
     /// Drops what the map does not call a learner any more.
     pub(super) fn catchup_retain(&mut self) {
         if self.catchup.learners.is_empty() {

@@ -19,6 +19,7 @@ fn secs(secs: u64) -> Duration {
 struct Rig {
     map: ClusterMap,
     sights: BTreeMap<StoreId, Sight>,
+    in_vain: BTreeMap<VolumeNo, usize>,
     policy: Policy,
     moved: usize,
 }
@@ -85,7 +86,8 @@ impl Rig {
         });
         let sight = Sight { away: None, room: Some(1 << 40), used: 1 << 30 };
         let sights = (1..=nodes).map(|no| (store(no), sight)).collect();
-        let mut rig = Self { map, sights, policy: Policy::default(), moved: 0 };
+        let (in_vain, policy) = (BTreeMap::new(), Policy::default());
+        let mut rig = Self { map, sights, in_vain, policy, moved: 0 };
         rig.must(&Command::Activate {
             volume: VOLUME,
             epoch: rig.volume().epoch,
@@ -123,7 +125,7 @@ impl Rig {
     }
 
     fn plan(&self) -> Plan {
-        plan(&self.map, &self.sights, &self.policy)
+        plan(&self.map, &self.sights, &self.in_vain, &self.policy)
     }
 
     /// Proposes what is planned, and lets every slot that can arrive do so, until nothing is planned.
@@ -388,6 +390,27 @@ fn what_can_not_be_rebuilt_is_in_nobody_s_way() {
     let moves = &rig.plan().moves[&VOLUME];
     assert_eq!(moves.len(), 2);
     assert!(moves.iter().all(|wish| !both(&rig, wish.group)), "{moves:?}");
+}
+
+#[test]
+fn what_does_not_get_on_is_in_nobody_s_way() {
+    let mut rig = Rig::new(4, 3, (2, 1), 8);
+    rig.policy.at_once = 2;
+    rig.shrink(3);
+    rig.away(3, secs(1000));
+    let Plan { moves, .. } = rig.plan();
+    assert_eq!(moves[&VOLUME].len(), 2);
+    rig.must(&Command::Move { volume: VOLUME, moves: moves[&VOLUME].clone() });
+    // They move, and none of them comes to an end.
+    assert_eq!((rig.plan().moves.len(), rig.plan().moving), (0, 2));
+    rig.in_vain.insert(VOLUME, 1);
+    assert_eq!(rig.plan().moves[&VOLUME].len(), 1);
+    rig.in_vain.insert(VOLUME, 2);
+    let plan = rig.plan();
+    assert_eq!((plan.moves[&VOLUME].len(), plan.moving, plan.waiting), (2, 4, 4));
+    // Those of another volume say nothing of this one.
+    rig.in_vain = [(VolumeNo(VOLUME.0 + 1), 2)].into();
+    assert_eq!(rig.plan().moves.len(), 0);
 }
 
 #[test]
