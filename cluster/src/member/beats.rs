@@ -151,17 +151,8 @@ impl Beats {
                 let before = heard.get(&node);
                 let same = before.filter(|b| Heard::ids(&b.stores).eq(Heard::ids(&stores)));
                 let since = same.map_or(now, |before| before.since);
-                let heard_now = Heard {
-                    at: now,
-                    understood,
-                    start,
-                    votes,
-                    stores,
-                    paces,
-                    hears,
-                    told,
-                    since,
-                };
+                let heard_now =
+                    Heard { at: now, understood, start, votes, stores, paces, hears, told, since };
                 heard.insert(node, heard_now);
             }
         }

@@ -221,13 +221,7 @@ impl Member {
         endpoint.serve(service::RAFT, Arc::new(RaftService { group: raft.clone() }));
         endpoint.serve(
             service::BEAT,
-            Arc::new(BeatService {
-                stores: Arc::clone(&stores),
-                start,
-                raft,
-                beats: heard,
-                told,
-            }),
+            Arc::new(BeatService { stores: Arc::clone(&stores), start, raft, beats: heard, told }),
         );
         endpoint.serve(service::CUSTODY, Arc::new(custody));
         let introductions = Introductions { map: member_map.clone() };
