@@ -18,7 +18,7 @@ struct Args {
     #[arg(long)]
     only: Vec<String>,
     /// Seeds a mutant may survive.
-    #[arg(long, default_value_t = 20_000)]
+    #[arg(long, default_value_t = 30_000)]
     seeds: u64,
     /// The first seed.
     #[arg(long, default_value_t = 1)]
