@@ -282,6 +282,8 @@ impl<T: Transport> Actor for Coder<T> {
                 state.ticks += 1;
                 if state.ticks.is_multiple_of(RATE_TICKS) {
                     state.repaired.note(now, state.core.stats().rows_repaired);
+                    // A scrub that has ended is to be told before another one begins.
+                    state.perform(&myself);
                     state.scrub(&myself);
                 }
                 if state.ticks.is_multiple_of(DESCRIBE_TICKS) {
@@ -426,7 +428,11 @@ impl<T: Transport> State<T> {
                         let volume = self.args.config.volume;
                         tracing::warn!(%volume, %group, ?report, "scrub found something wrong");
                     }
-                    self.scrubs.ended(group, &report, clock::unix_seconds());
+                    let volume = self.args.config.volume;
+                    let volume = self.map.as_ref().and_then(|map| map.volumes.get(&volume));
+                    let told = volume.and_then(|volume| volume.scrubs.groups.get(&group));
+                    let told = told.map(|scrub| scrub.ended);
+                    self.scrubs.ended(group, &report, clock::unix_seconds(), told);
                     scrubbed = true;
                 }
             }

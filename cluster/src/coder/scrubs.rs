@@ -23,8 +23,8 @@ pub(super) struct Scrubs {
     /// Each group again after so long; zero: only when asked.
     every: Duration,
     active_since: Option<Time>,
-    /// The one under way, and how often the operator had asked by then.
-    begun: Option<(GroupNo, u32)>,
+    /// The one under way.
+    begun: Option<Begun>,
     /// Those that have ended, until the map tells of them.
     ended: BTreeMap<GroupNo, GroupScrub>,
     /// Of which it was looked at whether rows can not be put right; whether there were such then, and who
@@ -37,6 +37,16 @@ pub(super) struct Scrubs {
     faults_noted: Time,
 }
 
+/// A scrub under way.
+#[derive(Clone, Copy, Debug)]
+struct Begun {
+    group: GroupNo,
+    /// How often the operator had asked when it began.
+    asked: u32,
+    /// Slots that were out of sync then.
+    out: u32,
+}
+
 impl Scrubs {
     pub(super) fn new(every: Duration) -> Self {
         Self { every, ..Self::default() }
@@ -47,12 +57,25 @@ impl Scrubs {
         *self.faults.entry(store).or_default() += 1;
     }
 
-    /// The scrub of a group has ended, at that Unix second.
-    pub(super) fn ended(&mut self, group: GroupNo, report: &ScrubReport, ended: u64) {
-        let Some((begun, asked)) = self.begun.take() else { return };
+    /// The scrub of a group has ended, at that Unix second; the map, if it does, tells of one that ended at
+    /// `told`. It counts as later than that one, whatever clocks say, or it would be taken for known.
+    pub(super) fn ended(
+        &mut self,
+        group: GroupNo,
+        report: &ScrubReport,
+        unix: u64,
+        told: Option<u64>,
+    ) {
+        let Some(Begun { group: begun, asked, out }) = self.begun.take() else { return };
         if begun == group {
             let wrong = report.wrong.values().sum();
             let ScrubReport { rows, unclear, unread, .. } = *report;
+            if unread > u64::from(out) {
+                // A slot has left meanwhile, and may be back: that was no look at all of it.
+                self.looked.remove(&group);
+            }
+            let before = self.ended.get(&group).map(|scrub| scrub.ended).max(told);
+            let ended = before.map_or(unix, |before| unix.max(before.saturating_add(1)));
             let scrub = GroupScrub { ended, asked, rows, wrong, unclear, unread };
             self.ended.insert(group, scrub);
             self.fresh = true;
@@ -60,7 +83,8 @@ impl Scrubs {
     }
 
     /// What is to be done now: the group whose scrub is to begin, and what the map is to be told.
-    /// `serves`: the coordinator does. `at_work`: it scrubs a group. `wrong`: how many rows of groups are known
+    /// `serves`: the coordinator does. `at_work`: it scrubs a group, and where one has ended that was said.
+    /// `wrong`: how many rows of groups are known
     /// that can not be put right. What the map says of that outlives the coordinator, and is found out
     /// anew where the two differ.
     pub(super) fn turn(
@@ -85,6 +109,10 @@ impl Scrubs {
             self.begun = None;
             self.looked.clear();
         }
+        if let Some(begun) = self.begun.take_if(|_| !at_work) {
+            // Broken off, by another election of this coordinator.
+            self.looked.remove(&begun.group);
+        }
         let mut looked = std::mem::take(&mut self.looked);
         // Where they differ again later, something has happened since.
         looked.retain(|group, _| self.differs(*group, wrong, volume));
@@ -93,7 +121,8 @@ impl Scrubs {
         if let Some(group) = next {
             let insync = volume.group(group).map_or(SlotSet::EMPTY, |group| group.insync);
             self.looked.insert(group, (wrong.contains_key(&group), insync));
-            self.begun = Some((group, volume.scrubs.asked));
+            let out = volume.all_slots().minus(insync).len();
+            self.begun = Some(Begun { group, asked: volume.scrubs.asked, out });
         }
         let late = now.since(self.noted) >= NOTE_EVERY;
         let noted =
@@ -245,10 +274,10 @@ mod tests {
         let store = volume.groups[0].slots[0];
         scrubs.fault(store);
         let report = ScrubReport { rows: 9, wrong: [(store, 1)].into(), unclear: 0, unread: 0 };
-        scrubs.ended(GroupNo(0), &report, 5002);
+        scrubs.ended(GroupNo(0), &report, 5002, None);
         let (next, told) = scrubs.turn(at(2), 5002, SERVES, &BTreeMap::new(), &volume);
         assert_eq!((next, told.len()), (Some(GroupNo(1)), 2), "{told:?}");
-        scrubs.ended(GroupNo(1), &ScrubReport::default(), 5003);
+        scrubs.ended(GroupNo(1), &ScrubReport::default(), 5003, None);
         let (next, told) = scrubs.turn(at(3), 5003, SERVES, &BTreeMap::new(), &volume);
         let Some(Command::NoteScrubs { epoch: Epoch(7), groups, .. }) = told.first() else {
             panic!("{told:?}");
@@ -293,7 +322,7 @@ mod tests {
             scrubs.turn(at(601), later, SERVES, &BTreeMap::new(), &volume).0,
             Some(GroupNo(1))
         );
-        scrubs.ended(GroupNo(1), &ScrubReport::default(), later);
+        scrubs.ended(GroupNo(1), &ScrubReport::default(), later, None);
         let (next, told) = scrubs.turn(at(602), later, SERVES, &BTreeMap::new(), &volume);
         assert_eq!((next, told.len()), (None, 1));
         apply(&mut volume, &told);
@@ -309,7 +338,7 @@ mod tests {
         assert_eq!(scrubs.turn(at(0), 5000, SERVES, &none, &volume), (None, vec![]));
         // Reads have met it: a scrub says how much there is, and the map keeps that.
         assert_eq!(scrubs.turn(at(1), 5001, SERVES, &lost, &volume).0, Some(GroupNo(1)));
-        scrubs.ended(GroupNo(1), &unclear, 5002);
+        scrubs.ended(GroupNo(1), &unclear, 5002, None);
         let (next, told) = scrubs.turn(at(4), 5004, SERVES, &lost, &volume);
         assert_eq!((next, told.len()), (None, 1));
         apply(&mut volume, &told);
@@ -317,7 +346,7 @@ mod tests {
         // Another one, who knows of nothing, looks once.
         let mut next = Scrubs::new(Duration::ZERO);
         assert_eq!(next.turn(at(6), 5006, SERVES, &none, &volume).0, Some(GroupNo(1)));
-        next.ended(GroupNo(1), &unclear, 5007);
+        next.ended(GroupNo(1), &unclear, 5007, None);
         let (_, told) = next.turn(at(10), 5010, SERVES, &none, &volume);
         apply(&mut volume, &told);
         assert_eq!(next.turn(at(11), 5011, SERVES, &none, &volume), (None, vec![]));
@@ -328,7 +357,7 @@ mod tests {
         volume.groups[1].insync = SlotSet::first(2);
         let mut blind = Scrubs::new(Duration::ZERO);
         assert_eq!(blind.turn(at(12), 5012, SERVES, &none, &volume).0, Some(GroupNo(1)));
-        blind.ended(GroupNo(1), &ScrubReport { unread: 1, ..ScrubReport::default() }, 5012);
+        blind.ended(GroupNo(1), &ScrubReport { unread: 1, ..ScrubReport::default() }, 5012, None);
         let (_, told) = blind.turn(at(16), 5016, SERVES, &none, &volume);
         apply(&mut volume, &told);
         assert_eq!(volume.scrubs.groups[&GroupNo(1)].unclear, 2);
@@ -338,11 +367,37 @@ mod tests {
         assert_eq!(blind.turn(at(18), 5018, SERVES, &none, &volume).0, Some(GroupNo(1)));
         // It was written anew.
         assert_eq!(scrubs.turn(at(13), 5013, SERVES, &none, &volume).0, Some(GroupNo(1)));
-        scrubs.ended(GroupNo(1), &ScrubReport::default(), 5014);
+        scrubs.ended(GroupNo(1), &ScrubReport::default(), 5014, None);
         let (_, told) = scrubs.turn(at(17), 5017, SERVES, &none, &volume);
         apply(&mut volume, &told);
         assert_eq!(scrubs.turn(at(18), 5018, SERVES, &none, &volume), (None, vec![]));
         assert_eq!(volume.scrubs.groups[&GroupNo(1)].unclear, 0);
+    }
+
+    /// Unclear in the map, and right again: what a look finds takes that back.
+    #[test]
+    fn a_look_that_was_none_is_not_the_last_one() {
+        let none = BTreeMap::new();
+        let mut volume = volume();
+        let unclear = GroupScrub { ended: 5000, unclear: 1, ..GroupScrub::default() };
+        volume.scrubs.groups = [(GroupNo(1), unclear)].into();
+        let mut scrubs = Scrubs::new(Duration::ZERO);
+        let first = (Some(GroupNo(1)), vec![]);
+        assert_eq!(scrubs.turn(at(0), 5000, SERVES, &none, &volume), first);
+        assert_eq!(scrubs.turn(at(1), 5000, (true, true), &none, &volume), (None, vec![]));
+        // The coordinator was elected anew between two turns.
+        assert_eq!(scrubs.turn(at(2), 5000, SERVES, &none, &volume), first);
+        // One that was in sync when it began has left, and is back.
+        let report = ScrubReport { unread: 1, ..ScrubReport::default() };
+        scrubs.ended(GroupNo(1), &report, 5000, Some(5000));
+        assert_eq!(scrubs.turn(at(3), 5000, SERVES, &none, &volume).0, Some(GroupNo(1)));
+        // In the same second by the clock as the one that the map tells of.
+        scrubs.ended(GroupNo(1), &ScrubReport::default(), 5000, Some(5000));
+        let (next, told) = scrubs.turn(at(7), 5000, SERVES, &none, &volume);
+        assert_eq!((next, told.len()), (None, 1));
+        apply(&mut volume, &told);
+        assert_eq!(volume.scrubs.groups[&GroupNo(1)].unclear, 0);
+        assert_eq!(scrubs.turn(at(8), 5001, SERVES, &none, &volume), (None, vec![]));
     }
 
     #[test]

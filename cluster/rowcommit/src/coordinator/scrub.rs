@@ -64,6 +64,9 @@ pub(super) struct Scrub {
     repairing: BTreeSet<(RowAddr, Seat)>,
     /// Rows of which too little is right.
     lost: BTreeSet<RowAddr>,
+    /// Those of them of which something is not remembered, for too much is: nobody sees it if they are put
+    /// right.
+    unknown: BTreeSet<RowAddr>,
     unread: SlotSet,
     report: ScrubReport,
 }
@@ -99,6 +102,7 @@ impl Scrub {
             checking: BTreeSet::new(),
             repairing: BTreeSet::new(),
             lost: BTreeSet::new(),
+            unknown: BTreeSet::new(),
             unread: SlotSet::EMPTY,
             report: ScrubReport::default(),
         }
@@ -123,7 +127,8 @@ impl Scrub {
     /// Its part of [`Coordinator::digest`]; rounds are only compared with those of requests.
     pub(super) fn digest(&self, hasher: &mut impl Hasher) {
         (self.group, self.after, &self.pages, self.due, self.done).hash(hasher);
-        (&self.checking, &self.repairing, &self.lost, self.unread, &self.report).hash(hasher);
+        (&self.checking, &self.repairing, &self.lost, &self.unknown).hash(hasher);
+        (self.unread, &self.report).hash(hasher);
     }
 }
 
@@ -141,8 +146,12 @@ impl Coordinator {
         let Some(scrub) = &self.scrub else { return };
         let (group, open) = (scrub.group, scrub.open());
         if scrub.done && open == 0 {
-            let Some(Scrub { lost, unread, mut report, .. }) = self.scrub.take() else { return };
-            report.unclear += self.catchup.unrepaired.tell(&lost) as u64;
+            let Some(Scrub { lost, unknown, unread, mut report, .. }) = self.scrub.take() else {
+                return;
+            };
+            let mut told = self.catchup.unrepaired.tell(&lost);
+            told.extend(unknown);
+            report.unclear += told.len() as u64;
             report.unread = unread.len().into();
             self.actions.push(Action::Scrubbed { group, report });
             return;
@@ -372,6 +381,9 @@ impl Coordinator {
             && scrub.repairing.contains(&(row, seat))
         {
             scrub.lost.insert(row);
+            if !self.catchup.unrepaired.knows(row, seat) {
+                scrub.unknown.insert(row);
+            }
         }
     }
 

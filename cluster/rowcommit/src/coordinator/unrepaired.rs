@@ -79,16 +79,15 @@ impl Unrepaired {
         }
     }
 
-    /// A scrub tells that these rows are beyond repair: how many of them are. What was put right meanwhile
-    /// is not, and what is leaves a mark until it is.
-    pub(super) fn tell(&mut self, lost: &BTreeSet<RowAddr>) -> usize {
+    /// A scrub tells that these rows are beyond repair: those of them that are. What was put right meanwhile
+    /// is not, and what is not leaves a mark until it is.
+    pub(super) fn tell(&mut self, lost: &BTreeSet<RowAddr>) -> BTreeSet<RowAddr> {
         let mut told = BTreeSet::new();
         for ((row, _), wrong) in self.rows.iter_mut().filter(|((row, _), _)| lost.contains(row)) {
             wrong.told = true;
             told.insert(*row);
         }
-        // Where not all are remembered nobody knows what became of the others.
-        if self.rows.len() < UNREPAIRED_MAX { told.len() } else { lost.len() }
+        told
     }
 
     /// Whether a repair of a slot in sync is not to begin now. Two that can not do without each
