@@ -26,7 +26,8 @@ use bytes::Bytes;
 use ractor::{ActorRef, ActorStatus};
 use smalti_rowcommit::coordinator::{BlockWrite, OpError};
 use smalti_rowcommit::governor::Burden;
-use smalti_storage::ids::{RowAddr, Slot, VolumeNo};
+use smalti_storage::ids::{GroupNo, RowAddr, Slot, VolumeNo};
+use std::collections::BTreeSet;
 use tokio::sync::{oneshot, watch};
 
 /// Talks to the coder of one volume.
@@ -38,12 +39,12 @@ pub struct CoderHandle {
 }
 
 /// What the rest of the cluster is to know of a volume's repairs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct VolumeRepairs {
     /// What is repaired, and how clients bear it.
     pub(crate) burden: Burden,
     /// Slots that are on their way to another store and do not get on.
-    pub(crate) in_vain: usize,
+    pub(crate) in_vain: BTreeSet<(GroupNo, Slot)>,
 }
 
 impl CoderHandle {
@@ -57,7 +58,7 @@ impl CoderHandle {
 
     /// What the rest of the cluster is to know of the volume's repairs.
     pub(crate) fn told(&self) -> VolumeRepairs {
-        *self.told.borrow()
+        self.told.borrow().clone()
     }
 
     /// The volume.

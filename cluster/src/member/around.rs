@@ -43,8 +43,8 @@ impl Member {
             let rewrites = self.inner.stores.iter().any(StoreHandle::rewrites);
             let stores = Burden { at_work: rewrites, ..Burden::default() };
             let here = sum(&burdens).and(stores);
-            let in_vain = of.iter().filter(|(_, told)| told.in_vain > 0);
-            let in_vain = in_vain.map(|(volume, told)| (*volume, told.in_vain)).collect();
+            let in_vain = of.into_iter().filter(|(_, told)| !told.in_vain.is_empty());
+            let in_vain = in_vain.map(|(volume, told)| (volume, told.in_vain)).collect();
             self.inner.told.send_replace(NodeRepairs { burden: here, in_vain });
             let elsewhere = self.beats().burden();
             let any = here.and(elsewhere).at_work;

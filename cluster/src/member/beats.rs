@@ -6,14 +6,14 @@ use crate::shard_store::{LocalStores, StoreHandle, StoreSpace};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
-use smalti_map::plan::Sight;
+use smalti_map::plan::{InVain, Sight};
 use smalti_map::reach::Views;
 use smalti_map::view::MapView;
 use smalti_map::{ClusterMap, Store};
 use smalti_net::Service;
 use smalti_raft::RaftGroup;
 use smalti_rowcommit::governor::Burden;
-use smalti_storage::ids::{Incarnation, NodeId, StoreId, VolumeNo};
+use smalti_storage::ids::{Incarnation, NodeId, StoreId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -50,8 +50,8 @@ struct Answer {
 pub(super) struct NodeRepairs {
     /// What is repaired there, and how its clients bear that.
     pub(super) burden: Burden,
-    /// How many slots of volumes are on their way to another store and do not get on, if any.
-    pub(super) in_vain: BTreeMap<VolumeNo, usize>,
+    /// Slots that are on their way to another store and do not get on.
+    pub(super) in_vain: InVain,
 }
 
 /// What other nodes answered, and when.
@@ -264,16 +264,13 @@ impl Beats {
         fresh.map(|heard| heard.told.burden).fold(Burden::default(), Burden::and)
     }
 
-    /// How many slots of volumes are on their way to another store and do not get on, by what the other
-    /// nodes say that are heard.
-    pub(super) fn in_vain(&self) -> BTreeMap<VolumeNo, usize> {
+    /// Slots that are on their way to another store and do not get on, by what all say that are heard.
+    pub(super) fn in_vain(&self, here: InVain) -> InVain {
         let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
         let fresh = heard.values().filter(|heard| heard.at.elapsed() < self.suspect_after);
-        let mut all = BTreeMap::new();
-        for (volume, moves) in fresh.flat_map(|heard| &heard.told.in_vain) {
-            // One that has just ceased to coordinate it may say so yet.
-            let most = all.entry(*volume).or_insert(0);
-            *most = (*most).max(*moves);
+        let mut all = here;
+        for (volume, places) in fresh.flat_map(|heard| &heard.told.in_vain) {
+            all.entry(*volume).or_default().extend(places);
         }
         all
     }
@@ -329,6 +326,7 @@ impl Service for BeatService {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use smalti_storage::ids::{GroupNo, Slot, VolumeNo};
 
     #[test]
     fn what_an_earlier_start_ran_is_not_what_the_present_one_runs() {
@@ -366,7 +364,8 @@ mod tests {
             let stores = stores[..some].to_vec();
             let paces = vec![(StoreId::default(), Duration::from_millis(3)); some];
             let burden = Burden { at_work: some > 0, busy: some > 1, waits: false };
-            let in_vain = (0..some).map(|no| (VolumeNo(no as u32), no + 1)).collect();
+            let places = |no: u16| (0..no).map(|no| (GroupNo(no), Slot(1))).collect();
+            let in_vain = (0..some).map(|no| (VolumeNo(no as u32), places(no as u16))).collect();
             let told = NodeRepairs { burden, in_vain };
             let answer = Answer { start, votes: some > 1, stores, paces, hears, told };
             assert_eq!(decode(&encode(&answer)), Some(answer));

@@ -46,8 +46,7 @@ impl Member {
     }
 
     fn plan_by(&self, map: &ClusterMap, policy: Policy) -> Plan {
-        let mut in_vain = self.beats().in_vain();
-        in_vain.extend(self.inner.told.borrow().in_vain.clone());
+        let in_vain = self.beats().in_vain(self.inner.told.borrow().in_vain.clone());
         plan(map, &self.sights(map), &in_vain, &policy)
     }
 

@@ -427,7 +427,7 @@ impl Member {
         let Some(me) = self.run_own_seats(map).await else { return };
         let mut gone = Vec::new();
         for coder in self.coders() {
-            // VolumeRepairs even when the seat is lost: that is how it learns to fail what is in flight.
+            // Told even when the seat is lost: that is how it learns to fail what is in flight.
             let _ = coder.actor().cast(CoderMsg::Map(Arc::clone(map)));
             let seat = map.volumes.get(&coder.volume()).and_then(|volume| volume.coordinator);
             if seat != Some(me) {

@@ -8,9 +8,9 @@ use super::event::{At, Ev};
 use super::node::Node;
 use super::swarm::{Fault, MS};
 use super::world::{World, node_id};
-use smalti_map::plan::{Policy, Sight, plan};
+use smalti_map::plan::{InVain, Policy, Sight, plan};
 use smalti_map::{Applied, Command, NodeSetting};
-use smalti_storage::ids::{StoreId, VolumeNo};
+use smalti_storage::ids::StoreId;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -39,10 +39,10 @@ impl World {
     }
 
     /// Moves that coordinators say do not get on.
-    fn in_vain(&self) -> BTreeMap<VolumeNo, usize> {
+    fn in_vain(&self) -> InVain {
         let up = self.nodes.iter().filter_map(|node| node.process.as_ref());
-        let most = up.map(|process| process.coordinator.moves_in_vain()).max();
-        [(self.volume, most.unwrap_or(0))].into()
+        let places = up.flat_map(|process| process.coordinator.moves_in_vain());
+        [(self.volume, places.collect())].into()
     }
 
     /// What is seen of the stores; one that is paused does not answer either.

@@ -99,12 +99,14 @@ pub struct Plan {
     pub forget: Vec<StoreId>,
 }
 
-/// Makes the plan. `in_vain`: how many slots of volumes are on their way and do not get on, as their
-/// coordinators say; they are in nobody's way.
+/// Slots of volumes that are on their way and do not get on, as their coordinators say.
+pub type InVain = BTreeMap<VolumeNo, BTreeSet<(GroupNo, Slot)>>;
+
+/// Makes the plan. What moves in vain is in nobody's way.
 pub fn plan(
     map: &ClusterMap,
     sights: &BTreeMap<StoreId, Sight>,
-    in_vain: &BTreeMap<VolumeNo, usize>,
+    in_vain: &InVain,
     policy: &Policy,
 ) -> Plan {
     let mut planner = Planner::new(map, sights, in_vain, policy);
@@ -136,7 +138,7 @@ struct Leaving {
 struct Planner<'a> {
     map: &'a ClusterMap,
     sights: &'a BTreeMap<StoreId, Sight>,
-    in_vain: &'a BTreeMap<VolumeNo, usize>,
+    in_vain: &'a InVain,
     policy: &'a Policy,
     /// Slots that each store has or is to have, by volume.
     load: BTreeMap<(VolumeNo, StoreId), u32>,
@@ -152,7 +154,7 @@ impl<'a> Planner<'a> {
     fn new(
         map: &'a ClusterMap,
         sights: &'a BTreeMap<StoreId, Sight>,
-        in_vain: &'a BTreeMap<VolumeNo, usize>,
+        in_vain: &'a InVain,
         policy: &'a Policy,
     ) -> Self {
         let mut load = BTreeMap::new();
@@ -276,9 +278,14 @@ impl<'a> Planner<'a> {
     /// of their group is there, or rows of it can not be made.
     fn moving_of(&self, volume: &Volume) -> usize {
         let wished = self.plan.moves.get(&volume.no).map_or(0, Vec::len);
-        let groups = volume.groups.iter().filter(|group| self.spare(volume, group) >= 0);
-        let moving: usize = groups.map(|group| group.targets.len()).sum();
-        moving.saturating_sub(self.in_vain.get(&volume.no).copied().unwrap_or(0)) + wished
+        let groups = (0u16..).map(GroupNo).zip(&volume.groups);
+        let groups = groups.filter(|(_, group)| self.spare(volume, group) >= 0);
+        let moving =
+            groups.flat_map(|(no, group)| group.targets.keys().map(move |slot| (no, *slot)));
+        let in_vain = self.in_vain.get(&volume.no);
+        let gets_on =
+            |place: &(GroupNo, Slot)| in_vain.is_none_or(|places| !places.contains(place));
+        moving.filter(gets_on).count() + wished
     }
 
     fn find_place(&mut self, leaving: Leaving) {

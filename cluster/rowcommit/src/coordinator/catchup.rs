@@ -293,11 +293,11 @@ impl Learning {
 impl Coordinator {
     /// Slots that are on their way to another store and do not get on: what they lack can not be made from
     /// the stores that answer.
-    pub fn moves_in_vain(&self) -> usize {
+    pub fn moves_in_vain(&self) -> BTreeSet<(GroupNo, Slot)> {
         let moves = |((group, slot), learning): &(&Place, &Learning)| {
             self.store_of(*group, *slot) != Some(learning.store) && learning.is_in_vain()
         };
-        self.catchup.learners.iter().filter(moves).count()
+        self.catchup.learners.iter().filter(moves).map(|(place, _)| *place).collect()
     }
 
     /// Drops what the map does not call a learner any more.

@@ -19,7 +19,7 @@ fn secs(secs: u64) -> Duration {
 struct Rig {
     map: ClusterMap,
     sights: BTreeMap<StoreId, Sight>,
-    in_vain: BTreeMap<VolumeNo, usize>,
+    in_vain: InVain,
     policy: Policy,
     moved: usize,
 }
@@ -86,7 +86,7 @@ impl Rig {
         });
         let sight = Sight { away: None, room: Some(1 << 40), used: 1 << 30 };
         let sights = (1..=nodes).map(|no| (store(no), sight)).collect();
-        let (in_vain, policy) = (BTreeMap::new(), Policy::default());
+        let (in_vain, policy) = (InVain::new(), Policy::default());
         let mut rig = Self { map, sights, in_vain, policy, moved: 0 };
         rig.must(&Command::Activate {
             volume: VOLUME,
@@ -403,14 +403,20 @@ fn what_does_not_get_on_is_in_nobody_s_way() {
     rig.must(&Command::Move { volume: VOLUME, moves: moves[&VOLUME].clone() });
     // They move, and none of them comes to an end.
     assert_eq!((rig.plan().moves.len(), rig.plan().moving), (0, 2));
-    rig.in_vain.insert(VOLUME, 1);
+    let places: Vec<_> = moves[&VOLUME].iter().map(|wish| (wish.group, wish.slot)).collect();
+    rig.in_vain = [(VOLUME, [places[0]].into())].into();
     assert_eq!(rig.plan().moves[&VOLUME].len(), 1);
-    rig.in_vain.insert(VOLUME, 2);
+    rig.in_vain = [(VOLUME, places.iter().copied().collect())].into();
     let plan = rig.plan();
     assert_eq!((plan.moves[&VOLUME].len(), plan.moving, plan.waiting), (2, 4, 4));
-    // Those of another volume say nothing of this one.
-    rig.in_vain = [(VolumeNo(VOLUME.0 + 1), 2)].into();
-    assert_eq!(rig.plan().moves.len(), 0);
+    // Those of another volume say nothing of this one, nor those that do not move any more.
+    let gone = moves[&VOLUME].iter().map(|wish| (GroupNo(wish.group.0 + 4), wish.slot));
+    for in_vain in
+        [(VolumeNo(VOLUME.0 + 1), places.into_iter().collect()), (VOLUME, gone.collect())]
+    {
+        rig.in_vain = [in_vain].into();
+        assert_eq!(rig.plan().moves.len(), 0);
+    }
 }
 
 #[test]
