@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
+use smalti_tests::cluster::smalti;
 use smalti_tests::nbd::Client;
 use smalti_tests::pattern::{BLOCK, seed};
 use smalti_tests::process::until;
@@ -105,5 +106,44 @@ fn a_node_stops_in_order_while_its_clients_wait() -> Result<()> {
     let mut loaded = load.finish()?;
     ensure!(loaded.server_errors == 0, "{} errors", loaded.server_errors);
     loaded.verify(&cluster.target(1))?;
+    cluster.finish()
+}
+
+/// A client that asks for nothing is attached all the same, also when whoever served it is gone: its volume
+/// is not deleted by mistake.
+#[test]
+fn an_idle_client_stays_attached_when_its_coordinator_is_gone() -> Result<()> {
+    let test = "an_idle_client_stays_attached_when_its_coordinator_is_gone";
+    let seed = seed();
+    say(test, &format!("seed {seed}"));
+    let mut cluster = Cluster::up(Spec::three(test, "64M"))?;
+    let holder = Client::connect(&cluster.target(0), LIMIT)?;
+    until("the held node coordinates", LIMIT, || Ok((cluster.coordinator()? == 0).then_some(())))?;
+    let mut idle = Client::connect(&cluster.target(1), LIMIT)?;
+    let block = vec![0x5a; BLOCK];
+    idle.write(0, &block, 0).context("through another node")?;
+    drop(holder);
+    if seed.is_multiple_of(2) {
+        cluster.kill(0)?;
+    } else {
+        cluster.stop(0)?;
+    }
+    let coordinator = until("another one coordinates", LIMIT, || {
+        Ok(cluster.coordinator().ok().filter(|node| *node != 0))
+    })?;
+    say(test, &format!("killed {}, node {coordinator} coordinates", seed.is_multiple_of(2)));
+    let dir = cluster.dir().display().to_string();
+    let delete = || smalti(&["volume", "delete", "v", "--yes", "--dir", &dir], LIMIT);
+    for _ in 0..2 {
+        let refused = delete()?;
+        ensure!(refused.code() == 1 && refused.stderr.contains("attached"), "{}", refused.stderr);
+    }
+    cluster.start(0)?;
+    cluster.wait_ok()?;
+    let mut read = vec![0; BLOCK];
+    idle.read(0, &mut read).context("through a connection that lives on")?;
+    ensure!(read == block, "another block");
+    drop(idle);
+    delete()?.ok().context("nobody is attached any more")?;
     cluster.finish()
 }

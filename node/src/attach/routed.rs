@@ -10,12 +10,13 @@ use super::local::{Local, LocalGateways, Place};
 use bytes::Bytes;
 use smalti_cluster::Member;
 use smalti_gateway::{BlockDevice, BoxFuture, ClientId, ForwardClient, GatewayError};
+use smalti_map::Volume;
 use smalti_nbd::{Extent, ReadReply};
 use smalti_storage::ids::{NodeId, VolumeNo};
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 use tokio::sync::Mutex;
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 
 /// How long a call goes on looking for a route before it fails. Longer than any failover; what
 /// lasts longer is an outage, and the client should hear of it. While a coordinator has the call it
@@ -29,6 +30,9 @@ const SHORT_CALL: Duration = Duration::from_secs(1);
 const LONG_CALL: Duration = Duration::from_secs(10);
 
 const PAUSE: Duration = Duration::from_millis(20);
+
+/// How often a route is looked at that nobody uses just now.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 #[derive(Clone)]
 enum Route {
@@ -80,7 +84,7 @@ impl RoutedDevice {
             route: std::sync::Mutex::default(),
             searching: Mutex::default(),
         });
-        tokio::spawn(follow_map(Arc::downgrade(&device)));
+        tokio::spawn(keep_route(Arc::downgrade(&device)));
         device
     }
 
@@ -171,27 +175,49 @@ impl RoutedDevice {
             None => Box::pin(std::future::ready(Err(GatewayError::Disconnected))),
         }
     }
+
+    /// Whether a route leads nowhere any more: a frozen node would hold its sessions open and never answer.
+    fn is_lost(&self, route: &Route, volume: Option<&Volume>) -> bool {
+        let seat = volume.and_then(|volume| volume.coordinator).map(|seat| seat.node);
+        match route {
+            Route::Remote { node, client } => seat != Some(*node) || client.has_ended(),
+            Route::Local(local) => {
+                seat != Some(self.member.node())
+                    || volume.is_none_or(|volume| volume.writer_gen != local.generation())
+            }
+        }
+    }
 }
 
-/// Drops a route to a node that has lost the seat: a frozen node would hold its sessions open and
-/// never answer.
-async fn follow_map(device: Weak<RoutedDevice>) {
+/// Drops a route that is lost, and finds another one though nothing is asked for: a client that is idle is
+/// attached all the same, and only whoever serves it can say so.
+async fn keep_route(device: Weak<RoutedDevice>) {
     let Some(mut map) = device.upgrade().map(|device| device.member.raft().watch()) else { return };
-    while map.changed().await.is_ok() {
+    let mut every = tokio::time::interval(LOOK_EVERY);
+    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut connected = false;
+    loop {
+        tokio::select! {
+            changed = map.changed() => if changed.is_err() { return },
+            _ = every.tick() => {}
+        }
         let Some(device) = device.upgrade() else { return };
         let map = Arc::clone(&map.borrow_and_update());
         let volume = map.volumes.get(&device.volume);
-        let seat = volume.and_then(|volume| volume.coordinator).map(|seat| seat.node);
-        let Some(route) = device.current() else { continue };
-        let lost = match &route {
-            Route::Remote { node, .. } => seat != Some(*node),
-            Route::Local(local) => {
-                seat != Some(device.member.node())
-                    || volume.is_none_or(|volume| volume.writer_gen != local.generation())
-            }
-        };
-        if lost {
-            device.forget(&route);
+        let route = device.current();
+        // Whoever attaches finds the first one.
+        connected |= route.is_some();
+        if let Some(route) = &route
+            && device.is_lost(route, volume)
+        {
+            device.forget(route);
+        }
+        drop(route);
+        if connected
+            && volume.is_some()
+            && let Err(error) = device.connect().await
+        {
+            tracing::debug!(volume = %device.volume, %error, "no route yet");
         }
     }
 }
