@@ -63,7 +63,15 @@ pub(super) async fn run(args: VolumeReshapeArgs) -> anyhow::Result<()> {
     let node = nodes.iter().find(|node| node.name == status.answered_by);
     let node = node.context("reshape volume: the node that answers is not a member")?;
     let uri = |volume: &str| nbd_tcp_uri(node.nbd, volume);
-    output::print(&commands(&volume, wanted, &uri, &words(&which)))?;
+    let attached = status.volumes.iter().any(|of| of.name == volume.name && of.attached);
+    let warning = match attached {
+        true => {
+            "# Clients are attached just now: what they write meanwhile may be missing from the copy.\n"
+        }
+        false => "",
+    };
+    let commands = commands(&volume, wanted, &uri, &words(&which));
+    output::print(&format!("{warning}{commands}"))?;
     bail!(
         "reshape volume: {name} can not be given {data}+{parity} shards while it is there, that does not work \
          yet; the commands on stdout copy it to a new volume"
@@ -97,9 +105,11 @@ fn commands(
     if volume.read_mode != ReadMode::default() {
         options.push_str(&format!(" --read-mode {}", volume.read_mode));
     }
-    // Whoever wanted no slot to spare wants none.
-    if volume.parity > 1 && volume.min_insync == volume.data {
-        options.push_str(&format!(" --min-insync {data}"));
+    // Whoever wanted more slots to spare than is usual, or fewer, wants that yet.
+    let usual = |parity: u8| u8::from(parity > 1);
+    let spare = volume.min_insync.saturating_sub(volume.data);
+    if spare != usual(volume.parity) && spare.min(parity) != usual(parity) {
+        options.push_str(&format!(" --min-insync {}", data + spare.min(parity)));
     }
     let (from, to, size) = (uri(name), uri(&copy), volume.size);
     format!(
