@@ -22,8 +22,6 @@ const SELDOM: u64 = 1 << 20;
 const RARELY: u64 = 1 << 21;
 /// Slots of a volume that move at once.
 const AT_ONCE: u64 = 8;
-/// A store that is away for so long is rebuilt elsewhere; the default is ten minutes.
-const DOWN_OUT: Duration = Duration::from_secs(8);
 /// The same in tables.
 const TABLES_EVERY: u64 = 50_000;
 
@@ -214,7 +212,6 @@ fn what_waits_for_a_node_that_is_away_holds_nothing_else_up() -> Result<()> {
     let seed = seed();
     say(test, &format!("seed {seed}"));
     let mut cluster = Cluster::up(Spec::three(test, "128M"))?;
-    cluster.retune("down_out_ms", DOWN_OUT.as_millis().try_into()?)?;
     let image = Image::write(&cluster, 128 << 20, 0, seed)?;
     let mut random = seed;
     cluster.stop(1)?;
@@ -223,8 +220,10 @@ fn what_waits_for_a_node_that_is_away_holds_nothing_else_up() -> Result<()> {
     cluster.start(1)?;
     cluster.wait_ok()?;
     // It has no slots before one is lost.
+    cluster.command(&["moves", "pause"])?;
     let spare = cluster.join(&cluster.scratch()?.join("x4"), "x4")?;
     cluster.command(&["node", "set", "x4", "--weight", "0"])?;
+    cluster.command(&["moves", "resume"])?;
     cluster.wait_ok()?;
     cluster.kill(2)?;
     cluster.command(&["node", "set", "x4", "--weight", "100"])?;

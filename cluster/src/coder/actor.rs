@@ -431,7 +431,6 @@ impl<T: Transport> State<T> {
                     let volume = self.args.config.volume;
                     let volume = self.map.as_ref().and_then(|map| map.volumes.get(&volume));
                     let told = volume.and_then(|volume| volume.scrubs.groups.get(&group));
-                    let told = told.map(|scrub| scrub.ended);
                     self.scrubs.ended(group, &report, clock::unix_seconds(), told);
                     scrubbed = true;
                 }

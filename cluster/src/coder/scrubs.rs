@@ -57,14 +57,15 @@ impl Scrubs {
         *self.faults.entry(store).or_default() += 1;
     }
 
-    /// The scrub of a group has ended, at that Unix second; the map, if it does, tells of one that ended at
-    /// `told`. It counts as later than that one, whatever clocks say, or it would be taken for known.
+    /// The scrub of a group has ended, at that Unix second; `told` is the one that the map tells of. It counts
+    /// as later than that one, whatever clocks say, or it would be taken for known, unless somebody has asked
+    /// for it since.
     pub(super) fn ended(
         &mut self,
         group: GroupNo,
         report: &ScrubReport,
         unix: u64,
-        told: Option<u64>,
+        told: Option<&GroupScrub>,
     ) {
         let Some(Begun { group: begun, asked, out }) = self.begun.take() else { return };
         if begun == group {
@@ -74,7 +75,8 @@ impl Scrubs {
                 // A slot has left meanwhile, and may be back: that was no look at all of it.
                 self.looked.remove(&group);
             }
-            let before = self.ended.get(&group).map(|scrub| scrub.ended).max(told);
+            let before = self.ended.get(&group).into_iter().chain(told);
+            let before = before.filter(|scrub| scrub.asked >= asked).map(|scrub| scrub.ended).max();
             let ended = before.map_or(unix, |before| unix.max(before.saturating_add(1)));
             let scrub = GroupScrub { ended, asked, rows, wrong, unclear, unread };
             self.ended.insert(group, scrub);
@@ -389,15 +391,24 @@ mod tests {
         assert_eq!(scrubs.turn(at(2), 5000, SERVES, &none, &volume), first);
         // One that was in sync when it began has left, and is back.
         let report = ScrubReport { unread: 1, ..ScrubReport::default() };
-        scrubs.ended(GroupNo(1), &report, 5000, Some(5000));
+        scrubs.ended(GroupNo(1), &report, 5000, Some(&unclear));
         assert_eq!(scrubs.turn(at(3), 5000, SERVES, &none, &volume).0, Some(GroupNo(1)));
         // In the same second by the clock as the one that the map tells of.
-        scrubs.ended(GroupNo(1), &ScrubReport::default(), 5000, Some(5000));
+        scrubs.ended(GroupNo(1), &ScrubReport::default(), 5000, Some(&unclear));
         let (next, told) = scrubs.turn(at(7), 5000, SERVES, &none, &volume);
         assert_eq!((next, told.len()), (None, 1));
         apply(&mut volume, &told);
         assert_eq!(volume.scrubs.groups[&GroupNo(1)].unclear, 0);
         assert_eq!(scrubs.turn(at(8), 5001, SERVES, &none, &volume), (None, vec![]));
+        // Whoever asks has a clock that was ahead forgotten.
+        let ahead = GroupScrub { ended: 90_000, ..unclear };
+        volume.scrubs.groups = [(GroupNo(0), ahead), (GroupNo(1), ahead)].into();
+        volume.scrubs.asked = 1;
+        assert_eq!(scrubs.turn(at(9), 5002, SERVES, &none, &volume).0, Some(GroupNo(0)));
+        scrubs.ended(GroupNo(0), &ScrubReport::default(), 5002, Some(&ahead));
+        let (_, told) = scrubs.turn(at(13), 5006, SERVES, &none, &volume);
+        apply(&mut volume, &told);
+        assert_eq!(volume.scrubs.groups[&GroupNo(0)].ended, 5002);
     }
 
     #[test]

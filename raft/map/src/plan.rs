@@ -235,10 +235,17 @@ impl<'a> Planner<'a> {
                         true => self.plan.waiting += 1,
                         false => self.plan.moving += 1,
                     }
-                    *self.coming.entry(*target).or_default() += self.slot_bytes;
+                    // What moves in vain has come but for a few rows.
+                    if !self.is_in_vain(volume, (no, *slot)) {
+                        *self.coming.entry(*target).or_default() += self.slot_bytes;
+                    }
                 }
             }
         }
+    }
+
+    fn is_in_vain(&self, volume: &Volume, place: (GroupNo, Slot)) -> bool {
+        self.in_vain.get(&volume.no).is_some_and(|places| places.contains(&place))
     }
 
     fn wish(&mut self, volume: VolumeNo, wish: MoveSlot) {
@@ -282,10 +289,7 @@ impl<'a> Planner<'a> {
         let groups = groups.filter(|(_, group)| self.spare(volume, group) >= 0);
         let moving =
             groups.flat_map(|(no, group)| group.targets.keys().map(move |slot| (no, *slot)));
-        let in_vain = self.in_vain.get(&volume.no);
-        let gets_on =
-            |place: &(GroupNo, Slot)| in_vain.is_none_or(|places| !places.contains(place));
-        moving.filter(gets_on).count() + wished
+        moving.filter(|place| !self.is_in_vain(volume, *place)).count() + wished
     }
 
     fn find_place(&mut self, leaving: Leaving) {

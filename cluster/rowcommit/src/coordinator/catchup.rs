@@ -291,11 +291,13 @@ impl Learning {
 }
 
 impl Coordinator {
-    /// Slots that are on their way to another store and do not get on: what they lack can not be made from
-    /// the stores that answer.
+    /// Slots that are on their way to another store and do not get on: what they lack can not be made, or not
+    /// be decided, with the stores that answer.
     pub fn moves_in_vain(&self) -> BTreeSet<(GroupNo, Slot)> {
-        let moves = |((group, slot), learning): &(&Place, &Learning)| {
-            self.store_of(*group, *slot) != Some(learning.store) && learning.is_in_vain()
+        let moves = |(place, learning): &(&Place, &Learning)| {
+            let undecided = learning.is_growing() && !self.may_grow(**place, learning.store);
+            self.store_of(place.0, place.1) != Some(learning.store)
+                && (undecided || learning.is_in_vain())
         };
         self.catchup.learners.iter().filter(moves).map(|(place, _)| *place).collect()
     }

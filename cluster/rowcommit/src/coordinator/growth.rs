@@ -61,14 +61,15 @@ impl Coordinator {
         ready
     }
 
+    /// Whether a slot may be taken from whoever holds it: what that one has of a row that is lost may be what
+    /// it is decided with.
+    pub(super) fn may_grow(&self, (no, slot): Place, store: StoreId) -> bool {
+        self.store_of(no, slot) == Some(store) || !self.lost_rows.iter().any(|row| row.group == no)
+    }
+
     pub(super) fn propose_growth(&mut self) {
         // All slots of one store in one step: each step is an epoch.
         let ready = |l: &Learning| l.is_growing() && (l.is_level() || lives(Mutant::GrowBehind));
-        // What whoever holds the slot has of a row that is lost may be what it is decided with.
-        let may_grow = |(no, slot): Place, store: StoreId| {
-            self.volume.as_ref().and_then(|v| v.group(no)?.slots.get(slot.index())) == Some(&store)
-                || !self.lost_rows.iter().any(|row| row.group == no)
-        };
         // Of a store that is kept out of some groups, whose moves are paused, or that can not be given all of
         // some group, others need not wait for those.
         let comes = |place: Place, l: &Learning| {
@@ -78,7 +79,7 @@ impl Coordinator {
         };
         let learners = || {
             let all = self.catchup.learners.iter();
-            all.filter(|(place, l)| may_grow(**place, l.store) && comes(**place, l))
+            all.filter(|(place, l)| self.may_grow(**place, l.store) && comes(**place, l))
         };
         let waiting: BTreeSet<StoreId> =
             learners().filter(|(_, l)| !ready(l)).map(|(_, l)| l.store).collect();
