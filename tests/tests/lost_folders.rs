@@ -62,6 +62,7 @@ fn a_store_that_is_put_back_as_it_was_is_not_believed() -> Result<()> {
             copy(&backup, &store)?;
             cluster.start(2)?;
         }
+        serves(&cluster, 2)?;
         for node in 0..3 {
             image.verify(&cluster, node)?;
         }
@@ -108,12 +109,19 @@ fn a_store_that_is_put_back_costs_nobody_his_place() -> Result<()> {
         ensure!(cluster.status()?.health == "stalled", "{}", cluster.status()?.brief());
     }
     cluster.start(0)?;
+    serves(&cluster, 0)?;
     for node in 0..3 {
         image.verify(&cluster, node)?;
     }
     cluster.wait_ok()?;
     say(test, "all is there when the one that was away is back");
     cluster.finish()
+}
+
+/// Waits until clients of a node that was just started are served.
+fn serves(cluster: &Cluster, node: usize) -> Result<()> {
+    let attach = || Ok(Client::connect(&cluster.target(node), LIMIT).ok().map(drop));
+    until("its clients are served", LIMIT, attach)
 }
 
 /// Which start of its process a node has joined under.
