@@ -178,13 +178,7 @@ fn a_lost_disk_is_rebuilt_though_another_one_has_bad_records() -> Result<()> {
     let mut cluster = Cluster::up(Spec::three(test, "128M"))?;
     let image = Image::write(&cluster, 128 << 20, 0, seed)?;
     let mut random = seed;
-    // What was stopped in order has nothing left to tell of its log.
-    cluster.stop(1)?;
-    let flipped = rot(&cluster, 1, &mut random, SELDOM)?;
-    // Else it may be found to have been away only when the other one is lost.
-    cluster.wait_degraded()?;
-    cluster.start(1)?;
-    cluster.wait_ok()?;
+    let flipped = rots_while_stopped(&mut cluster, 1, &mut random, SELDOM)?;
     cluster.kill(2)?;
     std::fs::remove_dir_all(cluster.data_dir(2)?.join("store"))?;
     cluster.start(2)?;
@@ -214,11 +208,7 @@ fn what_waits_for_a_node_that_is_away_holds_nothing_else_up() -> Result<()> {
     let mut cluster = Cluster::up(Spec::three(test, "128M"))?;
     let image = Image::write(&cluster, 128 << 20, 0, seed)?;
     let mut random = seed;
-    cluster.stop(1)?;
-    let flipped = rot(&cluster, 1, &mut random, RARELY)?;
-    cluster.wait_degraded()?;
-    cluster.start(1)?;
-    cluster.wait_ok()?;
+    let flipped = rots_while_stopped(&mut cluster, 1, &mut random, RARELY)?;
     // It has no slots before one is lost.
     cluster.command(&["moves", "pause"])?;
     let spare = cluster.join(&cluster.scratch()?.join("x4"), "x4")?;
@@ -342,6 +332,23 @@ fn reads_right_without(cluster: &mut Cluster, away: usize, image: &Image) -> Res
     }
     cluster.start(away)?;
     cluster.wait_ok().map(drop)
+}
+
+/// Stops a node, flips bytes in its records, and has it in sync again: how many.
+fn rots_while_stopped(
+    cluster: &mut Cluster,
+    node: usize,
+    random: &mut u64,
+    every: u64,
+) -> Result<u64> {
+    // What was stopped in order has nothing left to tell of its log.
+    cluster.stop(node)?;
+    let flipped = rot(cluster, node, random, every)?;
+    // Else it may be found to have been away only when another one is lost.
+    cluster.wait_degraded()?;
+    cluster.start(node)?;
+    cluster.wait_ok()?;
+    Ok(flipped)
 }
 
 /// Flips bytes in all records of a stopped node, and answers how many.

@@ -369,9 +369,8 @@ impl Coordinator {
     /// Whether the state that was gathered at is known, and can not be constructed: every other slot
     /// has answered, also those that are out of sync; one that is out of reach may have what is
     /// missing, unless its node runs with another disk. That must not keep the slot's other states from
-    /// being right. What is lost is there
-    /// again as soon as somebody has it, for whoever reads it hears that it is wrong, and has it
-    /// repaired. A slot that can not tell what it has keeps that instead.
+    /// being right. What is lost is there again as soon as somebody has it, for whoever reads it hears
+    /// that it is wrong, and has it repaired. A slot that can not tell what it has keeps that instead.
     fn is_lost(&self, id: TaskId, row: RowAddr, seat: Seat, plan: &Plan) -> bool {
         let Some(task) = self.tasks.get(&id) else { return false };
         let g = &task.gather;

@@ -409,6 +409,11 @@ fn what_does_not_get_on_is_in_nobody_s_way() {
     rig.in_vain = [(VOLUME, places.iter().copied().collect())].into();
     let plan = rig.plan();
     assert_eq!((plan.moves[&VOLUME].len(), plan.moving, plan.waiting), (2, 4, 4));
+    // What they took is taken already: there is room for two and a half of 24 slots.
+    let used: u64 = rig.sights.values().map(|sight| sight.used).sum();
+    rig.sights.get_mut(&store(4)).expect("known").room = Some(used / 24 * 5 / 2);
+    assert_eq!(rig.plan().moves[&VOLUME].len(), 2);
+    rig.sights.get_mut(&store(4)).expect("known").room = Some(1 << 40);
     // Those of another volume say nothing of this one, nor those that do not move any more.
     let gone = moves[&VOLUME].iter().map(|wish| (GroupNo(wish.group.0 + 4), wish.slot));
     for in_vain in
