@@ -209,7 +209,7 @@ impl Report {
                 "{lost} rows are lost or rotten in more slots than it has parity for: \
                  their blocks give errors"
             );
-            let remedy = "bring back what is out; else see docs/operations.md";
+            let remedy = "bring back what is out; else see docs/trouble.md";
             reasons.add_lasting(Health::Degraded, subject.clone(), problem, remedy);
         }
         let stuck = self.stuck(volume);
@@ -218,7 +218,7 @@ impl Report {
                 "{stuck} slots lack rows that can not be made from the stores that answer: a record that is needed \
                  for them is rotten or gone"
             );
-            let remedy = "start what is away, which may have it; else see docs/operations.md";
+            let remedy = "start what is away, which may have it; else see docs/trouble.md";
             reasons.add(Health::Degraded, subject.clone(), problem, remedy);
         }
         let suspects = self.suspects(volume);
@@ -345,7 +345,7 @@ impl Report {
         match steps.is_empty() {
             true => "it goes on by itself: what was missing is back".to_owned(),
             false => format!(
-                "{}: it goes on by itself then; if the disks are lost, see docs/operations.md",
+                "{}: it goes on by itself then; if the disks are lost, see docs/trouble.md",
                 steps.join(", and ")
             ),
         }
@@ -413,7 +413,7 @@ impl Report {
                 (Health::Degraded, all_up),
                 format!("{waiting} slots are to move, and too little of their groups is there"),
                 match all_up {
-                    true => "the stores that had the rest are needed: see docs/operations.md",
+                    true => "the stores that had the rest are needed: see docs/trouble.md",
                     false => "start the nodes that are down; it goes on by itself then",
                 },
             )),
