@@ -33,6 +33,9 @@ struct Party {
     store: Arc<MemoryStore>,
 }
 
+/// Of the only gateway: that of the first election.
+const GENERATION: u32 = 2;
+
 struct Bench {
     coordinator: Coordinator,
     parties: BTreeMap<StoreId, Party>,
@@ -205,7 +208,7 @@ impl Bench {
 
     fn write(&mut self, row: RowAddr, slot: u8) -> BlockWrite {
         let record = Bytes::from(vec![u8::try_from(self.wid % 251).unwrap_or(0) + 1; RECORD]);
-        let wid = Wid { generation: 2, seq: self.wid };
+        let wid = Wid { generation: GENERATION, seq: self.wid };
         BlockWrite { row, slot: Slot(slot), wid, record }
     }
 
@@ -285,6 +288,6 @@ fn main() {
     bench.measure("4k random reads", seconds, 1, |bench, op| {
         let row = bench.row();
         let slot = u8::try_from(bench.draw() % u64::from(bench.data)).unwrap_or(0);
-        Event::Read { op, blocks: vec![(row, Slot(slot))], snap: None }
+        Event::Read { op, blocks: vec![(row, Slot(slot))], snap: None, generation: GENERATION }
     });
 }

@@ -55,6 +55,8 @@ pub enum CoderMsg {
         blocks: Vec<(RowAddr, Slot)>,
         /// As a snapshot holds them, by its number; else as they are.
         snap: Option<u32>,
+        /// Of the gateway that asks.
+        generation: u32,
         /// Where the answer goes.
         reply: oneshot::Sender<Result<Vec<Bytes>, OpError>>,
     },
@@ -244,10 +246,10 @@ impl<T: Transport> Actor for Coder<T> {
                 state.writes.insert(op, reply);
                 state.core.handle(now, Event::Write { op, blocks });
             }
-            CoderMsg::Read { blocks, snap, reply } => {
+            CoderMsg::Read { blocks, snap, generation, reply } => {
                 let op = state.next_op();
                 state.reads.insert(op, reply);
-                state.core.handle(now, Event::Read { op, blocks, snap });
+                state.core.handle(now, Event::Read { op, blocks, snap, generation });
             }
             CoderMsg::Snapshot { name, created, reply } => {
                 let op = state.next_op();

@@ -77,12 +77,17 @@ impl CoderHandle {
         answer.await.unwrap_or(Err(OpError::Fenced))
     }
 
-    /// Reads the records of blocks, in the order asked; empty means never written or trimmed.
+    /// Reads the records of blocks for the gateway of a generation, in the order asked; empty means
+    /// never written or trimmed.
     ///
     /// # Errors
     /// See [`OpError`].
-    pub async fn read(&self, blocks: Vec<(RowAddr, Slot)>) -> Result<Vec<Bytes>, OpError> {
-        self.read_at(blocks, None).await
+    pub async fn read(
+        &self,
+        generation: u32,
+        blocks: Vec<(RowAddr, Slot)>,
+    ) -> Result<Vec<Bytes>, OpError> {
+        self.read_at(generation, blocks, None).await
     }
 
     /// As [`Self::read`]; with the number of a snapshot as that holds them.
@@ -91,11 +96,14 @@ impl CoderHandle {
     /// See [`OpError`]; [`OpError::NoSnapshot`] when it was deleted.
     pub async fn read_at(
         &self,
+        generation: u32,
         blocks: Vec<(RowAddr, Slot)>,
         snap: Option<u32>,
     ) -> Result<Vec<Bytes>, OpError> {
         let (reply, answer) = oneshot::channel();
-        self.actor.cast(CoderMsg::Read { blocks, snap, reply }).map_err(|_| OpError::Fenced)?;
+        self.actor
+            .cast(CoderMsg::Read { blocks, snap, generation, reply })
+            .map_err(|_| OpError::Fenced)?;
         answer.await.unwrap_or(Err(OpError::Fenced))
     }
 

@@ -14,7 +14,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 /// That of the only election, which follows the founding of a volume.
-const GENERATION: u32 = 2;
+pub(super) const GENERATION: u32 = 2;
 
 pub(super) fn row(index: u64) -> RowAddr {
     let index = u32::try_from(index).expect("few rows");
@@ -125,7 +125,7 @@ impl Client {
 
     async fn read(&mut self) -> Result<(), String> {
         let blocks = self.some_blocks();
-        if let Ok(found) = self.coder.read(blocks.clone()).await {
+        if let Ok(found) = self.coder.read(GENERATION, blocks.clone()).await {
             self.explain(&blocks, &found)?;
         }
         Ok(())
@@ -135,7 +135,7 @@ impl Client {
     async fn read_far(&mut self) -> Result<(), String> {
         let count = self.rng.range(20, 300);
         let blocks: Vec<_> = (0..count).map(|at| (row(at), Slot(0))).collect();
-        if let Ok(found) = self.coder.read(blocks.clone()).await {
+        if let Ok(found) = self.coder.read(GENERATION, blocks.clone()).await {
             self.explain(&blocks, &found)?;
         }
         Ok(())
@@ -156,7 +156,7 @@ impl Client {
     /// With nothing under way: what was acknowledged is read, and lies in the store.
     pub(super) async fn check(&self, cluster: &Cluster) -> Result<(), String> {
         let blocks: Vec<_> = self.blocks.keys().copied().collect();
-        let found = self.coder.read(blocks.clone()).await;
+        let found = self.coder.read(GENERATION, blocks.clone()).await;
         let found = found.map_err(|error| format!("a whole volume is not read: {error}"))?;
         self.explain(&blocks, &found)?;
         let volume = self.coder.volume();

@@ -1,7 +1,7 @@
 //! A snapshot through the shell: made under load, read, and let go of by stores that have nothing
 //! else to do.
 
-use super::clients::{row, wid};
+use super::clients::{GENERATION, row, wid};
 use super::cluster::{Cluster, Setup};
 use super::net::{MemoryNet, Weather};
 use super::pressure::simulate;
@@ -50,7 +50,7 @@ fn a_snapshot_is_of_one_moment_and_its_space_comes_back() {
         let snap = coder.snapshot("s".into(), 1).await.expect("made");
         again.await.expect("no panic");
         let blocks: Vec<_> = (0..ROWS).map(|index| (row(index), Slot(0))).collect();
-        let held = coder.read_at(blocks.clone(), Some(snap)).await.expect("read");
+        let held = coder.read_at(GENERATION, blocks.clone(), Some(snap)).await.expect("read");
         let newer = |index: u64| held[index as usize] == write(index, ROWS + index + 1).record;
         let cut = (0..ROWS).take_while(|index| newer(*index)).count() as u64;
         assert!(0 < cut && cut < ROWS, "made while rows were written: {cut}");
@@ -72,7 +72,7 @@ fn a_snapshot_is_of_one_moment_and_its_space_comes_back() {
             versions() + 2 * (ROWS - cut) as usize <= kept
         })
         .await;
-        let gone = coder.read_at(blocks, Some(snap)).await;
+        let gone = coder.read_at(GENERATION, blocks, Some(snap)).await;
         assert_eq!(gone, Err(OpError::NoSnapshot));
         cluster.whole().await.expect("whole");
         cluster.stop().await.expect("the contract");

@@ -103,7 +103,7 @@ impl Clients {
             return Ok(write_of(number, &plan.slots, generation));
         }
         let blocks = plan.slots.iter().map(|slot| (ROW, Slot(*slot))).collect();
-        Ok(Event::Read { op: number, blocks, snap: None })
+        Ok(Event::Read { op: number, blocks, snap: None, generation })
     }
 
     /// A write was answered by the node that had it. True if it was acknowledged.

@@ -177,7 +177,8 @@ impl World {
         if !pending.write {
             self.tell_invoked(at, client, None);
             let blocks = pending.blocks.iter().map(|(block, _)| *block).collect();
-            return self.coordinate(at, Event::Read { op: number, blocks, snap: pending.snap });
+            let snap = pending.snap;
+            return self.coordinate(at, Event::Read { op: number, blocks, snap, generation });
         }
         let wid = Wid { generation, seq: process.next_wid };
         process.next_wid += 1;

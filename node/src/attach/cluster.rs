@@ -48,7 +48,7 @@ impl MemberCluster {
             VolumeError::Unavailable("its updates are not ordered on this node".into())
         })?;
         Ok(Session {
-            rows: Arc::new(CoderRows(coder.clone())),
+            rows: Arc::new(CoderRows { coder: coder.clone(), generation: volume.writer_gen }),
             generation: volume.writer_gen,
             snap: volume.snap_seq,
             now: clock::now(),
@@ -107,12 +107,15 @@ impl Cluster for MemberCluster {
     }
 }
 
-/// The coder as the gateway sees it.
-struct CoderRows(CoderHandle);
+/// The coder as the gateway of one generation sees it.
+struct CoderRows {
+    coder: CoderHandle,
+    generation: u32,
+}
 
 impl Rows for CoderRows {
     fn write(&self, blocks: Vec<BlockWrite>) -> gateway::BoxFuture<Result<(), OpError>> {
-        let coder = self.0.clone();
+        let coder = self.coder.clone();
         Box::pin(async move { coder.write(blocks).await })
     }
 
@@ -120,7 +123,7 @@ impl Rows for CoderRows {
         &self,
         blocks: Vec<(RowAddr, Slot)>,
     ) -> gateway::BoxFuture<Result<Vec<Bytes>, OpError>> {
-        let coder = self.0.clone();
-        Box::pin(async move { coder.read(blocks).await })
+        let (coder, generation) = (self.coder.clone(), self.generation);
+        Box::pin(async move { coder.read(generation, blocks).await })
     }
 }

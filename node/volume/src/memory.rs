@@ -339,6 +339,7 @@ impl State {
 struct MemoryRows {
     cluster: MemoryCluster,
     no: VolumeNo,
+    generation: u32,
 }
 
 impl Rows for MemoryRows {
@@ -355,7 +356,9 @@ impl Rows for MemoryRows {
     ) -> smalti_gateway::BoxFuture<Result<Vec<Bytes>, OpError>> {
         let mut state = self.cluster.lock();
         let done = |state: &mut State, op| state.read.remove(&op);
-        let result = state.run(self.no, |op| Event::Read { op, blocks, snap: None }, done);
+        let generation = self.generation;
+        let read = |op| Event::Read { op, blocks, snap: None, generation };
+        let result = state.run(self.no, read, done);
         ready(result).boxed()
     }
 }
@@ -421,7 +424,7 @@ impl Cluster for MemoryCluster {
             state.elect(no)?;
             let volume = state.volume(volume)?;
             let (generation, snap) = (volume.writer_gen, volume.snap_seq);
-            let rows = Arc::new(MemoryRows { cluster: self.clone(), no });
+            let rows = Arc::new(MemoryRows { cluster: self.clone(), no, generation });
             Ok(Session { rows, generation, snap, now: state.now })
         })();
         ready(begun).boxed()

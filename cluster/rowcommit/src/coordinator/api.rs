@@ -127,6 +127,8 @@ pub enum Event {
         blocks: Vec<(RowAddr, Slot)>,
         /// As a snapshot holds them, by its number; else as they are.
         snap: Option<u32>,
+        /// Of the gateway that asks. Another one than that of the last election is fenced, or waits.
+        generation: u32,
     },
     /// A snapshot to be made of all that was acknowledged until now.
     Snapshot {

@@ -43,9 +43,9 @@ impl Coordinator {
         for (since, event) in &self.waiting_ops {
             match event {
                 Event::Write { op, blocks } => (0, op, blocks).hash(hasher),
-                Event::Read { op, blocks, snap } => {
+                Event::Read { op, blocks, snap, generation } => {
                     let age = snap.map(|_| age(now, *since, patience));
-                    (1, op, blocks, snap, age).hash(hasher);
+                    (1, op, blocks, snap, generation, age).hash(hasher);
                 }
                 Event::Snapshot { op, name, created } => (3, op, name, created).hash(hasher),
                 _ => 2.hash(hasher),

@@ -186,6 +186,11 @@ impl Coordinator {
         self.forget_epoch();
     }
 
+    /// The generation of the gateway that is served.
+    pub(super) fn writer_gen(&self) -> u32 {
+        self.volume.as_ref().map_or(0, |volume| volume.writer_gen)
+    }
+
     /// The cached vectors of rows that nothing is going on with.
     fn vectors_at_rest(&mut self) -> VecCache {
         let empty = VecCache::new(self.config.cached_rows);

@@ -389,7 +389,7 @@ impl Coordinator {
     fn start(&mut self, event: Event) {
         match event {
             Event::Write { op, blocks } => self.start_write(op, blocks),
-            Event::Read { op, blocks, snap } => self.start_read(op, &blocks, snap),
+            Event::Read { .. } => self.start_read(event),
             Event::Snapshot { op, name, created } => self.start_snapshot(op, name, created),
             _ => {}
         }

@@ -21,11 +21,18 @@ pub(super) struct ReadOp {
 }
 
 impl Coordinator {
-    pub(super) fn start_read(&mut self, op: u64, blocks: &[(RowAddr, Slot)], snap: Option<u32>) {
-        if snap.is_some_and(|snap| snap > self.newest_snap()) {
-            // Whoever asks has a newer map, which is on its way here.
-            let read = Event::Read { op, blocks: blocks.to_vec(), snap };
+    pub(super) fn start_read(&mut self, read: Event) {
+        let Event::Read { op, ref blocks, snap, generation } = read else { return };
+        let writer_gen = self.writer_gen();
+        if generation > writer_gen || snap.is_some_and(|snap| snap > self.newest_snap()) {
+            // Whoever asks has a newer map, which is on its way here. What the gateway of this epoch is
+            // still writing would be acknowledged, and lost with what is made of the old contents.
             self.waiting_ops.push_back((self.now, read));
+            return;
+        }
+        if generation < writer_gen {
+            // It holds what it wrote itself for the newest there is.
+            self.actions.push(Action::ReadDone { op, result: Err(OpError::Fenced) });
             return;
         }
         if !self.is_kept(snap) {
@@ -48,7 +55,6 @@ impl Coordinator {
             }
         }
         if rows.keys().any(|row| !self.is_served(row.group)) {
-            let read = Event::Read { op, blocks: blocks.to_vec(), snap };
             self.waiting_ops.push_back((self.now, read));
             return;
         }

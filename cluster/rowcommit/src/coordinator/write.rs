@@ -78,7 +78,7 @@ impl Coordinator {
                 && self.store_of(write.row.group, write.slot).is_some()
                 && (write.record.is_empty() || write.record.len() == self.config.record_len)
         };
-        let writer_gen = self.volume.as_ref().map_or(0, |volume| volume.writer_gen);
+        let writer_gen = self.writer_gen();
         // Another coordinator has been elected, perhaps this one anew. Taken before its time it would
         // pass for newer than what the gateway of this epoch is still writing.
         let newer = |write: &BlockWrite| write.wid.generation > writer_gen;

@@ -2,6 +2,7 @@
 //! cores where the answers matter more than the questions.
 
 mod confirm;
+mod generations;
 mod healing;
 mod listing;
 mod moves;

@@ -368,7 +368,7 @@ fn what_a_replaced_disk_alone_had_keeps_its_slot_from_nothing() {
     rig.link_down(2);
     support::shrink(&mut rig.map, 2);
     rig.adopt();
-    rig.feed(Event::Read { op: 6, blocks: vec![(row(1), Slot(1))], snap: None });
+    rig.read_at(6, (row(1), Slot(1)), None);
     rig.pass(1);
     assert!(rig.done.contains(&Action::ReadDone { op: 6, result: Ok(vec![bytes(1)]) }));
 }

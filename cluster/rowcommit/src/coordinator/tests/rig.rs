@@ -178,7 +178,13 @@ impl Rig {
     }
 
     pub(super) fn read(&mut self, op: u64, slot: u8) {
-        self.feed(Event::Read { op, blocks: vec![(row(0), Slot(slot))], snap: None });
+        self.read_at(op, (row(0), Slot(slot)), None);
+    }
+
+    /// Reads one block, perhaps of a snapshot, for the newest gateway.
+    pub(super) fn read_at(&mut self, op: u64, block: (RowAddr, Slot), snap: Option<u32>) {
+        let generation = self.map.volumes[&VOLUME].writer_gen;
+        self.feed(Event::Read { op, blocks: vec![block], snap, generation });
     }
 
     pub(super) fn head(&self, no: u64) -> VersionMeta {

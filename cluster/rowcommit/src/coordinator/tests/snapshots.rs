@@ -25,7 +25,7 @@ fn make(rig: &mut Rig, op: u64, name: &str) {
 }
 
 fn read_at(rig: &mut Rig, op: u64, slot: u8, snap: u32) {
-    rig.feed(Event::Read { op, blocks: vec![(row(0), Slot(slot))], snap: Some(snap) });
+    rig.read_at(op, (row(0), Slot(slot)), Some(snap));
     rig.settle();
 }
 

@@ -110,9 +110,8 @@ fn what_can_not_be_constructed_keeps_nothing_else_from_being_right() {
     rig.adopt();
     rig.settle();
     rig.done.clear();
-    let read = |op, slot, snap| Event::Read { op, blocks: vec![(row(0), Slot(slot))], snap };
-    for event in [read(5, 0, None), read(6, 1, Some(1)), read(7, 0, Some(1))] {
-        rig.feed(event);
+    for (op, slot, snap) in [(5, 0, None), (6, 1, Some(1)), (7, 0, Some(1))] {
+        rig.read_at(op, (row(0), Slot(slot)), snap);
         rig.settle();
     }
     let done = |op, result| Action::ReadDone { op, result };
