@@ -93,6 +93,7 @@ impl Bench {
             key_epoch: KeyEpoch {
                 no: KeyEpochNo(1),
                 timestamp: 1,
+                since: 0,
                 shard_keys: vec![vec![1]; usize::from(GROUPS) * usize::from(data)],
                 place_key: vec![1],
                 custody,

@@ -243,6 +243,7 @@ mod tests {
             snapshots_deleted: 0,
             key_epoch: KeyEpochNo(1),
             key_epochs: BTreeMap::new(),
+            rotate: false,
             groups: vec![group; 2],
             scrubs: smalti_map::Scrubs::default(),
         }

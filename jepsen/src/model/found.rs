@@ -105,6 +105,7 @@ fn first_map(bounds: &Bounds, disks: &[Arc<MemoryStore>]) -> Result<ClusterMap, 
     let key_epoch = KeyEpoch {
         no: KeyEpochNo(1),
         timestamp: 1,
+        since: 0,
         shard_keys: vec![vec![1]; usize::from(bounds.data)],
         place_key: vec![1],
         custody,

@@ -60,6 +60,9 @@ impl ClusterMap {
             })?;
         }
         for key_epoch in volume.key_epochs.values() {
+            ensure(!self.retired_keys.contains(&(volume.id, key_epoch.no)), || {
+                format!("key epoch {} of {} has ended", key_epoch.no, volume.no)
+            })?;
             check_custody(&key_epoch.custody, &self.nodes)?;
         }
         for (no, group) in volume.groups.iter().enumerate() {
@@ -139,8 +142,13 @@ impl Volume {
             ensure(*no == key_epoch.no && *no > KeyEpochNo(0), || {
                 format!("key epoch {no} is filed wrong")
             })?;
+            ensure(*no <= self.key_epoch, || format!("key epoch {no} is yet to begin"))?;
+            ensure(key_epoch.since <= self.writer_gen, || {
+                format!("key epoch {no} began too late")
+            })?;
             self.check_keys(key_epoch)?;
         }
+        ensure(self.key_epochs.len() <= limits::KEY_EPOCHS, || "too many key epochs".into())?;
         self.check_snapshots()?;
         for (no, scrub) in &self.scrubs.groups {
             ensure(self.group(*no).is_some(), || format!("a scrub of group {no}"))?;
@@ -199,7 +207,7 @@ impl Volume {
         Ok(())
     }
 
-    fn check_keys(&self, key_epoch: &KeyEpoch) -> Broken {
+    pub(crate) fn check_keys(&self, key_epoch: &KeyEpoch) -> Broken {
         let expected = self.groups.len() * usize::from(self.data);
         ensure(key_epoch.shard_keys.len() == expected, || {
             format!("{} shard keys, expected {expected}", key_epoch.shard_keys.len())

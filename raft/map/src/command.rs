@@ -4,8 +4,8 @@ use crate::scrub::GroupScrub;
 use crate::types::{Custody, JoinToken, KeyEpoch, NodeAddresses, ReadMode};
 use serde::{Deserialize, Serialize};
 use smalti_storage::ids::{
-    ClusterId, Epoch, GroupNo, Incarnation, NodeId, RaftStoreId, RunId, Slot, StoreId, TokenId,
-    VolumeId, VolumeNo,
+    ClusterId, Epoch, GroupNo, Incarnation, KeyEpochNo, NodeId, RaftStoreId, RunId, Slot, StoreId,
+    TokenId, VolumeId, VolumeNo,
 };
 use smalti_storage::store::Announced;
 use thiserror::Error;
@@ -211,6 +211,32 @@ pub enum Command {
         addresses: NodeAddresses,
         /// When it asked, in Unix seconds.
         now: u64,
+    },
+    /// The operator wants new keys for a volume.
+    AskRotation {
+        /// Which volume.
+        volume: VolumeNo,
+        /// Instead of those of this key epoch.
+        key_epoch: KeyEpochNo,
+    },
+    /// A new key epoch of a volume begins, and an epoch of the volume in which its coordinator takes over
+    /// anew. Every custodian has its share already.
+    AddKeyEpoch {
+        /// Which volume.
+        volume: VolumeNo,
+        /// Whose coordinator asks.
+        epoch: Epoch,
+        /// It follows on the current one.
+        key_epoch: Box<KeyEpoch>,
+    },
+    /// Nothing is sealed under key epochs before one any more: their keys are destroyed.
+    RetireKeyEpochs {
+        /// Which volume.
+        volume: VolumeNo,
+        /// The generation of the gateway of whoever found that.
+        generation: u32,
+        /// The first key epoch that stays.
+        below: KeyEpochNo,
     },
 }
 

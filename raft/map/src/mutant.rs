@@ -165,6 +165,10 @@ mutants! {
     PrepareAfterAbort = "prepare-after-abort",
     /// A coordinator takes writes of a gateway that a later election has let in.
     TakeNewer = "take-newer",
+    /// A list of blocks takes what is not decided for what a block has.
+    ListUndecided = "list-undecided",
+    /// A list of blocks says that there is nothing where a slot is out of sync.
+    ListInsync = "list-insync",
     /// Two updates of one row run at once.
     UpdatesTogether = "updates-together",
     /// Reads of a row go on while it is updated.

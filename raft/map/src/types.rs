@@ -6,6 +6,7 @@ use smalti_storage::ids::{
     ClusterId, Epoch, GroupNo, Incarnation, KeyEpochNo, NodeId, RaftStoreId, RunId, Slot, SlotSet,
     StoreId, TokenId, VolumeId, VolumeNo,
 };
+use smalti_storage::keys::SecretName;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
@@ -209,6 +210,8 @@ pub struct Volume {
     pub key_epoch: KeyEpochNo,
     /// Key epochs that may still be in use.
     pub key_epochs: BTreeMap<KeyEpochNo, KeyEpoch>,
+    /// The operator wants a new one.
+    pub rotate: bool,
     /// Placement groups; the index is the group's number.
     pub groups: Vec<Group>,
     /// Scrubs of its groups.
@@ -263,6 +266,9 @@ pub struct KeyEpoch {
     pub no: KeyEpochNo,
     /// Unix seconds that went into the derivation.
     pub timestamp: u64,
+    /// The generation of the first gateway that seals under it, and under nothing older; 0 for the first key
+    /// epoch of a volume.
+    pub since: u32,
     /// Wrapped shard keys, `groups x data` of them, group-major. Opaque bytes here.
     pub shard_keys: Vec<Vec<u8>>,
     /// The wrapped placement key of the volume.
@@ -293,6 +299,17 @@ pub struct ShareHolder {
 }
 
 impl ClusterMap {
+    /// Who has which part of a secret; `None` when the map knows no such secret.
+    pub fn custody_of(&self, secret: &SecretName) -> Option<&Custody> {
+        match secret {
+            SecretName::Master => Some(&self.custody),
+            SecretName::Wrapping { volume, key_epoch } => {
+                let volume = self.volumes.values().find(|known| known.id == *volume)?;
+                volume.key_epochs.get(key_epoch).map(|epoch| &epoch.custody)
+            }
+        }
+    }
+
     /// The volume of that name.
     pub fn volume_named(&self, name: &str) -> Option<&Volume> {
         self.volumes.values().find(|volume| volume.name == name)

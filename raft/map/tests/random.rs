@@ -4,11 +4,11 @@ mod support;
 
 use proptest::prelude::*;
 use smalti_map::{
-    Applied, ClusterMap, Command, GroupScrub, GrowSlot, JoinToken, MoveSlot, NodeSetting, Snapshot,
-    StoreStart, Volume,
+    Applied, ClusterMap, Command, GroupScrub, GrowSlot, JoinToken, KeyEpoch, MoveSlot, NodeSetting,
+    Snapshot, StoreStart, Volume,
 };
 use smalti_storage::ids::{
-    Epoch, GroupNo, Incarnation, NodeId, RaftStoreId, Slot, TokenId, VolumeNo,
+    Epoch, GroupNo, Incarnation, KeyEpochNo, NodeId, RaftStoreId, Slot, TokenId, VolumeNo,
 };
 use std::collections::BTreeMap;
 use support::*;
@@ -108,6 +108,22 @@ enum Step {
         ahead: u32,
     },
     Faults(u64),
+    /// New keys are wanted instead of the present ones, or of others.
+    Rotate {
+        volume: u32,
+        right: bool,
+    },
+    AddKeys {
+        volume: u32,
+        lag: u32,
+        skip: u32,
+        later: u64,
+    },
+    Retire {
+        volume: u32,
+        right: bool,
+        below: u32,
+    },
     /// A token that lasts from `now` on.
     Token {
         id: u128,
@@ -174,6 +190,11 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (volume(), lag(), 0..3u16, 0..3u32)
             .prop_map(|(volume, lag, group, ahead)| Step::NoteScrub { volume, lag, group, ahead }),
         1 => (1..8u64).prop_map(Step::Faults),
+        2 => (volume(), any::<bool>()).prop_map(|(volume, right)| Step::Rotate { volume, right }),
+        4 => (volume(), lag(), prop_oneof![4 => Just(1u32), 1 => 0..3u32], 0..3u64)
+            .prop_map(|(volume, lag, skip, later)| Step::AddKeys { volume, lag, skip, later }),
+        2 => (volume(), any::<bool>(), 0..12u32)
+            .prop_map(|(volume, right, below)| Step::Retire { volume, right, below }),
         3 => (0..20u128, 0..6u8, 0..30u64).prop_map(|(id, name, now)| Step::Token { id, name, now }),
         3 => (0..20u128, 0..6u8, 0..20u16, 0..40u64)
             .prop_map(|(token, name, port, now)| Step::Join { token, name, port, now }),
@@ -283,6 +304,28 @@ fn command(map: &ClusterMap, step: &Step) -> Command {
         }
         Step::Faults(no) => {
             Command::NoteFaults { at: map.version * 86_400, faults: vec![(store(no), 1)] }
+        }
+        Step::Rotate { volume, right } => {
+            let current = map.volumes.get(&VolumeNo(volume)).map_or(0, |v| v.key_epoch.0);
+            let key_epoch = KeyEpochNo(current + u32::from(!right));
+            Command::AskRotation { volume: VolumeNo(volume), key_epoch }
+        }
+        Step::AddKeys { volume, lag, skip, later } => {
+            let known = map.volumes.get(&VolumeNo(volume));
+            let current = known.and_then(|volume| volume.key_epochs.get(&volume.key_epoch));
+            let current = current.cloned().unwrap_or_else(|| new_keys(1, 3));
+            let no = KeyEpochNo(current.no.0 + skip);
+            let timestamp = current.timestamp + later;
+            let key_epoch = Box::new(KeyEpoch { no, timestamp, ..current });
+            Command::AddKeyEpoch { volume: VolumeNo(volume), epoch: epoch(volume, lag), key_epoch }
+        }
+        Step::Retire { volume, right, below } => {
+            let generation = map.volumes.get(&VolumeNo(volume)).map_or(0, |v| v.writer_gen);
+            Command::RetireKeyEpochs {
+                volume: VolumeNo(volume),
+                generation: generation + u32::from(!right),
+                below: KeyEpochNo(below),
+            }
         }
         Step::Token { id, name, now } => Command::CreateToken {
             id: TokenId(Uuid::from_u128(id)),
@@ -395,6 +438,36 @@ fn snapshots(before: &Volume, after: &Volume, made: &mut u32, command: &Command)
     assert_eq!(after, &expected);
 }
 
+/// What an accepted command made of the keys: one begins a key epoch, with an election of whoever
+/// coordinates; one ends all before one.
+fn keys(before: &Volume, after: &Volume, command: &Command) {
+    let mut expected = before.clone();
+    match command {
+        Command::AskRotation { volume, .. } if *volume == before.no => expected.rotate = true,
+        Command::AddKeyEpoch { volume, key_epoch, .. } if *volume == before.no => {
+            let since = before.epoch.0 + 1;
+            assert!(before.activated && key_epoch.no.0 == before.key_epoch.0 + 1);
+            let new = KeyEpoch { since, ..KeyEpoch::clone(key_epoch) };
+            assert_eq!(expected.key_epochs.insert(new.no, new), None);
+            (expected.key_epoch, expected.rotate) = (key_epoch.no, false);
+            (expected.epoch, expected.writer_gen) = (Epoch(since), since);
+            expected.activated = false;
+            expected.groups.iter_mut().for_each(|group| group.learners.clear());
+        }
+        Command::RetireKeyEpochs { volume, generation, below } if *volume == before.no => {
+            assert!(*generation == before.writer_gen && *below <= before.key_epoch);
+            expected.key_epochs.retain(|no, _| no >= below);
+            assert_ne!(expected.key_epochs, before.key_epochs);
+        }
+        _ => {
+            let of = |volume: &Volume| (volume.key_epoch, volume.key_epochs.clone(), volume.rotate);
+            assert_eq!(of(before), of(after), "changed by {command:?}");
+            return;
+        }
+    }
+    assert_eq!(after, &expected);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
@@ -423,6 +496,7 @@ proptest! {
                     transition(old, new, &map, &command);
                     if !matches!(applied, Applied::Rejected(_)) {
                         snapshots(old, new, made.entry(*no).or_default(), &command);
+                        keys(old, new, &command);
                     }
                 } else {
                     let deleted = matches!(command, Command::DeleteVolume { .. });
@@ -441,7 +515,7 @@ fn random_commands_reach_every_kind_of_change() {
     let config = ProptestConfig { rng_seed: RngSeed::Fixed(7), ..ProptestConfig::default() };
     let mut runner = TestRunner::new(config);
     let mut accepted = BTreeMap::<&str, (usize, usize)>::new();
-    for _ in 0..600 {
+    for _ in 0..1200 {
         let steps = prop::collection::vec(step(), 150).new_tree(&mut runner).expect("steps");
         let mut map = active();
         for step in steps.current() {
@@ -471,6 +545,9 @@ fn random_commands_reach_every_kind_of_change() {
                 Command::AskScrub { .. } => "ask scrub",
                 Command::NoteScrubs { .. } => "note scrub",
                 Command::NoteFaults { .. } => "note faults",
+                Command::AskRotation { .. } => "ask rotation",
+                Command::AddKeyEpoch { .. } => "add keys",
+                Command::RetireKeyEpochs { .. } => "retire keys",
                 Command::CreateToken { .. } => "token",
                 Command::Join { .. } => "join",
             };
@@ -502,6 +579,9 @@ fn random_commands_reach_every_kind_of_change() {
         "forget store",
         "ask scrub",
         "note scrub",
+        "ask rotation",
+        "add keys",
+        "retire keys",
         "token",
         "join",
     ] {

@@ -149,12 +149,15 @@ fn a_volume_starts_in_sync_without_a_coordinator() {
     assert!(made.is_full());
     assert_eq!(made.group(GroupNo(0)).map(|group| group.insync), Some(SlotSet::first(3)));
 
-    // Numbers are never reused.
+    // Numbers and identities are never reused.
     let gone = Command::DeleteVolume { volume: VOLUME, id: made.id };
     refuse(&mut map, &Command::DeleteVolume { volume: VOLUME, id: VolumeId::default() });
     accept(&mut map, &gone);
     assert_eq!(refuse(&mut map, &gone), Rejection::NoVolume(VOLUME));
-    assert_eq!(accept(&mut map, &new), Applied::Created(VolumeNo(2)));
+    assert!(matches!(refuse(&mut map, &new), Rejection::Invalid(_)));
+    let groups = vec![vec![store(3), store(1), store(2)]];
+    let other = Command::CreateVolume(Box::new(new_volume("a", 2, 2, 1, groups)));
+    assert_eq!(accept(&mut map, &other), Applied::Created(VolumeNo(2)));
 }
 
 #[test]

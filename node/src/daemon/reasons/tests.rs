@@ -97,6 +97,7 @@ pub(in crate::daemon) fn map() -> ClusterMap {
         key_epoch: KeyEpoch {
             no: KeyEpochNo(1),
             timestamp: 1,
+            since: 0,
             shard_keys: vec![vec![1]; 4],
             place_key: vec![1],
             custody,

@@ -71,14 +71,7 @@ impl ClusterMap {
         }
         let volume = self.planned_mut(volume, epoch)?;
         let next = volume.next_epoch()?;
-        volume.epoch = next;
-        volume.coordinator = Some(Coordinator { node, incarnation });
-        volume.activated = false;
-        volume.writer_gen = next.0;
-        // What a learner missed was known only to the coordinator that admitted it.
-        for group in &mut volume.groups {
-            group.learners.clear();
-        }
+        volume.seat(next, Coordinator { node, incarnation });
         Ok(done(next))
     }
 
@@ -254,6 +247,18 @@ impl Volume {
 
     pub(super) fn next_epoch(&self) -> Result<Epoch, Rejection> {
         self.epoch.0.checked_add(1).map(Epoch).ok_or_else(|| invalid("epochs are used up"))
+    }
+
+    /// An epoch begins with an election.
+    pub(super) fn seat(&mut self, epoch: Epoch, coordinator: Coordinator) {
+        self.epoch = epoch;
+        self.coordinator = Some(coordinator);
+        self.activated = false;
+        self.writer_gen = epoch.0;
+        // What a learner missed was known only to the coordinator that admitted it.
+        for group in &mut self.groups {
+            group.learners.clear();
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! for its version: that counts applied log entries, and refusals are entries too.
 
 mod cluster;
+mod keys;
 mod membership;
 mod moves;
 mod nodes;
@@ -41,6 +42,8 @@ pub mod limits {
     pub const SLOTS: u8 = 32;
     /// Bytes of a name.
     pub const NAME: usize = 64;
+    /// Key epochs of one volume at a time.
+    pub const KEY_EPOCHS: usize = 8;
     /// Bytes of one wrapped key.
     pub const WRAPPED_KEY: usize = 256;
     /// Bytes of the commitments of one custody.
@@ -100,6 +103,13 @@ impl ClusterMap {
                 self.note_scrubs(*volume, *epoch, groups)
             }
             Command::NoteFaults { at, faults } => Ok(self.note_faults(*at, faults)),
+            Command::AskRotation { volume, key_epoch } => self.ask_rotation(*volume, *key_epoch),
+            Command::AddKeyEpoch { volume, epoch, key_epoch } => {
+                self.add_key_epoch(*volume, *epoch, key_epoch)
+            }
+            Command::RetireKeyEpochs { volume, generation, below } => {
+                self.retire_key_epochs(*volume, *generation, *below)
+            }
             Command::CreateToken { id, token, now } => self.create_token(*id, token, *now),
             Command::Join { token, name, addresses, now } => {
                 self.join(*token, name, addresses, *now)

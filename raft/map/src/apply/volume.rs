@@ -18,6 +18,10 @@ impl ClusterMap {
         if self.volumes.values().any(|volume| volume.id == new.id) {
             return Err(invalid(format!("there is a volume with the identity {} already", new.id)));
         }
+        // Custodians destroy the shares of what is gone, whenever they hear of it.
+        if self.retired_keys.iter().any(|(id, _)| *id == new.id) {
+            return Err(invalid(format!("there was a volume with the identity {}", new.id)));
+        }
         let no = VolumeNo(self.next_volume);
         let following = self.next_volume.checked_add(1);
         let following = following.ok_or_else(|| invalid("volume numbers are used up"))?;
@@ -54,6 +58,7 @@ impl ClusterMap {
             snapshots_deleted: 0,
             key_epoch: new.key_epoch.no,
             key_epochs: BTreeMap::from([(new.key_epoch.no, new.key_epoch.clone())]),
+            rotate: false,
             groups: new.groups.iter().map(group).collect(),
             scrubs: Scrubs::default(),
         };

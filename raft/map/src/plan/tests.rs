@@ -72,6 +72,7 @@ impl Rig {
             key_epoch: KeyEpoch {
                 no: KeyEpochNo(1),
                 timestamp: 1,
+                since: 0,
                 shard_keys: vec![vec![1]; usize::from(groups) * usize::from(data)],
                 place_key: vec![1],
                 custody,

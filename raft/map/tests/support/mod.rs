@@ -78,14 +78,20 @@ pub(crate) fn new_volume(
         shard_size: 1 << 20,
         min_insync: data,
         read_mode: ReadMode::Lease,
-        key_epoch: KeyEpoch {
-            no: KeyEpochNo(1),
-            timestamp: 1_700_000_000,
-            shard_keys: vec![vec![1; 60]; groups.len() * usize::from(data)],
-            place_key: vec![2; 60],
-            custody: custody(3),
-        },
+        key_epoch: new_keys(1, groups.len() * usize::from(data)),
         groups,
+    }
+}
+
+/// The key epoch of that number, for so many columns.
+pub(crate) fn new_keys(no: u32, columns: usize) -> KeyEpoch {
+    KeyEpoch {
+        no: KeyEpochNo(no),
+        timestamp: 1_700_000_000 + u64::from(no),
+        since: 0,
+        shard_keys: vec![vec![1; 60]; columns],
+        place_key: vec![2; 60],
+        custody: custody(3),
     }
 }
 

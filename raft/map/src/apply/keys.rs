@@ -1,0 +1,92 @@
+//! Key epochs of volumes: a new one begins, old ones that nothing is sealed under any more end.
+
+use super::membership::done;
+use super::{invalid, limits};
+use crate::check::check_custody;
+use crate::command::{Applied, Rejection};
+use crate::types::{ClusterMap, KeyEpoch};
+use smalti_storage::ids::{Epoch, KeyEpochNo, VolumeNo};
+
+impl ClusterMap {
+    /// The wish is kept until a coordinator has fulfilled it, whoever that is by then.
+    pub(super) fn ask_rotation(
+        &mut self,
+        volume: VolumeNo,
+        key_epoch: KeyEpochNo,
+    ) -> Result<Applied, Rejection> {
+        let found = self.volumes.get_mut(&volume).ok_or(Rejection::NoVolume(volume))?;
+        if found.key_epoch != key_epoch {
+            return Err(invalid(format!(
+                "planned against key epoch {key_epoch}, the volume is at {}",
+                found.key_epoch
+            )));
+        }
+        found.rotate = true;
+        Ok(Applied::Done)
+    }
+
+    /// Elects the coordinator anew, so that no gateway seals under older keys from then on: writes of
+    /// those before are refused, and who has a newer generation has the newer keys.
+    pub(super) fn add_key_epoch(
+        &mut self,
+        volume: VolumeNo,
+        epoch: Epoch,
+        new: &KeyEpoch,
+    ) -> Result<Applied, Rejection> {
+        let planned = self.planned(volume, epoch)?;
+        let next = planned.next_epoch()?;
+        if !planned.activated {
+            return Err(invalid("the coordinator has not finished its takeover"));
+        }
+        if planned.key_epoch.0.checked_add(1) != Some(new.no.0) {
+            let current = planned.key_epoch;
+            return Err(invalid(format!("key epoch {} does not follow on {current}", new.no)));
+        }
+        if planned.key_epochs.len() >= limits::KEY_EPOCHS {
+            return Err(invalid(format!(
+                "{} key epochs are in use; records have to be sealed anew first",
+                limits::KEY_EPOCHS
+            )));
+        }
+        let newest = planned.key_epochs.get(&planned.key_epoch);
+        if newest.is_some_and(|newest| new.timestamp <= newest.timestamp) {
+            return Err(invalid("a key epoch can not begin before the one before it"));
+        }
+        planned.check_keys(new).map_err(Rejection::Invalid)?;
+        check_custody(&new.custody, &self.nodes).map_err(Rejection::Invalid)?;
+        let volume = self.planned_mut(volume, epoch)?;
+        let new = KeyEpoch { since: next.0, ..new.clone() };
+        volume.key_epoch = new.no;
+        volume.key_epochs.insert(new.no, new);
+        volume.rotate = false;
+        if let Some(seat) = volume.coordinator {
+            volume.seat(next, seat);
+        }
+        Ok(done(next))
+    }
+
+    /// Their shares are destroyed by whoever holds them. The coordinator that asks has found in its own
+    /// time of office that nothing is sealed under them; another one has not.
+    pub(super) fn retire_key_epochs(
+        &mut self,
+        volume: VolumeNo,
+        generation: u32,
+        below: KeyEpochNo,
+    ) -> Result<Applied, Rejection> {
+        let found = self.volumes.get_mut(&volume).ok_or(Rejection::NoVolume(volume))?;
+        if found.writer_gen != generation {
+            let now = found.writer_gen;
+            return Err(invalid(format!("found in generation {generation}, it is {now} now")));
+        }
+        if below > found.key_epoch {
+            return Err(invalid(format!("key epoch {} is in use", found.key_epoch)));
+        }
+        let kept = found.key_epochs.split_off(&below);
+        let gone = std::mem::replace(&mut found.key_epochs, kept);
+        if gone.is_empty() {
+            return Err(invalid("there are no older key epochs"));
+        }
+        self.retired_keys.extend(gone.into_keys().map(|no| (found.id, no)));
+        Ok(Applied::Done)
+    }
+}
