@@ -13,11 +13,13 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, SpawnErr};
 use smalti_map::view::MapView;
 use smalti_map::{Applied, Command, Group, Rejection};
 use smalti_raft::{ProposeError, RaftGroup};
-use smalti_rowcommit::coordinator::{Alarm, BlockWrite, OpError, Phase, Stats};
+use smalti_rowcommit::coordinator::{
+    Alarm, BACKGROUND, BlockList, BlockWrite, OpError, Phase, Stats,
+};
 use smalti_rowcommit::governor::Burden;
 use smalti_rowcommit::msg::Reply;
 use smalti_rowcommit::{Action, Coordinator, CoordinatorConfig, Event};
-use smalti_storage::ids::{Epoch, RowAddr, Slot, StoreId};
+use smalti_storage::ids::{Epoch, GroupNo, RowAddr, Slot, StoreId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -46,6 +48,8 @@ pub enum CoderMsg {
     Write {
         /// Which.
         blocks: Vec<BlockWrite>,
+        /// Whether it gives way to clients.
+        background: bool,
         /// Where the answer goes.
         reply: oneshot::Sender<Result<(), OpError>>,
     },
@@ -57,8 +61,19 @@ pub enum CoderMsg {
         snap: Option<u32>,
         /// Of the gateway that asks.
         generation: u32,
+        /// Whether it gives way to clients.
+        background: bool,
         /// Where the answer goes.
         reply: oneshot::Sender<Result<Vec<Bytes>, OpError>>,
+    },
+    /// Tell the next blocks of a group that have contents.
+    List {
+        /// The group.
+        group: GroupNo,
+        /// The row after which to go on.
+        after: Option<RowAddr>,
+        /// Where the answer goes.
+        reply: oneshot::Sender<Result<BlockList, OpError>>,
     },
     /// Make a snapshot.
     Snapshot {
@@ -128,6 +143,8 @@ pub struct CoderStatus {
     pub stats: Stats,
     /// Rows a second brought up to date on some slot of late.
     pub rows_per_second: u64,
+    /// How much background work may be under way at once.
+    pub window: usize,
 }
 
 /// Where proposals go.
@@ -182,6 +199,7 @@ struct State<T> {
     writes: HashMap<u64, oneshot::Sender<Result<(), OpError>>>,
     reads: HashMap<u64, oneshot::Sender<Result<Vec<Bytes>, OpError>>>,
     snapshots: HashMap<u64, oneshot::Sender<Result<u32, OpError>>>,
+    lists: HashMap<u64, oneshot::Sender<Result<BlockList, OpError>>>,
     flushing: bool,
     ticks: u64,
     repaired: Rate,
@@ -227,6 +245,7 @@ impl<T: Transport> Actor for Coder<T> {
             writes: HashMap::new(),
             reads: HashMap::new(),
             snapshots: HashMap::new(),
+            lists: HashMap::new(),
             flushing: false,
             ticks: 0,
             repaired: Rate::default(),
@@ -241,18 +260,23 @@ impl<T: Transport> Actor for Coder<T> {
     ) -> Result<(), ActorProcessingErr> {
         let now = clock::now();
         match message {
-            CoderMsg::Write { blocks, reply } => {
-                let op = state.next_op();
+            CoderMsg::Write { blocks, background, reply } => {
+                let op = state.next_op(background);
                 state.writes.insert(op, reply);
                 state.core.handle(now, Event::Write { op, blocks });
             }
-            CoderMsg::Read { blocks, snap, generation, reply } => {
-                let op = state.next_op();
+            CoderMsg::Read { blocks, snap, generation, background, reply } => {
+                let op = state.next_op(background);
                 state.reads.insert(op, reply);
                 state.core.handle(now, Event::Read { op, blocks, snap, generation });
             }
+            CoderMsg::List { group, after, reply } => {
+                let op = state.next_op(true);
+                state.lists.insert(op, reply);
+                state.core.handle(now, Event::List { op, group, after });
+            }
             CoderMsg::Snapshot { name, created, reply } => {
-                let op = state.next_op();
+                let op = state.next_op(false);
                 state.snapshots.insert(op, reply);
                 state.core.handle(now, Event::Snapshot { op, name, created });
             }
@@ -308,6 +332,7 @@ impl<T: Transport> Actor for Coder<T> {
                     epoch: state.core.epoch(),
                     stats: state.core.stats(),
                     rows_per_second: state.repaired.rate(),
+                    window: state.core.window(),
                 });
                 return Ok(());
             }
@@ -357,10 +382,10 @@ impl Drop for UnderWay {
 }
 
 impl<T: Transport> State<T> {
-    fn next_op(&mut self) -> u64 {
+    fn next_op(&mut self, background: bool) -> u64 {
         let op = self.next_op;
         self.next_op += 1;
-        op
+        if background { BACKGROUND | op } else { op }
     }
 
     /// Links to every store that has or is to have a slot of the volume, then the map itself.
@@ -419,6 +444,12 @@ impl<T: Transport> State<T> {
                 }
                 Action::SnapshotDone { op, result } => {
                     if let Some(reply) = self.snapshots.remove(&op) {
+                        // Likewise.
+                        let _ = reply.send(result);
+                    }
+                }
+                Action::Listed { op, result } => {
+                    if let Some(reply) = self.lists.remove(&op) {
                         // Likewise.
                         let _ = reply.send(result);
                     }

@@ -24,7 +24,7 @@ pub use actor::{CoderMsg, CoderStatus};
 
 use bytes::Bytes;
 use ractor::{ActorRef, ActorStatus};
-use smalti_rowcommit::coordinator::{BlockWrite, OpError};
+use smalti_rowcommit::coordinator::{BlockList, BlockWrite, OpError};
 use smalti_rowcommit::governor::Burden;
 use smalti_storage::ids::{GroupNo, RowAddr, Slot, VolumeNo};
 use std::collections::BTreeSet;
@@ -36,6 +36,7 @@ pub struct CoderHandle {
     volume: VolumeNo,
     actor: ActorRef<CoderMsg>,
     told: watch::Receiver<VolumeRepairs>,
+    background: bool,
 }
 
 /// What the rest of the cluster is to know of a volume's repairs.
@@ -53,7 +54,13 @@ impl CoderHandle {
         actor: ActorRef<CoderMsg>,
         told: watch::Receiver<VolumeRepairs>,
     ) -> Self {
-        Self { volume, actor, told }
+        Self { volume, actor, told, background: false }
+    }
+
+    /// The same for work that gives way to that of clients.
+    #[must_use]
+    pub fn in_background(&self) -> Self {
+        Self { background: true, ..self.clone() }
     }
 
     /// What the rest of the cluster is to know of the volume's repairs.
@@ -73,7 +80,8 @@ impl CoderHandle {
     /// See [`OpError`]; the blocks then hold the old or the new contents.
     pub async fn write(&self, blocks: Vec<BlockWrite>) -> Result<(), OpError> {
         let (reply, answer) = oneshot::channel();
-        self.actor.cast(CoderMsg::Write { blocks, reply }).map_err(|_| OpError::Fenced)?;
+        let message = CoderMsg::Write { blocks, background: self.background, reply };
+        self.actor.cast(message).map_err(|_| OpError::Fenced)?;
         answer.await.unwrap_or(Err(OpError::Fenced))
     }
 
@@ -101,9 +109,19 @@ impl CoderHandle {
         snap: Option<u32>,
     ) -> Result<Vec<Bytes>, OpError> {
         let (reply, answer) = oneshot::channel();
-        self.actor
-            .cast(CoderMsg::Read { blocks, snap, generation, reply })
-            .map_err(|_| OpError::Fenced)?;
+        let background = self.background;
+        let message = CoderMsg::Read { blocks, snap, generation, background, reply };
+        self.actor.cast(message).map_err(|_| OpError::Fenced)?;
+        answer.await.unwrap_or(Err(OpError::Fenced))
+    }
+
+    /// The next blocks of a group that have contents, or may have some, and how old those are.
+    ///
+    /// # Errors
+    /// See [`OpError`]: [`OpError::Unreadable`] when too much of the group is out of reach just now.
+    pub async fn list(&self, group: GroupNo, after: Option<RowAddr>) -> Result<BlockList, OpError> {
+        let (reply, answer) = oneshot::channel();
+        self.actor.cast(CoderMsg::List { group, after, reply }).map_err(|_| OpError::Fenced)?;
         answer.await.unwrap_or(Err(OpError::Fenced))
     }
 

@@ -3,9 +3,10 @@
 use super::Vault;
 use super::wire::{Answer, Ask, ShareBytes};
 use ractor::{Actor, ActorProcessingErr, ActorRef, SpawnErr};
+use smalti_map::Volume;
 use smalti_map::view::MapView;
-use smalti_storage::ids::NodeId;
-use smalti_storage::keys::{Commitments, KeyPart, SecretName, verify_part};
+use smalti_storage::ids::{KeyEpochNo, NodeId, VolumeId};
+use smalti_storage::keys::{Commitments, Dealt, KeyPart, SecretName, verify_part};
 use std::sync::Arc;
 use tokio::sync::oneshot;
 use tokio::sync::watch;
@@ -41,6 +42,8 @@ struct Custodian;
 struct State {
     vault: Arc<Vault>,
     map: watch::Receiver<MapView>,
+    /// The keys of the map after which nothing was left to destroy.
+    swept: Option<Keys>,
 }
 
 /// Starts the custodian of this node.
@@ -62,7 +65,7 @@ impl Actor for Custodian {
         _myself: ActorRef<Self::Msg>,
         args: CustodianArgs,
     ) -> Result<State, ActorProcessingErr> {
-        Ok(State { vault: Arc::new(args.vault), map: args.map })
+        Ok(State { vault: Arc::new(args.vault), map: args.map, swept: None })
     }
 
     async fn handle(
@@ -84,9 +87,17 @@ impl Actor for Custodian {
                 let _ = reply.send(answer);
             }
             CustodianMsg::Map(map) => {
+                let keys = keys_of(&map);
+                if state.swept.as_ref() == Some(&keys) {
+                    return Ok(());
+                }
                 let swept = tokio::task::spawn_blocking(move || sweep(&vault, &map)).await?;
-                if let Err(error) = swept {
-                    tracing::warn!(%error, "shares of deleted volumes are still here");
+                match swept {
+                    Ok(()) => state.swept = Some(keys),
+                    // With the next map again.
+                    Err(error) => {
+                        tracing::warn!(%error, "shares that are not needed are still here")
+                    }
                 }
             }
         }
@@ -108,21 +119,16 @@ fn answer(vault: &Vault, map: &MapView, from: NodeId, ask: Ask) -> Answer {
             });
             match checked {
                 Err(error) => Answer::Refused(error.to_string()),
-                Ok(part) => match vault.find(&secret) {
-                    // A share that is in use is never replaced by another one.
-                    Ok(held) if in_use(map, &secret) && held.to_bytes() != part.to_bytes() => {
-                        Answer::Refused("another share of that secret is in use".into())
-                    }
-                    _ => match vault.keep(&secret, &part) {
-                        Ok(()) => Answer::Kept,
-                        Err(error) => Answer::Refused(error.to_string()),
-                    },
+                // Beside any other dealing of that secret: which one counts the map will say.
+                Ok(part) => match vault.keep(&secret, &Dealt::of(&commitments), &part) {
+                    Ok(()) => Answer::Kept,
+                    Err(error) => Answer::Refused(error.to_string()),
                 },
             }
         }
         Ask::Release { secret } => match may_have(map, from, &secret) {
             Err(why) => Answer::Refused(why),
-            Ok(()) => match vault.find(&secret) {
+            Ok(dealing) => match vault.find(&secret, &dealing) {
                 Ok(part) => {
                     tracing::info!(%from, %secret, "share released");
                     Answer::Released(ShareBytes(part.to_bytes()))
@@ -133,40 +139,42 @@ fn answer(vault: &Vault, map: &MapView, from: NodeId, ask: Ask) -> Answer {
     }
 }
 
-fn in_use(map: &MapView, secret: &SecretName) -> bool {
-    match secret {
-        SecretName::Master => true,
-        SecretName::Wrapping { volume, key_epoch } => {
-            map.volumes.values().any(|v| v.id == *volume && v.key_epochs.contains_key(key_epoch))
-        }
-    }
-}
-
-/// Who may have a share: a member may derive keys for a new volume; only the node that
-/// coordinates a volume may open it.
-fn may_have(map: &MapView, from: NodeId, secret: &SecretName) -> Result<(), String> {
+/// Who may have a share, and of which dealing it is: a member may derive keys for a new volume; only the
+/// node that coordinates a volume may open it.
+fn may_have(map: &MapView, from: NodeId, secret: &SecretName) -> Result<Dealt, String> {
     if !map.nodes.contains_key(&from) {
         return Err(format!("{from} is not a member"));
     }
-    match secret {
-        SecretName::Master => Ok(()),
-        SecretName::Wrapping { volume, .. } => {
-            let volume = map.volumes.values().find(|v| v.id == *volume);
-            match volume.map(|v| v.coordinator) {
-                None => Err("no such volume".into()),
-                Some(Some(seat)) if seat.node == from => Ok(()),
-                Some(_) => Err(format!("{from} does not coordinate the volume")),
-            }
+    if let SecretName::Wrapping { volume, .. } = secret {
+        let volume = map.volumes.values().find(|v| v.id == *volume).ok_or("no such volume")?;
+        if volume.coordinator.map(|seat| seat.node) != Some(from) {
+            return Err(format!("{from} does not coordinate the volume"));
         }
     }
+    let custody = map.custody_of(secret).ok_or("the volume has no such key epoch")?;
+    Ok(Dealt::of(&custody.commitments))
 }
 
-/// Destroys wrapping shares whose volume or key epoch is in the map no more. A share that is
-/// kept just before its volume is created is younger than the map; the map names volumes only
-/// after their shares are kept, so only files of volumes that were once named may go.
+/// Destroys shares of key epochs that have ended, and of dealings that the map took another one instead
+/// of. What it says nothing of yet stays: shares are kept before it names what they are of.
 fn sweep(vault: &Vault, map: &MapView) -> Result<(), super::VaultError> {
-    for (volume, key_epoch) in &map.retired_keys {
-        vault.destroy(&SecretName::Wrapping { volume: *volume, key_epoch: *key_epoch })?;
+    let wanted = |volume: VolumeId, key_epoch: KeyEpochNo, dealing: &Dealt| match map
+        .custody_of(&SecretName::Wrapping { volume, key_epoch })
+    {
+        Some(custody) => *dealing == Dealt::of(&custody.commitments),
+        None => !map.retired_keys.contains(&(volume, key_epoch)),
+    };
+    for (volume, key_epoch) in vault.retain(wanted)? {
+        tracing::info!(%volume, %key_epoch, "share destroyed");
     }
     Ok(())
+}
+
+/// What tells whether there may be shares to destroy: how many key epochs have ended, and those that have
+/// not.
+type Keys = (usize, Vec<(VolumeId, Vec<KeyEpochNo>)>);
+
+fn keys_of(map: &MapView) -> Keys {
+    let epochs = |volume: &Volume| (volume.id, volume.key_epochs.keys().copied().collect());
+    (map.retired_keys.len(), map.volumes.values().map(epochs).collect())
 }

@@ -1,12 +1,19 @@
 //! Where shares rest: one file each, sealed under the custodian key of the node.
+//!
+//! A share of a wrapping secret is filed under its dealing: by volume, key epoch and a digest of the public
+//! commitments. So dealings for the same key epoch, of which the map takes one, do not overwrite each
+//! other's shares, and a share is found by what the map says of its secret.
 
-use smalti_storage::ids::{ClusterId, NodeId};
-use smalti_storage::keys::{KeyPart, SecretName, open_at_rest, seal_at_rest};
+use smalti_storage::ids::{ClusterId, KeyEpochNo, NodeId, VolumeId};
+use smalti_storage::keys::{Dealt, KeyPart, SecretName, open_at_rest, seal_at_rest};
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
+
+/// Characters of a written uuid.
+const UUID_LEN: usize = 36;
 
 /// Why a share can not be kept or read.
 #[derive(Debug, thiserror::Error)]
@@ -59,20 +66,22 @@ impl Vault {
     }
 
     /// The file a share rests in.
-    fn path(&self, secret: &SecretName) -> PathBuf {
+    fn path(&self, secret: &SecretName, dealing: &Dealt) -> PathBuf {
         self.folder.join(match secret {
             SecretName::Master => "master.share".to_owned(),
-            SecretName::Wrapping { volume, key_epoch } => format!("{volume}-{}.share", key_epoch.0),
+            SecretName::Wrapping { volume, key_epoch } => {
+                format!("{volume}-{}-{dealing}.share", key_epoch.0)
+            }
         })
     }
 
     /// What a sealed share is bound to, so that no file opens in the place of another.
-    fn purpose(&self, secret: &SecretName) -> Vec<u8> {
+    fn purpose(&self, secret: &SecretName, dealing: &Dealt) -> Vec<u8> {
         let (cluster, node) = (self.cluster, self.node.0);
         match secret {
             SecretName::Master => format!("master share|{cluster}|{node}"),
             SecretName::Wrapping { volume, key_epoch } => {
-                format!("wrapping share|{cluster}|{node}|{volume}|{}", key_epoch.0)
+                format!("wrapping share|{cluster}|{node}|{volume}|{}|{dealing}", key_epoch.0)
             }
         }
         .into_bytes()
@@ -82,14 +91,19 @@ impl Vault {
     ///
     /// # Errors
     /// When the disk fails.
-    pub fn keep(&self, secret: &SecretName, part: &KeyPart) -> Result<(), VaultError> {
-        let path = self.path(secret);
+    pub fn keep(
+        &self,
+        secret: &SecretName,
+        dealing: &Dealt,
+        part: &KeyPart,
+    ) -> Result<(), VaultError> {
+        let path = self.path(secret, dealing);
         let fail = |path: &Path| {
             let path = path.to_owned();
             move |source| VaultError::Io { path, source }
         };
-        let sealed =
-            seal_at_rest(&self.key, &self.purpose(secret), &part.to_bytes(), rand::random());
+        let purpose = self.purpose(secret, dealing);
+        let sealed = seal_at_rest(&self.key, &purpose, &part.to_bytes(), rand::random());
         let draft = path.with_extension("new");
         fs::create_dir_all(&self.folder).map_err(fail(&self.folder))?;
         let mut file = fs::OpenOptions::new()
@@ -108,8 +122,8 @@ impl Vault {
     ///
     /// # Errors
     /// When there is none, or it does not open.
-    pub fn find(&self, secret: &SecretName) -> Result<KeyPart, VaultError> {
-        let path = self.path(secret);
+    pub fn find(&self, secret: &SecretName, dealing: &Dealt) -> Result<KeyPart, VaultError> {
+        let path = self.path(secret, dealing);
         let sealed = match fs::read(&path) {
             Ok(sealed) => sealed,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -117,25 +131,57 @@ impl Vault {
             }
             Err(source) => return Err(VaultError::Io { path, source }),
         };
-        let bytes = open_at_rest(&self.key, &self.purpose(secret), &sealed).map_err(|error| {
+        let purpose = self.purpose(secret, dealing);
+        let bytes = open_at_rest(&self.key, &purpose, &sealed).map_err(|error| {
             VaultError::Sealed { path: path.clone(), reason: error.to_string() }
         })?;
         KeyPart::from_bytes(&bytes)
             .map_err(|error| VaultError::Sealed { path, reason: error.to_string() })
     }
 
-    /// Destroys the share of a secret that is no longer needed.
+    /// Destroys the shares of wrapping secrets that are not `wanted`, and says whose. Gone from the folder,
+    /// durably, when this returns.
     ///
     /// # Errors
     /// When the disk fails.
-    pub fn destroy(&self, secret: &SecretName) -> Result<(), VaultError> {
-        let path = self.path(secret);
-        match fs::remove_file(&path) {
-            Ok(()) => fs::File::open(&self.folder)
-                .and_then(|dir| dir.sync_all())
-                .map_err(|source| VaultError::Io { path: self.folder.clone(), source }),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            Err(source) => Err(VaultError::Io { path, source }),
+    pub fn retain(
+        &self,
+        wanted: impl Fn(VolumeId, KeyEpochNo, &Dealt) -> bool,
+    ) -> Result<Vec<(VolumeId, KeyEpochNo)>, VaultError> {
+        let fail = |path: &Path| {
+            let path = path.to_owned();
+            move |source| VaultError::Io { path, source }
+        };
+        let entries = match fs::read_dir(&self.folder) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(source) => return Err(VaultError::Io { path: self.folder.clone(), source }),
+        };
+        let mut gone = Vec::new();
+        for entry in entries {
+            let path = entry.map_err(fail(&self.folder))?.path();
+            let Some((volume, key_epoch, dealing)) = read_name(&path) else { continue };
+            if !wanted(volume, key_epoch, &dealing) {
+                fs::remove_file(&path).map_err(fail(&path))?;
+                gone.push((volume, key_epoch));
+            }
         }
+        if !gone.is_empty() {
+            let synced = fs::File::open(&self.folder).and_then(|dir| dir.sync_all());
+            synced.map_err(fail(&self.folder))?;
+        }
+        Ok(gone)
     }
+}
+
+/// What a share file is of; `None` when it is none of a wrapping secret.
+fn read_name(path: &Path) -> Option<(VolumeId, KeyEpochNo, Dealt)> {
+    let name = path.file_name()?.to_str()?.strip_suffix(".share")?;
+    let (volume, rest) = name.split_at_checked(UUID_LEN)?;
+    let (key_epoch, dealing) = rest.strip_prefix('-')?.split_once('-')?;
+    Some((
+        VolumeId(volume.parse().ok()?),
+        KeyEpochNo(key_epoch.parse().ok()?),
+        dealing.parse().ok()?,
+    ))
 }

@@ -200,6 +200,7 @@ impl Member {
             custodian,
             coders: std::sync::Mutex::default(),
             uses: std::sync::Mutex::default(),
+            keys: std::sync::Mutex::default(),
             sessions: Arc::new(AtomicU64::new(1)),
             tasks: tasks.clone(),
             stop: CancellationToken::new(),

@@ -2,6 +2,7 @@
 
 use super::Beats;
 use super::beats::NodeRepairs;
+use super::seats::KeyProgress;
 use crate::coder::CoderHandle;
 use crate::custodian::{CustodianMsg, CustodyClient};
 use crate::fabric::{AddressBook, Fabric};
@@ -34,6 +35,8 @@ pub(crate) struct Inner {
     pub(super) custodian: ActorRef<CustodianMsg>,
     pub(super) coders: Mutex<BTreeMap<VolumeNo, CoderHandle>>,
     pub(super) uses: Mutex<BTreeMap<VolumeNo, usize>>,
+    /// What is told of the keys of volumes that are coordinated here.
+    pub(super) keys: Mutex<BTreeMap<VolumeNo, KeyProgress>>,
     pub(super) sessions: Arc<AtomicU64>,
     pub(super) tasks: TaskTracker,
     pub(super) stop: CancellationToken,

@@ -16,7 +16,7 @@ mod tests;
 
 pub use beats::Beats;
 pub use join::{Founding, MemberConfig, StartError};
-pub use seats::{Seat, SeatError, VolumeProgress};
+pub use seats::{KeyProgress, Seat, SeatError, VolumeProgress};
 
 use crate::coder::CoderHandle;
 use crate::custodian::CustodyClient;
@@ -127,6 +127,20 @@ impl Member {
 
     fn lock_uses(&self) -> std::sync::MutexGuard<'_, BTreeMap<VolumeNo, usize>> {
         self.inner.uses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes what is told of the keys of a volume that this node coordinates.
+    pub fn tell_keys(&self, volume: VolumeNo, change: impl FnOnce(&mut KeyProgress)) {
+        change(self.lock_keys().entry(volume).or_default());
+    }
+
+    /// Nothing is to be told of them any more.
+    pub fn forget_keys(&self, volume: VolumeNo) {
+        self.lock_keys().remove(&volume);
+    }
+
+    fn lock_keys(&self) -> std::sync::MutexGuard<'_, BTreeMap<VolumeNo, KeyProgress>> {
+        self.inner.keys.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until something failed after which the process must stop, and says what.

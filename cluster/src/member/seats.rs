@@ -24,7 +24,7 @@ use smalti_net::Service;
 use smalti_rowcommit::CoordinatorConfig;
 use smalti_rowcommit::coordinator::Phase;
 use smalti_rowcommit::governor::QUIET_EVERY;
-use smalti_storage::ids::{Epoch, Incarnation, NodeId, StoreId, VolumeNo};
+use smalti_storage::ids::{Epoch, Incarnation, KeyEpochNo, NodeId, StoreId, VolumeNo};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -94,7 +94,7 @@ pub(super) enum Answer {
 }
 
 /// How a volume stands, as its coordinator knows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeProgress {
     /// The coordinator serves.
     pub active: bool,
@@ -120,11 +120,30 @@ pub struct VolumeProgress {
     pub held_back: bool,
     /// Clients are attached, at whichever node.
     pub in_use: bool,
+    /// What was found of older key epochs, while there are some.
+    pub keys: KeyProgress,
+}
+
+/// How far records of older key epochs are sealed anew, as the last look at all blocks has found so far.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyProgress {
+    /// Blocks under each key epoch when they were listed.
+    pub counted: Vec<(KeyEpochNo, u64)>,
+    /// Blocks of which nobody could tell: their slot is out of sync, say.
+    pub unknown: u64,
+    /// Older contents that snapshots hold.
+    pub held: u64,
+    /// Blocks that were sealed anew.
+    pub sealed: u64,
+    /// Blocks that could not be: too few of their shards can be read.
+    pub failed: u64,
+    /// What it waits for, if it does not go on.
+    pub why: Option<String>,
 }
 
 /// Version 1 did not tell of lost rows, version 2 not of suspects, version 3 not how far it is,
-/// version 4 could not ask to lead, version 5 did not tell of clients.
-const VERSION: u8 = 6;
+/// version 4 could not ask to lead, version 5 did not tell of clients, version 6 not of keys.
+const VERSION: u8 = 7;
 
 fn encode(message: &impl Serialize) -> Bytes {
     postcard::to_extend(message, vec![VERSION])
@@ -264,6 +283,7 @@ impl Member {
                     stuck: status.stats.stuck,
                     held_back: status.stats.held_back,
                     in_use: self.in_use(volume),
+                    keys: self.lock_keys().get(&volume).cloned().unwrap_or_default(),
                 })
             }
             Ask::Lead { than, next } => {

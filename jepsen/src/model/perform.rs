@@ -175,7 +175,10 @@ impl Model {
             Action::Alarm(Alarm::Corrupt { row, slot }) => {
                 return Err(broken(format!("node {at} finds {row}/{slot} rotten")));
             }
-            Action::Fault { .. } | Action::Scrubbed { .. } | Action::Alarm(_) => {}
+            Action::Fault { .. }
+            | Action::Scrubbed { .. }
+            | Action::Listed { .. }
+            | Action::Alarm(_) => {}
         }
         Ok(())
     }

@@ -13,6 +13,7 @@ mod event;
 mod failure;
 pub mod history;
 mod link;
+mod lists;
 mod nemesis;
 mod node;
 mod places;

@@ -377,6 +377,7 @@ impl World {
             }
             Action::Fault { store } => self.trace(|| format!("n{at} finds fault with {store}")),
             Action::Scrubbed { group, report } => self.scrubbed(at, group, report),
+            Action::Listed { op, result } => self.listed(at, op, result),
             Action::Alarm(alarm) => {
                 self.trace(|| format!("n{at} alarm {alarm:?}"));
                 self.tell_alarm(at, alarm);

@@ -24,6 +24,7 @@ impl World {
         self.queue.push(next, Ev::Scrub);
         let group = GroupNo(u16::try_from(self.rng.below(self.swarm.groups.into())).unwrap_or(0));
         self.begin_scrub(group);
+        self.begin_list(group);
     }
 
     fn begin_scrub(&mut self, group: GroupNo) {

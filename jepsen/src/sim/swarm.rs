@@ -137,6 +137,8 @@ pub(crate) struct Swarm {
     pub(crate) snapshot_every: u64,
     /// Mean time between two scrubs of a group; 0: there are none before the end.
     pub(crate) scrub_every: u64,
+    /// Whether blocks are listed as well then.
+    pub(crate) lists: bool,
     /// Reads that are of a snapshot, if there is one.
     pub(crate) snapshot_reads_percent: u64,
     /// Operations that go to any node that believes to serve, be it rightly or not.
@@ -250,6 +252,7 @@ impl Swarm {
             at_once: usize::try_from(rng.range(1, 8)).unwrap_or(1),
             stall_patience: rng.pick(&[0, 300, 1500, 5000]).unwrap_or(5000) * MS,
             scrub_every: rng.pick(&[0, 0, 100, 700]).unwrap_or(0) * MS,
+            lists: false,
         };
         // Where disks forget the last ones must come within it.
         let long = if amnesia { 5000 * MS } else { u64::from(swarm.rows) * 1000 * MS };

@@ -5,6 +5,7 @@ use super::event::{At, Ev, Life, Queue};
 use super::failure::Failure;
 use super::history::History;
 use super::link::Session;
+use super::lists::Lists;
 use super::node::Node;
 use super::rng::Rng;
 use super::swarm::{Fault, MS, Mode, Swarm};
@@ -83,6 +84,7 @@ pub(crate) struct World {
     pub(crate) snapshots: BTreeMap<u32, (u64, u64)>,
     /// What the last scrub that has ended found.
     pub(crate) scrubbed: Option<(GroupNo, ScrubReport)>,
+    pub(crate) lists: Lists,
     pub(crate) acknowledged: u64,
     /// Moves that a plan made.
     pub(crate) planned: u64,
@@ -171,7 +173,9 @@ impl Report {
 impl World {
     pub(crate) fn new(seed: u64, mode: Mode, tracing: bool) -> Self {
         let mut rng = Rng::new(seed);
-        let swarm = Swarm::draw(&mut rng, mode);
+        let mut swarm = Swarm::draw(&mut rng, mode);
+        // Without a draw: the other worlds go as they would without lists.
+        swarm.lists = seed.is_multiple_of(4);
         let count = usize::try_from(swarm.nodes).unwrap_or(1);
         let nodes = (0..count)
             .map(|at| Node {
@@ -229,6 +233,7 @@ impl World {
             counts: BTreeMap::new(),
             snapshots: BTreeMap::new(),
             scrubbed: None,
+            lists: Lists::default(),
             acknowledged: 0,
             planned: 0,
             offline: 0,
@@ -273,6 +278,7 @@ impl World {
         let key_epoch = KeyEpoch {
             no: KeyEpochNo(1),
             timestamp: 1,
+            since: 0,
             shard_keys: vec![vec![1; 8]; groups.len() * usize::from(swarm.data)],
             place_key: vec![2; 8],
             custody,
@@ -404,6 +410,7 @@ impl World {
             return;
         }
         let rest = if self.whole { self.check_rest() } else { Ok(()) };
+        let rest = if self.is_beyond() { rest } else { rest.and_then(|()| self.check_lists()) };
         let history = || self.history.check().map_err(|((row, _), why)| Failure::at(row, why));
         if let Err(failure) = rest.and_then(|()| history()) {
             self.fail(failure);

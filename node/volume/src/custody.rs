@@ -10,7 +10,7 @@ use rand::rngs::SysRng;
 use rand::{CryptoRng, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use smalti_map::{Custody, KeyEpoch, ShareHolder};
-use smalti_storage::geometry::Geometry;
+use smalti_storage::geometry::{Geometry, PlaceKey};
 use smalti_storage::ids::{GroupNo, KeyEpochNo, Slot, VolumeId};
 use smalti_storage::keys::{
     Commitments, KeyBinding, KeyPart, MasterKey, Secret, SecretName, ShardId, WrappedKey,
@@ -35,17 +35,60 @@ pub(crate) async fn make_keys(
     volume: VolumeId,
     geometry: &Geometry,
 ) -> Result<KeyEpoch, KeysError> {
-    let (custody, timestamp) = (cluster.custody(), cluster.unix_seconds());
-    let master = assemble(cluster, SecretName::Master, &custody).await?.master_key();
+    make_epoch(cluster, volume, geometry, (KeyEpochNo(1), cluster.unix_seconds()), None).await
+}
+
+/// Makes the key epoch that follows on the current one. Nothing uses it before the map has it; every
+/// custodian has its share, durably, when this returns.
+pub(crate) async fn make_next_keys(
+    cluster: &dyn Cluster,
+    metadata: &ShardMetadata,
+) -> Result<KeyEpoch, KeysError> {
+    let (volume, key_epoch) = (metadata.volume, metadata.key_epoch);
+    let damaged = |reason: String| KeysError::Damaged { key_epoch, reason };
+    let current = metadata.key_epochs.get(&key_epoch).ok_or_else(|| damaged("missing".into()))?;
+    let next = key_epoch.0.checked_add(1).map(KeyEpochNo);
+    let next = next.ok_or_else(|| damaged("key epochs are used up".into()))?;
+    let place = open_place(cluster, volume, current).await?;
+    // Clocks differ, and may have been set back.
+    let timestamp = cluster.unix_seconds().max(current.timestamp.saturating_add(1));
+    make_epoch(cluster, volume, &metadata.geometry, (next, timestamp), Some(place)).await
+}
+
+/// A volume's placement key is the same in all of its key epochs; the first one derives it.
+async fn make_epoch(
+    cluster: &dyn Cluster,
+    volume: VolumeId,
+    geometry: &Geometry,
+    (no, timestamp): (KeyEpochNo, u64),
+    place: Option<PlaceKey>,
+) -> Result<KeyEpoch, KeysError> {
+    let custody = cluster.custody();
     let mut rng = system_rng()?;
-    let no = KeyEpochNo(1);
     let secret = Secret::random(&mut rng);
-    let wrapping = secret.wrapping_key();
-    let (shard_keys, place_key) =
-        wrap_all(&master, &wrapping, volume, no, geometry, timestamp, &mut rng);
-    drop(master);
+    let (shard_keys, place_key) = {
+        let master = assemble(cluster, SecretName::Master, &custody).await?;
+        let place = place.unwrap_or_else(|| derive_place_key(&master.master_key(), volume));
+        let keys = Deriving { master: master.epoch_master_key(&secret), volume, no, timestamp };
+        keys.wrap_all(&secret.wrapping_key(), geometry, &place, &mut rng)
+    };
     let custody = deal(cluster, &secret, &custody, volume, no, &mut rng).await?;
-    Ok(KeyEpoch { no, timestamp, shard_keys, place_key, custody })
+    // The map knows since when, once it has it.
+    Ok(KeyEpoch { no, timestamp, since: 0, shard_keys, place_key, custody })
+}
+
+async fn open_place(
+    cluster: &dyn Cluster,
+    volume: VolumeId,
+    epoch: &KeyEpoch,
+) -> Result<PlaceKey, KeysError> {
+    let key_epoch = epoch.no;
+    let damaged = |reason: String| KeysError::Damaged { key_epoch, reason };
+    let name = SecretName::Wrapping { volume, key_epoch };
+    let wrapping = assemble(cluster, name, &epoch.custody).await?.wrapping_key();
+    let wrapped = read_wrapped(&epoch.place_key).map_err(damaged)?;
+    decrypt_place_key(&wrapping, &wrapped, volume, key_epoch)
+        .map_err(|error| damaged(error.to_string()))
 }
 
 /// Opens all key epochs of a volume.
@@ -159,31 +202,40 @@ fn columns(geometry: &Geometry) -> impl Iterator<Item = (GroupNo, Slot)> {
     (0..geometry.groups).flat_map(move |g| (0..data).map(move |s| (GroupNo(g), Slot(s))))
 }
 
-fn wrap_all(
-    master: &MasterKey,
-    wrapping: &WrappingKey,
+/// The keys of a key epoch that is being made.
+struct Deriving {
+    master: MasterKey,
     volume: VolumeId,
-    key_epoch: KeyEpochNo,
-    geometry: &Geometry,
+    no: KeyEpochNo,
     timestamp: u64,
-    rng: &mut impl CryptoRng,
-) -> (Vec<Vec<u8>>, Vec<u8>) {
-    let mut nonce = || {
-        let mut nonce = [0u8; 12];
-        rng.fill_bytes(&mut nonce);
-        nonce
-    };
-    let shard_keys = columns(geometry)
-        .map(|(group, slot)| {
-            let shard = ShardId { volume, group, slot };
-            let key = derive_shard_key(master, &shard, timestamp);
-            let binding = KeyBinding { shard, key_epoch };
-            write_wrapped(&encrypt_shard_key(wrapping, &key, &binding, nonce()))
-        })
-        .collect();
-    let place = derive_place_key(master, volume);
-    let place = encrypt_place_key(wrapping, &place, volume, key_epoch, nonce());
-    (shard_keys, write_wrapped(&place))
+}
+
+impl Deriving {
+    /// Every shard key, and the placement key, wrapped.
+    fn wrap_all(
+        &self,
+        wrapping: &WrappingKey,
+        geometry: &Geometry,
+        place: &PlaceKey,
+        rng: &mut impl CryptoRng,
+    ) -> (Vec<Vec<u8>>, Vec<u8>) {
+        let (volume, key_epoch) = (self.volume, self.no);
+        let mut nonce = || {
+            let mut nonce = [0u8; 12];
+            rng.fill_bytes(&mut nonce);
+            nonce
+        };
+        let shard_keys = columns(geometry)
+            .map(|(group, slot)| {
+                let shard = ShardId { volume, group, slot };
+                let key = derive_shard_key(&self.master, &shard, self.timestamp);
+                let binding = KeyBinding { shard, key_epoch };
+                write_wrapped(&encrypt_shard_key(wrapping, &key, &binding, nonce()))
+            })
+            .collect();
+        let place = encrypt_place_key(wrapping, place, volume, key_epoch, nonce());
+        (shard_keys, write_wrapped(&place))
+    }
 }
 
 fn unwrap_epoch(

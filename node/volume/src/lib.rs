@@ -6,6 +6,7 @@
 //! unshard_volume(id, metadata) ──> Gateway: one virtual volume of plaintext bytes
 //!   read_data(id, offset, size) ──> bytes, fetched, decoded, opened and assembled
 //!   reconstruct_volume(id, metadata, out) ──> all of it, in order
+//! rotate_keys(id, metadata) ──> KeyEpoch: new keys, which new blocks are sealed under
 //! ```
 //!
 //! These functions are what the running system itself is built on: making a volume calls
@@ -28,6 +29,7 @@ mod custody;
 mod error;
 pub mod memory;
 mod metadata;
+mod rotate;
 mod shard;
 
 pub use access::{read_data, reconstruct_volume};
@@ -35,4 +37,5 @@ pub use cluster::{Cluster, Session, Volumes};
 pub use custody::system_rng;
 pub use error::{KeysError, VolumeError};
 pub use metadata::{Shard, ShardMetadata};
+pub use rotate::rotate_keys;
 pub use shard::{VolumeShape, shard_volume, unshard_volume};

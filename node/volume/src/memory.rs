@@ -14,18 +14,20 @@ use futures::future::{BoxFuture, ready};
 use smalti_gateway::{BlockDevice, Rows};
 use smalti_map::placement::Candidate;
 use smalti_map::{
-    Applied, ClusterMap, Command, Coordinator as Seat, Custody, NodeAddresses, ReadMode,
+    Applied, ClusterMap, Command, Coordinator as Seat, Custody, KeyEpoch, NodeAddresses, ReadMode,
     ShareHolder, StoreStart, Volume,
 };
-use smalti_rowcommit::coordinator::{BlockWrite, OpError};
+use smalti_rowcommit::coordinator::{BlockList, BlockWrite, ListedBlock, OpError};
 use smalti_rowcommit::msg::{Frame, Reply};
 use smalti_rowcommit::store::StoreConfig;
 use smalti_rowcommit::store::read::ReadSide;
 use smalti_rowcommit::{Action, Coordinator, CoordinatorConfig, Event, StoreCore, Time};
 use smalti_storage::ids::{
-    ClusterId, Incarnation, NodeId, RowAddr, Slot, StoreId, VolumeId, VolumeNo,
+    ClusterId, GroupNo, Incarnation, NodeId, RowAddr, Slot, StoreId, VolumeId, VolumeNo,
 };
-use smalti_storage::keys::{Commitments, KeyPart, Secret, SecretName, get_key_parts, verify_part};
+use smalti_storage::keys::{
+    Commitments, Dealt, KeyPart, Secret, SecretName, get_key_parts, verify_part,
+};
 use smalti_storage::store::ShardStore;
 use smalti_storage::store::memory::MemoryStore;
 use std::collections::btree_map::Entry;
@@ -50,12 +52,13 @@ struct State {
     now: Time,
     parties: BTreeMap<StoreId, Party>,
     coordinators: BTreeMap<VolumeNo, Coordinator>,
-    shares: BTreeMap<(NodeId, SecretName), KeyPart>,
+    shares: BTreeMap<(NodeId, SecretName, Dealt), KeyPart>,
     stopped: BTreeSet<NodeId>,
     sessions: u64,
     ops: u64,
     written: BTreeMap<u64, Result<(), OpError>>,
     read: BTreeMap<u64, Result<Vec<Bytes>, OpError>>,
+    listed: BTreeMap<u64, Result<BlockList, OpError>>,
 }
 
 struct Party {
@@ -89,6 +92,7 @@ impl MemoryCluster {
             holders: ids.iter().zip(&dealing.parts).map(share).collect(),
             commitments: dealing.commitments.to_bytes(),
         };
+        let dealt = Dealt::of(&custody.commitments);
         let mut state = State {
             map: ClusterMap::default(),
             now: Time(Duration::from_secs(60).as_micros() as u64),
@@ -97,13 +101,14 @@ impl MemoryCluster {
             shares: ids
                 .iter()
                 .zip(dealing.parts)
-                .map(|(node, part)| ((*node, SecretName::Master), part))
+                .map(|(node, part)| ((*node, SecretName::Master, dealt), part))
                 .collect(),
             stopped: BTreeSet::new(),
             sessions: 0,
             ops: 0,
             written: BTreeMap::new(),
             read: BTreeMap::new(),
+            listed: BTreeMap::new(),
         };
         let members = ids.iter().map(|id| (*id, format!("n{}", id.0), addresses.clone())).collect();
         let cluster = ClusterId(Uuid::new_v4());
@@ -134,6 +139,52 @@ impl MemoryCluster {
             other => return Err(VolumeError::Metadata(format!("{other:?}"))),
         };
         state.elect(no)
+    }
+
+    /// Puts a key epoch that [`rotate_keys`](crate::rotate_keys) made into the map. What comes back
+    /// describes the volume from now on.
+    ///
+    /// # Errors
+    /// When there is no such volume, or the key epoch does not follow on the current one.
+    pub fn begin_key_epoch(
+        &self,
+        volume: VolumeId,
+        key_epoch: KeyEpoch,
+    ) -> Result<ShardMetadata, VolumeError> {
+        let mut state = self.lock();
+        let Volume { no, epoch, .. } = *state.volume(volume)?;
+        let key_epoch = Box::new(key_epoch);
+        match state.apply(&Command::AddKeyEpoch { volume: no, epoch, key_epoch }) {
+            Applied::Rejected(why) => Err(VolumeError::Metadata(why.to_string())),
+            _ => ShardMetadata::of(state.volume(volume)?),
+        }
+    }
+
+    /// The blocks of a volume that have contents, and how old those are.
+    ///
+    /// # Errors
+    /// When there is no such volume, or too little of it is in reach.
+    pub fn list_blocks(&self, volume: VolumeId) -> Result<Vec<ListedBlock>, VolumeError> {
+        let mut state = self.lock();
+        let (no, groups) = {
+            let volume = state.volume(volume)?;
+            (volume.no, volume.groups.len())
+        };
+        let mut blocks = Vec::new();
+        for group in (0..u16::try_from(groups).unwrap_or(u16::MAX)).map(GroupNo) {
+            let mut after = None;
+            loop {
+                let done = |state: &mut State, op| state.listed.remove(&op);
+                let list = state.run(no, |op| Event::List { op, group, after }, done);
+                let list = list.map_err(|error| VolumeError::Unavailable(error.to_string()))?;
+                blocks.extend(list.blocks);
+                after = list.next;
+                if after.is_none() {
+                    break;
+                }
+            }
+        }
+        Ok(blocks)
     }
 
     /// Stops a node: its store and its custodian answer nothing any more.
@@ -285,6 +336,9 @@ impl State {
                     Action::ReadDone { op, result } => {
                         self.read.insert(op, result);
                     }
+                    Action::Listed { op, result } => {
+                        self.listed.insert(op, result);
+                    }
                     Action::Alarm(alarm) => tracing::warn!(?alarm, "coordinator"),
                     Action::Fault { store } => tracing::warn!(%store, "had something wrong"),
                     Action::Scrubbed { group, report } => {
@@ -400,7 +454,8 @@ impl Cluster for MemoryCluster {
             verify_part(part, commitments).map_err(|error| error.to_string())
         };
         if kept.is_ok() {
-            state.shares.insert((custodian, secret), part.clone());
+            let dealing = Dealt::of(&commitments.to_bytes());
+            state.shares.insert((custodian, secret, dealing), part.clone());
         }
         ready(kept).boxed()
     }
@@ -411,7 +466,11 @@ impl Cluster for MemoryCluster {
         secret: SecretName,
     ) -> BoxFuture<'_, Result<KeyPart, String>> {
         let state = self.lock();
-        let share = state.shares.get(&(custodian, secret)).cloned();
+        let custody = state.map.custody_of(&secret);
+        let share = custody.and_then(|custody| {
+            let dealing = Dealt::of(&custody.commitments);
+            state.shares.get(&(custodian, secret, dealing)).cloned()
+        });
         let share = share.filter(|_| !state.stopped.contains(&custodian));
         ready(share.ok_or_else(|| "stopped, or without that share".into())).boxed()
     }

@@ -20,7 +20,7 @@ pub mod share;
 pub mod wrap;
 
 pub use derive::{MasterKey, ShardId, ShardKey, WrappingKey, derive_place_key, derive_shard_key};
-pub use name::SecretName;
+pub use name::{Dealt, NotDealt, SecretName};
 pub use rest::{RestError, open_at_rest, seal_at_rest};
 pub use share::{
     Commitments, Dealing, KeyPart, PartError, Secret, get_key_parts, reconstruct_symmetric_key,

@@ -32,6 +32,7 @@ const POINT_LEN: usize = 33;
 const PART_LEN: usize = 3 + SCALAR_LEN;
 const MASTER_LABEL: &[u8] = b"smalti master key v1";
 const WRAPPING_LABEL: &[u8] = b"smalti wrapping key v1";
+const EPOCH_LABEL: &[u8] = b"smalti epoch master key v1";
 
 /// A secret to be split. Wiped when dropped.
 pub struct Secret(Scalar);
@@ -134,6 +135,16 @@ impl Secret {
     /// The master key that this secret stands for.
     pub fn master_key(&self) -> MasterKey {
         MasterKey::new(*self.symmetric_key(MASTER_LABEL))
+    }
+
+    /// The master key of one key epoch, of this master secret and the epoch's wrapping secret together: so
+    /// the keys that come from it can not be derived again once that is destroyed, though the master secret
+    /// stays.
+    pub fn epoch_master_key(&self, wrapping: &Self) -> MasterKey {
+        let mut both = Zeroizing::new([0; 2 * SCALAR_LEN]);
+        both[..SCALAR_LEN].copy_from_slice(&self.0.to_repr());
+        both[SCALAR_LEN..].copy_from_slice(&wrapping.0.to_repr());
+        MasterKey::new(*hkdf(EPOCH_LABEL, &*both, &[]))
     }
 
     /// The wrapping key that this secret stands for.

@@ -5,6 +5,7 @@ use crate::ids::{GroupNo, KeyEpochNo, Slot};
 use crate::keys::ShardKey;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 /// The column keys of one key epoch, one for each group and data slot.
 pub struct EpochKeys {
@@ -15,9 +16,9 @@ pub struct EpochKeys {
 
 /// All keys of one volume: placement, and the columns of every key epoch still in use.
 pub struct VolumeKeys {
-    place: PlaceKey,
+    place: Arc<PlaceKey>,
     current: KeyEpochNo,
-    epochs: BTreeMap<KeyEpochNo, EpochKeys>,
+    epochs: BTreeMap<KeyEpochNo, Arc<EpochKeys>>,
 }
 
 /// Why keys do not make up a volume.
@@ -86,21 +87,33 @@ impl VolumeKeys {
         current: KeyEpochNo,
         epochs: impl IntoIterator<Item = (KeyEpochNo, EpochKeys)>,
     ) -> Result<Self, KeysError> {
-        let epochs: BTreeMap<_, _> = epochs.into_iter().collect();
+        let epochs: BTreeMap<_, _> =
+            epochs.into_iter().map(|(no, keys)| (no, Arc::new(keys))).collect();
         if !epochs.contains_key(&current) {
             return Err(KeysError::NoCurrent(current));
         }
-        Ok(Self { place, current, epochs })
+        Ok(Self { place: Arc::new(place), current, epochs })
     }
 
     /// The placement key.
-    pub const fn place(&self) -> &PlaceKey {
+    pub fn place(&self) -> &PlaceKey {
         &self.place
     }
 
     /// The key epoch that new blocks are sealed under.
     pub const fn current(&self) -> KeyEpochNo {
         self.current
+    }
+
+    /// The same without key epochs before one. Keys are wiped once nobody has them any more.
+    #[must_use]
+    pub fn without_older(&self, than: KeyEpochNo) -> Self {
+        let epochs = self.epochs.range(than.min(self.current)..);
+        Self {
+            place: Arc::clone(&self.place),
+            current: self.current,
+            epochs: epochs.map(|(no, keys)| (*no, Arc::clone(keys))).collect(),
+        }
     }
 
     /// Whether the keys of an epoch are here.

@@ -1,6 +1,7 @@
 //! What goes into a coordinator and what comes out of it.
 
 use super::ScrubReport;
+use super::blocks::BlockList;
 use crate::governor::Burden;
 use crate::msg::{Frame, Reply};
 use crate::time::Time;
@@ -76,6 +77,10 @@ pub struct BlockWrite {
     pub record: Bytes,
 }
 
+/// Operations with numbers from here on are background work: they give way to those of clients, which are
+/// measured, and are not measured themselves.
+pub const BACKGROUND: u64 = 1 << 63;
+
 /// What happens to a coordinator.
 #[derive(Clone, Debug)]
 pub enum Event {
@@ -139,6 +144,15 @@ pub enum Event {
         /// Unix seconds, for people.
         created: u64,
     },
+    /// The next blocks of a group that have contents, and how old those are.
+    List {
+        /// Chosen by the caller.
+        op: u64,
+        /// The group.
+        group: GroupNo,
+        /// The row after which to go on.
+        after: Option<RowAddr>,
+    },
     /// A proposal was refused by the map.
     Refused {
         /// The proposal.
@@ -188,6 +202,13 @@ pub enum Action {
         op: u64,
         /// Its number, or why there is none.
         result: Result<u32, OpError>,
+    },
+    /// A list of blocks, or why there is none. After [`OpError::Unreadable`] it may be asked for again.
+    Listed {
+        /// The operation.
+        op: u64,
+        /// The blocks.
+        result: Result<BlockList, OpError>,
     },
     /// Something an operator should know.
     Alarm(Alarm),

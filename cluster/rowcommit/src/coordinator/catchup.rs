@@ -25,6 +25,9 @@ use std::time::Duration;
 /// A row whose repair failed is tried again after this long: what it lacks is not there.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// Background work that was asked for so long ago goes on no more.
+pub(super) const BACKGROUND_ENDS: Duration = Duration::from_secs(1);
+
 /// A slot that lacks nothing but rows whose repair failed so often again is not waited for.
 const STUCK: u8 = 3;
 
@@ -409,7 +412,9 @@ impl Coordinator {
         self.repair_again();
         self.decide_lost_again(None);
         self.vet_pump();
-        let at_work = !self.catchup.learners.is_empty() || self.scrub.is_some();
+        let lately = |at: Time| self.now.since(at) < BACKGROUND_ENDS;
+        let background = self.background_at.is_some_and(lately);
+        let at_work = background || !self.catchup.learners.is_empty() || self.scrub.is_some();
         let work = Work { repairing: at_work, urgent: self.is_short(), around: self.around };
         self.governor.tick(self.now, work);
         self.scrub_pump();
@@ -417,8 +422,8 @@ impl Coordinator {
         self.propose_growth();
     }
 
-    /// How much may be repaired at once.
-    pub(super) fn window(&self) -> usize {
+    /// How much may be repaired at once, and how much background work of others may be under way.
+    pub fn window(&self) -> usize {
         if self.config.govern { self.governor.window() } else { usize::MAX }
     }
 

@@ -16,7 +16,7 @@
 use super::links::{HELD_AGAIN, IDLE_WATERMARK, Link, OVERDUE};
 use super::rows::{Kind, Task, TaskId};
 use super::{Coordinator, Event, PROPOSE_AGAIN, Pending, Phase, Purpose};
-use crate::coordinator::catchup::Stage;
+use crate::coordinator::catchup::{BACKGROUND_ENDS, Stage};
 use crate::time::Time;
 use smalti_storage::ids::StoreId;
 use std::hash::{Hash, Hasher};
@@ -47,6 +47,7 @@ impl Coordinator {
                     let age = snap.map(|_| age(now, *since, patience));
                     (1, op, blocks, snap, generation, age).hash(hasher);
                 }
+                Event::List { op, group, after } => (4, op, group, after).hash(hasher),
                 Event::Snapshot { op, name, created } => (3, op, name, created).hash(hasher),
                 _ => 2.hash(hasher),
             }
@@ -72,6 +73,9 @@ impl Coordinator {
             let heard = self.links.links.values().map(|link| link.heard_of >= *asked);
             heard.collect::<Vec<_>>().hash(hasher);
         }
+        self.lists.hash(hasher);
+        let background = self.background_at.map(|at| age(now, at, BACKGROUND_ENDS));
+        background.hash(hasher);
         self.pending.len().hash(hasher);
         for pending in self.pending.values() {
             self.digest_pending(now, pending, hasher);
@@ -170,6 +174,7 @@ impl Coordinator {
                 let live = self.scrub.as_ref().is_some_and(|scrub| scrub.is_round(*round));
                 (group, of, live).hash(hasher);
             }
+            Purpose::List { op, of } => (op, of).hash(hasher),
             Purpose::Proof { task, slot } => (self.task_rank(*task), slot).hash(hasher),
             Purpose::Confirm { round } => self.confirms.ahead(*round).hash(hasher),
             Purpose::Lease

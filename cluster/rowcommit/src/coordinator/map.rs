@@ -173,6 +173,9 @@ impl Coordinator {
                 Event::Read { op, .. } => {
                     self.actions.push(Action::ReadDone { op, result: Err(OpError::Fenced) });
                 }
+                Event::List { op, .. } => {
+                    self.actions.push(Action::Listed { op, result: Err(OpError::Fenced) });
+                }
                 Event::Snapshot { op, .. } => {
                     self.actions.push(Action::SnapshotDone { op, result: Err(OpError::Fenced) });
                 }
@@ -183,6 +186,7 @@ impl Coordinator {
             let op = making.op;
             self.actions.push(Action::SnapshotDone { op, result: Err(OpError::Fenced) });
         }
+        self.end_lists();
         self.forget_epoch();
     }
 

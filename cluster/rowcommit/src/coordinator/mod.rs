@@ -14,6 +14,7 @@
 
 mod admit;
 mod api;
+mod blocks;
 mod cache;
 mod catchup;
 mod confirm;
@@ -42,12 +43,16 @@ mod unrepaired;
 mod walk;
 mod write;
 
-pub use api::{Action, Alarm, BlockWrite, CoordinatorConfig, Event, OpError, Phase, Stats};
+pub use api::{
+    Action, Alarm, BACKGROUND, BlockWrite, CoordinatorConfig, Event, OpError, Phase, Stats,
+};
+pub use blocks::{BlockList, Contents, ListedBlock};
 pub use scrub::ScrubReport;
 
 use crate::governor::{Burden, Governor};
 use crate::msg::{Answer, Ask, Reject, Reply, Request};
 use crate::time::Time;
+use blocks::Pages;
 use cache::VecCache;
 use catchup::Catchup;
 use confirm::Confirms;
@@ -100,6 +105,7 @@ enum Purpose {
     Vet { group: GroupNo, of: Slot, round: u64 },
     Vetted,
     Digest { group: GroupNo, of: Slot, round: u64 },
+    List { op: u64, of: Slot },
     Proof { task: TaskId, slot: Slot },
 }
 
@@ -153,6 +159,9 @@ pub struct Coordinator {
     slow: BTreeSet<StoreId>,
     suspects: Suspects,
     scrub: Option<Scrub>,
+    lists: BTreeMap<u64, Pages>,
+    /// When background work was last asked for.
+    background_at: Option<Time>,
     cache: VecCache,
     repairs: BTreeMap<TaskId, (Seat, repair::RepairState)>,
     rows: BTreeMap<RowAddr, Row>,
@@ -240,6 +249,8 @@ impl Coordinator {
             slow: BTreeSet::new(),
             suspects: Suspects::default(),
             scrub: None,
+            lists: BTreeMap::new(),
+            background_at: None,
             repairs: BTreeMap::new(),
             rows: BTreeMap::new(),
             tasks: BTreeMap::new(),
@@ -346,6 +357,7 @@ impl Coordinator {
             && self.catchup.is_quiet()
             && self.suspects.is_quiet()
             && self.scrub.is_none()
+            && self.lists.is_empty()
             && self.pending.values().all(|p| {
                 matches!(p.purpose, Purpose::Lease | Purpose::Confirm { .. } | Purpose::Forget)
             })
@@ -357,8 +369,11 @@ impl Coordinator {
         if !(lives(Mutant::LeaseBeforeBytes) && matches!(event, Event::Reply { .. })) {
             self.now = now;
         }
-        if let Event::Write { op, .. } | Event::Read { op, .. } = &event {
-            self.governor.began(*op, now);
+        if let Event::Write { op, .. } | Event::Read { op, .. } | Event::List { op, .. } = &event {
+            match *op < BACKGROUND {
+                true => self.governor.began(*op, now),
+                false => self.background_at = Some(now),
+            }
         }
         match event {
             Event::Map(map) => self.on_map(map),
@@ -366,12 +381,13 @@ impl Coordinator {
             Event::LinkDown { store } => self.on_link_down(store),
             Event::Unheard { store, since } => self.on_unheard(store, since),
             Event::Reply { store, reply } => self.on_reply(store, reply),
-            Event::Write { .. } | Event::Read { .. } | Event::Snapshot { .. }
-                if self.phase != Phase::Active =>
-            {
-                self.waiting_ops.push_back((self.now, event));
-            }
-            Event::Write { .. } | Event::Read { .. } | Event::Snapshot { .. } => self.start(event),
+            Event::Write { .. }
+            | Event::Read { .. }
+            | Event::List { .. }
+            | Event::Snapshot { .. } => match self.phase {
+                Phase::Active => self.start(event),
+                _ => self.waiting_ops.push_back((self.now, event)),
+            },
             Event::Refused { command: Command::AddSnapshot { epoch, .. }, why } => {
                 self.snapshot_refused(epoch, &why);
             }
@@ -390,6 +406,7 @@ impl Coordinator {
         match event {
             Event::Write { op, blocks } => self.start_write(op, blocks),
             Event::Read { .. } => self.start_read(event),
+            Event::List { op, group, after } => self.start_list(op, group, after),
             Event::Snapshot { op, name, created } => self.start_snapshot(op, name, created),
             _ => {}
         }
@@ -504,6 +521,7 @@ impl Coordinator {
             }
             Purpose::Vet { group, of, round } => self.on_vet_page(group, of, round, answer),
             Purpose::Digest { group, of, round } => self.on_digested(group, of, round, answer),
+            Purpose::List { op, of } => self.on_listed(op, of, answer),
             Purpose::Proof { task, slot } => self.on_proven(task, slot, Some(answer)),
         }
     }
@@ -528,6 +546,7 @@ impl Coordinator {
             Purpose::Digest { round, .. } => {
                 self.scrub.iter_mut().for_each(|scrub| scrub.page_lost(round));
             }
+            Purpose::List { op, .. } => self.list_lost(op),
             Purpose::Proof { task, slot } => self.on_proven(task, slot, None),
             _ => {}
         }

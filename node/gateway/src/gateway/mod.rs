@@ -1,6 +1,7 @@
 //! The gateway of one attached volume, on the node of its coordinator.
 
 mod read;
+mod reseal;
 mod salt;
 mod status;
 mod write;
@@ -22,6 +23,7 @@ use salt::Salter;
 use smalti_nbd::{Extent, ReadReply};
 use smalti_rowcommit::Time;
 use smalti_storage::geometry::{Geometry, Layout};
+use smalti_storage::ids::KeyEpochNo;
 use smalti_storage::seal::{SealIdentity, Sealer, VolumeKeys};
 use std::fmt;
 use std::sync::Arc;
@@ -188,6 +190,12 @@ impl Gateway {
     /// Takes the keys of a rotation. The placement key is another matter and never changes.
     pub fn set_keys(&self, keys: Arc<VolumeKeys>) {
         self.inner.sealer.set_keys(keys);
+    }
+
+    /// Forgets the keys of key epochs before one, which nothing is sealed under any more.
+    pub fn forget_keys_before(&self, key_epoch: KeyEpochNo) {
+        let keys = self.inner.sealer.keys().without_older(key_epoch);
+        self.inner.sealer.set_keys(Arc::new(keys));
     }
 
     /// Lets time pass: draws a new salt when the one in use is too old. Any interval that is

@@ -4,7 +4,7 @@ use super::{Inner, PIECE_BLOCKS, SPAWN_BLOCKS, TURN_BLOCKS};
 use crate::error::GatewayError;
 use crate::freshness::Mark;
 use crate::pieces::{Piece, pieces};
-use crate::rows::is_present;
+use crate::rows::{Rows, is_present};
 use bytes::{Bytes, BytesMut};
 use futures::{StreamExt, TryStreamExt, stream};
 use smalti_nbd::{ReadReply, Segment};
@@ -76,9 +76,18 @@ impl Inner {
 
     /// Fetches the records of consecutive blocks.
     pub(super) async fn fetch(&self, blocks: Range<u64>) -> Result<Fetched, GatewayError> {
+        self.fetch_from(self.rows.as_ref(), blocks).await
+    }
+
+    /// The same from other rows than those of clients.
+    pub(super) async fn fetch_from(
+        &self,
+        rows: &dyn Rows,
+        blocks: Range<u64>,
+    ) -> Result<Fetched, GatewayError> {
         let places: Vec<_> = blocks.clone().map(|block| self.place(block)).collect();
         let marks = self.fresh.marks(blocks.clone());
-        let records = self.rows.read(places.clone()).await?;
+        let records = rows.read(places.clone()).await?;
         if records.len() != places.len() {
             tracing::error!(asked = places.len(), got = records.len(), "records are missing");
             return Err(GatewayError::Internal);

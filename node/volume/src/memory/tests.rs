@@ -1,7 +1,14 @@
 use super::*;
-use crate::{KeysError, VolumeShape, read_data, reconstruct_volume, shard_volume};
+use crate::{KeysError, VolumeShape, read_data, reconstruct_volume, rotate_keys, shard_volume};
 use smalti_map::placement::PlacementError;
+use smalti_rowcommit::coordinator::Contents;
 use smalti_storage::geometry::GeometryError;
+use smalti_storage::ids::RowSlot;
+use smalti_storage::keys::{
+    KeyBinding, MasterKey, ShardId, ShardKey, WrappedKey, decrypt_shard_key, derive_place_key,
+    derive_shard_key, reconstruct_symmetric_key,
+};
+use smalti_storage::seal::{EpochKeys, SealIdentity, Sealer, VolumeKeys};
 
 const SIZE: u64 = 16 << 20;
 
@@ -96,8 +103,10 @@ async fn a_volume_is_cut_only_if_every_custodian_keeps_its_share() {
 async fn a_false_share_is_named_and_not_used() {
     let (cluster, metadata) = volume(3, 2, 1).await;
     let name = SecretName::Wrapping { volume: id(1), key_epoch: metadata.key_epoch };
-    let put = |node, part| cluster.lock().shares.insert((NodeId(node), name), part);
-    let share = |node| cluster.lock().shares[&(NodeId(node), name)].clone();
+    let custody = cluster.lock().map.custody_of(&name).cloned().expect("in the map");
+    let dealt = Dealt::of(&custody.commitments);
+    let put = |node, part| cluster.lock().shares.insert((NodeId(node), name, dealt), part);
+    let share = |node| cluster.lock().shares[&(NodeId(node), name, dealt)].clone();
     // Another custodian's share, and one of another secret.
     let mut rng = rand::rng();
     let other = get_key_parts(&Secret::random(&mut rng), 2, 3, &mut rng).expect("split");
@@ -122,7 +131,7 @@ async fn altered_metadata_does_not_open() {
     let (cluster, metadata) = volume(3, 2, 1).await;
     let other = unshard_volume(&cluster, id(2), &metadata).await.expect_err("another volume");
     assert!(matches!(other, VolumeError::OtherVolume { .. }), "{other}");
-    let damaged = async |change: &dyn Fn(&mut smalti_map::KeyEpoch)| {
+    let damaged = async |change: &dyn Fn(&mut KeyEpoch)| {
         let mut metadata = metadata.clone();
         metadata.key_epochs.values_mut().for_each(change);
         let error = unshard_volume(&cluster, id(1), &metadata).await.expect_err("altered");
@@ -135,6 +144,142 @@ async fn altered_metadata_does_not_open() {
     damaged(&|epoch| epoch.place_key.clear()).await;
     damaged(&|epoch| epoch.custody.commitments[10] ^= 1).await;
     damaged(&|epoch| epoch.custody.threshold = 3).await;
+}
+
+/// Generations of all blocks that have contents, each once.
+fn generations(cluster: &MemoryCluster) -> BTreeSet<Contents> {
+    let blocks = cluster.list_blocks(id(1)).expect("listed");
+    blocks.into_iter().map(|block| block.contents).collect()
+}
+
+#[tokio::test]
+async fn keys_are_rotated_and_records_sealed_anew() {
+    for (nodes, data, parity) in [(3, 2, 1), (5, 3, 2)] {
+        let (cluster, first) = volume(nodes, data, parity).await;
+        let mut expected = vec![0; SIZE as usize];
+        let device = cluster.device(id(1)).await.expect("attached");
+        for (at, length) in [(100_001, 300_000), (9 << 20, 5000), (SIZE - 3, 3)] {
+            let bytes = pattern(at, length);
+            expected[at as usize..][..length].copy_from_slice(&bytes);
+            device.write(at, bytes.into()).await.expect("written");
+        }
+        // A trimmed block has no contents to be sealed.
+        device.zero(9 << 20, 4096).await.expect("trimmed");
+        expected[9 << 20..][..4096].fill(0);
+        drop(device);
+        let key_epoch = rotate_keys(&cluster, id(1), &first).await.expect("rotated");
+        let second = cluster.begin_key_epoch(id(1), key_epoch).expect("begun");
+        let since = second.key_epochs[&second.key_epoch].since;
+        assert!(generations(&cluster).iter().all(|of| *of < Contents::Since(since)));
+
+        let gateway = unshard_volume(&cluster, id(1), &second).await.expect("opened");
+        let (no, generation) = {
+            let state = cluster.lock();
+            let volume = state.volume(id(1)).expect("there");
+            (volume.no, volume.writer_gen)
+        };
+        let rows: Arc<dyn Rows> = Arc::new(MemoryRows { cluster: cluster.clone(), no, generation });
+        // One node is gone meanwhile: its records are rebuilt, sealed anew and written to the others.
+        cluster.stop_node(NodeId(2));
+        let listed = cluster.list_blocks(id(1)).expect("listed");
+        let places: Vec<_> = listed.iter().map(|block| (block.row, block.slot)).collect();
+        let count = gateway.reseal(&places, &rows).await.expect("sealed anew");
+        assert_eq!(count, 74 + 1 + 1, "those that have contents");
+        assert_eq!(gateway.reseal(&places, &rows).await.expect("looked at"), 0);
+        cluster.start_node(NodeId(2));
+        cluster.heal(id(1)).expect("healed");
+        assert_eq!(generations(&cluster), [Contents::Since(generation)].into());
+
+        // Without the older keys all of it can be read.
+        gateway.forget_keys_before(second.key_epoch);
+        for at in (0..SIZE).step_by(1 << 20) {
+            let reply = gateway.read(at, 1 << 20).await.expect("read");
+            let bytes: Vec<u8> = reply
+                .segments()
+                .flat_map(|segment| match segment {
+                    smalti_nbd::Segment::Data(bytes) => bytes.to_vec(),
+                    smalti_nbd::Segment::Zero(length) => vec![0; *length as usize],
+                })
+                .collect();
+            assert!(bytes == expected[at as usize..][..1 << 20], "at {at}");
+        }
+    }
+}
+
+/// The secret of that name, of the shares that all custodians have now.
+fn secret_of(cluster: &MemoryCluster, name: &SecretName) -> Secret {
+    let state = cluster.lock();
+    let custody = state.map.custody_of(name).expect("in the map");
+    let dealt = Dealt::of(&custody.commitments);
+    let share = |node: &ShareHolder| state.shares[&(node.node, *name, dealt)].clone();
+    let shares: Vec<KeyPart> = custody.holders.iter().map(share).collect();
+    let commitments = Commitments::from_bytes(&custody.commitments).expect("well formed");
+    reconstruct_symmetric_key(&shares, &commitments).expect("all are there")
+}
+
+/// An old copy of a record, with everything that all custodians have once its key epoch has ended, and the
+/// metadata of then, which says when its keys were derived and has them wrapped.
+#[tokio::test]
+async fn keys_of_an_ended_key_epoch_can_not_be_had_again() {
+    let (cluster, first) = volume(3, 2, 1).await;
+    let volume = unshard_volume(&cluster, id(1), &first).await.expect("opened");
+    volume.write(0, pattern(0, 4096).into()).await.expect("written");
+    drop(volume);
+    let old = &first.key_epochs[&first.key_epoch];
+    let name = |key_epoch| SecretName::Wrapping { volume: id(1), key_epoch };
+    let destroyed = secret_of(&cluster, &name(old.no));
+    let (block, stolen) = {
+        let blocks = cluster.list_blocks(id(1)).expect("listed");
+        let at = RowSlot { volume: VolumeNo(1), row: blocks[0].row, slot: blocks[0].slot };
+        let state = cluster.lock();
+        let mut records = state.parties.values().filter_map(|party| {
+            let head = party.disk.head(at).expect("memory does not fail")?;
+            party.disk.record(at, head.ver).expect("memory does not fail")
+        });
+        (at, records.next().expect("somewhere"))
+    };
+
+    let key_epoch = rotate_keys(&cluster, id(1), &first).await.expect("rotated");
+    let second = cluster.begin_key_epoch(id(1), key_epoch).expect("begun");
+    let master = secret_of(&cluster, &SecretName::Master);
+    let kept = secret_of(&cluster, &name(second.key_epoch));
+    let shard = ShardId { volume: id(1), group: block.row.group, slot: block.slot };
+    let opens = |key: ShardKey| {
+        let columns = (0..first.geometry.columns()).map(|_| ShardKey::new(*key.expose()));
+        let keys = EpochKeys::new(&first.geometry, columns.collect()).expect("all columns");
+        let place = derive_place_key(&master.master_key(), id(1));
+        let keys = VolumeKeys::new(place, old.no, [(old.no, keys)]).expect("whole");
+        let identity = SealIdentity { cluster: cluster.id(), volume: id(1) };
+        let sealer = Sealer::new(identity, Arc::new(keys), [7; 16]);
+        sealer.open(0, block.row, block.slot, &stolen).is_ok()
+    };
+    let derive =
+        |master: &MasterKey, epoch: &KeyEpoch| derive_shard_key(master, &shard, epoch.timestamp);
+    let new = &second.key_epochs[&second.key_epoch];
+    for master in [master.master_key(), master.epoch_master_key(&kept), kept.master_key()] {
+        assert!(!opens(derive(&master, old)) && !opens(derive(&master, new)));
+    }
+    let column = usize::from(shard.group.0) * usize::from(first.geometry.data) + shard.slot.index();
+    let wrapped: WrappedKey = postcard::from_bytes(&old.shard_keys[column]).expect("wrapped");
+    let binding = KeyBinding { shard, key_epoch: old.no };
+    for wrong in [kept.wrapping_key(), master.wrapping_key()] {
+        decrypt_shard_key(&wrong, &wrapped, &binding).expect_err("wrapped under another key");
+    }
+    // What was destroyed is what was missing.
+    assert!(opens(derive(&master.epoch_master_key(&destroyed), old)));
+    let key = decrypt_shard_key(&destroyed.wrapping_key(), &wrapped, &binding).expect("unwrapped");
+    assert!(opens(key));
+}
+
+#[tokio::test]
+async fn of_two_dealings_for_a_key_epoch_the_one_in_the_map_opens() {
+    let (cluster, first) = volume(3, 2, 1).await;
+    let taken = rotate_keys(&cluster, id(1), &first).await.expect("rotated");
+    let late = rotate_keys(&cluster, id(1), &first).await.expect("rotated once more");
+    assert_eq!(taken.no, late.no);
+    let second = cluster.begin_key_epoch(id(1), taken).expect("begun");
+    cluster.begin_key_epoch(id(1), late).expect_err("it is there");
+    unshard_volume(&cluster, id(1), &second).await.expect("opened");
 }
 
 #[tokio::test]

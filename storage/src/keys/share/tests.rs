@@ -114,6 +114,10 @@ fn each_purpose_and_secret_has_its_own_key() {
     let (b, _) = deal(10, 2, 3);
     assert_ne!(a.master_key().expose(), a.wrapping_key().expose());
     assert_ne!(a.master_key().expose(), b.master_key().expose());
+    // Both secrets count, and which is which.
+    let epochs = [(&a, &b), (&b, &a), (&a, &a)].map(|(m, w)| *m.epoch_master_key(w).expose());
+    assert!(epochs[0] != epochs[1] && epochs[0] != epochs[2] && epochs[1] != epochs[2]);
+    assert!(!epochs.contains(a.master_key().expose()));
     assert_ne!(a.wrapping_key().expose(), b.wrapping_key().expose());
 }
 

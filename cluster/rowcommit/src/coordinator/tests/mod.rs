@@ -1,6 +1,7 @@
 //! The coordinator alone, fed with events and compared action by action; and against real store
 //! cores where the answers matter more than the questions.
 
+mod blocks;
 mod confirm;
 mod generations;
 mod healing;

@@ -1,0 +1,93 @@
+//! Lists of blocks and of how old their contents are, asked for beside everything else. What they say is
+//! held against what lies in the stores in the end: contents only ever become newer.
+
+use super::client::Block;
+use super::event::At;
+use super::failure::Failure;
+use super::world::World;
+use smalti_rowcommit::Event;
+use smalti_rowcommit::coordinator::{BACKGROUND, BlockList, Contents, OpError};
+use smalti_storage::ids::{Epoch, GroupNo, RowAddr, RowSlot, Slot};
+use smalti_storage::store::ShardStore;
+use std::collections::BTreeMap;
+
+/// What a block can not have any more.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Floor {
+    /// Contents of gateways of generations before this one.
+    generation: u32,
+    /// Contents that were written before this epoch: there were none.
+    epoch: Epoch,
+}
+
+/// Lists that were asked for, and what those that came say.
+#[derive(Debug, Default)]
+pub(crate) struct Lists {
+    asked: BTreeMap<u64, GroupNo>,
+    floors: BTreeMap<Block, Floor>,
+    /// How many came.
+    pub(crate) came: u64,
+}
+
+impl World {
+    /// Asks the coordinator for the list of a group.
+    pub(crate) fn begin_list(&mut self, group: GroupNo) {
+        if !self.swarm.lists {
+            return;
+        }
+        let Some(at) = self.serving() else { return };
+        let node = &self.nodes[at];
+        if node.up && !node.paused && self.believes(at, self.volume) {
+            let process = self.nodes[at].process_mut();
+            process.next_op += 1;
+            let op = BACKGROUND | process.next_op;
+            self.lists.asked.insert(op, group);
+            self.coordinate(at, Event::List { op, group, after: None });
+        }
+    }
+
+    pub(crate) fn listed(&mut self, at: At, op: u64, result: Result<BlockList, OpError>) {
+        self.trace(|| format!("n{at} lists {op:x}: {result:?}"));
+        let (Some(group), Ok(list)) = (self.lists.asked.remove(&op), result) else { return };
+        let epoch = self.nodes[at].process.as_ref().map(|process| process.coordinator.epoch());
+        let Some(epoch) = epoch else { return };
+        self.lists.came += 1;
+        let told = |row: &RowAddr| row.group == group && list.next.is_none_or(|next| *row <= next);
+        let found =
+            |(row, slot): &Block| list.blocks.iter().find(|b| (b.row, b.slot) == (*row, *slot));
+        for block in self.all_blocks().into_iter().filter(|(row, _)| told(row)) {
+            let floor = self.lists.floors.entry(block).or_default();
+            match found(&block).map(|listed| listed.contents) {
+                None | Some(Contents::Absent) => floor.epoch = floor.epoch.max(epoch),
+                Some(Contents::Since(generation)) => {
+                    floor.generation = floor.generation.max(generation);
+                }
+                Some(Contents::Unknown) => {}
+            }
+        }
+    }
+
+    /// I15: no block has older contents than some list has said.
+    pub(crate) fn check_lists(&self) -> Result<(), Failure> {
+        for ((row, slot), floor) in &self.lists.floors {
+            let Some(meta) = self.contents_of(*row, *slot) else { continue };
+            if meta.0 < floor.generation || meta.1 < floor.epoch {
+                let why = format!(
+                    "I15: {row}/{slot} has contents of generation {} and epoch {}, and lists said {floor:?}",
+                    meta.0, meta.1
+                );
+                return Err(Failure::at(*row, why));
+            }
+        }
+        Ok(())
+    }
+
+    /// The generation and the epoch of what a block has, unless it can not be told.
+    fn contents_of(&self, row: RowAddr, slot: Slot) -> Option<(u32, Epoch)> {
+        let volume = self.volume()?;
+        let store = volume.group(row.group)?.slots.get(slot.index()).copied()?;
+        let at = RowSlot { volume: volume.no, row, slot };
+        let head = self.nodes[self.node_of(store)].disk.head(at).ok()??;
+        head.present.then_some((head.wid.generation, head.ver.epoch))
+    }
+}
