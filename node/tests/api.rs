@@ -279,6 +279,7 @@ async fn the_document_describes_every_route() {
         "post /v1/nodes/{name}/replace",
         "post /v1/tokens",
         "post /v1/volumes",
+        "post /v1/volumes/{name}/keys",
         "post /v1/volumes/{name}/scrub",
     ];
     assert_eq!(operations, expected);

@@ -25,6 +25,7 @@ use utoipa::OpenApi;
         tokens::create_token,
         places::pause_moves,
         places::scrub_volume,
+        places::rotate_keys,
         places::what_if,
         routes::keys,
         routes::metrics_text,

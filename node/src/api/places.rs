@@ -3,7 +3,8 @@
 use super::error::{ApiError, ErrorBody};
 use super::routes::{ApiState, volume_name};
 use crate::control::{
-    ChangeNode, MovesStatus, NodeFacts, PauseMoves, ReplaceNode, ScrubStatus, WhatIfReport,
+    ChangeNode, MovesStatus, NodeFacts, PauseMoves, ReplaceNode, ScrubStatus, VolumeKeys,
+    WhatIfReport,
 };
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
@@ -86,6 +87,22 @@ pub(super) async fn scrub_volume(
     let name = volume_name(name)?;
     let control = state.clone();
     Ok(Json(state.change(async move { control.control.scrub_volume(name).await }).await?))
+}
+
+/// Has a volume get new keys: a new key epoch begins, and older records are sealed anew under it.
+#[utoipa::path(post, path = "/v1/volumes/{name}/keys",
+    params(("name" = String, Path, description = "Name of the volume")),
+    responses(
+        (status = 200, body = VolumeKeys, description = "Agreed; `wanted` until the key epoch begins"),
+        (status = "default", body = ErrorBody),
+    ))]
+pub(super) async fn rotate_keys(
+    State(state): State<ApiState>,
+    name: Result<Path<String>, PathRejection>,
+) -> Result<Json<VolumeKeys>, ApiError> {
+    let name = volume_name(name)?;
+    let control = state.clone();
+    Ok(Json(state.change(async move { control.control.rotate_keys(name).await }).await?))
 }
 
 /// Lets no slot begin to move, or lets them again.

@@ -107,6 +107,11 @@ impl Cluster for MemberCluster {
     }
 }
 
+/// Rows for work of a gateway of one generation that gives way to clients; `coder` is in the background.
+pub(crate) fn background_rows(coder: CoderHandle, generation: u32) -> Arc<dyn Rows> {
+    Arc::new(CoderRows { coder, generation })
+}
+
 /// The coder as the gateway of one generation sees it.
 struct CoderRows {
     coder: CoderHandle,

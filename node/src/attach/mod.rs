@@ -15,7 +15,8 @@ mod exports;
 mod local;
 mod routed;
 
-pub(crate) use cluster::MemberCluster;
+pub(crate) use cluster::{MemberCluster, background_rows};
+pub(crate) use local::{Local, Place};
 
 pub use blocks::BlockSessions;
 pub use exports::VolumeExports;

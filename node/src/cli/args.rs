@@ -74,7 +74,7 @@ pub enum Command {
         #[command(subcommand)]
         command: WhatIfCommand,
     },
-    /// Look at keys and their custody
+    /// Look at keys and their custody, and give volumes new ones
     Key {
         /// What to do.
         #[command(subcommand)]
@@ -349,6 +349,28 @@ pub struct WhatIfStopArgs {
 pub enum KeyCommand {
     /// Show custodians and key epochs
     Status(ShowArgs),
+    /// Give volumes new keys: new records are sealed under them at once, older ones in the background
+    Rotate(KeyRotateArgs),
+}
+
+/// `smalti key rotate`.
+#[derive(Debug, Args)]
+#[group(id = "which", required = true, args = ["name", "all"])]
+pub struct KeyRotateArgs {
+    /// Name of the volume
+    pub name: Option<String>,
+    /// All volumes
+    #[arg(long)]
+    pub all: bool,
+    /// Wait until no record is under older keys, and those are destroyed
+    #[arg(long)]
+    pub wait: bool,
+    /// Only say that new keys are wanted
+    #[arg(long, conflicts_with = "wait")]
+    pub no_wait: bool,
+    /// Whom to ask, and how to show it.
+    #[command(flatten)]
+    pub show: ShowArgs,
 }
 
 impl TargetArgs {
@@ -456,6 +478,9 @@ mod tests {
             "join - --dir d --listen [::1]:9 --name x --api 127.0.0.1:1 --nbd 127.0.0.1:2",
             "moves pause --dir d",
             "scrub --dir d",
+            "key rotate v --dir d --wait",
+            "key rotate --all --dir d --json",
+            "key rotate v --dir d --no-wait",
             "scrub v --dir d --json --no-wait",
             "moves resume --dir d --json",
             "what-if stop n1 n2 --dir d",

@@ -4,6 +4,7 @@ mod args;
 mod export;
 mod init;
 mod join;
+mod key;
 mod node;
 mod output;
 mod replace;
@@ -19,10 +20,9 @@ pub use output::{error_line, print};
 pub use table::Table;
 pub use target::Target;
 
-use crate::control::{KeyReport, StatusReport, WhyReport};
+use crate::control::{StatusReport, WhyReport};
 use crate::{local, serve};
 use anyhow::Context;
-use args::KeyCommand;
 
 /// Does what the command line asks. Done is `Ok`.
 ///
@@ -51,10 +51,6 @@ pub async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Join(args) => join::join(args).await,
         Command::Moves { command } => node::moves(command).await,
         Command::WhatIf { command } => node::what_if(command).await,
-        Command::Key { command: KeyCommand::Status(args) } => {
-            let report: KeyReport =
-                args.target.resolve()?.read("/v1/keys").await.context("get key status")?;
-            output::facts(args.json, &report, show::keys)
-        }
+        Command::Key { command } => key::run(command).await,
     }
 }

@@ -3,7 +3,7 @@
 use super::table::Table;
 use crate::control::{
     DiskState, Health, KeyReport, MovesStatus, NodeFacts, ScrubStatus, SlotState, StatusReport,
-    StoreStatus, VolumeDetail, VolumeFacts, VolumeStatus, WhatIfReport, WhyReport,
+    StoreStatus, VolumeDetail, VolumeFacts, VolumeKeys, VolumeStatus, WhatIfReport, WhyReport,
 };
 use crate::size::human;
 
@@ -292,27 +292,67 @@ pub(super) fn what_if(report: &WhatIfReport) -> String {
     text
 }
 
+/// What there is to say of the keys of a volume that a table does not show.
+fn key_notes(volume: &VolumeKeys) -> Option<String> {
+    let name = &volume.volume;
+    let mut notes = Vec::new();
+    if volume.wanted {
+        notes.push("new keys are wanted and not there yet".to_owned());
+    }
+    if let Some(status) = &volume.resealing {
+        let mut tell = |blocks: u64, what: &str| {
+            if blocks > 0 {
+                notes.push(format!("{blocks} {what}"));
+            }
+        };
+        tell(status.sealed, "blocks are sealed anew by the present look");
+        tell(status.unknown, "blocks are of slots that are out of sync: nobody can tell");
+        tell(status.held, "older contents are held by snapshots, and keep their keys");
+        tell(status.failed, "blocks can not be read, and keep their keys");
+        notes.extend(status.why.as_ref().map(|why| format!("it waits: {why}")));
+    }
+    (!notes.is_empty()).then(|| format!("{name}: {}\n", notes.join("; ")))
+}
+
+/// One line about new keys.
+pub(super) fn rotated(keys: &VolumeKeys) -> String {
+    let older = keys.epochs.iter().filter(|epoch| epoch.no < keys.current).count();
+    if keys.wanted {
+        return format!("{}: new keys are wanted, and made as soon as that can be", keys.volume);
+    }
+    let rest = match older {
+        0 => "it is the only one".to_owned(),
+        _ => "older records are sealed anew in the background".to_owned(),
+    };
+    format!("{}: new records are under key epoch {}; {rest}", keys.volume, keys.current.0)
+}
+
 pub(super) fn keys(report: &KeyReport) -> String {
     let mut holders = Table::new(["CUSTODIAN", "SHARE>", "STATE"]);
     for holder in &report.holders {
         let state = if holder.reachable { "reachable" } else { "not reachable" };
         holders.row([holder.node.clone(), holder.share.to_string(), state.into()]);
     }
-    let mut epochs = Table::new(["VOLUME", "KEY EPOCH>", "USE", "BEGAN (UNIX)>", "SHARES NEEDED>"]);
+    let mut epochs =
+        Table::new(["VOLUME", "KEY EPOCH>", "USE", "BLOCKS>", "BEGAN (UNIX)>", "SHARES NEEDED>"]);
     for volume in &report.volumes {
         for epoch in &volume.epochs {
+            let only = volume.epochs.len() == 1;
+            let counted = epoch.blocks.map(|blocks| blocks.to_string());
             epochs.row([
                 volume.volume.clone(),
                 epoch.no.0.to_string(),
                 if epoch.no == volume.current { "new records" } else { "old records" }.into(),
+                counted.unwrap_or_else(|| if only { "all" } else { "not counted" }.into()),
                 epoch.timestamp.to_string(),
                 format!("{} of {}", epoch.needed, epoch.total),
             ]);
         }
     }
     let custody = report.custody;
+    let notes: String = report.volumes.iter().filter_map(key_notes).collect();
     format!(
-        "custody   {} of {} custodians answer, {} needed\n\n{}\n{}",
+        "custody   {} of {} custodians answer, {} needed\n\n{}\n{}{notes}",
         custody.reachable,
         custody.total,
         custody.needed,

@@ -410,8 +410,28 @@ pub struct VolumeKeys {
     /// The one new records are sealed under.
     #[schema(value_type = u32)]
     pub current: KeyEpochNo,
+    /// Whether new keys are wanted, and not there yet.
+    pub wanted: bool,
     /// All that may still be in use, oldest first.
     pub epochs: Vec<KeyEpochFacts>,
+    /// How far older records are sealed anew; null when there are none, or nobody serves the volume.
+    pub resealing: Option<ResealStatus>,
+}
+
+/// How far records of older key epochs are sealed anew. A look at all blocks lists them and seals the older
+/// ones anew; key epochs end after a look that finds none.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ResealStatus {
+    /// Blocks that the present look has sealed anew.
+    pub sealed: u64,
+    /// Blocks of which nobody could tell under which keys they are: their slots are out of sync.
+    pub unknown: u64,
+    /// Older contents that snapshots hold. They are not sealed anew.
+    pub held: u64,
+    /// Blocks that could not be read.
+    pub failed: u64,
+    /// What it waits for, if it does not go on.
+    pub why: Option<String>,
 }
 
 /// A key epoch.
@@ -426,6 +446,8 @@ pub struct KeyEpochFacts {
     pub needed: u8,
     /// Shares of its wrapping secret there are.
     pub total: u8,
+    /// Blocks that were under it when the present look listed them; null while nobody counts.
+    pub blocks: Option<u64>,
 }
 
 impl fmt::Display for Health {

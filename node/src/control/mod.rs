@@ -10,9 +10,9 @@ mod tokens;
 pub use error::{ControlError, ErrorKind};
 pub use facts::{
     CreateVolume, CustodyStatus, GroupFacts, Health, HolderFacts, KeyEpochFacts, KeyReport,
-    NodeFacts, NodeState, NodeStatus, RaftStatus, Reason, ScrubStatus, SlotFacts, SlotState,
-    StatusReport, StoreFacts, StoreStatus, VolumeDetail, VolumeFacts, VolumeKeys, VolumeStatus,
-    WhyReport,
+    NodeFacts, NodeState, NodeStatus, RaftStatus, Reason, ResealStatus, ScrubStatus, SlotFacts,
+    SlotState, StatusReport, StoreFacts, StoreStatus, VolumeDetail, VolumeFacts, VolumeKeys,
+    VolumeStatus, WhyReport,
 };
 pub use places::{
     ChangeNode, DiskFacts, DiskState, MovesStatus, PauseMoves, ReplaceNode, WhatIfReport,
@@ -89,6 +89,9 @@ pub trait Control: Send + Sync + 'static {
     ///
     /// `NotFound` when there is no such node, `Invalid` when something depends on it yet.
     fn remove_node(&self, name: String) -> Answer<'_, ()>;
+
+    /// Has a volume get new keys. Returns when that is agreed, not when it is done.
+    fn rotate_keys(&self, name: String) -> Answer<'_, VolumeKeys>;
 
     /// Has every group of a volume scrubbed. Returns when that is agreed, not when it is done.
     fn scrub_volume(&self, name: String) -> Answer<'_, ScrubStatus>;

@@ -3,7 +3,7 @@
 use super::{
     Answer, ChangeNode, Control, ControlError, CreateToken, CreateVolume, ErrorKind, Export,
     KeyReport, MovesStatus, NewToken, NodeFacts, PauseMoves, ReplaceNode, ScrubStatus,
-    StatusReport, VolumeDetail, VolumeFacts, WhatIfReport, WhyReport,
+    StatusReport, VolumeDetail, VolumeFacts, VolumeKeys, WhatIfReport, WhyReport,
 };
 use bytes::Bytes;
 use futures::future::{FutureExt, ready};
@@ -82,6 +82,10 @@ impl Control for ControlSlot {
 
     fn remove_node(&self, name: String) -> Answer<'_, ()> {
         self.ask(|control| control.remove_node(name))
+    }
+
+    fn rotate_keys(&self, name: String) -> Answer<'_, VolumeKeys> {
+        self.ask(|control| control.rotate_keys(name))
     }
 
     fn scrub_volume(&self, name: String) -> Answer<'_, ScrubStatus> {

@@ -7,7 +7,7 @@ use crate::attach::{Attachments, MemberCluster};
 use crate::control::{
     Answer, ChangeNode, Control, ControlError, CreateToken, CreateVolume, ErrorKind, Export,
     KeyReport, MovesStatus, NewToken, NodeFacts, Output, PauseMoves, ReplaceNode, ScrubStatus,
-    StatusReport, VolumeDetail, VolumeFacts, WhatIfReport, WhyReport,
+    StatusReport, VolumeDetail, VolumeFacts, VolumeKeys, WhatIfReport, WhyReport,
 };
 use crate::volume_spec::{self, Geometry as Spec};
 use bytes::Bytes;
@@ -302,6 +302,10 @@ impl Control for MemberControl {
 
     fn remove_node(&self, name: String) -> Answer<'_, ()> {
         Box::pin(self.take_node_out(name))
+    }
+
+    fn rotate_keys(&self, name: String) -> Answer<'_, VolumeKeys> {
+        Box::pin(self.ask_rotation(name))
     }
 
     fn scrub_volume(&self, name: String) -> Answer<'_, ScrubStatus> {

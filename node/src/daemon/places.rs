@@ -1,10 +1,10 @@
 //! What the operator wants of nodes, and what would be without them.
 
 use super::control::{MemberControl, rejected, unavailable, undecided};
-use super::report::{DOWN_AFTER, Report, scrub_status};
+use super::report::{DOWN_AFTER, Report, scrub_status, volume_keys};
 use crate::control::{
     ChangeNode, ControlError, ErrorKind, MovesStatus, NodeFacts, PauseMoves, ScrubStatus,
-    WhatIfReport, WhatIfVolume,
+    VolumeKeys, WhatIfReport, WhatIfVolume,
 };
 use smalti_map::view::MapView;
 use smalti_map::{Applied, Command, NodeSetting, Volume};
@@ -72,6 +72,17 @@ impl MemberControl {
         let map = self.current_map().await?;
         let volume = map.volumes.get(&volume).ok_or_else(|| ControlError::no_volume(&name))?;
         Ok(scrub_status(volume))
+    }
+
+    /// A second wish for the same keys is the same wish.
+    pub(super) async fn ask_rotation(&self, name: String) -> Result<VolumeKeys, ControlError> {
+        let map = self.current_map().await?;
+        let found = map.volume_named(&name).ok_or_else(|| ControlError::no_volume(&name))?;
+        let (volume, key_epoch) = (found.no, found.key_epoch);
+        self.propose(Command::AskRotation { volume, key_epoch }).await?;
+        let map = self.current_map().await?;
+        let volume = map.volumes.get(&volume).ok_or_else(|| ControlError::no_volume(&name))?;
+        Ok(volume_keys(volume, None))
     }
 
     pub(super) async fn set_paused(&self, wish: PauseMoves) -> Result<MovesStatus, ControlError> {

@@ -4,12 +4,12 @@ use super::renewal::Standing;
 use crate::control::{
     ControlError, CustodyStatus, DiskFacts, DiskState, ErrorKind, GroupFacts, Health, HolderFacts,
     KeyEpochFacts, KeyReport, MovesStatus, NodeFacts, NodeState, NodeStatus, RaftStatus, Reason,
-    ScrubStatus, SlotFacts, SlotState, StatusReport, StoreFacts, StoreStatus, VolumeDetail,
-    VolumeFacts, VolumeKeys, VolumeStatus, WhyReport,
+    ResealStatus, ScrubStatus, SlotFacts, SlotState, StatusReport, StoreFacts, StoreStatus,
+    VolumeDetail, VolumeFacts, VolumeKeys, VolumeStatus, WhyReport,
 };
 use futures::future::join_all;
 use smalti_cluster::Member;
-use smalti_cluster::member::VolumeProgress;
+use smalti_cluster::member::{KeyProgress, VolumeProgress};
 use smalti_cluster::shard_store::{Fullness, SlowDisk, StoreSpace};
 use smalti_map::plan::Plan;
 use smalti_map::reach::HalfHeard;
@@ -263,7 +263,7 @@ impl Report {
     }
 
     fn progress_of(&self, volume: &Volume) -> VolumeProgress {
-        self.progress.get(&volume.no).copied().unwrap_or_default()
+        self.progress.get(&volume.no).cloned().unwrap_or_default()
     }
 
     fn seconds_left(&self, volume: &Volume) -> Option<u64> {
@@ -456,19 +456,9 @@ impl Report {
             .map
             .volumes
             .values()
-            .map(|volume| VolumeKeys {
-                volume: volume.name.clone(),
-                current: volume.key_epoch,
-                epochs: volume
-                    .key_epochs
-                    .values()
-                    .map(|epoch| KeyEpochFacts {
-                        no: epoch.no,
-                        timestamp: epoch.timestamp,
-                        needed: epoch.custody.threshold,
-                        total: u8::try_from(epoch.custody.holders.len()).unwrap_or(u8::MAX),
-                    })
-                    .collect(),
+            .map(|volume| {
+                let progress = self.progress.get(&volume.no);
+                volume_keys(volume, progress.map(|progress| &progress.keys))
             })
             .collect();
         volumes.sort_by(|a, b| a.volume.cmp(&b.volume));
@@ -478,6 +468,40 @@ impl Report {
 
 fn health_by(reasons: &[Reason]) -> Health {
     reasons.iter().map(|reason| reason.health).max().unwrap_or(Health::Ok)
+}
+
+pub(super) fn volume_keys(volume: &Volume, progress: Option<&KeyProgress>) -> VolumeKeys {
+    let older = volume.key_epochs.len() > 1;
+    let progress = progress.filter(|_| volume.rotate || older);
+    let blocks = |no| {
+        // Nobody counts where there is nothing to seal anew.
+        let counted =
+            progress.filter(|_| older)?.counted.iter().find(|(counted, _)| *counted == no);
+        Some(counted.map_or(0, |(_, blocks)| *blocks))
+    };
+    VolumeKeys {
+        volume: volume.name.clone(),
+        current: volume.key_epoch,
+        wanted: volume.rotate,
+        epochs: volume
+            .key_epochs
+            .values()
+            .map(|epoch| KeyEpochFacts {
+                no: epoch.no,
+                timestamp: epoch.timestamp,
+                needed: epoch.custody.threshold,
+                total: u8::try_from(epoch.custody.holders.len()).unwrap_or(u8::MAX),
+                blocks: blocks(epoch.no),
+            })
+            .collect(),
+        resealing: progress.map(|progress| ResealStatus {
+            sealed: progress.sealed,
+            unknown: progress.unknown,
+            held: progress.held,
+            failed: progress.failed,
+            why: progress.why.clone(),
+        }),
+    }
 }
 
 pub(super) fn scrub_status(volume: &Volume) -> ScrubStatus {

@@ -8,6 +8,7 @@ use crate::attach::{Attachments, BlockSessions, LocalGateways, VolumeExports};
 use crate::config::NodeConfig;
 use crate::custody::CustodianKey;
 use crate::init::Founding;
+use crate::rotation;
 use crate::serve::{NodeRuntime, Started};
 use anyhow::{Context, anyhow};
 use smalti_cluster::fabric::service;
@@ -51,6 +52,8 @@ pub async fn start(node: NodeRuntime) -> anyhow::Result<Started> {
     let local = LocalGateways::new(member.clone());
     let sessions = BlockSessions::new(local.clone(), node.stop.clone(), node.tasks.clone());
     member.fabric().endpoint().accept_sessions(service::BLOCKS, Arc::new(sessions));
+    let keys = rotation::keep(member.clone(), local.clone(), node.tasks.clone(), node.stop.clone());
+    node.tasks.spawn(keys);
     let attachments = Attachments::new(member.clone(), local);
     let exports = Arc::new(VolumeExports::new(member.clone(), attachments.clone()));
     let server = Server::new(exports, Limits::default())?;

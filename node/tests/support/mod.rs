@@ -299,20 +299,31 @@ impl Control for FakeControl {
         ready(Ok(self.names().map(node).collect())).boxed()
     }
 
+    fn rotate_keys(&self, name: String) -> Answer<'_, VolumeKeys> {
+        let found = self.load().into_iter().find(|volume| volume.name == name);
+        let wanted = |volume| VolumeKeys { wanted: true, ..keys_of(volume) };
+        ready(found.map(wanted).ok_or_else(|| ControlError::no_volume(&name))).boxed()
+    }
+
     fn keys(&self) -> Answer<'_, KeyReport> {
-        let epoch =
-            KeyEpochFacts { no: KeyEpochNo(1), timestamp: 1_700_000_000, needed: 2, total: 3 };
-        let volume = |volume: VolumeFacts| VolumeKeys {
-            volume: volume.name,
-            current: volume.key_epoch,
-            epochs: vec![epoch.clone()],
-        };
         let holder = |share: u8| HolderFacts { node: format!("n{share}"), share, reachable: true };
         let report = KeyReport {
             custody: self.custody(),
             holders: (1..=3).map(holder).collect(),
-            volumes: self.load().into_iter().map(volume).collect(),
+            volumes: self.load().into_iter().map(keys_of).collect(),
         };
         ready(Ok(report)).boxed()
+    }
+}
+
+fn keys_of(volume: VolumeFacts) -> VolumeKeys {
+    let no = KeyEpochNo(1);
+    let epoch = KeyEpochFacts { no, timestamp: 1_700_000_000, needed: 2, total: 3, blocks: None };
+    VolumeKeys {
+        volume: volume.name,
+        current: volume.key_epoch,
+        wanted: false,
+        epochs: vec![epoch],
+        resealing: None,
     }
 }
