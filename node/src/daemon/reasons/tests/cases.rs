@@ -277,7 +277,7 @@ pub(super) const VOLUMES: &[Case] = &[
         Stalled,
         "volume v",
         &["1 of 2 groups are offline", "the others are served"],
-        &["start n2, n3: it goes on by itself then", "docs/operations.md"],
+        &["start n2, n3: it goes on by itself then", "docs/trouble.md"],
         false,
     ),
     (
@@ -346,7 +346,7 @@ pub(super) const VOLUMES: &[Case] = &[
         Degraded,
         "volume v",
         &["7 rows are lost or rotten", "give errors"],
-        &["bring back what is out", "docs/operations.md"],
+        &["bring back what is out", "docs/trouble.md"],
         true,
     ),
     (
@@ -455,7 +455,7 @@ pub(super) const MOVES: &[Case] = &[
         Degraded,
         "moves",
         &["2 slots are to move", "too little of their groups"],
-        &["stores that had the rest are needed", "docs/operations.md"],
+        &["stores that had the rest are needed", "docs/trouble.md"],
         true,
     ),
     (
