@@ -53,6 +53,7 @@ const UNSEEN: &[Mutant] = &[
     Mutant::PromiseOverLease,
     Mutant::ConfirmBefore,
     Mutant::TakeNewer,
+    Mutant::ListUndecided,
     Mutant::IndexOfDeleted,
     Mutant::WalkUndecided,
     Mutant::WalkUntouched,

@@ -67,13 +67,13 @@ impl World {
         }
     }
 
-    /// I15: no block has older contents than some list has said.
+    /// I16: no block has older contents than some list has said.
     pub(crate) fn check_lists(&self) -> Result<(), Failure> {
         for ((row, slot), floor) in &self.lists.floors {
             let Some(meta) = self.contents_of(*row, *slot) else { continue };
             if meta.0 < floor.generation || meta.1 < floor.epoch {
                 let why = format!(
-                    "I15: {row}/{slot} has contents of generation {} and epoch {}, and lists said {floor:?}",
+                    "I16: {row}/{slot} has contents of generation {} and epoch {}, and lists said {floor:?}",
                     meta.0, meta.1
                 );
                 return Err(Failure::at(*row, why));

@@ -114,6 +114,8 @@ fn no_more_key_epochs_begin_than_can_be_in_use() {
     }
     let command = add(&map, 9);
     invalid(&mut map, &command, "records have to be sealed anew first");
+    // Nor is one wanted that can not be made.
+    invalid(&mut map, &ask(8), "records have to be sealed anew first");
     let command = retire(&map, 2);
     accept(&mut map, &command);
     let command = add(&map, 9);

@@ -1,10 +1,11 @@
 //! Which blocks of a group have contents, and how old those are: for whoever seals them under newer keys.
 //!
-//! L1. A block that has contents is in the list, as far as the pages tell.
+//! L1. A block that has contents is in the list, whatever a store may have forgotten, as far as the pages tell:
+//!     data slots and a parity slot are asked, and what one of them does not have the other one says.
 //! L2. The generation in the list is at most that of the write whose contents the block has, whatever
-//!     becomes of updates that are under way.
-//! L3. Where a data slot is not in sync, or has damaged metadata, its blocks are in the list with what
-//!     parity says, or as unknown: nobody takes for new what nobody has seen.
+//!     becomes of updates that were under way when it was asked for.
+//! L3. What nobody can tell is in the list as unknown: nobody takes for new what nobody has seen. A group of
+//!     which stores have yet to be compared after a crash is not listed at all.
 
 use super::walk::{Page, rows_of};
 use super::{Action, Coordinator, OpError, Purpose};
@@ -14,6 +15,7 @@ use smalti_map::mutant::{Mutant, lives};
 use smalti_storage::ids::{GroupNo, RowAddr, Slot, SlotSet, Ver};
 use smalti_storage::store::VersionMeta;
 use std::collections::BTreeMap;
+use std::hash::{Hash, Hasher};
 
 /// A block that has contents, or had when a snapshot was made, or may have some.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -49,43 +51,77 @@ pub struct BlockList {
 }
 
 /// A list that was asked for.
-#[derive(Clone, Debug, Hash)]
+#[derive(Clone, Debug)]
 pub(super) struct Pages {
     group: GroupNo,
     after: Option<RowAddr>,
+    /// What is at or below it was decided before anybody was asked.
+    decided: Ver,
+    round: u64,
     due: SlotSet,
     pages: BTreeMap<Slot, Page>,
 }
 
+impl Pages {
+    /// Its part of [`Coordinator::digest`]; rounds are only compared with those of requests.
+    pub(super) fn digest(&self, hasher: &mut impl Hasher) {
+        (self.group, self.after, self.decided, self.due, &self.pages).hash(hasher);
+    }
+
+    pub(super) fn is_round(&self, round: u64) -> bool {
+        self.round == round
+    }
+}
+
+/// What a slot says of a block.
+struct Told {
+    /// The version of the block's record.
+    ver: Ver,
+    contents: Contents,
+    held: Vec<u32>,
+}
+
+impl Told {
+    fn nothing() -> Self {
+        Self { ver: Ver::NONE, contents: Contents::Absent, held: Vec::new() }
+    }
+
+    fn unknown() -> Self {
+        Self { contents: Contents::Unknown, ..Self::nothing() }
+    }
+}
+
 impl Coordinator {
     pub(super) fn start_list(&mut self, op: u64, group: GroupNo, after: Option<RowAddr>) {
-        if !self.is_served(group) {
+        if !self.is_served(group) || self.suspects.in_group(group) {
             return self.listed(op, Err(OpError::Unreadable));
         }
         let insync = self.insync(group);
         let mut due = self.data_slots().and(insync);
-        if due != self.data_slots()
-            && let Some(parity) = self.parity_slots().and(insync).iter().next()
-        {
+        if let Some(parity) = self.parity_slots().and(insync).iter().next() {
             due = due.with(parity);
         }
-        self.lists.insert(op, Pages { group, after, due, pages: BTreeMap::new() });
+        self.catchup.rounds += 1;
+        let (round, decided) = (self.catchup.rounds, self.watermark());
+        let pages = BTreeMap::new();
+        self.lists.insert(op, Pages { group, after, decided, round, due, pages });
         let limit = u32::try_from(SCAN_LIMIT).unwrap_or(u32::MAX);
         let after = after.map(|row| (row, Slot(u8::MAX)));
         for of in due.iter() {
-            self.ask(group, of, Ask::Scan { group, after, limit }, Purpose::List { op, of });
+            let purpose = Purpose::List { op, of, round };
+            self.ask(group, of, Ask::Scan { group, after, limit }, purpose);
         }
     }
 
     /// A page will not come: whoever was asked is not in sync any more. Those who are, are asked.
-    pub(super) fn list_lost(&mut self, op: u64) {
-        if let Some(Pages { group, after, .. }) = self.lists.remove(&op) {
-            self.start_list(op, group, after);
-        }
+    pub(super) fn list_lost(&mut self, op: u64, round: u64) {
+        let Some(list) = self.lists.get(&op).filter(|list| list.round == round) else { return };
+        let (group, after) = (list.group, list.after);
+        self.start_list(op, group, after);
     }
 
-    pub(super) fn on_listed(&mut self, op: u64, of: Slot, answer: Answer) {
-        let Some(list) = self.lists.get_mut(&op) else { return };
+    pub(super) fn on_listed(&mut self, op: u64, of: Slot, round: u64, answer: Answer) {
+        let Some(list) = self.lists.get_mut(&op).filter(|list| list.round == round) else { return };
         let Answer::Scanned { entries, done } = answer else {
             self.lists.remove(&op);
             return self.listed(op, Err(OpError::Unreadable));
@@ -95,8 +131,12 @@ impl Coordinator {
         if list.due.is_empty()
             && let Some(list) = self.lists.remove(&op)
         {
-            let blocks = self.read_pages(&list);
-            self.listed(op, Ok(blocks));
+            // One that came meanwhile was not compared yet.
+            let result = match self.suspects.in_group(list.group) {
+                true => Err(OpError::Unreadable),
+                false => Ok(self.read_pages(&list)),
+            };
+            self.listed(op, result);
         }
     }
 
@@ -112,16 +152,18 @@ impl Coordinator {
     }
 
     fn read_pages(&self, list: &Pages) -> BlockList {
-        let (rows, next) = rows_of(list.pages.values());
+        let (mut rows, next) = rows_of(list.pages.values());
+        let asked = |row: &RowAddr| {
+            let begun = list.after.is_none_or(|after| *row > after);
+            row.group == list.group && begun && next.is_none_or(|next| *row <= next)
+        };
+        // Those of which something is known to be wrong, though no page may name them.
+        let wrong = self.distrusted.iter().map(|(row, _)| row).chain(&self.lost_rows);
+        rows.extend(wrong.copied().filter(asked));
         let mut blocks = Vec::new();
         for row in rows {
-            let lost = self.lost_rows.contains(&row);
             for slot in self.data_slots().iter() {
-                let (contents, held) = match list.pages.get(&slot) {
-                    _ if lost => (Contents::Unknown, Vec::new()),
-                    Some(page) => self.own_contents(page.rows.get(&row)),
-                    None => (told_by_parity(list, row, slot), Vec::new()),
-                };
+                let Told { contents, held, .. } = self.told(list, row, slot);
                 if contents != Contents::Absent || !held.is_empty() {
                     blocks.push(ListedBlock { row, slot, contents, held });
                 }
@@ -130,43 +172,72 @@ impl Coordinator {
         BlockList { blocks, next }
     }
 
-    /// What a data slot says of its own block, and of what snapshots hold of it.
-    fn own_contents(&self, versions: Option<&Option<Vec<VersionMeta>>>) -> (Contents, Vec<u32>) {
+    /// What the slots that were asked say together.
+    fn told(&self, list: &Pages, row: RowAddr, slot: Slot) -> Told {
+        let distrusted = self.distrusted(row);
+        if self.lost_rows.contains(&row) || distrusted.contains(slot) {
+            return Told::unknown();
+        }
+        let own = list.pages.get(&slot).map(|page| {
+            self.read_slot(list, page.rows.get(&row), |meta| {
+                (meta.ver, meta.present.then_some(meta.wid.generation))
+            })
+        });
+        let data = self.data_slots();
+        let parity = list.pages.iter().find(|(of, _)| !data.contains(**of));
+        let parity = parity.map(|(of, page)| match distrusted.contains(*of) {
+            true => Told::unknown(),
+            false => self.read_slot(list, page.rows.get(&row), |meta| {
+                let entry = meta.vec.get(slot.index()).copied().unwrap_or_default();
+                (entry.ver, (entry.ver != Ver::NONE).then_some(entry.wid.generation))
+            }),
+        });
+        let unknown = |told: &Told| told.contents == Contents::Unknown;
+        match (own, parity) {
+            (Some(own), Some(parity)) if unknown(&own) || unknown(&parity) => {
+                Told { contents: Contents::Unknown, ..own }
+            }
+            // One of them is about to change, or lacks something.
+            (Some(own), Some(parity)) if own.ver != parity.ver => {
+                let contents = match (own.contents, parity.contents) {
+                    (Contents::Absent, told) | (told, Contents::Absent) => told,
+                    (one, other) => one.min(other),
+                };
+                Told { contents, ..own }
+            }
+            (Some(own), _) => own,
+            // Whether it has contents at all is not among what parity tells.
+            (None, Some(_)) if lives(Mutant::ListInsync) => Told::nothing(),
+            (None, Some(parity)) => parity,
+            (None, None) => Told::unknown(),
+        }
+    }
+
+    /// What the versions of one slot say of a block; `of` is what one of them says: a version of the block, and
+    /// the generation of the write that made its contents, if it has some.
+    fn read_slot(
+        &self,
+        list: &Pages,
+        versions: Option<&Option<Vec<VersionMeta>>>,
+        of: impl Fn(&VersionMeta) -> (Ver, Option<u32>),
+    ) -> Told {
         let versions = match versions {
-            None => return (Contents::Absent, Vec::new()),
+            None => return Told::nothing(),
             // Its metadata is damaged.
-            Some(None) => return (Contents::Unknown, Vec::new()),
+            Some(None) => return Told::unknown(),
             Some(Some(versions)) => versions,
         };
-        let Some(newest) = versions.first() else { return (Contents::Absent, Vec::new()) };
-        // What is not decided yet may be undone, and then it is what it was.
-        let decided = newest.ver <= self.watermark() || lives(Mutant::ListUndecided);
+        let Some(newest) = versions.first() else { return Told::nothing() };
+        // What was not decided yet may be undone, and then it is what it was.
+        let decided = newest.ver <= list.decided || lives(Mutant::ListUndecided);
         let counted = if decided { 1 } else { versions.len() };
-        let present = |meta: &&VersionMeta| meta.present;
-        let generation = |meta: &VersionMeta| meta.wid.generation;
-        let oldest = versions.iter().take(counted).filter(present).map(generation).min();
+        let oldest = versions.iter().take(counted).filter_map(|meta| of(meta).1).min();
+        let ver = of(newest).0;
         let snaps = self.snaps();
-        let kept = snaps.iter().filter_map(|snap| snaps::held(versions, snap));
-        let others = kept.filter(present).filter(|meta| meta.ver != newest.ver);
-        let held: BTreeMap<Ver, u32> = others.map(|meta| (meta.ver, generation(meta))).collect();
-        (oldest.map_or(Contents::Absent, Contents::Since), held.into_values().collect())
+        let kept = snaps.iter().filter_map(|snap| snaps::held(versions, snap)).map(&of);
+        let kept = kept.filter(|(of, _)| *of != ver);
+        let held: BTreeMap<Ver, u32> = kept.filter_map(|(of, since)| Some((of, since?))).collect();
+        let contents = oldest.map_or(Contents::Absent, Contents::Since);
+        Told { ver, contents, held: held.into_values().collect() }
     }
-}
-
-/// What parity says of the block of a data slot that is not in sync. Whether that has contents is not among
-/// it.
-fn told_by_parity(list: &Pages, row: RowAddr, slot: Slot) -> Contents {
-    let written = |meta: &VersionMeta| {
-        let ver = meta.vec.get(slot.index()).map_or(Ver::NONE, |entry| entry.ver);
-        ver != Ver::NONE
-    };
-    let may_be = |held: &Option<Vec<VersionMeta>>| match held {
-        None => true,
-        Some(versions) => versions.iter().any(written),
-    };
-    if lives(Mutant::ListInsync) {
-        return Contents::Absent;
-    }
-    let told = list.pages.values().filter_map(|page| page.rows.get(&row));
-    if told.into_iter().any(may_be) { Contents::Unknown } else { Contents::Absent }
 }

@@ -73,7 +73,11 @@ impl Coordinator {
             let heard = self.links.links.values().map(|link| link.heard_of >= *asked);
             heard.collect::<Vec<_>>().hash(hasher);
         }
-        self.lists.hash(hasher);
+        self.lists.len().hash(hasher);
+        for (op, list) in &self.lists {
+            op.hash(hasher);
+            list.digest(hasher);
+        }
         let background = self.background_at.map(|at| age(now, at, BACKGROUND_ENDS));
         background.hash(hasher);
         self.pending.len().hash(hasher);
@@ -174,7 +178,10 @@ impl Coordinator {
                 let live = self.scrub.as_ref().is_some_and(|scrub| scrub.is_round(*round));
                 (group, of, live).hash(hasher);
             }
-            Purpose::List { op, of } => (op, of).hash(hasher),
+            Purpose::List { op, of, round } => {
+                let live = self.lists.get(op).is_some_and(|list| list.is_round(*round));
+                (op, of, live).hash(hasher);
+            }
             Purpose::Proof { task, slot } => (self.task_rank(*task), slot).hash(hasher),
             Purpose::Confirm { round } => self.confirms.ahead(*round).hash(hasher),
             Purpose::Lease

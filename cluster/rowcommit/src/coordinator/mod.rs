@@ -105,7 +105,7 @@ enum Purpose {
     Vet { group: GroupNo, of: Slot, round: u64 },
     Vetted,
     Digest { group: GroupNo, of: Slot, round: u64 },
-    List { op: u64, of: Slot },
+    List { op: u64, of: Slot, round: u64 },
     Proof { task: TaskId, slot: Slot },
 }
 
@@ -521,7 +521,7 @@ impl Coordinator {
             }
             Purpose::Vet { group, of, round } => self.on_vet_page(group, of, round, answer),
             Purpose::Digest { group, of, round } => self.on_digested(group, of, round, answer),
-            Purpose::List { op, of } => self.on_listed(op, of, answer),
+            Purpose::List { op, of, round } => self.on_listed(op, of, round, answer),
             Purpose::Proof { task, slot } => self.on_proven(task, slot, Some(answer)),
         }
     }
@@ -546,7 +546,7 @@ impl Coordinator {
             Purpose::Digest { round, .. } => {
                 self.scrub.iter_mut().for_each(|scrub| scrub.page_lost(round));
             }
-            Purpose::List { op, .. } => self.list_lost(op),
+            Purpose::List { op, round, .. } => self.list_lost(op, round),
             Purpose::Proof { task, slot } => self.on_proven(task, slot, None),
             _ => {}
         }

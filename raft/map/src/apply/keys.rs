@@ -21,6 +21,9 @@ impl ClusterMap {
                 found.key_epoch
             )));
         }
+        if found.key_epochs.len() >= limits::KEY_EPOCHS {
+            return Err(too_many());
+        }
         found.rotate = true;
         Ok(Applied::Done)
     }
@@ -43,10 +46,7 @@ impl ClusterMap {
             return Err(invalid(format!("key epoch {} does not follow on {current}", new.no)));
         }
         if planned.key_epochs.len() >= limits::KEY_EPOCHS {
-            return Err(invalid(format!(
-                "{} key epochs are in use; records have to be sealed anew first",
-                limits::KEY_EPOCHS
-            )));
+            return Err(too_many());
         }
         let newest = planned.key_epochs.get(&planned.key_epoch);
         if newest.is_some_and(|newest| new.timestamp <= newest.timestamp) {
@@ -89,4 +89,9 @@ impl ClusterMap {
         self.retired_keys.extend(gone.into_keys().map(|no| (found.id, no)));
         Ok(Applied::Done)
     }
+}
+
+fn too_many() -> Rejection {
+    let most = limits::KEY_EPOCHS;
+    invalid(format!("{most} key epochs are in use; records have to be sealed anew first"))
 }

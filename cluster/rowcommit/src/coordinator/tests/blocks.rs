@@ -54,15 +54,15 @@ fn what_is_not_decided_is_as_old_as_what_it_would_replace() {
     write_as(&mut rig, 1, 0, 1);
     rig.elect_later();
     let mut rig = rig.activated();
-    // The data slot has it, the parity slot does not hear.
-    rig.deafen(3, true);
+    // The data slot has it, and the parity slot does not get to it.
+    rig.parties.get_mut(&store(3)).expect("it is there").hangs = true;
     write_as(&mut rig, 2, 0, 2);
     assert!(!rig.done.contains(&Action::WriteDone { op: 2, result: Ok(()) }));
     assert_eq!(list(&mut rig), Ok(vec![(0, Contents::Since(2))]));
 }
 
 #[test]
-fn of_a_slot_that_is_out_of_sync_nobody_can_tell() {
+fn of_a_slot_that_is_out_of_sync_parity_tells() {
     let mut rig = Rig::active(2, 1);
     write_as(&mut rig, 1, 0, 1);
     write_as(&mut rig, 2, 1, 2);
@@ -74,9 +74,82 @@ fn of_a_slot_that_is_out_of_sync_nobody_can_tell() {
     support::shrink(&mut rig.map, 1);
     rig.adopt();
     rig.settle();
-    let expected = Ok(vec![(0, Contents::Unknown), (1, Contents::Since(2))]);
+    let expected = Ok(vec![(0, Contents::Since(2)), (1, Contents::Since(2))]);
     assert_eq!(listed(&rig), Some(expected.clone()));
     assert_eq!(list(&mut rig), expected);
+    // Written anew without it.
+    support::elect(&mut rig.map, 1);
+    rig.adopt();
+    let mut rig = rig.activated();
+    let now = rig.map.volumes[&VOLUME].writer_gen;
+    write_as(&mut rig, 3, 0, 3);
+    assert_eq!(list(&mut rig), Ok(vec![(0, Contents::Since(now)), (1, Contents::Since(2))]));
+}
+
+#[test]
+fn what_a_store_has_forgotten_is_listed_all_the_same() {
+    let mut rig = Rig::active(2, 1);
+    write_as(&mut rig, 1, 0, 1);
+    write_as(&mut rig, 2, 1, 2);
+    // Its row slot is gone, and nobody suspects it.
+    let at = RowSlot { volume: VOLUME, row: row(0), slot: Slot(0) };
+    assert!(rig.parties[&store(1)].disk.forget(at, ver(1)));
+    assert_eq!(list(&mut rig), Ok(vec![(0, Contents::Since(2)), (1, Contents::Since(2))]));
+    // Of a parity slot the data slots do as much.
+    let mut rig = Rig::active(2, 1);
+    write_as(&mut rig, 1, 0, 1);
+    assert!(rig.parties[&store(3)].disk.corrupt_meta(RowSlot { slot: Slot(2), ..at }, ver(1)));
+    assert_eq!(list(&mut rig), Ok(vec![(0, Contents::Unknown), (1, Contents::Unknown)]));
+}
+
+#[test]
+fn what_was_under_way_when_the_list_was_asked_for_was_not_decided() {
+    let mut rig = Rig::active(2, 1);
+    write_as(&mut rig, 1, 0, 1);
+    rig.elect_later();
+    let mut rig = rig.activated();
+    // Prepared on the data slot only, while the pages are read.
+    rig.deafen(3, true);
+    write_as(&mut rig, 2, 0, 2);
+    rig.feed(Event::List { op: BACKGROUND | 9, group: GroupNo(0), after: None });
+    rig.settle();
+    assert_eq!(listed(&rig), None, "the parity slot does not hear");
+    rig.link_down(3);
+    support::shrink(&mut rig.map, 3);
+    rig.adopt();
+    rig.settle();
+    // Without that slot the update went forward; it might as well have been undone.
+    assert_eq!(listed(&rig), Some(Ok(vec![(0, Contents::Since(2))])));
+    let now = rig.map.volumes[&VOLUME].writer_gen;
+    assert_eq!(list(&mut rig), Ok(vec![(0, Contents::Since(now))]));
+}
+
+#[test]
+fn a_group_with_suspects_is_listed_once_they_were_compared() {
+    let mut rig = Rig::active(2, 1);
+    write_as(&mut rig, 1, 0, 1);
+    rig.crash_store(1, None);
+    rig.link_up(1);
+    rig.elect_later();
+    let activate = rig.settle();
+    rig.accept(activate);
+    rig.feed(Event::List { op: BACKGROUND | 9, group: GroupNo(0), after: None });
+    assert!(rig.coordinator.stats().suspects > 0, "it was compared before anybody asked");
+    rig.settle();
+    assert_eq!(listed(&rig), Some(Err(OpError::Unreadable)));
+    rig.pass(6);
+    assert_eq!(rig.coordinator.stats().suspects, 0);
+    assert_eq!(list(&mut rig), Ok(vec![(0, Contents::Since(2))]));
+}
+
+#[test]
+fn a_row_that_is_known_to_be_wrong_is_listed_though_no_page_names_it() {
+    let mut rig = Rig::active(2, 1);
+    rig.coordinator.lost_rows.insert(row(3));
+    assert_eq!(list(&mut rig), Ok(vec![(0, Contents::Unknown), (1, Contents::Unknown)]));
+    rig.coordinator.lost_rows.clear();
+    rig.coordinator.distrusted.insert((row(3), (Slot(1), store(2))));
+    assert_eq!(list(&mut rig), Ok(vec![(1, Contents::Unknown)]));
 }
 
 #[test]
