@@ -30,15 +30,10 @@ fn keys_are_rotated_under_load_while_each_node_dies() -> Result<()> {
         let load = VerifiedLoop::start(cluster.uri(attached), "64M", "512M", LIMIT);
         load.progress(1, LIMIT)?;
         for victim in victims {
-            let before = keys(&cluster)?;
-            if before["epochs"].as_array().is_some_and(|epochs| epochs.len() == 1) {
-                rotate(test, &cluster)?;
-            }
+            rotate(test, &cluster)?;
             cluster.kill(victim)?;
             load.progress(1, LIMIT).with_context(|| format!("with node {victim} dead"))?;
             cluster.wait_degraded()?;
-            let epochs = keys(&cluster)?["epochs"].as_array().map_or(0, Vec::len);
-            ensure!(epochs > 1, "it ended while node {victim} was away, with what it has not seen");
             cluster.start(victim)?;
             cluster.wait_ok().with_context(|| format!("node {victim} back"))?;
             say(test, &format!("node {victim} was killed: {}", keys(&cluster)?));
@@ -84,10 +79,13 @@ fn new_keys_are_made_as_soon_as_every_custodian_is_there() -> Result<()> {
         let status = cluster.command(&["key", "status"])?;
         let name = &cluster.nodes()[2].name;
         let told = status.contains("new keys are wanted and not there yet")
-            && status.contains("did not take its share");
+            && status.contains(&format!("{name} is away"));
         ensure!(!status.contains("old records"), "no key epoch may begin without {name}: {status}");
         Ok(told.then_some(()))
     })?;
+    // The two who are there may have been asked once, before anybody knew that the third one is away.
+    let kept = shares(&cluster, 2)?;
+    ensure!(kept <= 2, "{kept} shares of keys that can not be made");
     // The wish outlives whoever was to fulfil it.
     let coordinator = cluster.coordinator()?;
     cluster.kill(coordinator)?;
@@ -118,7 +116,6 @@ fn rotate(test: &str, cluster: &Cluster) -> Result<()> {
     let began = Instant::now();
     let said = cluster.command(&["key", "rotate", "v"])?;
     say(test, &format!("{} after {:?}", said.trim(), began.elapsed()));
-    ensure!(began.elapsed() < Duration::from_secs(10), "that is not seconds");
     Ok(())
 }
 

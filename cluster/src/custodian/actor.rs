@@ -1,7 +1,7 @@
 //! The custodian's actor.
 
-use super::Vault;
 use super::wire::{Answer, Ask, ShareBytes};
+use super::{Vault, VaultError};
 use ractor::{Actor, ActorProcessingErr, ActorRef, SpawnErr};
 use smalti_map::Volume;
 use smalti_map::view::MapView;
@@ -78,6 +78,10 @@ impl Actor for Custodian {
         match message {
             CustodianMsg::Ask { from, ask, reply } => {
                 let map = Arc::clone(&state.map.borrow());
+                if matches!(ask, Ask::Keep { .. }) {
+                    // It may come late, for a key epoch that has other shares by now.
+                    state.swept = None;
+                }
                 let answer = tokio::task::spawn_blocking(move || answer(&vault, &map, from, ask));
                 let answer = answer.await?;
                 if let Answer::Refused(why) = &answer {
@@ -119,11 +123,20 @@ fn answer(vault: &Vault, map: &MapView, from: NodeId, ask: Ask) -> Answer {
             });
             match checked {
                 Err(error) => Answer::Refused(error.to_string()),
-                // Beside any other dealing of that secret: which one counts the map will say.
-                Ok(part) => match vault.keep(&secret, &Dealt::of(&commitments), &part) {
-                    Ok(()) => Answer::Kept,
-                    Err(error) => Answer::Refused(error.to_string()),
-                },
+                // Beside any other dealing of that secret: which one counts the map will say. Of one dealing the
+                // first share stays, or whoever has another one could put his in its place.
+                Ok(part) => {
+                    let dealing = Dealt::of(&commitments);
+                    match vault.find(&secret, &dealing) {
+                        Ok(held) if held.to_bytes() == part.to_bytes() => Answer::Kept,
+                        Ok(_) => Answer::Refused("another share of that dealing is kept".into()),
+                        Err(VaultError::Absent) => match vault.keep(&secret, &dealing, &part) {
+                            Ok(()) => Answer::Kept,
+                            Err(error) => Answer::Refused(error.to_string()),
+                        },
+                        Err(error) => Answer::Refused(error.to_string()),
+                    }
+                }
             }
         }
         Ask::Release { secret } => match may_have(map, from, &secret) {
@@ -157,12 +170,15 @@ fn may_have(map: &MapView, from: NodeId, secret: &SecretName) -> Result<Dealt, S
 
 /// Destroys shares of key epochs that have ended, and of dealings that the map took another one instead
 /// of. What it says nothing of yet stays: shares are kept before it names what they are of.
-fn sweep(vault: &Vault, map: &MapView) -> Result<(), super::VaultError> {
-    let wanted = |volume: VolumeId, key_epoch: KeyEpochNo, dealing: &Dealt| match map
-        .custody_of(&SecretName::Wrapping { volume, key_epoch })
-    {
-        Some(custody) => *dealing == Dealt::of(&custody.commitments),
-        None => !map.retired_keys.contains(&(volume, key_epoch)),
+fn sweep(vault: &Vault, map: &MapView) -> Result<(), VaultError> {
+    let lives = |volume| map.volumes.values().any(|known| known.id == volume);
+    let wanted = |volume: VolumeId, key_epoch: KeyEpochNo, dealing: &Dealt| {
+        if let Some(custody) = map.custody_of(&SecretName::Wrapping { volume, key_epoch }) {
+            return *dealing == Dealt::of(&custody.commitments);
+        }
+        // Of a volume that is gone nothing is needed, whichever key epoch it was for.
+        let mut ended = map.retired_keys.iter().filter(|(of, _)| *of == volume);
+        !ended.any(|(_, no)| *no == key_epoch || !lives(volume))
     };
     for (volume, key_epoch) in vault.retain(wanted)? {
         tracing::info!(%volume, %key_epoch, "share destroyed");

@@ -157,20 +157,23 @@ impl Vault {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(source) => return Err(VaultError::Io { path: self.folder.clone(), source }),
         };
-        let mut gone = Vec::new();
+        let (mut gone, mut failed) = (Vec::new(), None);
         for entry in entries {
             let path = entry.map_err(fail(&self.folder))?.path();
             let Some((volume, key_epoch, dealing)) = read_name(&path) else { continue };
-            if !wanted(volume, key_epoch, &dealing) {
-                fs::remove_file(&path).map_err(fail(&path))?;
-                gone.push((volume, key_epoch));
+            if wanted(volume, key_epoch, &dealing) {
+                continue;
+            }
+            // One that can not be destroyed keeps no other one.
+            match fs::remove_file(&path).map_err(fail(&path)) {
+                Ok(()) => gone.push((volume, key_epoch)),
+                Err(error) => failed = Some(error),
             }
         }
-        if !gone.is_empty() {
-            let synced = fs::File::open(&self.folder).and_then(|dir| dir.sync_all());
-            synced.map_err(fail(&self.folder))?;
-        }
-        Ok(gone)
+        // Also what an earlier call removed, and failed after.
+        let synced = fs::File::open(&self.folder).and_then(|dir| dir.sync_all());
+        synced.map_err(fail(&self.folder))?;
+        failed.map_or(Ok(gone), Err)
     }
 }
 

@@ -137,6 +137,8 @@ pub struct KeyProgress {
     pub sealed: u64,
     /// Blocks that could not be: too few of their shards can be read.
     pub failed: u64,
+    /// Groups that could not be listed: too much of them is out of reach, or has yet to be compared.
+    pub unlisted: u64,
     /// What it waits for, if it does not go on.
     pub why: Option<String>,
 }

@@ -37,5 +37,5 @@ pub use forward::{
     BlockAnswer, BlockOp, BlockReply, BlockRequest, ClientId, ForwardClient, ForwardLimits,
     ForwardServer, FrameClosed, FrameTx, REQUEST_BYTES_MAX, ServeEnd, ServeError, WireError,
 };
-pub use gateway::{Gateway, GatewayConfig, GatewayLimits, GatewayStats, HeldWrites};
+pub use gateway::{Gateway, GatewayConfig, GatewayLimits, GatewayStats, HeldWrites, Resealed};
 pub use rows::Rows;

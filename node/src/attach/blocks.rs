@@ -122,10 +122,17 @@ impl SessionHandler for BlockSessions {
                 }
             };
             let Session { tx, rx } = session;
-            let device = gateway.device();
+            let (device, generation) = (gateway.device(), gateway.generation());
             // Only the device keeps the gateway, and so the seat, in use from here on.
             drop(gateway);
-            let requests = frames(rx).take_until(stop.cancelled());
+            // Another generation has other keys, perhaps: who is idle does not keep these.
+            let over = async {
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    () = local.superseded(volume, generation) => {}
+                }
+            };
+            let requests = frames(rx).take_until(Box::pin(over));
             let ended = server.serve(client, device, requests, Arc::new(Sender(tx))).await;
             tracing::debug!(%from, %volume, ?ended, "block session ended");
         });

@@ -138,6 +138,30 @@ impl LocalGateways {
         }
     }
 
+    /// Gateways here forget the keys of key epochs that have ended. One that is being opened just now will
+    /// the next time.
+    pub(crate) fn forget_ended_keys(&self, map: &MapView) {
+        let Ok(open) = self.open.try_lock() else { return };
+        for (no, (generation, local)) in open.iter() {
+            let volume = map.volumes.get(no).filter(|volume| volume.writer_gen == *generation);
+            let oldest = volume.and_then(|volume| volume.key_epochs.keys().next());
+            if let (Some(local), Some(oldest)) = (local.upgrade(), oldest) {
+                local.forget_keys_before(*oldest);
+            }
+        }
+    }
+
+    /// Returns once gateways of another generation of the volume are let in.
+    pub(crate) async fn superseded(&self, no: VolumeNo, generation: u32) {
+        let mut maps = self.member.raft().watch();
+        loop {
+            let current = maps.borrow_and_update().volumes.get(&no).map(|v| v.writer_gen);
+            if current != Some(generation) || maps.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
     async fn open_gateway(
         &self,
         map: MapView,

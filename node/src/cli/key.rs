@@ -4,14 +4,19 @@ use super::args::{KeyCommand, KeyRotateArgs};
 use super::{output, show, target::Target};
 use crate::control::{KeyReport, VolumeKeys};
 use anyhow::Context;
-use smalti_storage::ids::KeyEpochNo;
-use std::collections::BTreeMap;
+use smalti_storage::ids::{KeyEpochNo, VolumeId};
 use std::time::{Duration, Instant};
 
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// How long new keys may take while all custodians answer.
 const BEGIN_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Nothing was sealed anew for so long, and something is in the way: it is not waited for any longer.
+const STUCK_PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long a cluster may be out of reach meanwhile.
+const REACH_PATIENCE: Duration = Duration::from_secs(30);
 
 pub(super) async fn run(command: KeyCommand) -> anyhow::Result<()> {
     match command {
@@ -27,7 +32,8 @@ async fn report(target: &Target) -> anyhow::Result<KeyReport> {
     target.read("/v1/keys").await
 }
 
-/// Asks for new keys, waits until they are in use, and if it is to, until they are the only ones.
+/// Asks for new keys, waits until they are in use, and if it is to, until they are the only ones. Of several
+/// volumes each is seen to, whatever becomes of the others.
 async fn rotate(args: KeyRotateArgs) -> anyhow::Result<()> {
     let target = args.show.target.resolve()?;
     let names = match args.name {
@@ -37,80 +43,127 @@ async fn rotate(args: KeyRotateArgs) -> anyhow::Result<()> {
             all.into_iter().map(|volume| volume.volume).collect()
         }
     };
-    let (mut asked, mut rotated) = (BTreeMap::new(), Vec::new());
+    let (mut rotated, mut waits, mut failed) = (Vec::new(), Vec::new(), Vec::new());
     for name in names {
         let path = format!("/v1/volumes/{name}/keys");
-        let keys: VolumeKeys =
-            target.post(&path, &()).await.with_context(|| format!("rotate keys of {name}"))?;
-        // One that was made meanwhile is the one that was wanted.
-        let before = if keys.wanted { keys.current } else { KeyEpochNo(keys.current.0 - 1) };
-        if args.no_wait {
-            rotated.push(keys);
-        } else {
-            asked.insert(name, before);
+        match target.post::<(), VolumeKeys>(&path, &()).await {
+            Ok(keys) if args.no_wait => rotated.push(keys),
+            Ok(keys) => waits.push(Wait::new(&target, keys)),
+            Err(error) => failed.push(error.context(format!("rotate keys of {name}"))),
         }
     }
-    for (name, before) in &asked {
-        let what = || format!("rotate keys of {name}");
-        let mut keys = until_begun(&target, name, *before).await.with_context(what)?;
-        if args.wait {
-            keys = until_alone(&target, name, keys.current).await.with_context(what)?;
+    for wait in &waits {
+        match wait.run(args.wait).await {
+            Ok(keys) => rotated.push(keys),
+            Err(error) => failed.push(error.context(format!("rotate keys of {}", wait.name))),
         }
-        rotated.push(keys);
     }
-    output::facts(args.show.json, &rotated, |rotated| match rotated.is_empty() {
+    let nothing = rotated.is_empty() && failed.is_empty();
+    output::facts(args.show.json, &rotated, |rotated| match nothing {
         true => "no volumes\n".into(),
         false => rotated.iter().map(|keys| format!("{}\n", show::rotated(keys))).collect(),
-    })
-}
-
-async fn keys_of(target: &Target, name: &str) -> anyhow::Result<VolumeKeys> {
-    let volumes = report(target).await?.volumes;
-    let found = volumes.into_iter().find(|volume| volume.volume == name);
-    found.context("the volume was deleted")
-}
-
-async fn until_begun(
-    target: &Target,
-    name: &str,
-    before: KeyEpochNo,
-) -> anyhow::Result<VolumeKeys> {
-    let began = Instant::now();
-    loop {
-        let keys = keys_of(target, name).await?;
-        if keys.current > before {
-            return Ok(keys);
+    })?;
+    match failed.len() {
+        0 => Ok(()),
+        1 => Err(failed.remove(0)),
+        count => {
+            let all: Vec<String> = failed.iter().map(|error| format!("{error:#}")).collect();
+            anyhow::bail!("{count} volumes: {}", all.join("; "))
         }
-        if began.elapsed() > BEGIN_PATIENCE {
-            let why = keys.resealing.and_then(|status| status.why);
-            let why = why.unwrap_or_else(|| "`smalti why` may tell what is missing".into());
-            anyhow::bail!("new keys are wanted, and made as soon as that can be: {why}");
-        }
-        tokio::time::sleep(LOOK_EVERY).await;
     }
 }
 
-async fn until_alone(
-    target: &Target,
-    name: &str,
-    current: KeyEpochNo,
-) -> anyhow::Result<VolumeKeys> {
-    let bar = output::bar(format!("blocks of {name}"));
-    loop {
-        let keys = keys_of(target, name).await?;
-        if keys.epochs.iter().all(|epoch| epoch.no >= current) {
-            bar.finish_and_clear();
-            return Ok(keys);
+/// Waits for the new keys of a volume.
+struct Wait<'a> {
+    target: &'a Target,
+    name: String,
+    id: VolumeId,
+    before: KeyEpochNo,
+}
+
+impl<'a> Wait<'a> {
+    fn new(target: &'a Target, keys: VolumeKeys) -> Self {
+        // Those that were made meanwhile are those that were wanted.
+        let made = u32::from(!keys.wanted);
+        let before = KeyEpochNo(keys.current.0.saturating_sub(made));
+        Self { target, name: keys.volume, id: keys.id, before }
+    }
+
+    async fn run(&self, until_alone: bool) -> anyhow::Result<VolumeKeys> {
+        let keys = self.until_begun().await?;
+        if until_alone { self.until_alone(keys.current).await } else { Ok(keys) }
+    }
+
+    /// What is known now. The node that is asked may be gone for a while.
+    async fn keys(&self) -> anyhow::Result<VolumeKeys> {
+        let began = Instant::now();
+        let report = loop {
+            match report(self.target).await {
+                Ok(report) => break report,
+                Err(error) if began.elapsed() > REACH_PATIENCE => {
+                    return Err(
+                        error.context("it goes on all the same, and nobody tells how far it is")
+                    );
+                }
+                Err(_) => tokio::time::sleep(LOOK_EVERY).await,
+            }
+        };
+        let found = report.volumes.into_iter().find(|volume| volume.id == self.id);
+        found.context("the volume was deleted")
+    }
+
+    async fn until_begun(&self) -> anyhow::Result<VolumeKeys> {
+        let began = Instant::now();
+        loop {
+            let keys = self.keys().await?;
+            if keys.current > self.before {
+                return Ok(keys);
+            }
+            if began.elapsed() > BEGIN_PATIENCE {
+                let why = keys.resealing.and_then(|status| status.why);
+                let why = why.unwrap_or_else(|| "`smalti key status` tells what is missing".into());
+                anyhow::bail!("new keys are wanted, and made as soon as that can be: {why}");
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
         }
-        let counted = || keys.epochs.iter().filter_map(|epoch| Some((epoch.no, epoch.blocks?)));
-        let older: u64 =
-            counted().filter(|(no, _)| *no < keys.current).map(|(_, blocks)| blocks).sum();
-        bar.set_length(counted().map(|(_, blocks)| blocks).sum());
-        let sealed = keys.resealing.as_ref().map_or(0, |status| status.sealed);
-        bar.set_position(bar.length().unwrap_or(0).saturating_sub(older.saturating_sub(sealed)));
-        if let Some(why) = keys.resealing.and_then(|status| status.why) {
-            bar.set_message(format!("blocks of {name}; it waits: {why}"));
+    }
+
+    async fn until_alone(&self, current: KeyEpochNo) -> anyhow::Result<VolumeKeys> {
+        let bar = output::bar(format!("blocks of {}", self.name));
+        let (mut last, mut since) = (None, Instant::now());
+        loop {
+            let keys = self.keys().await?;
+            if keys.epochs.iter().all(|epoch| epoch.no >= current) {
+                bar.finish_and_clear();
+                return Ok(keys);
+            }
+            let counted = || keys.epochs.iter().filter_map(|epoch| Some((epoch.no, epoch.blocks?)));
+            let of = |older: bool| -> u64 {
+                let blocks = counted().filter(|(no, _)| (*no < keys.current) == older);
+                blocks.map(|(_, blocks)| blocks).sum()
+            };
+            let status = keys.resealing.clone().unwrap_or_default();
+            bar.set_length(of(true) + of(false));
+            bar.set_position(of(false) + status.sealed.min(of(true)));
+            let notes = show::resealing(&status);
+            bar.set_message(match notes.is_empty() {
+                true => format!("blocks of {}", self.name),
+                false => format!("blocks of {}: {}", self.name, notes.join("; ")),
+            });
+            let now = (status.sealed, of(true), of(false));
+            if last.replace(now) != Some(now) {
+                since = Instant::now();
+            }
+            if since.elapsed() > STUCK_PATIENCE {
+                bar.finish_and_clear();
+                let notes = notes.join("; ");
+                anyhow::bail!(
+                    "new records are under key epoch {}, and older ones are not sealed anew just now: {notes}; it goes \
+                     on by itself",
+                    keys.current.0
+                );
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
         }
-        tokio::time::sleep(LOOK_EVERY).await;
     }
 }

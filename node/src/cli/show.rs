@@ -2,8 +2,9 @@
 
 use super::table::Table;
 use crate::control::{
-    DiskState, Health, KeyReport, MovesStatus, NodeFacts, ScrubStatus, SlotState, StatusReport,
-    StoreStatus, VolumeDetail, VolumeFacts, VolumeKeys, VolumeStatus, WhatIfReport, WhyReport,
+    DiskState, Health, KeyReport, MovesStatus, NodeFacts, ResealStatus, ScrubStatus, SlotState,
+    StatusReport, StoreStatus, VolumeDetail, VolumeFacts, VolumeKeys, VolumeStatus, WhatIfReport,
+    WhyReport,
 };
 use crate::size::human;
 
@@ -299,19 +300,30 @@ fn key_notes(volume: &VolumeKeys) -> Option<String> {
     if volume.wanted {
         notes.push("new keys are wanted and not there yet".to_owned());
     }
-    if let Some(status) = &volume.resealing {
+    notes.extend(volume.resealing.iter().flat_map(resealing));
+    (!notes.is_empty()).then(|| format!("{name}: {}\n", notes.join("; ")))
+}
+
+/// How far records are sealed anew, and what is in the way.
+pub(super) fn resealing(status: &ResealStatus) -> Vec<String> {
+    let mut notes = Vec::new();
+    {
         let mut tell = |blocks: u64, what: &str| {
             if blocks > 0 {
                 notes.push(format!("{blocks} {what}"));
             }
         };
         tell(status.sealed, "blocks are sealed anew by the present look");
-        tell(status.unknown, "blocks are of slots that are out of sync: nobody can tell");
+        tell(status.unknown, "blocks may be older, and nobody can tell just now");
         tell(status.held, "older contents are held by snapshots, and keep their keys");
         tell(status.failed, "blocks can not be read, and keep their keys");
-        notes.extend(status.why.as_ref().map(|why| format!("it waits: {why}")));
+        tell(
+            status.unlisted,
+            "groups can not be listed: stores are away, or are yet to be compared",
+        );
     }
-    (!notes.is_empty()).then(|| format!("{name}: {}\n", notes.join("; ")))
+    notes.extend(status.why.as_ref().map(|why| format!("it waits: {why}")));
+    notes
 }
 
 /// One line about new keys.

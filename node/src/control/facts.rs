@@ -407,6 +407,9 @@ pub struct HolderFacts {
 pub struct VolumeKeys {
     /// The volume's name.
     pub volume: String,
+    /// Its identity.
+    #[schema(value_type = String)]
+    pub id: VolumeId,
     /// The one new records are sealed under.
     #[schema(value_type = u32)]
     pub current: KeyEpochNo,
@@ -430,6 +433,8 @@ pub struct ResealStatus {
     pub held: u64,
     /// Blocks that could not be read.
     pub failed: u64,
+    /// Groups that could not be listed: too much of them is out of reach, or has yet to be compared.
+    pub unlisted: u64,
     /// What it waits for, if it does not go on.
     pub why: Option<String>,
 }

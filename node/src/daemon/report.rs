@@ -474,13 +474,14 @@ pub(super) fn volume_keys(volume: &Volume, progress: Option<&KeyProgress>) -> Vo
     let older = volume.key_epochs.len() > 1;
     let progress = progress.filter(|_| volume.rotate || older);
     let blocks = |no| {
-        // Nobody counts where there is nothing to seal anew.
-        let counted =
-            progress.filter(|_| older)?.counted.iter().find(|(counted, _)| *counted == no);
+        // Nobody counts where there is nothing to seal anew, nor has yet where a look just began.
+        let progress = progress.filter(|progress| older && !progress.counted.is_empty());
+        let counted = progress?.counted.iter().find(|(counted, _)| *counted == no);
         Some(counted.map_or(0, |(_, blocks)| *blocks))
     };
     VolumeKeys {
         volume: volume.name.clone(),
+        id: volume.id,
         current: volume.key_epoch,
         wanted: volume.rotate,
         epochs: volume
@@ -499,6 +500,7 @@ pub(super) fn volume_keys(volume: &Volume, progress: Option<&KeyProgress>) -> Vo
             unknown: progress.unknown,
             held: progress.held,
             failed: progress.failed,
+            unlisted: progress.unlisted,
             why: progress.why.clone(),
         }),
     }

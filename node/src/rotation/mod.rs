@@ -9,30 +9,40 @@
 
 mod pass;
 
-use crate::attach::{AttachError, LocalGateways, MemberCluster, Place};
+use crate::attach::{AttachError, Local, LocalGateways, MemberCluster, Place};
 use pass::Pass;
 use smalti_cluster::Member;
 use smalti_cluster::member::KeyProgress;
-use smalti_map::{Applied, Command, Coordinator, Rejection, Volume};
+use smalti_map::{Applied, Command, Coordinator, KeyEpoch, Rejection, Volume};
 use smalti_raft::ProposeError;
 use smalti_rowcommit::coordinator::OpError;
-use smalti_storage::ids::VolumeNo;
+use smalti_storage::ids::{Epoch, NodeId, VolumeNo};
 use smalti_volume::{ShardMetadata, VolumeError, rotate_keys};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// How often the map is looked at for volumes with something to do.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
-/// Between two tries of what failed.
+/// Between two tries of what failed, at first and at most.
 const PAUSE: Duration = Duration::from_secs(1);
+const PAUSE_MAX: Duration = Duration::from_secs(5);
 
-/// Between two looks at blocks that can not be sealed anew just now: their slots are out of sync, say.
+/// Between two looks that find the same: blocks that can not be sealed anew just now. At first and at most.
 const LOOK_AGAIN: Duration = Duration::from_secs(3);
+const LOOK_AGAIN_MAX: Duration = Duration::from_secs(60);
+
+/// A custodian that was silent for so long is away.
+const AWAY: Duration = Duration::from_secs(1);
+
+/// How long a takeover may take that a new gateway waits for.
+const SETTLE_PATIENCE: Duration = Duration::from_secs(30);
+const SETTLE_PAUSE: Duration = Duration::from_millis(20);
 
 /// Proposals of the same keys, while the volume moves on for other reasons.
 const PROPOSALS: usize = 5;
@@ -46,6 +56,8 @@ enum RotationError {
     Volume(#[from] VolumeError),
     #[error("blocks can not be listed: {0}")]
     List(OpError),
+    #[error("{0} is away, and every custodian has to keep a share of new keys")]
+    Away(String),
     #[error("sealing anew: {0}")]
     Reseal(#[from] smalti_gateway::GatewayError),
     #[error("the cluster does not answer: {0}")]
@@ -70,10 +82,18 @@ pub(crate) async fn keep(
     while stop.run_until_cancelled(every.tick()).await.is_some() {
         running.retain(|_, task| !task.is_finished());
         let map = member.map();
+        local.forget_ended_keys(&map);
         for volume in map.volumes.values().filter(|volume| has_work(volume)) {
             if coordinates(&member, volume) && !running.contains_key(&volume.no) {
                 let (member, local) = (member.clone(), local.clone());
-                let keeper = Keeper { member, local, no: volume.no, stop: stop.clone() };
+                let keeper = Keeper {
+                    member,
+                    local,
+                    no: volume.no,
+                    stop: stop.clone(),
+                    gateway: None,
+                    dealt: None,
+                };
                 running.insert(volume.no, tasks.spawn(keeper.run()));
             }
         }
@@ -96,25 +116,57 @@ struct Keeper {
     local: LocalGateways,
     no: VolumeNo,
     stop: CancellationToken,
+    /// Kept while there is work: with nobody else attached, a new one would need an election.
+    gateway: Option<Arc<Local>>,
+    /// Keys that every custodian has its share of, and that the map may yet take.
+    dealt: Option<KeyEpoch>,
 }
 
 impl Keeper {
-    async fn run(self) {
+    async fn run(mut self) {
+        let (mut failures, mut looks) = (0, (0, Epoch::default()));
         while let Some(volume) = self.volume() {
             let pause = match self.turn(&volume).await {
-                Ok(pause) => pause,
+                Ok(found) if found.goes_on => {
+                    (failures, looks.0) = (0, 0);
+                    Duration::ZERO
+                }
+                Ok(_) => {
+                    // What is in sync, and which snapshots there are, changes with the epoch.
+                    looks = if looks.1 == volume.epoch {
+                        (looks.0 + 1, looks.1)
+                    } else {
+                        (0, volume.epoch)
+                    };
+                    failures = 0;
+                    longer(LOOK_AGAIN, looks.0, LOOK_AGAIN_MAX)
+                }
                 Err(RotationError::Moved) => break,
                 Err(error) => {
                     tracing::warn!(volume = volume.name, %error, "keys are not renewed yet");
                     self.member.tell_keys(self.no, |told| told.why = Some(error.to_string()));
-                    PAUSE
+                    failures += 1;
+                    longer(PAUSE, failures - 1, PAUSE_MAX)
                 }
             };
-            if self.stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+            if !self.pause(pause, &volume).await {
                 break;
             }
         }
         self.member.forget_keys(self.no);
+    }
+
+    /// Waits, but not while there is something new; false: it is to end.
+    async fn pause(&self, pause: Duration, before: &Volume) -> bool {
+        let deadline = Instant::now() + pause;
+        let news = |now: &Volume| now.epoch != before.epoch || now.rotate && !before.rotate;
+        while Instant::now() < deadline && !self.volume().is_none_or(|now| news(&now)) {
+            let step = LOOK_EVERY.min(deadline - Instant::now());
+            if self.stop.run_until_cancelled(tokio::time::sleep(step)).await.is_none() {
+                return false;
+            }
+        }
+        !self.stop.is_cancelled()
     }
 
     /// The volume, while this node coordinates it and there is something to do.
@@ -124,46 +176,87 @@ impl Keeper {
         (has_work(volume) && coordinates(&self.member, volume)).then(|| volume.clone())
     }
 
-    /// Answers after which time there may be more to do.
-    async fn turn(&self, volume: &Volume) -> Result<Duration, RotationError> {
+    async fn turn(&mut self, volume: &Volume) -> Result<Turn, RotationError> {
+        let mut why = None;
         if volume.rotate {
-            self.rotate(volume).await?;
-            return Ok(Duration::ZERO);
+            match self.rotate(volume).await {
+                Ok(()) => return Ok(Turn { goes_on: true }),
+                // Older records are sealed anew meanwhile.
+                Err(error) if volume.key_epochs.len() > 1 => {
+                    tracing::warn!(volume = volume.name, %error, "no new keys yet");
+                    why = Some(error.to_string());
+                }
+                Err(error) => return Err(error),
+            }
         }
-        let gateway = match self.local.place(self.no).await? {
-            Place::Here(gateway) => gateway,
-            Place::There(_) => return Err(RotationError::Moved),
-        };
-        // The gateway may be of a newer map than the one this began with.
-        let Some(volume) = self.volume() else { return Err(RotationError::Moved) };
+        let (gateway, volume) = self.gateway().await?;
         let coder = self.member.coder(self.no).ok_or(RotationError::Moved)?;
-        if volume.writer_gen != gateway.generation() {
-            return Ok(Duration::ZERO);
-        }
+        self.member.tell_keys(self.no, |told| told.why.clone_from(&why));
         let mut pass = Pass::new(&self.member, &volume, &coder, Arc::clone(&gateway));
         let stopped = self.stop.run_until_cancelled(pass.run()).await;
         let found = stopped.ok_or(RotationError::Moved)??;
         if !found.is_clean() {
-            let again = if found.goes_on() { Duration::ZERO } else { LOOK_AGAIN };
-            return Ok(again);
+            return Ok(Turn { goes_on: found.goes_on() });
         }
         let (generation, below) = (gateway.generation(), volume.key_epoch);
         let command = Command::RetireKeyEpochs { volume: self.no, generation, below };
         match self.member.raft().propose(command).await? {
             Applied::Rejected(why) => Err(RotationError::Refused(why)),
             _ => {
-                gateway.forget_keys_before(below);
                 tracing::info!(volume = volume.name, %below, "older key epochs have ended");
-                Ok(Duration::ZERO)
+                Ok(Turn { goes_on: false })
             }
         }
     }
 
+    /// A gateway of the volume's present generation, once the coordinator serves.
+    async fn gateway(&mut self) -> Result<(Arc<Local>, Volume), RotationError> {
+        let now = self.volume().ok_or(RotationError::Moved)?;
+        let kept = self.gateway.take().filter(|kept| kept.generation() == now.writer_gen);
+        let gateway = match kept {
+            Some(gateway) => gateway,
+            None => match self.local.place(self.no).await? {
+                Place::Here(gateway) => gateway,
+                Place::There(_) => return Err(RotationError::Moved),
+            },
+        };
+        self.gateway = Some(Arc::clone(&gateway));
+        // To be given a gateway may have taken an election.
+        let deadline = Instant::now() + SETTLE_PATIENCE;
+        loop {
+            let map = self.member.map();
+            let volume = map.volumes.get(&self.no).ok_or(RotationError::Moved)?;
+            if volume.writer_gen > gateway.generation() || Instant::now() > deadline {
+                return Err(RotationError::Moved);
+            }
+            if volume.writer_gen == gateway.generation() && coordinates(&self.member, volume) {
+                return Ok((gateway, volume.clone()));
+            }
+            tokio::time::sleep(SETTLE_PAUSE).await;
+        }
+    }
+
     /// Makes a new key epoch.
-    async fn rotate(&self, volume: &Volume) -> Result<(), RotationError> {
-        let metadata = ShardMetadata::of(volume)?;
-        let cluster = MemberCluster::new(self.member.clone(), self.member.map());
-        let key_epoch = rotate_keys(&cluster, volume.id, &metadata).await?;
+    async fn rotate(&mut self, volume: &Volume) -> Result<(), RotationError> {
+        let map = self.member.map();
+        // Whoever is asked before one that is away would keep a share for nothing.
+        let silent = |node: &NodeId| {
+            *node != self.member.node() && self.member.beats().silent_for(*node) > AWAY
+        };
+        if let Some(holder) = map.custody.holders.iter().find(|holder| silent(&holder.node)) {
+            let name = map.nodes.get(&holder.node).map_or("a custodian", |node| &node.name);
+            return Err(RotationError::Away(name.to_owned()));
+        }
+        let next = Some(volume.key_epoch.0 + 1);
+        let key_epoch = match self.dealt.take().filter(|dealt| Some(dealt.no.0) == next) {
+            Some(dealt) => dealt,
+            None => {
+                let metadata = ShardMetadata::of(volume)?;
+                let cluster = MemberCluster::new(self.member.clone(), map);
+                rotate_keys(&cluster, volume.id, &metadata).await?
+            }
+        };
+        self.dealt = Some(key_epoch.clone());
         let no = key_epoch.no;
         for _ in 0..PROPOSALS {
             let Some(now) = self.volume() else { return Err(RotationError::Moved) };
@@ -182,3 +275,16 @@ impl Keeper {
         Err(RotationError::Moved)
     }
 }
+
+/// What a turn came to.
+struct Turn {
+    /// There is more to do at once.
+    goes_on: bool,
+}
+
+fn longer(first: Duration, times: u32, most: Duration) -> Duration {
+    first.saturating_mul(1 << times.min(16)).min(most)
+}
+
+#[cfg(test)]
+mod tests;

@@ -5,13 +5,14 @@ use crate::attach::{Local, background_rows};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use smalti_cluster::{CoderHandle, Member};
-use smalti_gateway::{GatewayError, Rows};
+use smalti_gateway::{GatewayError, Resealed, Rows};
 use smalti_map::Volume;
 use smalti_rowcommit::coordinator::{BlockList, Contents, OpError};
 use smalti_storage::ids::{GroupNo, KeyEpochNo, RowAddr, Slot, VolumeNo};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
 
 /// Blocks that are sealed anew in one go, in the order in which they lie in the volume.
@@ -21,33 +22,76 @@ const CHUNK: usize = 32;
 const WINDOW_AGE: Duration = Duration::from_millis(20);
 
 /// Between two tries to list a group of which too much is out of reach.
-const LIST_PAUSE: Duration = Duration::from_secs(1);
-const LIST_TRIES: usize = 30;
+const LIST_PAUSE: Duration = Duration::from_millis(500);
+const LIST_TRIES: usize = 4;
 
 /// What a look at all blocks found, and did.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Found {
+    /// The key epoch of new records.
+    pub(super) current: KeyEpochNo,
     /// Blocks with contents under each key epoch, when they were listed.
-    counted: BTreeMap<KeyEpochNo, u64>,
+    pub(super) counted: BTreeMap<KeyEpochNo, u64>,
     /// Blocks of which nobody could tell.
-    unknown: u64,
+    pub(super) unknown: u64,
     /// Older contents that snapshots hold.
-    held: u64,
+    pub(super) held: u64,
     /// Blocks that were sealed anew.
-    sealed: u64,
+    pub(super) sealed: u64,
     /// Blocks that could not be.
-    failed: u64,
+    pub(super) failed: u64,
+    /// Groups that could not be listed.
+    pub(super) unlisted: u64,
+    /// It was broken off, for new keys are wanted.
+    pub(super) stopped: bool,
 }
 
 impl Found {
-    /// Whether nothing is sealed under older keys, as far as that could be seen.
+    /// Whether it saw every block, and none that may be sealed under older keys. One that was sealed anew was
+    /// not: what else may have been made of it meanwhile the next look sees.
     pub(super) fn is_clean(&self) -> bool {
-        self.counted.len() <= 1 && self.unknown + self.held + self.failed == 0
+        let older = self.counted.keys().any(|no| *no < self.current);
+        let left = self.unknown + self.held + self.sealed + self.failed + self.unlisted;
+        !older && left == 0 && !self.stopped
     }
 
     /// Whether another look at once may find less.
     pub(super) fn goes_on(&self) -> bool {
-        self.sealed > 0
+        self.sealed > 0 || self.stopped
+    }
+
+    /// Counts what is listed; `since` says with which generations key epochs began, the newest first. The
+    /// answer is what is to be sealed anew.
+    pub(super) fn tally(
+        &mut self,
+        list: &BlockList,
+        since: &[(u32, KeyEpochNo)],
+    ) -> Vec<(RowAddr, Slot)> {
+        let epoch = |generation: u32| {
+            let began = since.iter().find(|(since, _)| *since <= generation);
+            began.map_or(KeyEpochNo(0), |(_, no)| *no)
+        };
+        let mut old = Vec::new();
+        for block in &list.blocks {
+            let is_old = match block.contents {
+                Contents::Absent => false,
+                Contents::Unknown => {
+                    self.unknown += 1;
+                    true
+                }
+                Contents::Since(generation) => {
+                    let no = epoch(generation);
+                    *self.counted.entry(no).or_default() += 1;
+                    no < self.current
+                }
+            };
+            let held = block.held.iter().filter(|generation| epoch(**generation) < self.current);
+            self.held += held.count() as u64;
+            if is_old {
+                old.push((block.row, block.slot));
+            }
+        }
+        old
     }
 }
 
@@ -57,7 +101,8 @@ pub(super) struct Pass<'a> {
     groups: u16,
     /// Which generation each key epoch began with, the newest first.
     since: Vec<(u32, KeyEpochNo)>,
-    current: KeyEpochNo,
+    /// New keys are wanted already, and can not be made.
+    wanted: bool,
     coder: CoderHandle,
     rows: Arc<dyn Rows>,
     gateway: Arc<Local>,
@@ -66,7 +111,9 @@ pub(super) struct Pass<'a> {
     found: Found,
 }
 
-type Running = FuturesUnordered<tokio::task::JoinHandle<(usize, Result<usize, GatewayError>)>>;
+/// A chunk, and what became of it.
+type Done = (usize, Result<Resealed, GatewayError>);
+type Running = FuturesUnordered<JoinHandle<Done>>;
 
 impl<'a> Pass<'a> {
     pub(super) fn new(
@@ -84,25 +131,29 @@ impl<'a> Pass<'a> {
             no: volume.no,
             groups: u16::try_from(volume.groups.len()).unwrap_or(u16::MAX),
             since,
-            current: volume.key_epoch,
+            wanted: volume.rotate,
             rows: background_rows(coder.clone(), gateway.generation()),
             coder,
             gateway,
             window: 0,
             asked: None,
-            found: Found::default(),
+            found: Found { current: volume.key_epoch, ..Found::default() },
         }
     }
 
     pub(super) async fn run(&mut self) -> Result<Found, RotationError> {
         let mut running = Running::new();
         let mut under_way = 0;
-        for group in (0..self.groups).map(GroupNo) {
+        'groups: for group in (0..self.groups).map(GroupNo) {
             let mut after = None;
             loop {
-                let list = self.list(group, after).await?;
+                if self.is_wanted_anew() {
+                    self.found.stopped = true;
+                    break 'groups;
+                }
+                let Some(list) = self.list(group, after).await? else { break };
                 after = list.next;
-                let old = self.tally(&list);
+                let old = self.found.tally(&list, &self.since);
                 for chunk in old.chunks(CHUNK) {
                     self.until_room(&mut running, &mut under_way).await?;
                     let (gateway, rows) = (Arc::clone(&self.gateway), Arc::clone(&self.rows));
@@ -125,50 +176,29 @@ impl<'a> Pass<'a> {
         Ok(self.found.clone())
     }
 
+    /// Whether somebody wants other keys than those that records are sealed under here.
+    fn is_wanted_anew(&self) -> bool {
+        let map = self.member.map();
+        !self.wanted && map.volumes.get(&self.no).is_some_and(|volume| volume.rotate)
+    }
+
+    /// `None`: too much of the group is out of reach.
     async fn list(
-        &self,
+        &mut self,
         group: GroupNo,
         after: Option<RowAddr>,
-    ) -> Result<BlockList, RotationError> {
-        let mut tries = 1;
-        loop {
+    ) -> Result<Option<BlockList>, RotationError> {
+        for _ in 0..LIST_TRIES {
             match self.coder.list(group, after).await {
-                Ok(list) => return Ok(list),
+                Ok(list) => return Ok(Some(list)),
                 Err(OpError::Fenced) => return Err(RotationError::Moved),
-                Err(OpError::Unreadable) if tries < LIST_TRIES => tries += 1,
+                Err(OpError::Unreadable) => {}
                 Err(error) => return Err(RotationError::List(error)),
             }
             tokio::time::sleep(LIST_PAUSE).await;
         }
-    }
-
-    /// Counts what is listed; the answer is what is to be sealed anew.
-    fn tally(&mut self, list: &BlockList) -> Vec<(RowAddr, Slot)> {
-        let mut old = Vec::new();
-        for block in &list.blocks {
-            let epoch = |generation: u32| {
-                let began = self.since.iter().find(|(since, _)| *since <= generation);
-                began.map_or(KeyEpochNo(0), |(_, no)| *no)
-            };
-            let is_old = match block.contents {
-                Contents::Absent => false,
-                Contents::Unknown => {
-                    self.found.unknown += 1;
-                    true
-                }
-                Contents::Since(generation) => {
-                    let no = epoch(generation);
-                    *self.found.counted.entry(no).or_default() += 1;
-                    no < self.current
-                }
-            };
-            let held = block.held.iter().filter(|generation| epoch(**generation) < self.current);
-            self.found.held += held.count() as u64;
-            if is_old {
-                old.push((block.row, block.slot));
-            }
-        }
-        old
+        self.found.unlisted += 1;
+        Ok(None)
     }
 
     /// Waits until more may be begun: as much as repairs may be under way, for clients' sake.
@@ -196,7 +226,7 @@ impl<'a> Pass<'a> {
 
     fn note(
         &mut self,
-        done: Result<(usize, Result<usize, GatewayError>), tokio::task::JoinError>,
+        done: Result<Done, JoinError>,
         under_way: &mut usize,
     ) -> Result<(), RotationError> {
         let (count, result) = done.map_err(|error| {
@@ -205,20 +235,14 @@ impl<'a> Pass<'a> {
         })?;
         *under_way -= count;
         match result {
-            Ok(sealed) => self.found.sealed += sealed as u64,
-            // They concern these blocks alone.
-            Err(
-                error @ (GatewayError::Unreadable
-                | GatewayError::Forged { .. }
-                | GatewayError::Stale { .. }),
-            ) => {
-                tracing::warn!(volume = %self.no, %error, "blocks are not sealed anew");
-                self.found.failed += count as u64;
+            Ok(Resealed { sealed, failed }) => {
+                self.found.sealed += sealed;
+                self.found.failed += failed;
+                Ok(())
             }
-            Err(GatewayError::Fenced) => return Err(RotationError::Moved),
-            Err(error) => return Err(error.into()),
+            Err(GatewayError::Fenced) => Err(RotationError::Moved),
+            Err(error) => Err(error.into()),
         }
-        Ok(())
     }
 
     fn tell(&self) {
@@ -227,7 +251,7 @@ impl<'a> Pass<'a> {
             told.counted = found.counted.into_iter().collect();
             (told.unknown, told.held) = (found.unknown, found.held);
             (told.sealed, told.failed) = (found.sealed, found.failed);
-            told.why = None;
+            told.unlisted = found.unlisted;
         });
     }
 }

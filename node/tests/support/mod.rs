@@ -321,6 +321,7 @@ fn keys_of(volume: VolumeFacts) -> VolumeKeys {
     let epoch = KeyEpochFacts { no, timestamp: 1_700_000_000, needed: 2, total: 3, blocks: None };
     VolumeKeys {
         volume: volume.name,
+        id: volume.id,
         current: volume.key_epoch,
         wanted: false,
         epochs: vec![epoch],

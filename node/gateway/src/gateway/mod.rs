@@ -7,6 +7,8 @@ mod status;
 mod write;
 mod zero;
 
+pub use reseal::Resealed;
+
 #[cfg(test)]
 mod tests;
 
@@ -194,8 +196,10 @@ impl Gateway {
 
     /// Forgets the keys of key epochs before one, which nothing is sealed under any more.
     pub fn forget_keys_before(&self, key_epoch: KeyEpochNo) {
-        let keys = self.inner.sealer.keys().without_older(key_epoch);
-        self.inner.sealer.set_keys(Arc::new(keys));
+        let keys = self.inner.sealer.keys();
+        if keys.epochs().any(|no| no < key_epoch) {
+            self.inner.sealer.set_keys(Arc::new(keys.without_older(key_epoch)));
+        }
     }
 
     /// Lets time pass: draws a new salt when the one in use is too old. Any interval that is

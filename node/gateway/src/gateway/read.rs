@@ -59,19 +59,26 @@ impl Inner {
         piece: Piece,
         reply: &mut ReadReply,
     ) -> Result<(), GatewayError> {
-        let fetched = self.fetch(piece.blocks()).await?;
-        let present = if fetched.present() < SPAWN_BLOCKS {
-            self.open_all(&fetched).await?
-        } else {
-            let this = Arc::clone(self);
-            let task = self.runtime.spawn(async move { this.open_all(&fetched).await });
-            AbortOnDropHandle::new(task).await.map_err(|error| {
-                tracing::error!(%error, "opening blocks failed");
-                GatewayError::Internal
-            })??
+        let opened = match self.read_and_open(piece).await {
+            // Its keys were forgotten with the record on its way here: it was sealed anew before that.
+            Err(GatewayError::NoKey { .. }) => self.read_and_open(piece).await?,
+            opened => opened?,
         };
-        assemble(piece, &present, reply);
+        assemble(piece, &opened, reply);
         Ok(())
+    }
+
+    async fn read_and_open(self: &Arc<Self>, piece: Piece) -> Result<Opened, GatewayError> {
+        let fetched = self.fetch(piece.blocks()).await?;
+        if fetched.present() < SPAWN_BLOCKS {
+            return self.open_all(&fetched).await;
+        }
+        let this = Arc::clone(self);
+        let task = self.runtime.spawn(async move { this.open_all(&fetched).await });
+        AbortOnDropHandle::new(task).await.map_err(|error| {
+            tracing::error!(%error, "opening blocks failed");
+            GatewayError::Internal
+        })?
     }
 
     /// Fetches the records of consecutive blocks.

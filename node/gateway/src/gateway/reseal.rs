@@ -15,29 +15,72 @@ use std::sync::Arc;
 
 impl Gateway {
     /// Of these blocks, those that are sealed under an older key epoch than that of new records are sealed
-    /// anew, as ordinary writes that change nothing; the answer is how many. Their contents go through
-    /// `rows`, which may tell such work from that of clients. A block is locked meanwhile, so writes of
-    /// clients come before or after.
+    /// anew, as ordinary writes that change nothing. Their contents go through `rows`, which may tell such
+    /// work from that of clients. A block is locked meanwhile, so writes of clients come before or after.
+    /// One that can not be read, or does not open, keeps no other one back.
     ///
     /// # Errors
-    /// As reads and writes; what was done until then is done.
+    /// As reads and writes that fail for another reason than a block; what was done until then is done.
     pub async fn reseal(
         &self,
         blocks: &[(RowAddr, Slot)],
         rows: &Arc<dyn Rows>,
-    ) -> Result<usize, GatewayError> {
-        let mut sealed = 0;
+    ) -> Result<Resealed, GatewayError> {
+        let mut done = Resealed::default();
         for span in spans(&self.inner.layout, blocks)? {
-            // Seen to its end with the blocks locked, whoever waits for it.
-            let work = Arc::clone(&self.inner).reseal_span(span, Arc::clone(rows));
-            let task = self.inner.runtime.spawn(work.boxed());
-            sealed += task.await.map_err(|error| {
-                tracing::error!(%error, "sealing anew failed");
-                GatewayError::Internal
-            })??;
+            match self.reseal_span(span.clone(), rows).await {
+                Ok(sealed) => done.sealed += sealed,
+                Err(error) if is_of_a_block(&error) => {
+                    // Which one?
+                    for block in span {
+                        match self.reseal_span(block..block + 1, rows).await {
+                            Ok(sealed) => done.sealed += sealed,
+                            Err(error) if is_of_a_block(&error) => {
+                                let volume = self.inner.identity.volume;
+                                tracing::warn!(%volume, block, %error, "not sealed anew");
+                                done.failed += 1;
+                            }
+                            Err(error) => return Err(error),
+                        }
+                    }
+                }
+                Err(error) => return Err(error),
+            }
         }
-        Ok(sealed)
+        Ok(done)
     }
+
+    /// Seen to its end with the blocks locked, whoever waits for it.
+    async fn reseal_span(
+        &self,
+        span: Range<u64>,
+        rows: &Arc<dyn Rows>,
+    ) -> Result<u64, GatewayError> {
+        let work = Arc::clone(&self.inner).reseal_span(span, Arc::clone(rows));
+        self.inner.runtime.spawn(work.boxed()).await.map_err(|error| {
+            tracing::error!(%error, "sealing anew failed");
+            GatewayError::Internal
+        })?
+    }
+}
+
+/// What became of blocks that were to be sealed anew.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Resealed {
+    /// So many were.
+    pub sealed: u64,
+    /// So many can not be read, or do not open.
+    pub failed: u64,
+}
+
+fn is_of_a_block(error: &GatewayError) -> bool {
+    matches!(
+        error,
+        GatewayError::Unreadable
+            | GatewayError::Forged { .. }
+            | GatewayError::Stale { .. }
+            | GatewayError::NoKey { .. }
+    )
 }
 
 impl Inner {
@@ -45,7 +88,7 @@ impl Inner {
         self: Arc<Self>,
         span: Range<u64>,
         rows: Arc<dyn Rows>,
-    ) -> Result<usize, GatewayError> {
+    ) -> Result<u64, GatewayError> {
         let _held = self.locks.acquire(span.clone()).await;
         let fetched = self.fetch_from(rows.as_ref(), span.clone()).await?;
         let current = self.sealer.keys().current();
@@ -67,7 +110,7 @@ impl Inner {
             self.seal(*block..block + 1, seq, |_| whole.as_slice(), &mut writes)?;
         }
         rows.write(writes).await?;
-        let count = contents.len();
+        let count = contents.len() as u64;
         let done = contents.into_iter().map(|(block, _)| block).zip(first_seq..);
         self.fresh.written(done.map(|(block, seq)| (block, seq, false)));
         Ok(count)

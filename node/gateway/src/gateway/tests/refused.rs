@@ -58,7 +58,8 @@ async fn changed_records_are_forged() {
     }
     volume.put(7, good.slice(1..));
     volume.assert_refused(7, GatewayError::Forged { block: 7 }).await;
-    assert_eq!(volume.gateway.stats().forged, 14 + 4);
+    // One names a key epoch that is not there, and was read once more.
+    assert_eq!(volume.gateway.stats().forged, 14 + 1 + 4);
     volume.put(7, good);
     assert_eq!(read(&volume.gateway, 7 * 4096, 4096).await.unwrap(), patterned(4096, 1));
 }
