@@ -126,6 +126,7 @@ impl Keeper {
     async fn run(mut self) {
         let (mut failures, mut looks) = (0, (0, Epoch::default()));
         while let Some(volume) = self.volume() {
+            let began = Instant::now();
             let pause = match self.turn(&volume).await {
                 Ok(found) if found.goes_on => {
                     (failures, looks.0) = (0, 0);
@@ -139,7 +140,9 @@ impl Keeper {
                         (0, volume.epoch)
                     };
                     failures = 0;
-                    longer(LOOK_AGAIN, looks.0, LOOK_AGAIN_MAX)
+                    // Nor does it read metadata for more than half of the time.
+                    let again = longer(LOOK_AGAIN, looks.0, LOOK_AGAIN_MAX).max(began.elapsed());
+                    if volume.rotate { PAUSE_MAX.min(again) } else { again }
                 }
                 Err(RotationError::Moved) => break,
                 Err(error) => {
@@ -149,6 +152,10 @@ impl Keeper {
                     longer(PAUSE, failures - 1, PAUSE_MAX)
                 }
             };
+            if self.is_draining() {
+                // The seat goes where it is to, and whoever has it then goes on.
+                self.gateway = None;
+            }
             if !self.pause(pause, &volume).await {
                 break;
             }
@@ -158,8 +165,11 @@ impl Keeper {
 
     /// Waits, but not while there is something new; false: it is to end.
     async fn pause(&self, pause: Duration, before: &Volume) -> bool {
-        let deadline = Instant::now() + pause;
-        let news = |now: &Volume| now.epoch != before.epoch || now.rotate && !before.rotate;
+        let (began, deadline) = (Instant::now(), Instant::now() + pause);
+        let news = |now: &Volume| {
+            let moved = now.epoch != before.epoch && began.elapsed() >= LOOK_AGAIN;
+            moved || now.rotate && !before.rotate
+        };
         while Instant::now() < deadline && !self.volume().is_none_or(|now| news(&now)) {
             let step = LOOK_EVERY.min(deadline - Instant::now());
             if self.stop.run_until_cancelled(tokio::time::sleep(step)).await.is_none() {
@@ -167,6 +177,11 @@ impl Keeper {
             }
         }
         !self.stop.is_cancelled()
+    }
+
+    fn is_draining(&self) -> bool {
+        let map = self.member.map();
+        map.nodes.get(&self.member.node()).is_some_and(|node| node.draining)
     }
 
     /// The volume, while this node coordinates it and there is something to do.
@@ -193,6 +208,8 @@ impl Keeper {
         let coder = self.member.coder(self.no).ok_or(RotationError::Moved)?;
         self.member.tell_keys(self.no, |told| told.why.clone_from(&why));
         let mut pass = Pass::new(&self.member, &volume, &coder, Arc::clone(&gateway));
+        // A wish that was tried just now does not end it.
+        pass.wanted = why.is_some();
         let stopped = self.stop.run_until_cancelled(pass.run()).await;
         let found = stopped.ok_or(RotationError::Moved)??;
         if !found.is_clean() {

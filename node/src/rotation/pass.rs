@@ -102,7 +102,7 @@ pub(super) struct Pass<'a> {
     /// Which generation each key epoch began with, the newest first.
     since: Vec<(u32, KeyEpochNo)>,
     /// New keys are wanted already, and can not be made.
-    wanted: bool,
+    pub(super) wanted: bool,
     coder: CoderHandle,
     rows: Arc<dyn Rows>,
     gateway: Arc<Local>,
@@ -131,7 +131,7 @@ impl<'a> Pass<'a> {
             no: volume.no,
             groups: u16::try_from(volume.groups.len()).unwrap_or(u16::MAX),
             since,
-            wanted: volume.rotate,
+            wanted: false,
             rows: background_rows(coder.clone(), gateway.generation()),
             coder,
             gateway,
@@ -142,23 +142,38 @@ impl<'a> Pass<'a> {
     }
 
     pub(super) async fn run(&mut self) -> Result<Found, RotationError> {
-        let mut running = Running::new();
-        let mut under_way = 0;
-        'groups: for group in (0..self.groups).map(GroupNo) {
+        let (mut running, mut under_way) = (Running::new(), 0);
+        let mut result = self.look(&mut running, &mut under_way).await;
+        // However it ended, what was begun is waited for: it would go on beside the next look.
+        while let Some(done) = running.next().await {
+            result = result.and(self.note(done, &mut under_way));
+        }
+        self.tell();
+        result.map(|()| self.found.clone())
+    }
+
+    async fn look(
+        &mut self,
+        running: &mut Running,
+        under_way: &mut usize,
+    ) -> Result<(), RotationError> {
+        for group in (0..self.groups).map(GroupNo) {
             let mut after = None;
             loop {
+                // Metadata is not read in moments that are to be quiet either.
+                self.until_room(0, running, under_way).await?;
                 if self.is_wanted_anew() {
                     self.found.stopped = true;
-                    break 'groups;
+                    return Ok(());
                 }
                 let Some(list) = self.list(group, after).await? else { break };
                 after = list.next;
                 let old = self.found.tally(&list, &self.since);
                 for chunk in old.chunks(CHUNK) {
-                    self.until_room(&mut running, &mut under_way).await?;
+                    self.until_room(chunk.len(), running, under_way).await?;
                     let (gateway, rows) = (Arc::clone(&self.gateway), Arc::clone(&self.rows));
                     let (blocks, count) = (chunk.to_vec(), chunk.len());
-                    under_way += count;
+                    *under_way += count;
                     running.push(tokio::spawn(async move {
                         (count, gateway.reseal(&blocks, &rows).await)
                     }));
@@ -169,11 +184,7 @@ impl<'a> Pass<'a> {
             }
             self.tell();
         }
-        while let Some(done) = running.next().await {
-            self.note(done, &mut under_way)?;
-        }
-        self.tell();
-        Ok(self.found.clone())
+        Ok(())
     }
 
     /// Whether somebody wants other keys than those that records are sealed under here.
@@ -201,9 +212,10 @@ impl<'a> Pass<'a> {
         Ok(None)
     }
 
-    /// Waits until more may be begun: as much as repairs may be under way, for clients' sake.
+    /// Waits until so much more may be begun: as much as repairs may be under way, for clients' sake.
     async fn until_room(
         &mut self,
+        more: usize,
         running: &mut Running,
         under_way: &mut usize,
     ) -> Result<(), RotationError> {
@@ -213,8 +225,8 @@ impl<'a> Pass<'a> {
                 (self.window, self.asked) = (status.window, Some(Instant::now()));
                 self.tell();
             }
-            let first = *under_way == 0 && self.window > 0;
-            if first || *under_way + CHUNK <= self.window {
+            let first = more == 0 || *under_way == 0;
+            if self.window > 0 && (first || *under_way + more <= self.window) {
                 return Ok(());
             }
             tokio::select! {

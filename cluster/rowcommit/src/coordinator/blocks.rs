@@ -1,7 +1,7 @@
 //! Which blocks of a group have contents, and how old those are: for whoever seals them under newer keys.
 //!
-//! L1. A block that has contents is in the list, whatever a store may have forgotten, as far as the pages tell:
-//!     data slots and a parity slot are asked, and what one of them does not have the other one says.
+//! L1. A block that has contents is in the list, whatever one store may have forgotten, where more than n slots are
+//!     in sync: data slots and parity are asked, and what one of them does not have the other one says.
 //! L2. The generation in the list is at most that of the write whose contents the block has, whatever
 //!     becomes of updates that were under way when it was asked for.
 //! L3. What nobody can tell is in the list as unknown: nobody takes for new what nobody has seen. A group of
@@ -78,29 +78,49 @@ struct Told {
     /// The version of the block's record.
     ver: Ver,
     contents: Contents,
-    held: Vec<u32>,
+    /// Other versions that snapshots hold, and the generations of those that have contents.
+    held: BTreeMap<Ver, Option<u32>>,
 }
 
 impl Told {
     fn nothing() -> Self {
-        Self { ver: Ver::NONE, contents: Contents::Absent, held: Vec::new() }
+        Self { ver: Ver::NONE, contents: Contents::Absent, held: BTreeMap::new() }
     }
 
     fn unknown() -> Self {
         Self { contents: Contents::Unknown, ..Self::nothing() }
     }
+
+    /// What two slots say together: where one of them lacks what the other one has, or is about to change, the
+    /// older counts.
+    fn and(mut self, other: Self) -> Self {
+        self.contents = match (self.contents, other.contents) {
+            (Contents::Unknown, _) | (_, Contents::Unknown) => Contents::Unknown,
+            // What the first one says of a version it knows best.
+            (own, _) if self.ver == other.ver => own,
+            (Contents::Absent, told) | (told, Contents::Absent) => told,
+            (one, other) => one.min(other),
+        };
+        self.ver = self.ver.max(other.ver);
+        for (ver, generation) in other.held {
+            self.held.entry(ver).or_insert(generation);
+        }
+        self
+    }
 }
 
 impl Coordinator {
     pub(super) fn start_list(&mut self, op: u64, group: GroupNo, after: Option<RowAddr>) {
-        if !self.is_served(group) || self.suspects.in_group(group) {
+        // Nor while it is short: what would be sealed anew waits.
+        let open = self.is_served(group) && self.may_acknowledge(group);
+        if !open || self.suspects.in_group(group) {
             return self.listed(op, Err(OpError::Unreadable));
         }
         let insync = self.insync(group);
-        let mut due = self.data_slots().and(insync);
-        if let Some(parity) = self.parity_slots().and(insync).iter().next() {
-            due = due.with(parity);
-        }
+        let (data, parity) = (self.data_slots().and(insync), self.parity_slots().and(insync));
+        // Two for each block, wherever there are two.
+        let enough = if data == self.data_slots() { 1 } else { parity.len() as usize };
+        let due: SlotSet = data.iter().chain(parity.iter().take(enough)).collect();
         self.catchup.rounds += 1;
         let (round, decided) = (self.catchup.rounds, self.watermark());
         let pages = BTreeMap::new();
@@ -164,6 +184,7 @@ impl Coordinator {
         for row in rows {
             for slot in self.data_slots().iter() {
                 let Told { contents, held, .. } = self.told(list, row, slot);
+                let held: Vec<u32> = held.into_values().flatten().collect();
                 if contents != Contents::Absent || !held.is_empty() {
                     blocks.push(ListedBlock { row, slot, contents, held });
                 }
@@ -183,8 +204,12 @@ impl Coordinator {
                 (meta.ver, meta.present.then_some(meta.wid.generation))
             })
         });
+        if own.is_none() && lives(Mutant::ListInsync) {
+            return Told::nothing();
+        }
         let data = self.data_slots();
-        let parity = list.pages.iter().find(|(of, _)| !data.contains(**of));
+        let parity = list.pages.iter().filter(|(of, _)| !data.contains(**of));
+        // Whether the block has contents at all is not among what parity tells.
         let parity = parity.map(|(of, page)| match distrusted.contains(*of) {
             true => Told::unknown(),
             false => self.read_slot(list, page.rows.get(&row), |meta| {
@@ -192,25 +217,7 @@ impl Coordinator {
                 (entry.ver, (entry.ver != Ver::NONE).then_some(entry.wid.generation))
             }),
         });
-        let unknown = |told: &Told| told.contents == Contents::Unknown;
-        match (own, parity) {
-            (Some(own), Some(parity)) if unknown(&own) || unknown(&parity) => {
-                Told { contents: Contents::Unknown, ..own }
-            }
-            // One of them is about to change, or lacks something.
-            (Some(own), Some(parity)) if own.ver != parity.ver => {
-                let contents = match (own.contents, parity.contents) {
-                    (Contents::Absent, told) | (told, Contents::Absent) => told,
-                    (one, other) => one.min(other),
-                };
-                Told { contents, ..own }
-            }
-            (Some(own), _) => own,
-            // Whether it has contents at all is not among what parity tells.
-            (None, Some(_)) if lives(Mutant::ListInsync) => Told::nothing(),
-            (None, Some(parity)) => parity,
-            (None, None) => Told::unknown(),
-        }
+        own.into_iter().chain(parity).reduce(Told::and).unwrap_or_else(Told::unknown)
     }
 
     /// What the versions of one slot say of a block; `of` is what one of them says: a version of the block, and
@@ -235,9 +242,8 @@ impl Coordinator {
         let ver = of(newest).0;
         let snaps = self.snaps();
         let kept = snaps.iter().filter_map(|snap| snaps::held(versions, snap)).map(&of);
-        let kept = kept.filter(|(of, _)| *of != ver);
-        let held: BTreeMap<Ver, u32> = kept.filter_map(|(of, since)| Some((of, since?))).collect();
+        let held = kept.filter(|(of, _)| *of != ver).collect();
         let contents = oldest.map_or(Contents::Absent, Contents::Since);
-        Told { ver, contents, held: held.into_values().collect() }
+        Told { ver, contents, held }
     }
 }

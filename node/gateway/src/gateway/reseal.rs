@@ -69,7 +69,7 @@ impl Gateway {
 pub struct Resealed {
     /// So many were.
     pub sealed: u64,
-    /// So many can not be read, or do not open.
+    /// So many can not be read, do not open, or have no room just now.
     pub failed: u64,
 }
 
@@ -80,6 +80,8 @@ fn is_of_a_block(error: &GatewayError) -> bool {
             | GatewayError::Forged { .. }
             | GatewayError::Stale { .. }
             | GatewayError::NoKey { .. }
+            // Of a store, and so of its groups.
+            | GatewayError::NoSpace
     )
 }
 

@@ -179,6 +179,43 @@ fn contents_that_a_snapshot_holds_are_listed_beside() {
 }
 
 #[test]
+fn what_a_store_forgot_of_a_snapshot_is_listed_all_the_same() {
+    let mut rig = Rig::active(2, 1);
+    write_as(&mut rig, 1, 0, 1);
+    rig.feed(Event::Snapshot { op: 7, name: "s".into(), created: 1 });
+    let commands = rig.settle();
+    rig.accept(commands);
+    rig.settle();
+    write_as(&mut rig, 2, 0, 2);
+    let at = RowSlot { volume: VOLUME, row: row(0), slot: Slot(0) };
+    assert!(rig.parties[&store(1)].disk.forget(at, ver(1)));
+    rig.done.clear();
+    rig.feed(Event::List { op: BACKGROUND, group: GroupNo(0), after: None });
+    rig.settle();
+    let held = rig.done.iter().find_map(|action| match action {
+        Action::Listed { result: Ok(list), .. } => Some(list.blocks[0].held.clone()),
+        _ => None,
+    });
+    assert_eq!(held, Some(vec![2]));
+}
+
+#[test]
+fn of_a_slot_that_is_out_of_sync_every_parity_slot_tells() {
+    for forgetful in [3, 4] {
+        let mut rig = Rig::active(2, 2);
+        write_as(&mut rig, 1, 0, 1);
+        rig.link_down(1);
+        support::shrink(&mut rig.map, 1);
+        rig.adopt();
+        rig.settle();
+        let slot = support::slot(forgetful);
+        let at = RowSlot { volume: VOLUME, row: row(0), slot };
+        assert!(rig.parties[&store(forgetful)].disk.forget(at, ver(1)));
+        assert_eq!(list(&mut rig), Ok(vec![(0, Contents::Since(2))]), "store {forgetful}");
+    }
+}
+
+#[test]
 fn a_list_waits_for_the_takeover_and_ends_with_the_seat() {
     let mut rig = Rig::new(2, 1);
     rig.feed(Event::List { op: BACKGROUND | 9, group: GroupNo(0), after: None });
