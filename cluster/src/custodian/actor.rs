@@ -123,10 +123,14 @@ fn answer(vault: &Vault, map: &MapView, from: NodeId, ask: Ask) -> Answer {
             });
             match checked {
                 Err(error) => Answer::Refused(error.to_string()),
-                // Beside any other dealing of that secret: which one counts the map will say. Of one dealing the
+                // Beside any other dealing of that secret, until the map says which one counts. Of one dealing the
                 // first share stays, or whoever has another one could put his in its place.
                 Ok(part) => {
                     let dealing = Dealt::of(&commitments);
+                    let in_use = map.custody_of(&secret).map(|used| Dealt::of(&used.commitments));
+                    if in_use.is_some_and(|used| used != dealing) {
+                        return Answer::Refused("another share of that secret is in use".into());
+                    }
                     match vault.find(&secret, &dealing) {
                         Ok(held) if held.to_bytes() == part.to_bytes() => Answer::Kept,
                         Ok(_) => Answer::Refused("another share of that dealing is kept".into()),

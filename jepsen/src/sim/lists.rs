@@ -25,8 +25,6 @@ pub(crate) struct Floor {
 pub(crate) struct Lists {
     asked: BTreeMap<u64, GroupNo>,
     floors: BTreeMap<Block, Floor>,
-    /// How many came.
-    pub(crate) came: u64,
 }
 
 impl World {
@@ -51,7 +49,6 @@ impl World {
         let (Some(group), Ok(list)) = (self.lists.asked.remove(&op), result) else { return };
         let epoch = self.nodes[at].process.as_ref().map(|process| process.coordinator.epoch());
         let Some(epoch) = epoch else { return };
-        self.lists.came += 1;
         let told = |row: &RowAddr| row.group == group && list.next.is_none_or(|next| *row <= next);
         let found =
             |(row, slot): &Block| list.blocks.iter().find(|b| (b.row, b.slot) == (*row, *slot));

@@ -5,7 +5,7 @@
 //! L2. The generation in the list is at most that of the write whose contents the block has, whatever
 //!     becomes of updates that were under way when it was asked for.
 //! L3. What nobody can tell is in the list as unknown: nobody takes for new what nobody has seen. A group of
-//!     which stores have yet to be compared after a crash is not listed at all.
+//!     which stores have yet to be compared after a crash, or that is offline or short, is not listed at all.
 
 use super::walk::{Page, rows_of};
 use super::{Action, Coordinator, OpError, Purpose};

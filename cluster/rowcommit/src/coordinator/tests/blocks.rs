@@ -152,51 +152,48 @@ fn a_row_that_is_known_to_be_wrong_is_listed_though_no_page_names_it() {
     assert_eq!(list(&mut rig), Ok(vec![(1, Contents::Unknown)]));
 }
 
-#[test]
-fn contents_that_a_snapshot_holds_are_listed_beside() {
-    let mut rig = Rig::active(2, 1);
-    write_as(&mut rig, 1, 0, 1);
+fn snapshot(rig: &mut Rig) {
     rig.feed(Event::Snapshot { op: 7, name: "s".into(), created: 1 });
     let commands = rig.settle();
     rig.accept(commands);
     rig.settle();
-    let held = |rig: &mut Rig| {
-        rig.done.clear();
-        rig.feed(Event::List { op: BACKGROUND, group: GroupNo(0), after: None });
-        rig.settle();
-        rig.done.iter().find_map(|action| match action {
-            Action::Listed { result: Ok(list), .. } => Some(list.blocks.clone()),
-            _ => None,
-        })
-    };
+}
+
+/// The list as it is.
+fn blocks(rig: &mut Rig) -> Vec<ListedBlock> {
+    rig.done.clear();
+    rig.feed(Event::List { op: BACKGROUND, group: GroupNo(0), after: None });
+    rig.settle();
+    let listed = rig.done.iter().find_map(|action| match action {
+        Action::Listed { result: Ok(list), .. } => Some(list.blocks.clone()),
+        _ => None,
+    });
+    listed.expect("it is listed")
+}
+
+#[test]
+fn contents_that_a_snapshot_holds_are_listed_beside() {
+    let mut rig = Rig::active(2, 1);
+    write_as(&mut rig, 1, 0, 1);
+    snapshot(&mut rig);
     let (row, slot) = (row(0), Slot(0));
     let contents = Contents::Since(2);
     let alone = ListedBlock { row, slot, contents, held: vec![] };
-    assert_eq!(held(&mut rig), Some(vec![alone]), "what it has now is what the snapshot holds");
+    assert_eq!(blocks(&mut rig), vec![alone], "what it has now is what the snapshot holds");
     write_as(&mut rig, 2, 0, 2);
     let beside = ListedBlock { row, slot, contents, held: vec![2] };
-    assert_eq!(held(&mut rig), Some(vec![beside]));
+    assert_eq!(blocks(&mut rig), vec![beside]);
 }
 
 #[test]
 fn what_a_store_forgot_of_a_snapshot_is_listed_all_the_same() {
     let mut rig = Rig::active(2, 1);
     write_as(&mut rig, 1, 0, 1);
-    rig.feed(Event::Snapshot { op: 7, name: "s".into(), created: 1 });
-    let commands = rig.settle();
-    rig.accept(commands);
-    rig.settle();
+    snapshot(&mut rig);
     write_as(&mut rig, 2, 0, 2);
     let at = RowSlot { volume: VOLUME, row: row(0), slot: Slot(0) };
     assert!(rig.parties[&store(1)].disk.forget(at, ver(1)));
-    rig.done.clear();
-    rig.feed(Event::List { op: BACKGROUND, group: GroupNo(0), after: None });
-    rig.settle();
-    let held = rig.done.iter().find_map(|action| match action {
-        Action::Listed { result: Ok(list), .. } => Some(list.blocks[0].held.clone()),
-        _ => None,
-    });
-    assert_eq!(held, Some(vec![2]));
+    assert_eq!(blocks(&mut rig)[0].held, [2]);
 }
 
 #[test]
