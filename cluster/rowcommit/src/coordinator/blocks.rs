@@ -135,9 +135,13 @@ impl Coordinator {
 
     /// A page will not come: whoever was asked is not in sync any more. Those who are, are asked.
     pub(super) fn list_lost(&mut self, op: u64, round: u64) {
-        let Some(list) = self.lists.get(&op).filter(|list| list.round == round) else { return };
-        let (group, after) = (list.group, list.after);
-        self.start_list(op, group, after);
+        if !self.lists.get(&op).is_some_and(|list| list.is_round(round)) {
+            return;
+        }
+        // Gone first: it may be refused by now.
+        if let Some(Pages { group, after, .. }) = self.lists.remove(&op) {
+            self.start_list(op, group, after);
+        }
     }
 
     pub(super) fn on_listed(&mut self, op: u64, of: Slot, round: u64, answer: Answer) {

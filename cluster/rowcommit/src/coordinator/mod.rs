@@ -210,6 +210,8 @@ impl std::fmt::Debug for Coordinator {
             .field("tasks", &self.tasks.len())
             .field("rows", &self.rows.len())
             .field("inflight", &self.inflight)
+            .field("lists", &self.lists)
+            .field("waiting", &self.waiting_ops.len())
             .field("catchup", &self.catchup)
             .field("takeover", &self.takeover)
             .finish_non_exhaustive()

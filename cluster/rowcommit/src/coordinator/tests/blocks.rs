@@ -213,6 +213,27 @@ fn of_a_slot_that_is_out_of_sync_every_parity_slot_tells() {
 }
 
 #[test]
+fn a_list_of_a_group_that_has_become_short_has_ended() {
+    let mut rig = Rig::of(support::map(2, 2));
+    rig.map.volumes.get_mut(&VOLUME).expect("it is there").min_insync = 3;
+    let mut rig = rig.activated();
+    for no in [1, 2] {
+        rig.link_down(no);
+    }
+    rig.feed(Event::List { op: BACKGROUND | 9, group: GroupNo(0), after: None });
+    rig.settle();
+    let (epoch, stores) = (rig.map.volumes[&VOLUME].epoch, vec![store(1), store(2)]);
+    support::accept(
+        &mut rig.map,
+        &Command::Shrink { volume: VOLUME, epoch, stores, to_data: true },
+    );
+    rig.adopt();
+    rig.settle();
+    assert_eq!(listed(&rig), Some(Err(OpError::Unreadable)));
+    assert!(rig.coordinator.lists.is_empty(), "{:?}", rig.coordinator);
+}
+
+#[test]
 fn a_list_waits_for_the_takeover_and_ends_with_the_seat() {
     let mut rig = Rig::new(2, 1);
     rig.feed(Event::List { op: BACKGROUND | 9, group: GroupNo(0), after: None });
