@@ -58,6 +58,7 @@ fn init() -> Command {
         cluster: ClusterId(Uuid::from_u128(0xc1)),
         nodes: vec![(node, "a".into(), addresses())],
         custody: Custody {
+            share_epoch: 1,
             threshold: 1,
             holders: vec![ShareHolder { node, share: 1 }],
             commitments: vec![9],

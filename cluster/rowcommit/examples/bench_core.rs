@@ -59,6 +59,7 @@ impl Bench {
             nbd: ([127, 0, 0, 1], no).into(),
         };
         let custody = Custody {
+            share_epoch: 1,
             threshold: 1,
             holders: vec![ShareHolder { node: me, share: 1 }],
             commitments: Vec::new(),

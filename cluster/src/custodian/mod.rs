@@ -1,19 +1,30 @@
-//! The custodian actor: keeps this node's shares of split secrets, sealed, and hands them out to
-//! nodes that the map allows to have them.
+//! The custodian actor: keeps this node's shares of split secrets, sealed, hands them out to nodes that the map
+//! allows to have them, and deals them on to those that are to have them instead.
 //!
 //! K1. A share is verified against its public commitments before it is kept and before it is used.
-//! K2. A share rests only sealed under the node's custodian key, bound to what it is a share of.
+//! K2. A share rests only sealed by the node's key provider, bound to what it is a share of.
 //! K3. A share of a volume's wrapping secret is released to the volume's coordinator only.
+//! K4. To whom shares are dealt on, and how many of them are needed then, the map alone says. Nobody but the
+//!     new custodian sees what it is given.
+//! K5. A share is destroyed once the map names another dealing of its secret, of the same share epoch or a
+//!     later one; so whichever dealing it names, every custodian has its share of that.
+//! K6. Whatever is done with a share is in the log before it is done.
 
 mod actor;
+mod audit;
 mod client;
+mod core;
+mod judge;
+mod limits;
 mod vault;
 mod wire;
 
 pub use actor::{CustodianArgs, CustodianMsg, start};
-pub use client::CustodyClient;
+pub use audit::{AuditEntry, AuditEvent, read_chain};
+pub use client::{Claim, CustodyClient};
+pub(crate) use core::read_dealers;
 pub use vault::{Vault, VaultError};
-pub(crate) use wire::{Answer, Ask};
+pub(crate) use wire::{Answer, Ask, DealerBytes};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -50,3 +61,6 @@ impl Service for CustodyService {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

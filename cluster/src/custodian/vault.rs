@@ -1,16 +1,17 @@
-//! Where shares rest: one file each, sealed under the custodian key of the node.
+//! Where shares rest: one file each, sealed by the node's key provider.
 //!
-//! A share of a wrapping secret is filed under its dealing: by volume, key epoch and a digest of the public
-//! commitments. So dealings for the same key epoch, of which the map takes one, do not overwrite each
-//! other's shares, and a share is found by what the map says of its secret.
+//! A share is filed under its secret, the share epoch and its dealing, by a digest of the public commitments.
+//! So dealings of one secret, of which the map names one, do not overwrite each other's shares, a share is
+//! found by what the map says of its secret, and one that was dealt for a share epoch that the map has
+//! not heard of yet is told from one that it has done without.
 
 use smalti_storage::ids::{ClusterId, KeyEpochNo, NodeId, VolumeId};
-use smalti_storage::keys::{Dealt, KeyPart, SecretName, open_at_rest, seal_at_rest};
+use smalti_storage::keys::{KeyPart, RestError, Sealer, SecretName, ShareName};
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use zeroize::Zeroizing;
+use std::sync::Arc;
 
 /// Characters of a written uuid.
 const UUID_LEN: usize = 36;
@@ -27,14 +28,17 @@ pub enum VaultError {
         /// Why.
         source: std::io::Error,
     },
-    /// The file does not open under this node's custodian key.
-    #[error("share file {path} does not open: {reason}")]
+    /// The file does not open, or nothing can be sealed.
+    #[error("share file {path}: {source}")]
     Sealed {
         /// Which file.
         path: PathBuf,
         /// Why.
-        reason: String,
+        source: RestError,
     },
+    /// What was sealed is no share.
+    #[error("share file {0} has no share in it")]
+    NoShare(PathBuf),
     /// There is none.
     #[error("no share of that secret is kept here")]
     Absent,
@@ -45,7 +49,7 @@ pub struct Vault {
     folder: PathBuf,
     cluster: ClusterId,
     node: NodeId,
-    key: Zeroizing<[u8; 32]>,
+    sealer: Arc<dyn Sealer>,
 }
 
 impl std::fmt::Debug for Vault {
@@ -55,55 +59,39 @@ impl std::fmt::Debug for Vault {
 }
 
 impl Vault {
-    /// The shares of `node` in `folder`, sealed under `key`.
-    pub fn new(
-        folder: PathBuf,
-        cluster: ClusterId,
-        node: NodeId,
-        key: Zeroizing<[u8; 32]>,
-    ) -> Self {
-        Self { folder, cluster, node, key }
+    /// The shares of `node` in `folder`.
+    pub fn new(folder: PathBuf, cluster: ClusterId, node: NodeId, sealer: Arc<dyn Sealer>) -> Self {
+        Self { folder, cluster, node, sealer }
     }
 
-    /// The file a share rests in.
-    fn path(&self, secret: &SecretName, dealing: &Dealt) -> PathBuf {
-        self.folder.join(match secret {
-            SecretName::Master => "master.share".to_owned(),
-            SecretName::Wrapping { volume, key_epoch } => {
-                format!("{volume}-{}-{dealing}.share", key_epoch.0)
-            }
-        })
+    /// Where its shares are.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    fn path(&self, share: &ShareName) -> PathBuf {
+        self.folder.join(file_name(share))
     }
 
     /// What a sealed share is bound to, so that no file opens in the place of another.
-    fn purpose(&self, secret: &SecretName, dealing: &Dealt) -> Vec<u8> {
-        let (cluster, node) = (self.cluster, self.node.0);
-        match secret {
-            SecretName::Master => format!("master share|{cluster}|{node}"),
-            SecretName::Wrapping { volume, key_epoch } => {
-                format!("wrapping share|{cluster}|{node}|{volume}|{}|{dealing}", key_epoch.0)
-            }
-        }
-        .into_bytes()
+    fn purpose(&self, share: &ShareName) -> Vec<u8> {
+        format!("share|{}|{}|{}", self.cluster, self.node.0, file_name(share)).into_bytes()
     }
 
     /// Keeps a share: durable when this returns, and never half there.
     ///
     /// # Errors
-    /// When the disk fails.
-    pub fn keep(
-        &self,
-        secret: &SecretName,
-        dealing: &Dealt,
-        part: &KeyPart,
-    ) -> Result<(), VaultError> {
-        let path = self.path(secret, dealing);
+    /// When the disk or the key provider fails.
+    pub fn keep(&self, share: &ShareName, part: &KeyPart) -> Result<(), VaultError> {
+        let path = self.path(share);
         let fail = |path: &Path| {
             let path = path.to_owned();
             move |source| VaultError::Io { path, source }
         };
-        let purpose = self.purpose(secret, dealing);
-        let sealed = seal_at_rest(&self.key, &purpose, &part.to_bytes(), rand::random());
+        let sealed = self
+            .sealer
+            .seal(&self.purpose(share), &part.to_bytes())
+            .map_err(|source| VaultError::Sealed { path: path.clone(), source })?;
         let draft = path.with_extension("new");
         fs::create_dir_all(&self.folder).map_err(fail(&self.folder))?;
         let mut file = fs::OpenOptions::new()
@@ -122,8 +110,8 @@ impl Vault {
     ///
     /// # Errors
     /// When there is none, or it does not open.
-    pub fn find(&self, secret: &SecretName, dealing: &Dealt) -> Result<KeyPart, VaultError> {
-        let path = self.path(secret, dealing);
+    pub fn find(&self, share: &ShareName) -> Result<KeyPart, VaultError> {
+        let path = self.path(share);
         let sealed = match fs::read(&path) {
             Ok(sealed) => sealed,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -131,23 +119,22 @@ impl Vault {
             }
             Err(source) => return Err(VaultError::Io { path, source }),
         };
-        let purpose = self.purpose(secret, dealing);
-        let bytes = open_at_rest(&self.key, &purpose, &sealed).map_err(|error| {
-            VaultError::Sealed { path: path.clone(), reason: error.to_string() }
-        })?;
-        KeyPart::from_bytes(&bytes)
-            .map_err(|error| VaultError::Sealed { path, reason: error.to_string() })
+        let bytes = self
+            .sealer
+            .open(&self.purpose(share), &sealed)
+            .map_err(|source| VaultError::Sealed { path: path.clone(), source })?;
+        KeyPart::from_bytes(&bytes).map_err(|_| VaultError::NoShare(path))
     }
 
-    /// Destroys the shares of wrapping secrets that are not `wanted`, and says whose. Gone from the folder,
-    /// durably, when this returns.
+    /// Destroys the shares that are not `wanted`, and what was begun and not kept, and says which. Gone from
+    /// the folder, durably, when this returns.
     ///
     /// # Errors
     /// When the disk fails.
     pub fn retain(
         &self,
-        wanted: impl Fn(VolumeId, KeyEpochNo, &Dealt) -> bool,
-    ) -> Result<Vec<(VolumeId, KeyEpochNo)>, VaultError> {
+        wanted: impl Fn(&ShareName) -> bool,
+    ) -> Result<Vec<ShareName>, VaultError> {
         let fail = |path: &Path| {
             let path = path.to_owned();
             move |source| VaultError::Io { path, source }
@@ -160,13 +147,14 @@ impl Vault {
         let (mut gone, mut failed) = (Vec::new(), None);
         for entry in entries {
             let path = entry.map_err(fail(&self.folder))?.path();
-            let Some((volume, key_epoch, dealing)) = read_name(&path) else { continue };
-            if wanted(volume, key_epoch, &dealing) {
+            let share = read_name(&path);
+            let draft = path.extension().is_some_and(|extension| extension == "new");
+            if share.is_none_or(|share| wanted(&share)) && !draft {
                 continue;
             }
             // One that can not be destroyed keeps no other one.
             match fs::remove_file(&path).map_err(fail(&path)) {
-                Ok(()) => gone.push((volume, key_epoch)),
+                Ok(()) => gone.extend(share),
                 Err(error) => failed = Some(error),
             }
         }
@@ -177,14 +165,35 @@ impl Vault {
     }
 }
 
-/// What a share file is of; `None` when it is none of a wrapping secret.
-fn read_name(path: &Path) -> Option<(VolumeId, KeyEpochNo, Dealt)> {
+fn file_name(share: &ShareName) -> String {
+    let ShareName { share_epoch, dealing, .. } = share;
+    match share.secret {
+        SecretName::Master => format!("master-{share_epoch}-{dealing}.share"),
+        SecretName::Wrapping { volume, key_epoch } => {
+            format!("{volume}-{}-{share_epoch}-{dealing}.share", key_epoch.0)
+        }
+    }
+}
+
+/// What a share file is of; `None` when it is none.
+fn read_name(path: &Path) -> Option<ShareName> {
     let name = path.file_name()?.to_str()?.strip_suffix(".share")?;
-    let (volume, rest) = name.split_at_checked(UUID_LEN)?;
-    let (key_epoch, dealing) = rest.strip_prefix('-')?.split_once('-')?;
-    Some((
-        VolumeId(volume.parse().ok()?),
-        KeyEpochNo(key_epoch.parse().ok()?),
-        dealing.parse().ok()?,
-    ))
+    let (secret, rest) = match name.strip_prefix("master-") {
+        Some(rest) => (SecretName::Master, rest),
+        None => {
+            let (volume, rest) = name.split_at_checked(UUID_LEN)?;
+            let (key_epoch, rest) = rest.strip_prefix('-')?.split_once('-')?;
+            let volume = VolumeId(volume.parse().ok()?);
+            let key_epoch = KeyEpochNo(key_epoch.parse().ok()?);
+            (SecretName::Wrapping { volume, key_epoch }, rest)
+        }
+    };
+    let (share_epoch, dealing) = rest.split_once('-')?;
+    let share = ShareName {
+        secret,
+        share_epoch: share_epoch.parse().ok()?,
+        dealing: dealing.parse().ok()?,
+    };
+    // Numbers can be written in more than one way.
+    (file_name(&share) == path.file_name()?.to_str()?).then_some(share)
 }

@@ -45,7 +45,12 @@ impl Member {
             let here = sum(&burdens).and(stores);
             let in_vain = of.into_iter().filter(|(_, told)| !told.in_vain.is_empty());
             let in_vain = in_vain.map(|(volume, told)| (volume, told.in_vain)).collect();
-            self.inner.told.send_replace(NodeRepairs { burden: here, in_vain });
+            self.inner.told.send_replace(NodeRepairs {
+                burden: here,
+                in_vain,
+                lacking: *self.inner.lacking.borrow(),
+                custody_problem: self.inner.custody_problem.borrow().clone(),
+            });
             let elsewhere = self.beats().burden();
             let any = here.and(elsewhere).at_work;
             let before = std::mem::replace(&mut was_told, any);

@@ -26,8 +26,8 @@ const EVERY: Duration = Duration::from_millis(100);
 
 /// Before an answer. A node of before there were any answers with nothing; version 1 had no space,
 /// version 2 no start, version 3 neither whom the node hears nor the pace of its disks, version 4 no burden, version 5
-/// no disk that is too full even for trims, version 6 no moves that do not get on.
-const VERSION: u8 = 7;
+/// no disk that is too full even for trims, version 6 no moves that do not get on, version 7 no shares.
+const VERSION: u8 = 8;
 
 /// What a node answers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,13 +45,17 @@ struct Answer {
     told: NodeRepairs,
 }
 
-/// What a node tells of the volumes that it coordinates.
+/// What a node tells of the volumes that it coordinates, and of the shares it holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct NodeRepairs {
     /// What is repaired there, and how its clients bear that.
     pub(super) burden: Burden,
     /// Slots that are on their way to another store and do not get on.
     pub(super) in_vain: InVain,
+    /// Shares that its custodian should have and has not.
+    pub(super) lacking: u32,
+    /// Of the leader: why secrets are not dealt on to those who are to hold them.
+    pub(super) custody_problem: String,
 }
 
 /// What other nodes answered, and when.
@@ -275,6 +279,18 @@ impl Beats {
         all
     }
 
+    /// How many shares another node says that it lacks.
+    pub(super) fn lacking(&self, node: NodeId) -> u32 {
+        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.get(&node).map_or(0, |heard| heard.told.lacking)
+    }
+
+    /// What another node, the leader, says of custody; empty: nothing.
+    pub(super) fn custody_problem(&self, leader: NodeId) -> String {
+        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.get(&leader).map(|heard| heard.told.custody_problem.clone()).unwrap_or_default()
+    }
+
     /// Whether the node has answered at all since this one started.
     pub fn ever_heard(&self, node: NodeId) -> bool {
         node == self.me
@@ -366,7 +382,8 @@ mod tests {
             let burden = Burden { at_work: some > 0, busy: some > 1, waits: false };
             let places = |no: u16| (0..no).map(|no| (GroupNo(no), Slot(1))).collect();
             let in_vain = (0..some).map(|no| (VolumeNo(no as u32), places(no as u16))).collect();
-            let told = NodeRepairs { burden, in_vain };
+            let told =
+                NodeRepairs { burden, in_vain, lacking: 3, custody_problem: "n1 is away".into() };
             let answer = Answer { start, votes: some > 1, stores, paces, hears, told };
             assert_eq!(decode(&encode(&answer)), Some(answer));
         }

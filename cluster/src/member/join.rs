@@ -20,6 +20,7 @@ use smalti_raft::{POSITIONS, RaftGroup, RaftGroupConfig};
 use smalti_rocks::{Expect, RocksOptions, RocksStore};
 use smalti_rowcommit::store::StoreConfig;
 use smalti_storage::ids::{ClusterId, Incarnation, NodeId, RunId};
+use smalti_storage::keys::Sealer;
 use smalti_storage::store::{Admission, Opened, ShardStore, StoreError};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -29,7 +30,6 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
-use zeroize::Zeroizing;
 
 /// Between two attempts to register while no majority is up.
 const RETRY_EVERY: Duration = Duration::from_millis(200);
@@ -45,8 +45,8 @@ pub struct MemberConfig {
     pub data_dir: PathBuf,
     /// Where shares of secrets are kept.
     pub shares_dir: PathBuf,
-    /// Under which they are sealed.
-    pub custodian_key: Zeroizing<[u8; 32]>,
+    /// What seals them.
+    pub sealer: Arc<dyn Sealer>,
     /// Where this node listens.
     pub addresses: NodeAddresses,
     /// The other nodes as configured; the map knows newer ones.
@@ -67,6 +67,8 @@ pub struct MemberConfig {
     pub slow_out: Duration,
     /// Each group is scrubbed again after so long; zero: only when asked.
     pub scrub_every: Duration,
+    /// All shares become new ones after so long; zero: never by themselves.
+    pub refresh_every: Duration,
     /// Cancelled when the process is to end, before the member is shut down.
     pub stopping: CancellationToken,
 }
@@ -167,9 +169,17 @@ impl Member {
             config.shares_dir.clone(),
             config.cluster,
             config.node,
-            config.custodian_key.clone(),
+            Arc::clone(&config.sealer),
         );
-        let args = CustodianArgs { vault, map: raft.watch() };
+        let (tell_lacking, lacking) = watch::channel(0);
+        let (node, fabric_of) = (config.node, fabric.clone());
+        let args = CustodianArgs {
+            node,
+            vault,
+            map: raft.watch(),
+            fabric: fabric_of,
+            lacking: tell_lacking,
+        };
         let custodian = custodian::start(args).await.map_err(actor_failed)?;
         let custody = CustodyService { actor: custodian.clone() };
         let custodians = CustodyClient::new(config.node, fabric.clone(), custody.clone());
@@ -198,6 +208,9 @@ impl Member {
             store_actors,
             store_ended: tokio::sync::Mutex::new(Some(ended)),
             custodian,
+            lacking,
+            custody_problem: watch::Sender::default(),
+            refresh_every: config.refresh_every,
             coders: std::sync::Mutex::default(),
             uses: std::sync::Mutex::default(),
             keys: std::sync::Mutex::default(),
@@ -255,6 +268,7 @@ impl Member {
         tasks.spawn(member.clone().keep_governed());
         tasks.spawn(member.clone().keep_places());
         tasks.spawn(member.clone().keep_told());
+        tasks.spawn(member.clone().keep_custody());
         Ok(member)
     }
 

@@ -33,6 +33,12 @@ pub(crate) struct Inner {
     pub(super) store_actors: Vec<ActorRef<ShardStoreMsg>>,
     pub(super) store_ended: tokio::sync::Mutex<Option<oneshot::Receiver<()>>>,
     pub(super) custodian: ActorRef<CustodianMsg>,
+    /// Shares that the custodian of this node should have and has not.
+    pub(super) lacking: watch::Receiver<u32>,
+    /// While this node leads: why secrets are not dealt on; else empty.
+    pub(super) custody_problem: watch::Sender<String>,
+    /// After so long all shares become new ones; zero: never.
+    pub(super) refresh_every: Duration,
     pub(super) coders: Mutex<BTreeMap<VolumeNo, CoderHandle>>,
     pub(super) uses: Mutex<BTreeMap<VolumeNo, usize>>,
     /// What is told of the keys of volumes that are coordinated here.

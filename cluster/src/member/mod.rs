@@ -2,6 +2,7 @@
 
 mod around;
 mod beats;
+mod custody;
 mod damage;
 mod govern;
 mod join;

@@ -6,13 +6,14 @@ use smalti_map::{Applied, Command, Custody, NodeAddresses, ShareHolder, StoreSta
 use smalti_net::ClusterCa;
 use smalti_rocks::{Expect, RocksOptions, RocksStore};
 use smalti_storage::ids::{ClusterId, NodeId};
+use smalti_storage::keys::RestKey;
 use smalti_storage::store::ShardStore;
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
-use zeroize::Zeroizing;
 
 const LONG: Duration = Duration::from_secs(60);
 const CLUSTER: ClusterId = ClusterId(Uuid::from_u128(0xc1));
@@ -30,7 +31,7 @@ fn config(dir: &Path, ca: &ClusterCa, founding: Option<Founding>) -> MemberConfi
         cluster: CLUSTER,
         data_dir: dir.join("data"),
         shares_dir: dir.join("shares"),
-        custodian_key: Zeroizing::new([7; 32]),
+        sealer: Arc::new(RestKey::new([7; 32])),
         addresses: addresses(),
         peers: Vec::new(),
         credentials: ca.issue(NodeId(1), "n1").expect("issued"),
@@ -41,6 +42,7 @@ fn config(dir: &Path, ca: &ClusterCa, founding: Option<Founding>) -> MemberConfi
         down_out: LONG,
         slow_out: LONG,
         scrub_every: Duration::ZERO,
+        refresh_every: Duration::ZERO,
         stopping: CancellationToken::new(),
     }
 }
@@ -57,6 +59,7 @@ fn founding(names: [&str; 2]) -> Founding {
     Founding {
         nodes: nodes.map(|(id, name)| (id, name.to_owned(), addresses())).collect(),
         custody: Custody {
+            share_epoch: 1,
             threshold: 2,
             holders: [share(1), share(2)].into(),
             commitments: vec![1],

@@ -175,7 +175,7 @@ pub(super) fn found(setup: &Arc<Setup>, stores: &[StoreId], rng: &mut Rng) -> Ma
     let at = ([127, 0, 0, 1], 1).into();
     let addresses = NodeAddresses { quic: at, api: at, nbd: at };
     let holders = vec![ShareHolder { node: NodeId(1), share: 1 }];
-    let custody = Custody { threshold: 1, holders, commitments: Vec::new() };
+    let custody = Custody { share_epoch: 1, threshold: 1, holders, commitments: Vec::new() };
     let nodes = (1..=setup.nodes()).map(|no| (NodeId(no), format!("n{no}"), addresses.clone()));
     let cluster = ClusterId(Uuid::from_u128(1));
     let nodes = nodes.collect();

@@ -256,7 +256,7 @@ impl World {
         self.trace(|| format!("{swarm:?}"));
         let count = self.nodes.len();
         let holders = vec![ShareHolder { node: node_id(0), share: 1 }];
-        let custody = Custody { threshold: 1, holders, commitments: vec![7] };
+        let custody = Custody { share_epoch: 1, threshold: 1, holders, commitments: vec![7] };
         self.must(&Command::InitCluster {
             cluster: ClusterId(Uuid::from_u128(1)),
             nodes: (0..count).map(|at| (node_id(at), format!("n{at}"), addresses(at))).collect(),

@@ -9,6 +9,7 @@
 //! rebinding), and changes need a JSON body type or a method that browsers ask leave for.
 
 mod contents;
+mod custody;
 mod error;
 mod listen;
 mod metrics;

@@ -1,6 +1,6 @@
 //! The OpenAPI document, gathered from the routes.
 
-use super::{contents, places, routes, tokens};
+use super::{contents, custody, places, routes, tokens};
 use utoipa::OpenApi;
 
 #[derive(OpenApi)]
@@ -28,6 +28,9 @@ use utoipa::OpenApi;
         places::rotate_keys,
         places::what_if,
         routes::keys,
+        custody::set_custodians,
+        custody::verify_keys,
+        custody::audit_keys,
         routes::metrics_text,
     )
 )]

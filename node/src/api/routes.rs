@@ -1,6 +1,7 @@
 //! The routes: what is asked, checked, handed to [`Control`], and answered.
 
 use super::contents::{volume_data, volume_image};
+use super::custody::{audit_keys, set_custodians, verify_keys};
 use super::error::{ApiError, ErrorBody};
 use super::places::{
     change_node, pause_moves, remove_node, replace_node, rotate_keys, scrub_volume, what_if,
@@ -136,6 +137,9 @@ pub fn router(state: ApiState) -> Router {
         .route("/v1/moves", post(pause_moves))
         .route("/v1/what-if", get(what_if))
         .route("/v1/keys", get(keys))
+        .route("/v1/keys/verify", get(verify_keys))
+        .route("/v1/keys/audit", get(audit_keys))
+        .route("/v1/custodians", post(set_custodians))
         .route("/metrics", get(metrics_text))
         .route("/openapi.json", get(async || Json(openapi::document())))
         .fallback(async || ApiError::http(StatusCode::NOT_FOUND, "there is no such path"))

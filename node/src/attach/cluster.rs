@@ -5,12 +5,12 @@ use futures::FutureExt;
 use futures::future::{BoxFuture, ready};
 use smalti_cluster::{CoderHandle, Member, clock};
 use smalti_gateway::{self as gateway, Rows};
-use smalti_map::Custody;
 use smalti_map::placement::Candidate;
 use smalti_map::view::MapView;
+use smalti_map::{Custodians, Custody};
 use smalti_rowcommit::coordinator::{BlockWrite, OpError};
 use smalti_storage::ids::{ClusterId, NodeId, RowAddr, Slot, VolumeId};
-use smalti_storage::keys::{Commitments, KeyPart, SecretName};
+use smalti_storage::keys::{Commitments, KeyPart, SecretName, ShareName};
 use smalti_volume::{Cluster, Session, VolumeError};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -78,6 +78,10 @@ impl Cluster for MemberCluster {
         self.map.custody.clone()
     }
 
+    fn custodians(&self) -> Custodians {
+        self.map.custodians.clone()
+    }
+
     fn unix_seconds(&self) -> u64 {
         SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
     }
@@ -86,20 +90,24 @@ impl Cluster for MemberCluster {
         &self,
         custodian: NodeId,
         secret: SecretName,
+        share_epoch: u32,
         part: &KeyPart,
         commitments: &Commitments,
     ) -> BoxFuture<'_, Result<(), String>> {
         let (part, commitments) = (part.clone(), commitments.clone());
-        async move { self.member.custodians().keep(custodian, secret, &part, &commitments).await }
-            .boxed()
+        async move {
+            let name = (secret, share_epoch);
+            self.member.custodians().keep(custodian, name, &part, &commitments).await
+        }
+        .boxed()
     }
 
     fn release(
         &self,
         custodian: NodeId,
-        secret: SecretName,
+        share: ShareName,
     ) -> BoxFuture<'_, Result<KeyPart, String>> {
-        self.member.custodians().release(custodian, secret).boxed()
+        self.member.custodians().release(custodian, share).boxed()
     }
 
     fn session(&self, volume: VolumeId) -> BoxFuture<'_, Result<Session, VolumeError>> {

@@ -12,7 +12,7 @@ use smalti_map::view::MapView;
 use smalti_storage::ids::{NodeId, VolumeNo};
 use smalti_volume::{ShardMetadata, unshard_volume};
 use std::collections::BTreeMap;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
@@ -27,6 +27,12 @@ const RENEW_PAUSE: Duration = Duration::from_millis(20);
 /// Custodians may hear of a new coordinator later than the coordinator itself: refusals within this
 /// time of getting the seat are asked about again. It is several heartbeats of the map's.
 const CUSTODY_PATIENCE: Duration = Duration::from_millis(750);
+
+/// A custodian that was silent for so long is not asked.
+const AWAY_AFTER: Duration = Duration::from_secs(1);
+
+/// Between two times that it is said of a volume that it stays sealed.
+const TELL_EVERY: Duration = Duration::from_secs(60);
 
 /// How often a gateway is told the time, for the age of its salt.
 const TICK_EVERY: Duration = Duration::from_secs(60);
@@ -62,6 +68,8 @@ pub struct LocalGateways {
     member: Member,
     /// Per volume: its gateway while somebody uses it, and the last generation that had one.
     open: Arc<Mutex<Opened>>,
+    /// When it was said last of a volume that it stays sealed.
+    told: Arc<std::sync::Mutex<BTreeMap<VolumeNo, Instant>>>,
 }
 
 impl std::fmt::Debug for LocalGateways {
@@ -73,7 +81,7 @@ impl std::fmt::Debug for LocalGateways {
 impl LocalGateways {
     /// None yet.
     pub fn new(member: Member) -> Self {
-        Self { member, open: Arc::default() }
+        Self { member, open: Arc::default(), told: Arc::default() }
     }
 
     /// Finds out who serves a volume; opens its gateway when this node does.
@@ -131,6 +139,9 @@ impl LocalGateways {
                 error.is_sealed() && since.elapsed() < CUSTODY_PATIENCE
             };
             if !again {
+                if error.is_sealed() {
+                    self.tell_sealed(volume, &error);
+                }
                 return Err(error);
             }
             tracing::debug!(volume = volume.name, %error, "the gateway is opened again");
@@ -162,6 +173,37 @@ impl LocalGateways {
         }
     }
 
+    /// Whether enough custodians of all its keys answer. Those are not asked for shares that would be of no use
+    /// without the others'.
+    fn check_custodians(&self, map: &MapView, volume: &Volume) -> Result<(), AttachError> {
+        for custody in volume.key_epochs.values().map(|epoch| &epoch.custody) {
+            let holders = custody.holders.iter().map(|holder| holder.node);
+            let (there, away): (Vec<_>, Vec<_>) =
+                holders.partition(|node| self.member.beats().silent_for(*node) < AWAY_AFTER);
+            if there.len() < usize::from(custody.threshold) {
+                let name = |node: NodeId| {
+                    map.nodes
+                        .get(&node)
+                        .map_or_else(|| node.to_string(), |entry| entry.name.clone())
+                };
+                let away: Vec<String> = away.into_iter().map(name).collect();
+                let (reachable, needed) = (there.len(), custody.threshold);
+                return Err(AttachError::Sealed { reachable, needed, away: away.join(", ") });
+            }
+        }
+        Ok(())
+    }
+
+    /// Says that a volume stays sealed, not each time that somebody tries.
+    fn tell_sealed(&self, volume: &Volume, error: &AttachError) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = told.get(&volume.no);
+        if last.is_none_or(|at| at.elapsed() >= TELL_EVERY) {
+            told.insert(volume.no, Instant::now());
+            tracing::warn!(volume = volume.name, %error, "the volume can not be opened");
+        }
+    }
+
     async fn open_gateway(
         &self,
         map: MapView,
@@ -169,6 +211,7 @@ impl LocalGateways {
         coder: CoderHandle,
         in_use: UseGuard,
     ) -> Result<Arc<Local>, AttachError> {
+        self.check_custodians(&map, volume)?;
         let metadata = ShardMetadata::of(volume)?;
         let cluster = MemberCluster::with_seat(self.member.clone(), map, coder);
         let gateway = unshard_volume(&cluster, volume.id, &metadata).await?;

@@ -46,6 +46,16 @@ pub enum AttachError {
     /// Its shards can not be put together: too few custodians, say.
     #[error(transparent)]
     Volume(#[from] VolumeError),
+    /// Too few of those who hold shares of its keys answer.
+    #[error("sealed: {reachable} of {needed} custodians reachable; away: {away}")]
+    Sealed {
+        /// Custodians that answer.
+        reachable: usize,
+        /// Shares that are needed.
+        needed: u8,
+        /// The others, by name.
+        away: String,
+    },
     /// The node that coordinates it can not be reached.
     #[error("the node that serves the volume can not be reached: {0}")]
     Unreached(String),
@@ -54,7 +64,8 @@ pub enum AttachError {
 impl AttachError {
     /// Whether too few custodians gave their share.
     pub(crate) fn is_sealed(&self) -> bool {
-        matches!(self, Self::Volume(VolumeError::Keys(KeysError::Sealed { .. })))
+        let refused = matches!(self, Self::Volume(VolumeError::Keys(KeysError::Sealed { .. })));
+        refused || matches!(self, Self::Sealed { .. })
     }
 }
 

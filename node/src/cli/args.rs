@@ -351,6 +351,54 @@ pub enum KeyCommand {
     Status(ShowArgs),
     /// Give volumes new keys: new records are sealed under them at once, older ones in the background
     Rotate(KeyRotateArgs),
+    /// Show who holds the shares of all secrets, or name others: all shares become new ones
+    Custodians(KeyCustodiansArgs),
+    /// Have every custodian prove its shares: could everything be opened, without some nodes too?
+    Verify(KeyVerifyArgs),
+    /// Show what custodians have done with shares, and whether their logs are whole
+    Audit(KeyAuditArgs),
+}
+
+/// `smalti key custodians`.
+#[derive(Debug, Args)]
+pub struct KeyCustodiansArgs {
+    /// Names of the nodes that are to be custodians [default: the present ones]
+    #[arg(value_name = "NODE")]
+    pub nodes: Vec<String>,
+    /// Shares that are to be needed [default: as many as now]
+    #[arg(long, value_name = "T")]
+    pub threshold: Option<u8>,
+    /// Give the present custodians new shares
+    #[arg(long, conflicts_with = "nodes")]
+    pub refresh: bool,
+    /// Only say that it is wanted
+    #[arg(long)]
+    pub no_wait: bool,
+    /// Whom to ask, and how to show it.
+    #[command(flatten)]
+    pub show: ShowArgs,
+}
+
+/// `smalti key verify`.
+#[derive(Debug, Args)]
+pub struct KeyVerifyArgs {
+    /// Nodes to think away
+    #[arg(long, value_name = "NODE", value_delimiter = ',')]
+    pub without: Vec<String>,
+    /// Whom to ask, and how to show it.
+    #[command(flatten)]
+    pub show: ShowArgs,
+}
+
+/// `smalti key audit`.
+#[derive(Debug, Args)]
+pub struct KeyAuditArgs {
+    /// Whose log [default: those of all custodians]
+    #[arg(long, value_name = "NODE")]
+    pub node: Option<String>,
+    /// Whom to ask, and how to show it.
+    #[command(flatten)]
+    pub show: ShowArgs,
 }
 
 /// `smalti key rotate`.

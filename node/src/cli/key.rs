@@ -1,7 +1,7 @@
 //! `smalti key`.
 
 use super::args::{KeyCommand, KeyRotateArgs};
-use super::{output, show, target::Target};
+use super::{custody, output, show, target::Target};
 use crate::control::{KeyReport, VolumeKeys};
 use anyhow::Context;
 use smalti_storage::ids::{KeyEpochNo, VolumeId};
@@ -25,6 +25,9 @@ pub(super) async fn run(command: KeyCommand) -> anyhow::Result<()> {
             output::facts(args.json, &report, show::keys)
         }
         KeyCommand::Rotate(args) => rotate(args).await,
+        KeyCommand::Custodians(args) => custody::set(args).await,
+        KeyCommand::Verify(args) => custody::verify(args).await,
+        KeyCommand::Audit(args) => custody::audit(args).await,
     }
 }
 

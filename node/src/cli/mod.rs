@@ -1,6 +1,7 @@
 //! The command line: what is asked, by whom it is answered, how it is shown.
 
 mod args;
+mod custody;
 mod export;
 mod init;
 mod join;

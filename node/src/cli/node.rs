@@ -78,13 +78,15 @@ async fn drain(args: NodeDrainArgs) -> anyhow::Result<()> {
         (false, _) => " and can be stopped",
     };
     let shares = match emptied.custodian {
-        true => "; it holds key shares yet: see `smalti what-if stop` first",
+        true => {
+            "; it holds key shares yet, for no other node can take them or not all answer: see `smalti why`"
+        }
         false => "",
     };
     output::print(&format!("{name} is empty{votes}{shares}\n"))
 }
 
-/// Waits until a node that is drained has no slots, and no vote if another one can have it. `way_out` is
+/// Waits until a node that is drained has no slots, and no vote and no key shares if another one can have them. `way_out` is
 /// told when it stays as it is.
 pub(super) async fn until_empty(
     target: &Target,
@@ -104,7 +106,7 @@ pub(super) async fn until_empty(
         bar.set_position((most - node.slots).into());
         if node.slots == 0 {
             looks += 1;
-            if !node.voter || looks == VOTE_LOOKS {
+            if !(node.voter || node.custodian) || looks == VOTE_LOOKS {
                 bar.finish_and_clear();
                 return Ok(node);
             }

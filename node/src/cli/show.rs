@@ -2,9 +2,9 @@
 
 use super::table::Table;
 use crate::control::{
-    DiskState, Health, KeyReport, MovesStatus, NodeFacts, ResealStatus, ScrubStatus, SlotState,
-    StatusReport, StoreStatus, VolumeDetail, VolumeFacts, VolumeKeys, VolumeStatus, WhatIfReport,
-    WhyReport,
+    AuditReport, CustodyStatus, DiskState, Health, KeyReport, MovesStatus, NodeFacts, ResealStatus,
+    ScrubStatus, SlotState, StatusReport, StoreStatus, VerifyReport, VolumeDetail, VolumeFacts,
+    VolumeKeys, VolumeStatus, WhatIfReport, WhyReport,
 };
 use crate::size::human;
 
@@ -40,14 +40,11 @@ pub(super) fn status(report: &StatusReport) -> String {
         ]);
     }
     let leader = report.raft.leader.as_deref().unwrap_or("none");
-    let custody = report.custody;
     let mut text = format!(
-        "health    {}\nleader    {leader}, term {}\ncustody   {} of {} custodians answer, {} needed\nmoves     {}\n\n{}",
+        "health    {}\nleader    {leader}, term {}\ncustody   {}\nmoves     {}\n\n{}",
         report.health,
         report.raft.term,
-        custody.reachable,
-        custody.total,
-        custody.needed,
+        custody_line(report.custody),
         moves(&report.moves),
         nodes.text(),
     );
@@ -340,11 +337,6 @@ pub(super) fn rotated(keys: &VolumeKeys) -> String {
 }
 
 pub(super) fn keys(report: &KeyReport) -> String {
-    let mut holders = Table::new(["CUSTODIAN", "SHARE>", "STATE"]);
-    for holder in &report.holders {
-        let state = if holder.reachable { "reachable" } else { "not reachable" };
-        holders.row([holder.node.clone(), holder.share.to_string(), state.into()]);
-    }
     let mut epochs =
         Table::new(["VOLUME", "KEY EPOCH>", "USE", "BLOCKS>", "BEGAN (UNIX)>", "SHARES NEEDED>"]);
     for volume in &report.volumes {
@@ -361,14 +353,106 @@ pub(super) fn keys(report: &KeyReport) -> String {
             ]);
         }
     }
-    let custody = report.custody;
     let notes: String = report.volumes.iter().filter_map(key_notes).collect();
     format!(
-        "custody   {} of {} custodians answer, {} needed\n\n{}\n{}{notes}",
-        custody.reachable,
-        custody.total,
-        custody.needed,
-        holders.text(),
+        "{}\n{}{notes}",
+        custodians(report),
         if report.volumes.is_empty() { "no volumes\n".into() } else { epochs.text() },
     )
+}
+
+/// Who holds shares, and whether all secrets are with them.
+pub(super) fn custodians(report: &KeyReport) -> String {
+    let mut holders = Table::new(["CUSTODIAN", "SHARE>", "STATE"]);
+    for holder in &report.holders {
+        let state = match (holder.reachable, holder.lacking) {
+            (false, _) => "not reachable".to_owned(),
+            (true, 0) => "reachable".to_owned(),
+            (true, lacking) => format!("lacks {lacking} shares"),
+        };
+        holders.row([holder.node.clone(), holder.share.to_string(), state]);
+    }
+    let (custody, resharing) = (report.custody, &report.resharing);
+    let mut dealt = String::new();
+    if custody.needed == custody.total {
+        let text =
+            "every custodian is needed: without any one of them no volume can be attached anew\n";
+        dealt.push_str(text);
+    }
+    if resharing.left > 0 {
+        let why = resharing.why.as_ref().map(|why| format!(": {why}"));
+        let why = why.unwrap_or_default();
+        dealt
+            .push_str(&format!("{} secrets are yet to be dealt on to them{why}\n", resharing.left));
+    }
+    format!(
+        "custody   {}; share epoch {}\n\n{}{dealt}",
+        custody_line(custody),
+        resharing.share_epoch,
+        holders.text()
+    )
+}
+
+/// How many custodians could be asked.
+fn custody_line(custody: CustodyStatus) -> String {
+    let CustodyStatus { needed, reachable, total } = custody;
+    if reachable < needed {
+        return format!("sealed: {reachable} of {needed} custodians reachable");
+    }
+    format!("{reachable} of {total} custodians answer, {needed} needed")
+}
+
+pub(super) fn verified(report: &VerifyReport) -> String {
+    let mut custodians = Table::new(["CUSTODIAN", "SHARES PROVEN>", "PROBLEM"]);
+    for custodian in &report.custodians {
+        custodians.row([
+            custodian.node.clone(),
+            format!("{} of {}", custodian.proven, custodian.total),
+            custodian.problems.join("; "),
+        ]);
+    }
+    let mut secrets =
+        Table::new(["SECRET OF", "KEY EPOCH>", "NEEDED>", "PROVEN>", "CUSTODIANS>", "OPENS"]);
+    for secret in &report.secrets {
+        secrets.row([
+            secret.volume.clone().unwrap_or_else(|| "the cluster".into()),
+            secret.key_epoch.map(|no| no.0.to_string()).unwrap_or_default(),
+            secret.needed.to_string(),
+            secret.proven.to_string(),
+            secret.total.to_string(),
+            if secret.proven >= secret.needed { "yes" } else { "no" }.into(),
+        ]);
+    }
+    let without = match report.without.as_slice() {
+        [] => String::new(),
+        names => format!(" without {}", names.join(", ")),
+    };
+    let good =
+        if report.good { "everything can be opened" } else { "not everything can be opened" };
+    format!("{}\n{}\n{good}{without}\n", custodians.text(), secrets.text())
+}
+
+pub(super) fn audit(reports: &[AuditReport]) -> String {
+    let mut text = String::new();
+    for report in reports {
+        let mut table = Table::new(["NO>", "TIME (UNIX)>", "EVENT", "NODE", "SHARE OF", "DETAIL"]);
+        for entry in &report.entries {
+            let cell = |text: &Option<String>| text.clone().unwrap_or_default();
+            table.row([
+                entry.no.to_string(),
+                entry.time.to_string(),
+                entry.event.clone(),
+                cell(&entry.node),
+                cell(&entry.share),
+                cell(&entry.detail),
+            ]);
+        }
+        let state = match (&report.problem, &report.head) {
+            (Some(problem), _) => format!("NOT WHOLE: {problem}"),
+            (None, Some(head)) => format!("whole, to {head}"),
+            (None, None) => "empty".into(),
+        };
+        text.push_str(&format!("{}  {state}\n{}\n", report.node, table.text()));
+    }
+    text
 }

@@ -117,6 +117,8 @@ pub struct Tunables {
     pub slow_out_ms: u64,
     /// Every record is read and compared once in so many seconds; 0: only when asked.
     pub scrub_interval_s: u64,
+    /// After so long all key shares become new ones; 0: only when asked.
+    pub share_interval_s: u64,
     /// How long a coordinator may serve reads on one round of grants.
     pub lease_ms: u64,
     /// A clean shutdown that takes longer than this is given up.
@@ -149,6 +151,7 @@ impl Default for Tunables {
             down_out_ms: 600_000,
             slow_out_ms: 120_000,
             scrub_interval_s: 14 * 24 * 60 * 60,
+            share_interval_s: 90 * 24 * 60 * 60,
             lease_ms: 1500,
             shutdown_timeout_ms: 10_000,
         }

@@ -1,5 +1,6 @@
 //! Facts about a cluster, as they stand in the API and in `--json`.
 
+use super::ResharingStatus;
 use super::places::{DiskFacts, MovesStatus};
 use serde::{Deserialize, Serialize};
 use smalti_map::ReadMode;
@@ -385,8 +386,11 @@ pub struct StoreFacts {
 pub struct KeyReport {
     /// Custodians of the master secret, counted.
     pub custody: CustodyStatus,
-    /// Custodians of the master secret, one by one.
+    /// Those who are to hold shares, one by one.
     pub holders: Vec<HolderFacts>,
+    /// What has become of shares that are to be dealt on.
+    #[serde(default)]
+    pub resharing: ResharingStatus,
     /// The key epochs of every volume, by name.
     pub volumes: Vec<VolumeKeys>,
 }
@@ -400,6 +404,9 @@ pub struct HolderFacts {
     pub share: u8,
     /// Whether it answers.
     pub reachable: bool,
+    /// Shares that it should have and says it has not.
+    #[serde(default)]
+    pub lacking: u32,
 }
 
 /// The key epochs of a volume.

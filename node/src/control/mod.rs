@@ -1,12 +1,17 @@
 //! What the control API and the command line know of a running node: the [`Control`] trait and the
 //! facts it gives. The facts are shapes of the API and of `--json`, so fields are only ever added.
 
+mod custody;
 mod error;
 mod facts;
 mod places;
 mod slot;
 mod tokens;
 
+pub use custody::{
+    AuditFacts, AuditReport, ResharingStatus, SetCustodians, VerifiedCustodian, VerifiedSecret,
+    VerifyReport,
+};
 pub use error::{ControlError, ErrorKind};
 pub use facts::{
     CreateVolume, CustodyStatus, GroupFacts, Health, HolderFacts, KeyEpochFacts, KeyReport,
@@ -115,6 +120,17 @@ pub trait Control: Send + Sync + 'static {
 
     /// Every node, by number.
     fn nodes(&self) -> Answer<'_, Vec<NodeFacts>>;
+
+    /// Names who is to hold the shares of every secret. Returns when that is agreed, not when it is done.
+    ///
+    /// `NotFound` when there is no such node, `Invalid` when it can not be so.
+    fn set_custodians(&self, wish: SetCustodians) -> Answer<'_, KeyReport>;
+
+    /// Has every custodian prove that it has its shares.
+    fn verify_keys(&self, without: Vec<String>) -> Answer<'_, VerifyReport>;
+
+    /// The logs of custodians, of one or all.
+    fn audit_keys(&self, node: Option<String>) -> Answer<'_, Vec<AuditReport>>;
 
     /// Custody of the master secret and the key epochs of every volume.
     fn keys(&self) -> Answer<'_, KeyReport>;

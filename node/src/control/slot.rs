@@ -1,9 +1,10 @@
 //! A node whose API answers before the node itself is ready.
 
 use super::{
-    Answer, ChangeNode, Control, ControlError, CreateToken, CreateVolume, ErrorKind, Export,
-    KeyReport, MovesStatus, NewToken, NodeFacts, PauseMoves, ReplaceNode, ScrubStatus,
-    StatusReport, VolumeDetail, VolumeFacts, VolumeKeys, WhatIfReport, WhyReport,
+    Answer, AuditReport, ChangeNode, Control, ControlError, CreateToken, CreateVolume, ErrorKind,
+    Export, KeyReport, MovesStatus, NewToken, NodeFacts, PauseMoves, ReplaceNode, ScrubStatus,
+    SetCustodians, StatusReport, VerifyReport, VolumeDetail, VolumeFacts, VolumeKeys, WhatIfReport,
+    WhyReport,
 };
 use bytes::Bytes;
 use futures::future::{FutureExt, ready};
@@ -114,6 +115,18 @@ impl Control for ControlSlot {
 
     fn nodes(&self) -> Answer<'_, Vec<NodeFacts>> {
         self.ask(|control| control.nodes())
+    }
+
+    fn set_custodians(&self, wish: SetCustodians) -> Answer<'_, KeyReport> {
+        self.ask(|control| control.set_custodians(wish))
+    }
+
+    fn verify_keys(&self, without: Vec<String>) -> Answer<'_, VerifyReport> {
+        self.ask(|control| control.verify_keys(without))
+    }
+
+    fn audit_keys(&self, node: Option<String>) -> Answer<'_, Vec<AuditReport>> {
+        self.ask(|control| control.audit_keys(node))
     }
 
     fn keys(&self) -> Answer<'_, KeyReport> {

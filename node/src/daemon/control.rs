@@ -5,9 +5,10 @@ use super::renewal::Standing;
 use super::report::Report;
 use crate::attach::{Attachments, MemberCluster};
 use crate::control::{
-    Answer, ChangeNode, Control, ControlError, CreateToken, CreateVolume, ErrorKind, Export,
-    KeyReport, MovesStatus, NewToken, NodeFacts, Output, PauseMoves, ReplaceNode, ScrubStatus,
-    StatusReport, VolumeDetail, VolumeFacts, VolumeKeys, WhatIfReport, WhyReport,
+    Answer, AuditReport, ChangeNode, Control, ControlError, CreateToken, CreateVolume, ErrorKind,
+    Export, KeyReport, MovesStatus, NewToken, NodeFacts, Output, PauseMoves, ReplaceNode,
+    ScrubStatus, SetCustodians, StatusReport, VerifyReport, VolumeDetail, VolumeFacts, VolumeKeys,
+    WhatIfReport, WhyReport,
 };
 use crate::volume_spec::{self, Geometry as Spec};
 use bytes::Bytes;
@@ -334,6 +335,18 @@ impl Control for MemberControl {
 
     fn nodes(&self) -> Answer<'_, Vec<NodeFacts>> {
         Box::pin(async move { Ok(self.report().await?.nodes()) })
+    }
+
+    fn set_custodians(&self, wish: SetCustodians) -> Answer<'_, KeyReport> {
+        Box::pin(self.set_custody(wish))
+    }
+
+    fn verify_keys(&self, without: Vec<String>) -> Answer<'_, VerifyReport> {
+        Box::pin(self.verify(without))
+    }
+
+    fn audit_keys(&self, node: Option<String>) -> Answer<'_, Vec<AuditReport>> {
+        Box::pin(self.audit(node))
     }
 
     fn keys(&self) -> Answer<'_, KeyReport> {

@@ -2,6 +2,7 @@
 
 mod authority;
 mod control;
+mod custody;
 mod links;
 mod places;
 mod reasons;

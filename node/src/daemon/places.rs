@@ -135,9 +135,11 @@ impl Report {
         let up = voters.iter().filter(|voter| left(voter) && self.may_vote(**voter)).count();
         // While the voters change both sets have to agree.
         let quorum = up * 2 > voters.len() && (!self.raft.joint || up == voters.len());
-        let holders = &self.map.custody.holders;
-        let shares = holders.iter().filter(|holder| left(&holder.node)).count();
-        let custody = shares >= usize::from(self.map.custody.threshold);
+        let custody = self.map.custodies().all(|(_, custody)| {
+            let holders = custody.holders.iter().map(|holder| holder.node);
+            let shares = holders.filter(|node| left(node) && !self.lacking.contains_key(node));
+            shares.count() >= usize::from(custody.threshold)
+        });
         let mut volumes: Vec<WhatIfVolume> = self
             .map
             .volumes

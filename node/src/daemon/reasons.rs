@@ -119,10 +119,32 @@ impl Report {
             let away = holders.filter(|node| !self.up.contains(node));
             let start = self.bring_back(away);
             let problem = format!(
-                "{} of {} custodians answer, {} are needed: no volume can be attached anew",
-                custody.reachable, custody.total, custody.needed
+                "sealed: {} of {} custodians reachable, of {} in all: no volume can be attached anew",
+                custody.reachable, custody.needed, custody.total
             );
             reasons.add(Health::Degraded, "custody".into(), problem, self.or_first(&start));
+        } else if custody.reachable == custody.needed && custody.reachable < custody.total {
+            let problem = format!(
+                "{} of {} custodians reachable, and as many are needed: without one more of them no volume \
+                 could be attached anew",
+                custody.reachable, custody.total
+            );
+            let holders = self.map.custodians.nodes();
+            let start = self.bring_back(holders.filter(|node| !self.up.contains(node)));
+            reasons.add(Health::Degraded, "custody".into(), problem, self.or_first(&start));
+        }
+        for (node, count) in &self.lacking {
+            let problem = format!("{count} of its key shares are missing or do not open");
+            let remedy = "all custodians get new ones by themselves, as soon as all of them answer";
+            let subject = format!("node {}", self.node_name(*node));
+            reasons.add(Health::Degraded, subject, problem, self.or_first(remedy));
+        }
+        if let Some(why) = &self.custody_problem {
+            let left = self.resharing().left;
+            let problem = format!("{left} secrets are yet to be dealt on to the custodians: {why}");
+            let remedy =
+                "it is tried again by itself; `smalti key custodians` names others if one is lost";
+            reasons.add(Health::Degraded, "custody".into(), problem, self.or_first(remedy));
         }
         for (id, node) in &self.map.nodes {
             // Of itself this node tells whether it has caught up.

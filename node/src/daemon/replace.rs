@@ -8,8 +8,8 @@ use super::places::node_named;
 use crate::control::{ControlError, NodeFacts, ReplaceNode};
 use smalti_map::plan::Plan;
 use smalti_map::view::MapView;
-use smalti_map::{ClusterMap, Command, NodeSetting};
-use smalti_storage::ids::NodeId;
+use smalti_map::{ClusterMap, Command, Node, NodeSetting};
+use smalti_storage::ids::{Incarnation, NodeId};
 
 impl MemberControl {
     pub(super) async fn replace(
@@ -78,12 +78,13 @@ fn check(
              over, drain and remove it"
         ));
     }
-    let epochs = map.volumes.values().flat_map(|volume| volume.key_epochs.values());
-    let mut custodies = epochs.map(|epoch| &epoch.custody).chain([&map.custody]);
-    if custodies.any(|custody| custody.holders.iter().any(|holder| holder.node == old)) {
+    let takes = |(id, node): (&NodeId, &Node)| {
+        !map.custodians.has(*id) && !node.draining && node.incarnation > Incarnation(0)
+    };
+    if map.custodians.has(old) && !map.nodes.iter().any(takes) {
         return Err(format!(
-            "{old_name} holds key shares, which do not move yet, so it has to stay a member: `smalti node \
-             drain {old_name}` has all else move away"
+            "{old_name} is a custodian, and every other node is one as well, so it has to stay a member: \
+             `smalti key custodians` names fewer of them, `smalti node drain {old_name}` has all else move away"
         ));
     }
     Ok(())
@@ -138,7 +139,7 @@ mod tests {
             (NodeId(no.into()), format!("n{no}"), addresses)
         });
         let holders = vec![ShareHolder { node: NodeId(1), share: 1 }];
-        let custody = Custody { threshold: 1, holders, commitments: vec![1] };
+        let custody = Custody { share_epoch: 1, threshold: 1, holders, commitments: vec![1] };
         let cluster = ClusterId(Uuid::from_u128(1));
         let found = Command::InitCluster { cluster, nodes: nodes.collect(), custody };
         assert_eq!(map.apply(&found), Applied::Done);

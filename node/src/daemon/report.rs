@@ -4,8 +4,8 @@ use super::renewal::Standing;
 use crate::control::{
     ControlError, CustodyStatus, DiskFacts, DiskState, ErrorKind, GroupFacts, Health, HolderFacts,
     KeyEpochFacts, KeyReport, MovesStatus, NodeFacts, NodeState, NodeStatus, RaftStatus, Reason,
-    ResealStatus, ScrubStatus, SlotFacts, SlotState, StatusReport, StoreFacts, StoreStatus,
-    VolumeDetail, VolumeFacts, VolumeKeys, VolumeStatus, WhyReport,
+    ResealStatus, ResharingStatus, ScrubStatus, SlotFacts, SlotState, StatusReport, StoreFacts,
+    StoreStatus, VolumeDetail, VolumeFacts, VolumeKeys, VolumeStatus, WhyReport,
 };
 use futures::future::join_all;
 use smalti_cluster::Member;
@@ -14,7 +14,7 @@ use smalti_cluster::shard_store::{Fullness, SlowDisk, StoreSpace};
 use smalti_map::plan::Plan;
 use smalti_map::reach::HalfHeard;
 use smalti_map::view::MapView;
-use smalti_map::{Group, GroupScrub, Node, Store, Volume};
+use smalti_map::{Custodians, Custody, Group, GroupScrub, Node, Store, Volume};
 use smalti_raft::GroupMetrics;
 use smalti_storage::ids::{ClusterId, GroupNo, Incarnation, NodeId, Slot, StoreId, VolumeNo};
 use smalti_storage::record::RECORD_LEN;
@@ -50,6 +50,10 @@ pub(super) struct Report {
     /// This node's certificate.
     pub(super) certificate: Option<Standing>,
     pub(super) progress: BTreeMap<VolumeNo, VolumeProgress>,
+    /// Custodians that say they lack shares, and how many.
+    pub(super) lacking: BTreeMap<NodeId, u32>,
+    /// Why secrets are not dealt on, as the leader says.
+    pub(super) custody_problem: Option<String>,
 }
 
 impl Report {
@@ -110,6 +114,8 @@ impl Report {
             plan,
             certificate,
             progress,
+            lacking: member.lacking_shares(),
+            custody_problem: member.custody_problem(),
             map,
         })
     }
@@ -280,14 +286,33 @@ impl Report {
         volume.coordinator.map(|seat| self.node_name(seat.node))
     }
 
+    /// Of the secret that the fewest failures are left to.
     pub(super) fn custody_status(&self) -> CustodyStatus {
-        let holders = &self.map.custody.holders;
-        let reachable = holders.iter().filter(|holder| self.up.contains(&holder.node)).count();
-        CustodyStatus {
-            needed: self.map.custody.threshold,
-            reachable: u8::try_from(reachable).unwrap_or(u8::MAX),
-            total: u8::try_from(holders.len()).unwrap_or(u8::MAX),
-        }
+        let status = |custody: &Custody| {
+            let count = |number: usize| u8::try_from(number).unwrap_or(u8::MAX);
+            let reachable = custody.holders.iter().filter(|holder| self.gives(holder.node));
+            CustodyStatus {
+                needed: custody.threshold,
+                reachable: count(reachable.count()),
+                total: count(custody.holders.len()),
+            }
+        };
+        let all = self.map.custodies().map(|(_, custody)| status(custody));
+        let worst =
+            all.min_by_key(|custody| i16::from(custody.reachable) - i16::from(custody.needed));
+        worst.unwrap_or(CustodyStatus { needed: 0, reachable: 0, total: 0 })
+    }
+
+    /// Whether a custodian answers, and has its shares as far as it knows.
+    fn gives(&self, node: NodeId) -> bool {
+        self.up.contains(&node) && !self.lacking.contains_key(&node)
+    }
+
+    pub(super) fn resharing(&self) -> ResharingStatus {
+        let Custodians { share_epoch, since, .. } = self.map.custodians;
+        let behind = self.map.custodies().filter(|(_, custody)| custody.share_epoch < share_epoch);
+        let left = u32::try_from(behind.count()).unwrap_or(u32::MAX);
+        ResharingStatus { share_epoch, since, left, why: self.custody_problem.clone() }
     }
 
     fn stores_of(&self, node: NodeId) -> impl Iterator<Item = (&StoreId, &Store)> {
@@ -415,7 +440,10 @@ impl Report {
     }
 
     pub(super) fn nodes(&self) -> Vec<NodeFacts> {
-        let custodian = |node: NodeId| self.map.custody.holders.iter().any(|h| h.node == node);
+        let custodian = |node: NodeId| {
+            let mut custodies = self.map.custodies();
+            self.map.custodians.has(node) || custodies.any(|(_, custody)| custody.has(node))
+        };
         self.map
             .nodes
             .iter()
@@ -447,10 +475,11 @@ impl Report {
     }
 
     pub(super) fn keys(&self) -> KeyReport {
-        let holders = self.map.custody.holders.iter().map(|holder| HolderFacts {
+        let holders = self.map.custodians.holders.iter().map(|holder| HolderFacts {
             node: self.node_name(holder.node),
             share: holder.share,
             reachable: self.up.contains(&holder.node),
+            lacking: self.lacking.get(&holder.node).copied().unwrap_or(0),
         });
         let mut volumes: Vec<_> = self
             .map
@@ -462,7 +491,12 @@ impl Report {
             })
             .collect();
         volumes.sort_by(|a, b| a.volume.cmp(&b.volume));
-        KeyReport { custody: self.custody_status(), holders: holders.collect(), volumes }
+        KeyReport {
+            custody: self.custody_status(),
+            holders: holders.collect(),
+            resharing: self.resharing(),
+            volumes,
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use super::renewal::{self, Renewals};
 use crate::api::bind_unix;
 use crate::attach::{Attachments, BlockSessions, LocalGateways, VolumeExports};
 use crate::config::NodeConfig;
-use crate::custody::CustodianKey;
+use crate::custody::load_key;
 use crate::init::Founding;
 use crate::rotation;
 use crate::serve::{NodeRuntime, Started};
@@ -14,7 +14,7 @@ use anyhow::{Context, anyhow};
 use smalti_cluster::fabric::service;
 use smalti_cluster::shard_store::Fatal;
 use smalti_cluster::{Member, MemberConfig, member};
-use smalti_map::{Custody, NodeAddresses, ShareHolder};
+use smalti_map::{Custody, FIRST_SHARE_EPOCH, NodeAddresses, ShareHolder};
 use smalti_nbd::{Limits, Listener, Server};
 use smalti_net::NodeCredentials;
 use std::fs::File;
@@ -24,7 +24,6 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use zeroize::Zeroizing;
 
 /// Between two looks whether the node has joined.
 const JOINED_EVERY: Duration = Duration::from_millis(100);
@@ -131,7 +130,7 @@ fn member_config(config: &NodeConfig, stopping: CancellationToken) -> anyhow::Re
         api: config.addresses.api,
         nbd: config.addresses.nbd,
     };
-    let key = CustodianKey::load(&config.custody.key_file)?;
+    let key = load_key(&config.custody.key_file)?;
     let credentials = NodeCredentials::load(&config.credentials.dir)
         .map_err(|error| anyhow!("load credentials: {error}"))?;
     let founding = match &config.founding {
@@ -146,7 +145,7 @@ fn member_config(config: &NodeConfig, stopping: CancellationToken) -> anyhow::Re
         cluster: config.cluster,
         data_dir: config.data_dir.clone(),
         shares_dir: config.custody.shares_dir.clone(),
-        custodian_key: Zeroizing::new(*key.expose()),
+        sealer: Arc::new(key),
         addresses,
         peers: config.peers.iter().map(|peer| (peer.id, peer.quic)).collect(),
         credentials,
@@ -157,6 +156,7 @@ fn member_config(config: &NodeConfig, stopping: CancellationToken) -> anyhow::Re
         down_out: config.tunables.down_out(),
         slow_out: config.tunables.slow_out(),
         scrub_every: Duration::from_secs(config.tunables.scrub_interval_s),
+        refresh_every: Duration::from_secs(config.tunables.share_interval_s),
         stopping,
     })
 }
@@ -170,6 +170,7 @@ fn founding(file: &Founding) -> member::Founding {
     member::Founding {
         nodes: nodes.collect(),
         custody: Custody {
+            share_epoch: FIRST_SHARE_EPOCH,
             threshold: file.custody.threshold,
             holders: holders.map(|h| ShareHolder { node: h.node, share: h.share }).collect(),
             commitments: file.custody.commitments.clone(),

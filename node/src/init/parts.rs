@@ -5,15 +5,20 @@ use super::{CONFIG_FILE, MAKING, MARKER, Marker, custodians};
 use crate::config::{
     Addresses, CredentialsConfig, CustodyConfig, NodeConfig, PeerConfig, Sockets, Tunables, VERSION,
 };
-use crate::custody::{CustodianKey, master_share_path, master_share_purpose};
+use crate::custody::{create_key, load_key};
 use crate::files;
 use anyhow::{Context, bail};
+use smalti_cluster::custodian::Vault;
+use smalti_map::FIRST_SHARE_EPOCH;
 use smalti_net::ClusterCa;
 use smalti_storage::ids::{ClusterId, NodeId};
-use smalti_storage::keys::{Dealing, Secret, get_key_parts, verify_part};
+use smalti_storage::keys::{
+    Commitments, Dealing, Dealt, RestKey, Secret, SecretName, ShareName, get_key_parts, verify_part,
+};
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
+use std::sync::Arc;
 
 /// The authority's folder, beside those of the nodes.
 pub(super) const AUTHORITY: &str = "ca";
@@ -148,13 +153,22 @@ fn keep_share(
     dealing: &Dealing,
     index: usize,
 ) -> anyhow::Result<()> {
-    let key = CustodianKey::create(&folder.join(&config.custody.key_file))?;
+    let key_file = folder.join(&config.custody.key_file);
+    let key = create_key(&key_file)?;
     let Some(part) = dealing.parts.get(index) else { return Ok(()) };
-    let path = master_share_path(&folder.join(&config.custody.shares_dir));
-    let purpose = master_share_purpose(config.cluster, config.node);
-    key.seal_share(&path, &purpose, part)?;
+    let vault = |key: RestKey| {
+        let shares = folder.join(&config.custody.shares_dir);
+        Vault::new(shares, config.cluster, config.node, Arc::new(key))
+    };
+    let share = master_share(&dealing.commitments);
+    vault(key).keep(&share, part)?;
     // The master secret is gone when this returns. What can not be opened now never can be.
-    let again = CustodianKey::load(&folder.join(&config.custody.key_file))?;
-    verify_part(&again.open_share(&path, &purpose)?, &dealing.commitments)?;
+    verify_part(&vault(load_key(&key_file)?).find(&share)?, &dealing.commitments)?;
     Ok(())
+}
+
+/// The name of every founder's share of the master secret.
+pub(super) fn master_share(commitments: &Commitments) -> ShareName {
+    let dealing = Dealt::of(&commitments.to_bytes());
+    ShareName { secret: SecretName::Master, share_epoch: FIRST_SHARE_EPOCH, dealing }
 }

@@ -1,24 +1,30 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+use super::parts::master_share;
 use super::*;
 use crate::config::NodeConfig;
-use crate::custody::{CustodianKey, master_share_path, master_share_purpose};
+use crate::custody::load_key;
+use smalti_cluster::custodian::{Vault, VaultError};
 use smalti_net::{ClusterCa, NodeCredentials};
 use smalti_storage::ids::NodeId;
 use smalti_storage::keys::{Commitments, KeyPart, PartError, reconstruct_symmetric_key};
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 fn load(dir: &Path, name: &str) -> NodeConfig {
     NodeConfig::load(&dir.join(name).join(CONFIG_FILE)).unwrap()
 }
 
-fn share(config: &NodeConfig) -> Option<KeyPart> {
-    let key = CustodianKey::load(&config.custody.key_file).unwrap();
-    let path = master_share_path(&config.custody.shares_dir);
-    let purpose = master_share_purpose(config.cluster, config.node);
-    path.exists().then(|| key.open_share(&path, &purpose).unwrap())
+fn share(config: &NodeConfig, commitments: &Commitments) -> Option<KeyPart> {
+    let key = load_key(&config.custody.key_file).unwrap();
+    let shares = config.custody.shares_dir.clone();
+    let vault = Vault::new(shares, config.cluster, config.node, Arc::new(key));
+    match vault.find(&master_share(commitments)) {
+        Err(VaultError::Absent) => None,
+        found => Some(found.unwrap()),
+    }
 }
 
 fn walk(dir: &Path) -> Vec<PathBuf> {
@@ -91,6 +97,7 @@ fn any_threshold_of_custodians_opens_the_master_secret_and_fewer_do_not() {
         assert_eq!(founding.nodes.len(), nodes);
         assert_eq!(usize::from(founding.custody.threshold), needed);
         let commitments = Commitments::from_bytes(&founding.custody.commitments).unwrap();
+        let share = |config| share(config, &commitments);
         let parts: Vec<_> = configs.iter().filter_map(share).collect();
         assert_eq!(parts.len(), total, "{nodes} nodes");
         for (part, holder) in parts.iter().zip(&founding.custody.holders) {

@@ -5,7 +5,7 @@ use crate::config::{
     Addresses, CredentialsConfig, CustodyConfig, NodeConfig, PeerConfig, SOCKET_PATH_MAX, Sockets,
     Tunables, VERSION,
 };
-use crate::custody::CustodianKey;
+use crate::custody;
 use crate::files;
 use crate::init::{self, CONFIG_FILE, DirState, MAKING};
 use crate::local::DirLock;
@@ -62,7 +62,7 @@ impl Making {
         for inner in [DATA, SHARES, TLS] {
             files::make_private_dir(&aside.join(inner))?;
         }
-        CustodianKey::create(&aside.join(CUSTODY_KEY))?;
+        custody::create_key(&aside.join(CUSTODY_KEY))?;
         Ok(making)
     }
 
@@ -211,7 +211,7 @@ mod tests {
         assert_eq!((config.node, config.name.as_str()), (NodeId(4), "x"));
         assert_eq!((config.peers.len(), config.authority), (1, None));
         smalti_net::NodeCredentials::load(&config.credentials.dir).unwrap();
-        CustodianKey::load(&config.custody.key_file).unwrap();
+        custody::load_key(&config.custody.key_file).unwrap();
         let error = Making::begin(&dir).err().unwrap().to_string();
         assert!(error.contains("is a node's folder already"), "{error}");
     }

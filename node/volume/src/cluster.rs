@@ -3,11 +3,11 @@
 use crate::error::VolumeError;
 use futures::future::BoxFuture;
 use smalti_gateway::{BlockDevice, Rows};
-use smalti_map::Custody;
 use smalti_map::placement::Candidate;
+use smalti_map::{Custodians, Custody};
 use smalti_rowcommit::Time;
 use smalti_storage::ids::{ClusterId, NodeId, VolumeId};
-use smalti_storage::keys::{Commitments, KeyPart, SecretName};
+use smalti_storage::keys::{Commitments, KeyPart, SecretName, ShareName};
 use std::sync::Arc;
 
 /// A cluster, as whoever makes and opens volumes sees it.
@@ -21,16 +21,20 @@ pub trait Cluster: Send + Sync {
     /// Who holds which share of the master secret.
     fn custody(&self) -> Custody;
 
+    /// Who is to hold shares of new secrets.
+    fn custodians(&self) -> Custodians;
+
     /// The present, in seconds since 1970: what makes the keys of one key epoch differ from those
     /// of another.
     fn unix_seconds(&self) -> u64;
 
-    /// Gives a custodian its share. Verified and durable when the answer is `Ok`; otherwise the
+    /// Gives a custodian its share of a new secret, dealt in a share epoch. Verified and durable when the answer is `Ok`; otherwise the
     /// reason, in words.
     fn keep(
         &self,
         custodian: NodeId,
         secret: SecretName,
+        share_epoch: u32,
         part: &KeyPart,
         commitments: &Commitments,
     ) -> BoxFuture<'_, Result<(), String>>;
@@ -39,7 +43,7 @@ pub trait Cluster: Send + Sync {
     fn release(
         &self,
         custodian: NodeId,
-        secret: SecretName,
+        share: ShareName,
     ) -> BoxFuture<'_, Result<KeyPart, String>>;
 
     /// Begins to use a volume whose updates are ordered here.

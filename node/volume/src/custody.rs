@@ -9,7 +9,7 @@ use futures::stream::FuturesUnordered;
 use rand::rngs::SysRng;
 use rand::{CryptoRng, SeedableRng};
 use rand_chacha::ChaCha20Rng;
-use smalti_map::{Custody, KeyEpoch, ShareHolder};
+use smalti_map::{Custodians, Custody, KeyEpoch, ShareHolder};
 use smalti_storage::geometry::{Geometry, PlaceKey};
 use smalti_storage::ids::{GroupNo, KeyEpochNo, Slot, VolumeId};
 use smalti_storage::keys::{
@@ -64,6 +64,7 @@ async fn make_epoch(
     place: Option<PlaceKey>,
 ) -> Result<KeyEpoch, KeysError> {
     let custody = cluster.custody();
+    let custodians = cluster.custodians();
     let mut rng = system_rng()?;
     let secret = Secret::random(&mut rng);
     let (shard_keys, place_key) = {
@@ -72,7 +73,7 @@ async fn make_epoch(
         let keys = Deriving { master: master.epoch_master_key(&secret), volume, no, timestamp };
         keys.wrap_all(&secret.wrapping_key(), geometry, &place, &mut rng)
     };
-    let custody = deal(cluster, &secret, &custody, volume, no, &mut rng).await?;
+    let custody = deal(cluster, &secret, &custodians, volume, no, &mut rng).await?;
     // The map knows since when, once it has it.
     Ok(KeyEpoch { no, timestamp, since: 0, shard_keys, place_key, custody })
 }
@@ -133,11 +134,12 @@ async fn assemble(
             format!("the commitments are those of a threshold of {}", commitments.threshold());
         return Err(sealed(0, vec![text]));
     }
+    let share = custody.share_name(name);
     // All are asked at once, so that one that is down costs no time while enough answer.
     let mut answers: FuturesUnordered<_> = custody
         .holders
         .iter()
-        .map(|holder| async move { (*holder, cluster.release(holder.node, name).await) })
+        .map(|holder| async move { (*holder, cluster.release(holder.node, share).await) })
         .collect();
     let mut parts: Vec<KeyPart> = Vec::new();
     let mut problems = Vec::new();
@@ -172,11 +174,11 @@ fn good_part(
     Ok(part)
 }
 
-/// Splits a new secret over the custodians of the master secret. Each must keep its share.
+/// Splits a new secret over those who are to hold shares. Each must keep its own.
 async fn deal(
     cluster: &dyn Cluster,
     secret: &Secret,
-    like: &Custody,
+    like: &Custodians,
     volume: VolumeId,
     key_epoch: KeyEpochNo,
     rng: &mut impl CryptoRng,
@@ -188,13 +190,14 @@ async fn deal(
     let mut holders = Vec::new();
     for (holder, part) in like.holders.iter().zip(&dealing.parts) {
         cluster
-            .keep(holder.node, name, part, &dealing.commitments)
+            .keep(holder.node, name, like.share_epoch, part, &dealing.commitments)
             .await
             .map_err(|reason| KeysError::NotKept { node: holder.node, reason })?;
         holders.push(ShareHolder { node: holder.node, share: part.index() });
     }
     let commitments = dealing.commitments.to_bytes();
-    Ok(Custody { threshold: like.threshold, holders, commitments })
+    let Custodians { share_epoch, threshold, .. } = *like;
+    Ok(Custody { share_epoch, threshold, holders, commitments })
 }
 
 fn columns(geometry: &Geometry) -> impl Iterator<Item = (GroupNo, Slot)> {

@@ -14,8 +14,8 @@ use futures::future::{BoxFuture, ready};
 use smalti_gateway::{BlockDevice, Rows};
 use smalti_map::placement::Candidate;
 use smalti_map::{
-    Applied, ClusterMap, Command, Coordinator as Seat, Custody, KeyEpoch, NodeAddresses, ReadMode,
-    ShareHolder, StoreStart, Volume,
+    Applied, ClusterMap, Command, Coordinator as Seat, Custodians, Custody, KeyEpoch,
+    NodeAddresses, ReadMode, ShareHolder, StoreStart, Volume,
 };
 use smalti_rowcommit::coordinator::{BlockList, BlockWrite, ListedBlock, OpError};
 use smalti_rowcommit::msg::{Frame, Reply};
@@ -26,7 +26,7 @@ use smalti_storage::ids::{
     ClusterId, GroupNo, Incarnation, NodeId, RowAddr, Slot, StoreId, VolumeId, VolumeNo,
 };
 use smalti_storage::keys::{
-    Commitments, Dealt, KeyPart, Secret, SecretName, get_key_parts, verify_part,
+    Commitments, Dealt, KeyPart, Secret, SecretName, ShareName, get_key_parts, verify_part,
 };
 use smalti_storage::store::ShardStore;
 use smalti_storage::store::memory::MemoryStore;
@@ -52,7 +52,7 @@ struct State {
     now: Time,
     parties: BTreeMap<StoreId, Party>,
     coordinators: BTreeMap<VolumeNo, Coordinator>,
-    shares: BTreeMap<(NodeId, SecretName, Dealt), KeyPart>,
+    shares: BTreeMap<(NodeId, ShareName), KeyPart>,
     stopped: BTreeSet<NodeId>,
     sessions: u64,
     ops: u64,
@@ -88,11 +88,12 @@ impl MemoryCluster {
         let share =
             |(node, part): (&NodeId, &KeyPart)| ShareHolder { node: *node, share: part.index() };
         let custody = Custody {
+            share_epoch: 1,
             threshold: nodes / 2 + 1,
             holders: ids.iter().zip(&dealing.parts).map(share).collect(),
             commitments: dealing.commitments.to_bytes(),
         };
-        let dealt = Dealt::of(&custody.commitments);
+        let master = custody.share_name(SecretName::Master);
         let mut state = State {
             map: ClusterMap::default(),
             now: Time(Duration::from_secs(60).as_micros() as u64),
@@ -101,7 +102,7 @@ impl MemoryCluster {
             shares: ids
                 .iter()
                 .zip(dealing.parts)
-                .map(|(node, part)| ((*node, SecretName::Master, dealt), part))
+                .map(|(node, part)| ((*node, master), part))
                 .collect(),
             stopped: BTreeSet::new(),
             sessions: 0,
@@ -436,6 +437,10 @@ impl Cluster for MemoryCluster {
         self.lock().map.custody.clone()
     }
 
+    fn custodians(&self) -> Custodians {
+        self.lock().map.custodians.clone()
+    }
+
     fn unix_seconds(&self) -> u64 {
         self.lock().now.0 / 1_000_000
     }
@@ -444,6 +449,7 @@ impl Cluster for MemoryCluster {
         &self,
         custodian: NodeId,
         secret: SecretName,
+        share_epoch: u32,
         part: &KeyPart,
         commitments: &Commitments,
     ) -> BoxFuture<'_, Result<(), String>> {
@@ -455,7 +461,8 @@ impl Cluster for MemoryCluster {
         };
         if kept.is_ok() {
             let dealing = Dealt::of(&commitments.to_bytes());
-            state.shares.insert((custodian, secret, dealing), part.clone());
+            let share = ShareName { secret, share_epoch, dealing };
+            state.shares.insert((custodian, share), part.clone());
         }
         ready(kept).boxed()
     }
@@ -463,14 +470,10 @@ impl Cluster for MemoryCluster {
     fn release(
         &self,
         custodian: NodeId,
-        secret: SecretName,
+        share: ShareName,
     ) -> BoxFuture<'_, Result<KeyPart, String>> {
         let state = self.lock();
-        let custody = state.map.custody_of(&secret);
-        let share = custody.and_then(|custody| {
-            let dealing = Dealt::of(&custody.commitments);
-            state.shares.get(&(custodian, secret, dealing)).cloned()
-        });
+        let share = state.shares.get(&(custodian, share)).cloned();
         let share = share.filter(|_| !state.stopped.contains(&custodian));
         ready(share.ok_or_else(|| "stopped, or without that share".into())).boxed()
     }

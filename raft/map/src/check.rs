@@ -2,7 +2,7 @@
 //! assert after every command, and what a snapshot must satisfy before it is taken over.
 
 use crate::apply::limits;
-use crate::types::{ClusterMap, Custody, Group, KeyEpoch, Node, Volume};
+use crate::types::{ClusterMap, Custodians, Custody, Group, KeyEpoch, Node, ShareHolder, Volume};
 use smalti_storage::ids::{
     ClusterId, Epoch, Incarnation, KeyEpochNo, NodeId, Slot, StoreId, VolumeId,
 };
@@ -25,7 +25,8 @@ impl ClusterMap {
         ensure(self.stores.len() <= limits::STORES, || "too many stores".into())?;
         ensure(self.volumes.len() <= limits::VOLUMES, || "too many volumes".into())?;
         ensure(self.tokens.len() <= limits::TOKENS, || "too many tokens".into())?;
-        check_custody(&self.custody, &self.nodes)?;
+        self.check_custodians()?;
+        self.check_dealt(&self.custody)?;
         for (id, node) in &self.nodes {
             ensure(id.0 < self.next_node, || format!("{id} was never handed out"))?;
             check_name(&node.name)?;
@@ -51,6 +52,28 @@ impl ClusterMap {
         Ok(())
     }
 
+    pub(crate) fn check_custodians(&self) -> Broken {
+        let Custodians { share_epoch, threshold, holders, .. } = &self.custodians;
+        ensure(*share_epoch >= 1, || "share epochs count from 1".into())?;
+        ensure(holders.len() <= limits::CUSTODIANS, || {
+            format!("there are more than {} custodians", limits::CUSTODIANS)
+        })?;
+        check_holders(*threshold, holders, &self.nodes)
+    }
+
+    /// Whether a secret was dealt to members, and if in this share epoch, then as it says.
+    pub(crate) fn check_dealt(&self, custody: &Custody) -> Broken {
+        check_custody(custody, &self.nodes)?;
+        let Custodians { share_epoch, threshold, holders, .. } = &self.custodians;
+        let now = custody.share_epoch == *share_epoch;
+        ensure(custody.share_epoch >= 1 && custody.share_epoch <= *share_epoch, || {
+            format!("share epoch {} is not in 1..={share_epoch}", custody.share_epoch)
+        })?;
+        ensure(!now || (custody.threshold, &custody.holders) == (*threshold, holders), || {
+            "shares were not dealt to those who are to hold them".into()
+        })
+    }
+
     /// Whether what a volume names exists: its stores, their nodes, its coordinator.
     pub(crate) fn check_volume(&self, volume: &Volume) -> Broken {
         if let Some(coordinator) = volume.coordinator {
@@ -63,7 +86,7 @@ impl ClusterMap {
             ensure(!self.retired_keys.contains(&(volume.id, key_epoch.no)), || {
                 format!("key epoch {} of {} has ended", key_epoch.no, volume.no)
             })?;
-            check_custody(&key_epoch.custody, &self.nodes)?;
+            self.check_dealt(&key_epoch.custody)?;
         }
         for (no, group) in volume.groups.iter().enumerate() {
             // Two slots of a group on one node would be lost together: not k independent failures.
@@ -241,24 +264,28 @@ pub(crate) fn check_domain(domain: &str) -> Broken {
 }
 
 pub(crate) fn check_custody(custody: &Custody, nodes: &BTreeMap<NodeId, Node>) -> Broken {
-    let holders = custody.holders.len();
-    ensure(custody.threshold >= 1 && usize::from(custody.threshold) <= holders, || {
-        format!("{} of {holders} shares is not a threshold", custody.threshold)
-    })?;
+    check_holders(custody.threshold, &custody.holders, nodes)?;
     ensure(custody.commitments.len() <= limits::COMMITMENTS, || {
         "the commitments are too large".into()
+    })
+}
+
+fn check_holders(threshold: u8, holders: &[ShareHolder], nodes: &BTreeMap<NodeId, Node>) -> Broken {
+    let shares = holders.len();
+    ensure(threshold >= 1 && usize::from(threshold) <= shares, || {
+        format!("{threshold} of {shares} shares is not a threshold")
     })?;
     // Two shares with one holder would count as two places where there is one.
     let mut seen = BTreeSet::new();
-    for holder in &custody.holders {
+    for holder in holders {
         ensure(nodes.contains_key(&holder.node), || {
             format!("custodian {} is no member", holder.node)
         })?;
         ensure(seen.insert(holder.node), || format!("{} holds two shares", holder.node))?;
     }
     ensure(
-        custody.holders.first().is_none_or(|holder| holder.share >= 1)
-            && custody.holders.is_sorted_by(|a, b| a.share < b.share),
+        holders.first().is_none_or(|holder| holder.share >= 1)
+            && holders.is_sorted_by(|a, b| a.share < b.share),
         || "share numbers do not grow from 1".into(),
     )
 }

@@ -7,6 +7,7 @@ use smalti_storage::ids::{
     ClusterId, Epoch, GroupNo, Incarnation, KeyEpochNo, NodeId, RaftStoreId, RunId, Slot, StoreId,
     TokenId, VolumeId, VolumeNo,
 };
+use smalti_storage::keys::SecretName;
 use smalti_storage::store::Announced;
 use thiserror::Error;
 
@@ -228,6 +229,27 @@ pub enum Command {
         epoch: Epoch,
         /// It follows on the current one.
         key_epoch: Box<KeyEpoch>,
+    },
+    /// These nodes are to hold the shares of every secret. With the ones that do already, all shares become
+    /// new ones.
+    SetCustodians {
+        /// Planned against.
+        share_epoch: u32,
+        /// Shares that are to be needed.
+        threshold: u8,
+        /// Who gets one each, in order of share number.
+        nodes: Vec<NodeId>,
+        /// When, in Unix seconds.
+        now: u64,
+    },
+    /// A secret has been dealt on: every new custodian has its share.
+    Reshare {
+        /// Which.
+        secret: SecretName,
+        /// The dealing that was dealt on: the commitments of the custody that it takes the place of.
+        from: Vec<u8>,
+        /// The new one.
+        custody: Custody,
     },
     /// Nothing is sealed under key epochs before one any more: their keys are destroyed.
     RetireKeyEpochs {

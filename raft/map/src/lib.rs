@@ -12,6 +12,7 @@
 mod apply;
 mod check;
 mod command;
+pub mod custodians;
 pub mod mutant;
 pub mod placement;
 pub mod plan;
@@ -27,6 +28,7 @@ pub use command::{
 };
 pub use scrub::{Faults, GroupScrub, Scrubs};
 pub use types::{
-    ClusterMap, Coordinator, Custody, FailureDomain, Group, JoinToken, KeyEpoch, Learner, Node,
-    NodeAddresses, ReadMode, ShareHolder, Snapshot, Store, Volume,
+    ClusterMap, Coordinator, Custodians, Custody, FIRST_SHARE_EPOCH, FailureDomain, Group,
+    JoinToken, KeyEpoch, Learner, Node, NodeAddresses, ReadMode, ShareHolder, Snapshot, Store,
+    Volume,
 };

@@ -6,7 +6,7 @@ use smalti_storage::ids::{
     ClusterId, Epoch, GroupNo, Incarnation, KeyEpochNo, NodeId, RaftStoreId, RunId, Slot, SlotSet,
     StoreId, TokenId, VolumeId, VolumeNo,
 };
-use smalti_storage::keys::SecretName;
+use smalti_storage::keys::{Dealt, SecretName, ShareName};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
@@ -27,6 +27,8 @@ pub struct ClusterMap {
     pub volumes: BTreeMap<VolumeNo, Volume>,
     /// The number the next volume gets. Numbers are never reused.
     pub next_volume: u32,
+    /// Who is to hold a share of every split secret.
+    pub custodians: Custodians,
     /// Custody of the master secret.
     pub custody: Custody,
     /// Key epochs whose volume was deleted: custodians destroy their shares of them.
@@ -281,12 +283,31 @@ pub struct KeyEpoch {
 /// against which shares are verified.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Custody {
+    /// The share epoch in which it was dealt.
+    pub share_epoch: u32,
     /// Shares needed.
     pub threshold: u8,
     /// Holders, in order of share number.
     pub holders: Vec<ShareHolder>,
     /// Feldman commitments, encoded by the key code. Opaque bytes here.
     pub commitments: Vec<u8>,
+}
+
+/// The share epoch that a cluster begins with.
+pub const FIRST_SHARE_EPOCH: u32 = 1;
+
+/// Who is to hold a share of every split secret, and how many are to be needed: what new secrets are dealt by,
+/// and older ones dealt on to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Custodians {
+    /// From 1; grows with each change, and when all shares are to be new ones for the same custodians.
+    pub share_epoch: u32,
+    /// Unix seconds when it began, by the clock of whoever asked for it; 0 for the first.
+    pub since: u64,
+    /// Shares needed.
+    pub threshold: u8,
+    /// Holders, in order of share number.
+    pub holders: Vec<ShareHolder>,
 }
 
 /// One custodian's entry.
@@ -306,6 +327,27 @@ impl ClusterMap {
             SecretName::Wrapping { volume, key_epoch } => {
                 let volume = self.volumes.values().find(|known| known.id == *volume)?;
                 volume.key_epochs.get(key_epoch).map(|epoch| &epoch.custody)
+            }
+        }
+    }
+
+    /// Every split secret, and who has which part of it.
+    pub fn custodies(&self) -> impl Iterator<Item = (SecretName, &Custody)> {
+        let volumes = self.volumes.values().flat_map(|volume| {
+            volume.key_epochs.iter().map(|(no, epoch)| {
+                let name = SecretName::Wrapping { volume: volume.id, key_epoch: *no };
+                (name, &epoch.custody)
+            })
+        });
+        std::iter::once((SecretName::Master, &self.custody)).chain(volumes)
+    }
+
+    pub(crate) fn custody_of_mut(&mut self, secret: &SecretName) -> Option<&mut Custody> {
+        match secret {
+            SecretName::Master => Some(&mut self.custody),
+            SecretName::Wrapping { volume, key_epoch } => {
+                let volume = self.volumes.values_mut().find(|known| known.id == *volume)?;
+                volume.key_epochs.get_mut(key_epoch).map(|epoch| &mut epoch.custody)
             }
         }
     }
@@ -331,6 +373,31 @@ impl ClusterMap {
     /// The stores of one node, in order.
     pub fn stores_of(&self, node: NodeId) -> impl Iterator<Item = StoreId> {
         self.stores.iter().filter(move |(_, entry)| entry.node == node).map(|(id, _)| *id)
+    }
+}
+
+impl Custody {
+    /// What its shares are called, of the secret that this is the custody of.
+    pub fn share_name(&self, secret: SecretName) -> ShareName {
+        let dealing = Dealt::of(&self.commitments);
+        ShareName { secret, share_epoch: self.share_epoch, dealing }
+    }
+
+    /// Whether a node has a share.
+    pub fn has(&self, node: NodeId) -> bool {
+        self.holders.iter().any(|holder| holder.node == node)
+    }
+}
+
+impl Custodians {
+    /// Whether a node is to have a share.
+    pub fn has(&self, node: NodeId) -> bool {
+        self.holders.iter().any(|holder| holder.node == node)
+    }
+
+    /// The nodes, in order of share number.
+    pub fn nodes(&self) -> impl Iterator<Item = NodeId> {
+        self.holders.iter().map(|holder| holder.node)
     }
 }
 

@@ -4,12 +4,13 @@ mod support;
 
 use proptest::prelude::*;
 use smalti_map::{
-    Applied, ClusterMap, Command, GroupScrub, GrowSlot, JoinToken, KeyEpoch, MoveSlot, NodeSetting,
-    Snapshot, StoreStart, Volume,
+    Applied, ClusterMap, Command, Custodians, Custody, GroupScrub, GrowSlot, JoinToken, KeyEpoch,
+    MoveSlot, NodeSetting, Snapshot, StoreStart, Volume,
 };
 use smalti_storage::ids::{
     Epoch, GroupNo, Incarnation, KeyEpochNo, NodeId, RaftStoreId, Slot, TokenId, VolumeNo,
 };
+use smalti_storage::keys::SecretName;
 use std::collections::BTreeMap;
 use support::*;
 use uuid::Uuid;
@@ -119,6 +120,18 @@ enum Step {
         skip: u32,
         later: u64,
     },
+    Custodians {
+        right: bool,
+        threshold: u8,
+        first: u64,
+        count: u64,
+    },
+    Reshare {
+        of: usize,
+        right: bool,
+        secret: u8,
+        dealing: u8,
+    },
     Retire {
         volume: u32,
         right: bool,
@@ -191,6 +204,12 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(volume, lag, group, ahead)| Step::NoteScrub { volume, lag, group, ahead }),
         1 => (1..8u64).prop_map(Step::Faults),
         2 => (volume(), any::<bool>()).prop_map(|(volume, right)| Step::Rotate { volume, right }),
+        2 => (prop::bool::weighted(0.8), 1..4u8, 1..4u64, 2..4u64).prop_map(
+            |(right, threshold, first, count)| Step::Custodians { right, threshold, first, count }
+        ),
+        4 => (0..9usize, prop::bool::weighted(0.8), 1..3u8, 1..9u8).prop_map(
+            |(of, right, secret, dealing)| Step::Reshare { of, right, secret, dealing }
+        ),
         4 => (volume(), lag(), prop_oneof![4 => Just(1u32), 1 => 0..3u32], 0..3u64)
             .prop_map(|(volume, lag, skip, later)| Step::AddKeys { volume, lag, skip, later }),
         2 => (volume(), any::<bool>(), 0..12u32)
@@ -327,6 +346,21 @@ fn command(map: &ClusterMap, step: &Step) -> Command {
                 below: KeyEpochNo(below),
             }
         }
+        Step::Custodians { right, threshold, first, count } => Command::SetCustodians {
+            share_epoch: map.custodians.share_epoch + u32::from(!right),
+            threshold,
+            nodes: (first..first + count).map(NodeId).collect(),
+            now: map.version,
+        },
+        Step::Reshare { of, right, secret, dealing } => {
+            let custodies: Vec<_> = map.custodies().collect();
+            let (name, current) = custodies[of % custodies.len()];
+            let Custodians { share_epoch, threshold, ref holders, .. } = map.custodians;
+            let from = if right { current.commitments.clone() } else { Vec::new() };
+            let (holders, commitments) = (holders.clone(), commitments(secret, dealing, threshold));
+            let custody = Custody { share_epoch, threshold, holders, commitments };
+            Command::Reshare { secret: name, from, custody }
+        }
         Step::Token { id, name, now } => Command::CreateToken {
             id: TokenId(Uuid::from_u128(id)),
             token: JoinToken {
@@ -459,6 +493,16 @@ fn keys(before: &Volume, after: &Volume, command: &Command) {
             expected.key_epochs.retain(|no, _| no >= below);
             assert_ne!(expected.key_epochs, before.key_epochs);
         }
+        Command::Reshare { secret: SecretName::Wrapping { volume, key_epoch }, from, custody }
+            if *volume == before.id =>
+        {
+            let dealt = expected.key_epochs.get_mut(key_epoch).expect("a key epoch");
+            assert!(
+                dealt.custody.commitments == *from
+                    && dealt.custody.share_epoch < custody.share_epoch
+            );
+            dealt.custody.clone_from(custody);
+        }
         _ => {
             let of = |volume: &Volume| (volume.key_epoch, volume.key_epochs.clone(), volume.rotate);
             assert_eq!(of(before), of(after), "changed by {command:?}");
@@ -520,37 +564,7 @@ fn random_commands_reach_every_kind_of_change() {
         let mut map = active();
         for step in steps.current() {
             let command = command(&map, &step);
-            let kind = match command {
-                Command::InitCluster { .. } => "init",
-                Command::RegisterNode { .. } => "node",
-                Command::RegisterStore { .. } => "store",
-                Command::CreateVolume(_) => "create",
-                Command::DeleteVolume { .. } => "delete",
-                Command::Shrink { .. } => "shrink",
-                Command::Elect { .. } => "elect",
-                Command::Activate { .. } => "activate",
-                Command::SetOffline { .. } => "offline",
-                Command::AddLearners { .. } => "learn",
-                Command::Grow { .. } => "grow",
-                Command::Move { .. } => "move",
-                Command::ForgetHolders { .. } => "forget",
-                Command::AddSnapshot { .. } => "snapshot",
-                Command::DropSnapshot { .. } => "drop",
-                Command::RegisterRaftStore { .. } => "raft",
-                Command::AdmitRecruit { .. } => "admit",
-                Command::SetNode { .. } => "set",
-                Command::RemoveNode { .. } => "remove",
-                Command::ForgetStore { .. } => "forget store",
-                Command::PauseMoves(_) => "pause",
-                Command::AskScrub { .. } => "ask scrub",
-                Command::NoteScrubs { .. } => "note scrub",
-                Command::NoteFaults { .. } => "note faults",
-                Command::AskRotation { .. } => "ask rotation",
-                Command::AddKeyEpoch { .. } => "add keys",
-                Command::RetireKeyEpochs { .. } => "retire keys",
-                Command::CreateToken { .. } => "token",
-                Command::Join { .. } => "join",
-            };
+            let kind = kind(&command);
             let count = accepted.entry(kind).or_default();
             match map.apply(&command) {
                 Applied::Rejected(_) => count.1 += 1,
@@ -582,6 +596,8 @@ fn random_commands_reach_every_kind_of_change() {
         "ask rotation",
         "add keys",
         "retire keys",
+        "custodians",
+        "reshare",
         "token",
         "join",
     ] {

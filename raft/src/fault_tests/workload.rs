@@ -74,6 +74,7 @@ fn entry(term: u64, index: u64, large: usize) -> Entry {
             cluster: ClusterId(Uuid::from_u128(0xc1)),
             nodes: vec![(node, "a".into(), addresses(1))],
             custody: Custody {
+                share_epoch: 1,
                 threshold: 1,
                 holders: vec![ShareHolder { node, share: 1 }],
                 commitments: vec![index as u8; large],

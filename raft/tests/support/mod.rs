@@ -239,6 +239,7 @@ pub(crate) fn init(size: u64) -> Command {
         cluster: ClusterId(Uuid::from_u128(0xc1)),
         nodes: (1..=size).map(|no| (NodeId(no), format!("node-{no}"), addresses())).collect(),
         custody: Custody {
+            share_epoch: 1,
             threshold: 2,
             holders: (1..=size).map(share).collect(),
             commitments: vec![1],

@@ -20,10 +20,11 @@ pub mod share;
 pub mod wrap;
 
 pub use derive::{MasterKey, ShardId, ShardKey, WrappingKey, derive_place_key, derive_shard_key};
-pub use name::{Dealt, NotDealt, SecretName};
-pub use rest::{RestError, open_at_rest, seal_at_rest};
+pub use name::{Dealt, NotDealt, SecretName, ShareName};
+pub use rest::{RestError, RestKey, Sealer, open_at_rest, seal_at_rest};
 pub use share::{
-    Commitments, Dealing, KeyPart, PartError, Secret, get_key_parts, reconstruct_symmetric_key,
+    Commitments, Dealer, Dealing, KeyPart, PartError, PartProof, Secret, combine_commitments,
+    combine_parts, get_key_parts, reconstruct_symmetric_key, reshare_part, verify_dealer,
     verify_part,
 };
 pub use wrap::{

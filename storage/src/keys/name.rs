@@ -33,7 +33,7 @@ impl fmt::Display for SecretName {
 
 /// Which dealing of a secret a part is of: the first half of the SHA-256 of its commitments, which no two
 /// dealings have in common.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Dealt([u8; 16]);
 
 impl Dealt {
@@ -48,6 +48,24 @@ impl Dealt {
 impl fmt::Display for Dealt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// Which share a custodian has: of what, and of which dealing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ShareName {
+    /// The secret.
+    pub secret: SecretName,
+    /// The share epoch in which it was dealt.
+    pub share_epoch: u32,
+    /// The dealing.
+    pub dealing: Dealt,
+}
+
+impl fmt::Display for ShareName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { secret, share_epoch, dealing } = self;
+        write!(f, "{secret}, share epoch {share_epoch}, dealing {dealing}")
     }
 }
 

@@ -4,7 +4,11 @@
 //! node's key provider. The purpose is bound as additional data after the format, so that a sealed
 //! part of one share epoch can not be put in the place of another.
 
+use crate::secret::secret_bytes;
 use aes_gcm::{AeadInOut, Aes256Gcm, KeyInit};
+use rand::TryRng;
+use rand::rngs::SysRng;
+use std::fmt;
 use zeroize::Zeroizing;
 
 const FORMAT: u8 = 1;
@@ -14,7 +18,7 @@ const HEAD_LEN: usize = 1 + NONCE_LEN;
 const LABEL: &[u8] = b"smalti at rest";
 
 /// Why sealed bytes did not open.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RestError {
     /// Shorter than anything that was sealed.
@@ -26,6 +30,46 @@ pub enum RestError {
     /// The key, the purpose or the bytes are not those it was sealed with.
     #[error("sealed bytes do not authenticate: wrong key, wrong purpose or altered")]
     Refused,
+    /// What seals has no key just now, or failed.
+    #[error("{0}")]
+    Provider(String),
+}
+
+/// Seals what a custodian keeps on its disk, and opens it again: the interface of key providers. One that
+/// never lets its key out of a device or a service implements both by asking that.
+///
+/// Implementations bind the purpose: what was sealed for one opens for no other.
+pub trait Sealer: Send + Sync + fmt::Debug {
+    /// Seals for the disk.
+    ///
+    /// # Errors
+    /// [`RestError::Provider`] when it can not just now.
+    fn seal(&self, purpose: &[u8], plaintext: &[u8]) -> Result<Vec<u8>, RestError>;
+
+    /// Opens what [`seal`](Self::seal) made for the same purpose.
+    ///
+    /// # Errors
+    /// When it can not just now, or the bytes are not what was sealed.
+    fn open(&self, purpose: &[u8], sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, RestError>;
+}
+
+secret_bytes!(
+    /// A key that is in memory while the node runs, wherever it comes from: [`seal_at_rest`] under it.
+    RestKey
+);
+
+impl Sealer for RestKey {
+    fn seal(&self, purpose: &[u8], plaintext: &[u8]) -> Result<Vec<u8>, RestError> {
+        let mut nonce = [0; NONCE_LEN];
+        SysRng
+            .try_fill_bytes(&mut nonce)
+            .map_err(|error| RestError::Provider(error.to_string()))?;
+        Ok(seal_at_rest(self.expose(), purpose, plaintext, nonce))
+    }
+
+    fn open(&self, purpose: &[u8], sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, RestError> {
+        open_at_rest(self.expose(), purpose, sealed)
+    }
 }
 
 /// Seals `plaintext` for the disk under `key`, bound to `purpose`. `nonce` is 12 fresh random
@@ -58,13 +102,13 @@ pub fn open_at_rest(
     purpose: &[u8],
     sealed: &[u8],
 ) -> Result<Zeroizing<Vec<u8>>, RestError> {
-    let short = RestError::Length(sealed.len());
-    let (format, rest) = sealed.split_first().ok_or(short)?;
+    let short = || RestError::Length(sealed.len());
+    let (format, rest) = sealed.split_first().ok_or_else(short)?;
     if *format != FORMAT {
         return Err(RestError::Format(*format));
     }
-    let (nonce, rest) = rest.split_first_chunk::<NONCE_LEN>().ok_or(short)?;
-    let (body, tag) = rest.split_last_chunk::<TAG_LEN>().ok_or(short)?;
+    let (nonce, rest) = rest.split_first_chunk::<NONCE_LEN>().ok_or_else(short)?;
+    let (body, tag) = rest.split_last_chunk::<TAG_LEN>().ok_or_else(short)?;
     let mut plaintext = Zeroizing::new(body.to_vec());
     Aes256Gcm::new(key.into())
         .decrypt_inout_detached(

@@ -51,7 +51,7 @@ pub struct KeyPart {
 pub struct Commitments(Vec<ProjectivePoint>);
 
 /// A split secret.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Dealing {
     /// One part for each custodian, with indices from 1.
     pub parts: Vec<KeyPart>,
@@ -77,6 +77,9 @@ pub enum PartError {
     /// The bytes are not commitments of a known format.
     #[error("the bytes are not key part commitments")]
     BadCommitments,
+    /// The bytes are no proof.
+    #[error("the bytes are not a proof of a key part")]
+    BadProof,
     /// A part for the place of the secret itself.
     #[error("a key part has index 0")]
     ZeroIndex,
@@ -414,6 +417,12 @@ impl fmt::Debug for Commitments {
         write!(f, "Commitments(threshold {})", self.0.len())
     }
 }
+
+mod proof;
+mod reshare;
+
+pub use proof::PartProof;
+pub use reshare::{Dealer, combine_commitments, combine_parts, reshare_part, verify_dealer};
 
 #[cfg(test)]
 mod tests;

@@ -63,7 +63,8 @@ pub(in crate::daemon) fn map() -> ClusterMap {
     let at = |port: u16| ([127, 0, 0, 1], port).into();
     let addresses = NodeAddresses { quic: at(1), api: at(2), nbd: at(3) };
     let holders = (1..=3u8).map(|share| ShareHolder { node: NodeId(share.into()), share });
-    let custody = Custody { threshold: 2, holders: holders.collect(), commitments: vec![1] };
+    let custody =
+        Custody { share_epoch: 1, threshold: 2, holders: holders.collect(), commitments: vec![1] };
     let mut map = ClusterMap::default();
     let mut must = |command: Command| {
         let applied = map.apply(&command);
@@ -144,6 +145,8 @@ fn well() -> Report {
         wanted_voters: voters,
         certificate: None,
         progress: [(VOLUME, progress)].into(),
+        lacking: BTreeMap::new(),
+        custody_problem: None,
     }
 }
 

@@ -4,7 +4,9 @@ use super::{invalid, limits};
 use crate::check::{check_custody, check_name};
 use crate::command::{Applied, Rejection, StoreStart};
 use crate::mutant::{Mutant, lives};
-use crate::types::{ClusterMap, Custody, Node, NodeAddresses, Store};
+use crate::types::{
+    ClusterMap, Custodians, Custody, FIRST_SHARE_EPOCH, Node, NodeAddresses, Store,
+};
 use smalti_storage::ids::{ClusterId, Incarnation, NodeId, RunId, StoreId};
 use std::collections::BTreeMap;
 
@@ -36,12 +38,21 @@ impl ClusterMap {
             }
         }
         check_custody(custody, &members).map_err(Rejection::Invalid)?;
+        if custody.share_epoch != FIRST_SHARE_EPOCH {
+            return Err(invalid(format!("the first share epoch is {FIRST_SHARE_EPOCH}")));
+        }
 
         let last = members.keys().next_back().map_or(0, |last| last.0);
         let next_node = last.checked_add(1).ok_or_else(|| invalid("no number is left"))?;
         self.cluster = cluster;
         self.next_node = next_node;
         self.nodes = members;
+        self.custodians = Custodians {
+            share_epoch: custody.share_epoch,
+            since: 0,
+            threshold: custody.threshold,
+            holders: custody.holders.clone(),
+        };
         self.custody = custody.clone();
         // From 1, so that a volume number of zero bytes is never a valid one.
         self.next_volume = 1;

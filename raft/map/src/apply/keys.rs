@@ -2,7 +2,6 @@
 
 use super::membership::done;
 use super::{invalid, limits};
-use crate::check::check_custody;
 use crate::command::{Applied, Rejection};
 use crate::types::{ClusterMap, KeyEpoch};
 use smalti_storage::ids::{Epoch, KeyEpochNo, VolumeNo};
@@ -53,7 +52,7 @@ impl ClusterMap {
             return Err(invalid("a key epoch can not begin before the one before it"));
         }
         planned.check_keys(new).map_err(Rejection::Invalid)?;
-        check_custody(&new.custody, &self.nodes).map_err(Rejection::Invalid)?;
+        self.check_dealt(&new.custody).map_err(Rejection::Invalid)?;
         let volume = self.planned_mut(volume, epoch)?;
         let new = KeyEpoch { since: next.0, ..new.clone() };
         volume.key_epoch = new.no;

@@ -4,6 +4,7 @@
 //! for its version: that counts applied log entries, and refusals are entries too.
 
 mod cluster;
+mod custody;
 mod keys;
 mod membership;
 mod moves;
@@ -42,6 +43,8 @@ pub mod limits {
     pub const SLOTS: u8 = 32;
     /// Bytes of a name.
     pub const NAME: usize = 64;
+    /// Custodians.
+    pub const CUSTODIANS: usize = 32;
     /// Key epochs of one volume at a time.
     pub const KEY_EPOCHS: usize = 8;
     /// Bytes of one wrapped key.
@@ -110,6 +113,10 @@ impl ClusterMap {
             Command::RetireKeyEpochs { volume, generation, below } => {
                 self.retire_key_epochs(*volume, *generation, *below)
             }
+            Command::SetCustodians { share_epoch, threshold, nodes, now } => {
+                self.set_custodians(*share_epoch, *threshold, nodes, *now)
+            }
+            Command::Reshare { secret, from, custody } => self.reshare(secret, from, custody),
             Command::CreateToken { id, token, now } => self.create_token(*id, token, *now),
             Command::Join { token, name, addresses, now } => {
                 self.join(*token, name, addresses, *now)

@@ -78,15 +78,14 @@ impl ClusterMap {
             if volume.coordinator.is_some_and(|seat| seat.node == node) {
                 return Err(invalid(format!("{node} coordinates volume {}: stop it", volume.name)));
             }
-            let mut epochs = volume.key_epochs.values();
-            if epochs.any(|epoch| epoch.custody.holders.iter().any(|holder| holder.node == node)) {
+            if volume.key_epochs.values().any(|epoch| epoch.custody.has(node)) {
                 return Err(invalid(format!(
                     "{node} is a custodian of the keys of volume {}",
                     volume.name
                 )));
             }
         }
-        if self.custody.holders.iter().any(|holder| holder.node == node) {
+        if self.custody.has(node) || self.custodians.has(node) {
             return Err(invalid(format!("{node} is a custodian of the master secret")));
         }
         self.nodes.remove(&node);

@@ -142,6 +142,7 @@ mod tests {
     fn founded() -> ClusterMap {
         let mut map = ClusterMap::default();
         let custody = Custody {
+            share_epoch: 1,
             threshold: 1,
             holders: vec![ShareHolder { node: NodeId(3), share: 1 }],
             commitments: vec![1],

@@ -31,6 +31,7 @@ impl Rig {
         let addresses = NodeAddresses { quic: at(1), api: at(2), nbd: at(3) };
         let mut map = ClusterMap::default();
         let custody = Custody {
+            share_epoch: 1,
             threshold: 1,
             holders: vec![ShareHolder { node: NodeId(1), share: 1 }],
             commitments: vec![1],

@@ -1,6 +1,8 @@
 //! A small cluster to apply commands to.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+use rand::SeedableRng;
+use rand::rngs::StdRng;
 use smalti_map::{
     Applied, ClusterMap, Command, Custody, KeyEpoch, NewVolume, NodeAddresses, ReadMode,
     ShareHolder, StoreStart, Volume,
@@ -8,6 +10,7 @@ use smalti_map::{
 use smalti_storage::ids::{
     ClusterId, Incarnation, KeyEpochNo, NodeId, RunId, StoreId, VolumeId, VolumeNo,
 };
+use smalti_storage::keys::{Secret, get_key_parts};
 use smalti_storage::store::Announced;
 use uuid::Uuid;
 
@@ -18,6 +21,51 @@ pub(crate) fn addresses(port: u16) -> NodeAddresses {
     NodeAddresses { quic: at(0), api: at(1), nbd: at(2) }
 }
 
+/// Commitments to a dealing of a secret: both are small numbers here.
+pub(crate) fn commitments(secret: u8, dealing: u8, threshold: u8) -> Vec<u8> {
+    let mut rng = StdRng::seed_from_u64(secret.into());
+    let secret = Secret::random(&mut rng);
+    let mut rng = StdRng::seed_from_u64(dealing.into());
+    get_key_parts(&secret, threshold, threshold, &mut rng).expect("a split").commitments.to_bytes()
+}
+
+/// What a command is called here.
+pub(crate) fn kind(command: &Command) -> &'static str {
+    match command {
+        Command::InitCluster { .. } => "init",
+        Command::RegisterNode { .. } => "node",
+        Command::RegisterStore { .. } => "store",
+        Command::CreateVolume(_) => "create",
+        Command::DeleteVolume { .. } => "delete",
+        Command::Shrink { .. } => "shrink",
+        Command::Elect { .. } => "elect",
+        Command::Activate { .. } => "activate",
+        Command::SetOffline { .. } => "offline",
+        Command::AddLearners { .. } => "learn",
+        Command::Grow { .. } => "grow",
+        Command::Move { .. } => "move",
+        Command::ForgetHolders { .. } => "forget",
+        Command::AddSnapshot { .. } => "snapshot",
+        Command::DropSnapshot { .. } => "drop",
+        Command::RegisterRaftStore { .. } => "raft",
+        Command::AdmitRecruit { .. } => "admit",
+        Command::SetNode { .. } => "set",
+        Command::RemoveNode { .. } => "remove",
+        Command::ForgetStore { .. } => "forget store",
+        Command::PauseMoves(_) => "pause",
+        Command::AskScrub { .. } => "ask scrub",
+        Command::NoteScrubs { .. } => "note scrub",
+        Command::NoteFaults { .. } => "note faults",
+        Command::AskRotation { .. } => "ask rotation",
+        Command::AddKeyEpoch { .. } => "add keys",
+        Command::RetireKeyEpochs { .. } => "retire keys",
+        Command::SetCustodians { .. } => "custodians",
+        Command::Reshare { .. } => "reshare",
+        Command::CreateToken { .. } => "token",
+        Command::Join { .. } => "join",
+    }
+}
+
 /// The only store of node `no`.
 pub(crate) fn store(no: u64) -> StoreId {
     StoreId(Uuid::from_u128(0x5_0000 + u128::from(no)))
@@ -26,9 +74,10 @@ pub(crate) fn store(no: u64) -> StoreId {
 pub(crate) fn custody(nodes: u64) -> Custody {
     let holder = |no: u64| ShareHolder { node: NodeId(no), share: no as u8 };
     Custody {
+        share_epoch: 1,
         threshold: 1 + (nodes / 2) as u8,
         holders: (1..=nodes).map(holder).collect(),
-        commitments: vec![7; 33],
+        commitments: commitments(1, 1, 2),
     }
 }
 
@@ -37,7 +86,7 @@ pub(crate) fn init(nodes: u64) -> Command {
     Command::InitCluster {
         cluster: ClusterId(Uuid::from_u128(0xc1)),
         nodes: (1..=nodes).map(member).collect(),
-        custody: custody(nodes),
+        custody: custody(nodes.min(3)),
     }
 }
 

@@ -1,0 +1,418 @@
+//! What a custodian does with what it is asked: judged by the map, noted, done with the shares on its disk. It
+//! sends nothing and knows no time but the one it is given.
+
+use super::audit::{AuditEvent, AuditLog, Note};
+use super::judge::{self, Names};
+use super::limits::Limits;
+use super::wire::{Answer, Ask, DealerBytes, ENTRIES_MAX, SECRETS_MAX, ShareBytes};
+use super::{Vault, VaultError};
+use rand::rngs::SysRng;
+use rand_chacha::ChaCha20Rng;
+use rand_chacha::rand_core::SeedableRng;
+use smalti_map::{ClusterMap, Custodians, Custody};
+use smalti_storage::ids::NodeId;
+use smalti_storage::keys::{
+    Commitments, Dealer, Dealing, Dealt, KeyPart, PartProof, SecretName, ShareName,
+    combine_commitments, combine_parts, reshare_part, verify_dealer, verify_part,
+};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// How long a share that was read is taken to be there.
+const VERIFIED_FOR: Duration = Duration::from_secs(3600);
+
+/// Who asks, when.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Context<'a> {
+    pub(crate) map: &'a ClusterMap,
+    pub(crate) from: NodeId,
+    pub(crate) now: Instant,
+    /// Unix seconds.
+    pub(crate) time: u64,
+}
+
+/// What becomes of a request.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    /// It is answered.
+    Answer(Answer),
+    /// Each of these is to be asked; if all keep what they are given, the answer is that it was dealt on.
+    Deal { gifts: Vec<(NodeId, Ask)>, commitments: Vec<u8> },
+}
+
+/// What was taken of a dealer, until it is combined or the custodians change again.
+struct Taken {
+    share_epoch: u32,
+    part: KeyPart,
+    commitments: Commitments,
+}
+
+/// One custodian.
+pub(crate) struct Core {
+    me: NodeId,
+    vault: Vault,
+    audit: AuditLog,
+    limits: Limits,
+    /// In memory only: whoever forgets it is given it anew.
+    taken: BTreeMap<(ShareName, u8), Taken>,
+    /// The shares of the map after which nothing was left to destroy.
+    swept: Option<Names>,
+    /// Shares that were read and verified, and since when that is believed.
+    verified: (BTreeSet<ShareName>, Option<Instant>),
+    /// Shares that it has said to be missing.
+    missed: BTreeSet<ShareName>,
+}
+
+impl std::fmt::Debug for Core {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Core").field("me", &self.me).finish_non_exhaustive()
+    }
+}
+
+impl Core {
+    /// The custodian whose shares are in `vault`; its log is with them.
+    pub(crate) fn open(me: NodeId, vault: Vault, time: u64) -> io::Result<Self> {
+        let audit = AuditLog::open(vault.folder(), time)?;
+        Ok(Self {
+            me,
+            vault,
+            audit,
+            limits: Limits::default(),
+            taken: BTreeMap::new(),
+            swept: None,
+            verified: (BTreeSet::new(), None),
+            missed: BTreeSet::new(),
+        })
+    }
+
+    /// Where its log is.
+    pub(crate) fn audit_path(&self) -> &Path {
+        self.audit.path()
+    }
+
+    pub(crate) fn ask(&mut self, context: &Context<'_>, ask: Ask) -> Outcome {
+        // That it is asked too often is not noted, or the log would grow by it.
+        if ask.is_counted()
+            && let Err(wait) = self.limits.take(context.from, context.now)
+        {
+            let seconds = wait.as_secs_f32().max(0.1);
+            return refused(format!("asked too often: again in {seconds:.1} s"));
+        }
+        let (event_share, counted) = (ask.share(), ask.is_counted());
+        let outcome = match ask {
+            Ask::Keep { secret, share_epoch, share, commitments } => {
+                self.keep(context, secret, share_epoch, &share, &commitments)
+            }
+            Ask::Release { share } => self.release(context, &share),
+            Ask::DealOn { share, share_epoch } => self.deal_on(context, &share, share_epoch),
+            Ask::Take { from, share_epoch, dealer, share, commitments } => {
+                self.take(context, from, share_epoch, (dealer, &share, &commitments))
+            }
+            Ask::Combine { from, share_epoch, dealers } => {
+                self.combine(context, &from, share_epoch, &dealers)
+            }
+            Ask::Prove { challenge, shares } => return self.prove(context, &challenge, &shares),
+            Ask::Audit { after } => {
+                return Outcome::Answer(Answer::Entries(self.audit.after(after, ENTRIES_MAX)));
+            }
+        };
+        outcome.unwrap_or_else(|why| {
+            tracing::warn!(from = %context.from, %why, "custodian refused");
+            if counted {
+                let share = event_share.map(|share| share.to_string());
+                let (event, node) = (AuditEvent::Refused, Some(context.from));
+                let note = Note { event, node, share, detail: Some(why.clone()) };
+                if let Err(error) = self.audit.append(note, context.time) {
+                    tracing::error!(%error, "the audit log can not be written");
+                }
+            }
+            refused(why)
+        })
+    }
+
+    /// Destroys shares of key epochs that have ended, and of dealings that the map took another one instead
+    /// of.
+    pub(crate) fn sweep(&mut self, map: &ClusterMap, time: u64) -> Result<(), String> {
+        self.taken.retain(|_, taken| taken.share_epoch >= map.custodians.share_epoch);
+        let names = judge::names(map);
+        if self.swept.as_ref() == Some(&names) {
+            return Ok(());
+        }
+        let gone =
+            self.vault.retain(|share| judge::is_wanted(map, share)).map_err(|e| e.to_string())?;
+        for share in gone {
+            tracing::info!(%share, "share destroyed");
+            self.note(AuditEvent::Destroyed, None, &share, None, time)?;
+        }
+        self.swept = Some(names);
+        Ok(())
+    }
+
+    /// How many shares it does not have that the map says it has. Each is read again once in a while, for a disk
+    /// may lose what it had.
+    pub(crate) fn lacking(&mut self, map: &ClusterMap, now: Instant) -> u32 {
+        let own = |(secret, custody): (SecretName, &Custody)| {
+            let holder = custody.holders.iter().find(|holder| holder.node == self.me)?;
+            Some((custody.share_name(secret), holder.share, custody.commitments.clone()))
+        };
+        let named: Vec<_> = map.custodies().filter_map(own).collect();
+        let (verified, since) = &mut self.verified;
+        if since.is_none_or(|since| now.saturating_duration_since(since) >= VERIFIED_FOR) {
+            (*verified, *since) = (BTreeSet::new(), Some(now));
+        }
+        verified.retain(|share| named.iter().any(|(name, ..)| name == share));
+        let mut lacking = 0;
+        for (share, index, commitments) in named {
+            if verified.contains(&share) {
+                continue;
+            }
+            match verify_held(&self.vault, &share, index, &commitments) {
+                Ok(()) => {
+                    verified.insert(share);
+                    self.missed.remove(&share);
+                }
+                Err(why) => {
+                    lacking += 1;
+                    if self.missed.insert(share) {
+                        tracing::warn!(%share, why, "a share is not here that should be");
+                    }
+                }
+            }
+        }
+        lacking
+    }
+
+    fn note(
+        &mut self,
+        event: AuditEvent,
+        node: Option<NodeId>,
+        share: &ShareName,
+        detail: Option<String>,
+        time: u64,
+    ) -> Result<(), String> {
+        let note = Note { event, node, share: Some(share.to_string()), detail };
+        self.audit.append(note, time).map_err(|error| format!("the audit log: {error}"))
+    }
+
+    /// Keeps a share beside any other dealing of that secret, until the map says which one counts. Of one
+    /// dealing the first share stays, or whoever has another one could put his in its place.
+    fn keep_part(
+        &mut self,
+        context: &Context<'_>,
+        event: AuditEvent,
+        share: &ShareName,
+        part: &KeyPart,
+    ) -> Result<Outcome, String> {
+        // It may come late, when the secret has other shares by now.
+        self.swept = None;
+        match self.vault.find(share) {
+            Ok(held) if held.to_bytes() == part.to_bytes() => {}
+            Ok(_) => return Err("another share of that dealing is kept".into()),
+            Err(VaultError::Absent) => {
+                self.note(event, Some(context.from), share, None, context.time)?;
+                self.vault.keep(share, part).map_err(|error| error.to_string())?;
+            }
+            Err(error) => return Err(error.to_string()),
+        }
+        Ok(Outcome::Answer(Answer::Kept))
+    }
+
+    fn keep(
+        &mut self,
+        context: &Context<'_>,
+        secret: SecretName,
+        share_epoch: u32,
+        share: &ShareBytes,
+        commitments: &[u8],
+    ) -> Result<Outcome, String> {
+        // The master secret is dealt once, when the cluster is made, not over the network.
+        if secret == SecretName::Master {
+            return Err("the master secret is not dealt again".into());
+        }
+        let name = ShareName { secret, share_epoch, dealing: Dealt::of(commitments) };
+        let part = KeyPart::from_bytes(&share.0).map_err(|error| error.to_string())?;
+        let commitments = read_commitments(commitments)?;
+        verify_part(&part, &commitments).map_err(|error| error.to_string())?;
+        let in_use = context.map.custody_of(&secret);
+        if in_use.is_some_and(|used| used.share_name(secret) != name) {
+            return Err("another share of that secret is in use".into());
+        }
+        self.keep_part(context, AuditEvent::Kept, &name, &part)
+    }
+
+    fn release(&mut self, context: &Context<'_>, share: &ShareName) -> Result<Outcome, String> {
+        judge::release(context.map, context.from, share)?;
+        let part = self.vault.find(share).map_err(|error| error.to_string())?;
+        self.note(AuditEvent::Released, Some(context.from), share, None, context.time)?;
+        tracing::info!(from = %context.from, %share, "share released");
+        Ok(Outcome::Answer(Answer::Released(ShareBytes(part.to_bytes()))))
+    }
+
+    fn deal_on(
+        &mut self,
+        context: &Context<'_>,
+        share: &ShareName,
+        share_epoch: u32,
+    ) -> Result<Outcome, String> {
+        let (plan, old) = judge::deal_on(context.map, context.from, share, share_epoch)?;
+        let part = self.vault.find(share).map_err(|error| error.to_string())?;
+        verify_part(&part, &old).map_err(|error| error.to_string())?;
+        let dealing = deal(&part, plan)?;
+        let commitments = dealing.commitments.to_bytes();
+        let gift = |(to, part): (NodeId, &KeyPart)| {
+            let (share_bytes, commitments) = (ShareBytes(part.to_bytes()), commitments.clone());
+            let dealer = dealer_of(context.map, share, self.me)?;
+            let ask =
+                Ask::Take { from: *share, share_epoch, dealer, share: share_bytes, commitments };
+            Ok((to, ask))
+        };
+        let gifts = plan.nodes().zip(&dealing.parts).map(gift).collect::<Result<_, String>>()?;
+        let detail = format!("for share epoch {share_epoch}");
+        self.note(AuditEvent::DealtOn, Some(context.from), share, Some(detail), context.time)?;
+        Ok(Outcome::Deal { gifts, commitments })
+    }
+
+    fn take(
+        &mut self,
+        context: &Context<'_>,
+        from: ShareName,
+        share_epoch: u32,
+        (index, share, commitments): (u8, &ShareBytes, &[u8]),
+    ) -> Result<Outcome, String> {
+        let (plan, old) = judge::deal_on(context.map, context.from, &from, share_epoch)?;
+        judge::dealer(context.map, context.from, &from, index)?;
+        let own = judge::own_share(plan, self.me)?;
+        let commitments = read_commitments(commitments)?;
+        let words = |error: smalti_storage::keys::PartError| error.to_string();
+        let part = KeyPart::from_bytes(&share.0).map_err(words)?;
+        if part.index() != own {
+            return Err(format!("share {} is given, {own} is to be here", part.index()));
+        }
+        if commitments.threshold() != usize::from(plan.threshold) {
+            return Err(format!("dealt for a threshold of {}", commitments.threshold()));
+        }
+        verify_dealer(&old, &Dealer { index, commitments: commitments.clone() }).map_err(words)?;
+        verify_part(&part, &commitments).map_err(words)?;
+        self.taken.insert((from, index), Taken { share_epoch, part, commitments });
+        Ok(Outcome::Answer(Answer::Kept))
+    }
+
+    fn combine(
+        &mut self,
+        context: &Context<'_>,
+        from: &ShareName,
+        share_epoch: u32,
+        dealers: &[DealerBytes],
+    ) -> Result<Outcome, String> {
+        let (plan, old) = judge::deal_on(context.map, context.from, from, share_epoch)?;
+        judge::own_share(plan, self.me)?;
+        let dealers = read_dealers(dealers)?;
+        let combined = combine_commitments(&old, &dealers).map_err(|error| error.to_string())?;
+        let dealing = Dealt::of(&combined.to_bytes());
+        let name = ShareName { secret: from.secret, share_epoch, dealing };
+        // Asked again, after the answer was lost.
+        if self.vault.find(&name).is_ok_and(|part| verify_part(&part, &combined).is_ok()) {
+            return Ok(Outcome::Answer(Answer::Kept));
+        }
+        let given = dealers.iter().map(|dealer| {
+            let taken = self.taken.get(&(*from, dealer.index));
+            let taken = taken.filter(|taken| taken.commitments == dealer.commitments);
+            let taken = taken.filter(|taken| taken.share_epoch == share_epoch);
+            let index = dealer.index;
+            Ok(taken.ok_or_else(|| format!("nothing was taken of dealer {index}"))?.part.clone())
+        });
+        let given: Vec<KeyPart> = given.collect::<Result<_, String>>()?;
+        let part = combine_parts(&old, &dealers, &given).map_err(|error| error.to_string())?;
+        let outcome = self.keep_part(context, AuditEvent::Combined, &name, &part)?;
+        self.taken.retain(|(of, _), _| of != from);
+        Ok(outcome)
+    }
+
+    fn prove(&self, context: &Context<'_>, challenge: &[u8; 32], shares: &[ShareName]) -> Outcome {
+        if !context.map.nodes.contains_key(&context.from) || shares.len() > SECRETS_MAX {
+            return refused("no proofs for that".into());
+        }
+        let mut rng = match system_rng() {
+            Ok(rng) => rng,
+            Err(why) => return refused(why),
+        };
+        let mut prove = |share: &ShareName| {
+            let part = self.vault.find(share).map_err(|error| error.to_string())?;
+            let challenge = proof_challenge(challenge, share, self.me);
+            Ok(PartProof::new(&part, &challenge, &mut rng).to_bytes())
+        };
+        Outcome::Answer(Answer::Proofs(shares.iter().map(&mut prove).collect()))
+    }
+}
+
+impl Ask {
+    /// The share that it is about.
+    fn share(&self) -> Option<ShareName> {
+        match self {
+            Self::Release { share } | Self::DealOn { share, .. } => Some(*share),
+            Self::Take { from, .. } | Self::Combine { from, .. } => Some(*from),
+            Self::Keep { secret, share_epoch, commitments, .. } => Some(ShareName {
+                secret: *secret,
+                share_epoch: *share_epoch,
+                dealing: Dealt::of(commitments),
+            }),
+            Self::Prove { .. } | Self::Audit { .. } => None,
+        }
+    }
+
+    /// Whether it is of those that nobody needs often.
+    fn is_counted(&self) -> bool {
+        matches!(self, Self::Release { .. } | Self::Keep { .. })
+    }
+}
+
+fn verify_held(
+    vault: &Vault,
+    share: &ShareName,
+    index: u8,
+    commitments: &[u8],
+) -> Result<(), String> {
+    let part = vault.find(share).map_err(|error| error.to_string())?;
+    if part.index() != index {
+        return Err(format!("it is share {}, not {index}", part.index()));
+    }
+    verify_part(&part, &read_commitments(commitments)?).map_err(|error| error.to_string())
+}
+
+/// What a proof is made for: the question, of whom it is asked, and for which share.
+pub(crate) fn proof_challenge(challenge: &[u8; 32], share: &ShareName, of: NodeId) -> Vec<u8> {
+    [&challenge[..], &of.0.to_be_bytes(), share.to_string().as_bytes()].concat()
+}
+
+pub(crate) fn read_dealers(dealers: &[DealerBytes]) -> Result<Vec<Dealer>, String> {
+    let read = |dealer: &DealerBytes| {
+        Ok(Dealer { index: dealer.index, commitments: read_commitments(&dealer.commitments)? })
+    };
+    dealers.iter().map(read).collect()
+}
+
+pub(crate) fn read_commitments(bytes: &[u8]) -> Result<Commitments, String> {
+    Commitments::from_bytes(bytes).map_err(|error| error.to_string())
+}
+
+fn dealer_of(map: &ClusterMap, share: &ShareName, me: NodeId) -> Result<u8, String> {
+    let holders = map.custody_of(&share.secret).map(|custody| custody.holders.as_slice());
+    let holder = holders.unwrap_or_default().iter().find(|holder| holder.node == me);
+    Ok(holder.ok_or_else(|| format!("{me} holds no share"))?.share)
+}
+
+fn deal(part: &KeyPart, plan: &Custodians) -> Result<Dealing, String> {
+    let parts = u8::try_from(plan.holders.len()).map_err(|_| "too many custodians".to_owned())?;
+    reshare_part(part, plan.threshold, parts, &mut system_rng()?).map_err(|error| error.to_string())
+}
+
+fn system_rng() -> Result<ChaCha20Rng, String> {
+    ChaCha20Rng::try_from_rng(&mut SysRng)
+        .map_err(|error| format!("no randomness from the system: {error}"))
+}
+
+fn refused(why: String) -> Outcome {
+    Outcome::Answer(Answer::Refused(why))
+}

@@ -1,0 +1,103 @@
+//! Who may have what of a custodian, by the map alone.
+
+use smalti_map::{ClusterMap, Custodians, Custody};
+use smalti_storage::ids::NodeId;
+use smalti_storage::keys::{Commitments, SecretName, ShareName};
+
+/// Why not, in words.
+type Judgement<T> = Result<T, String>;
+
+/// The custody that a share belongs to, if that is the one that counts.
+fn custody<'a>(map: &'a ClusterMap, share: &ShareName) -> Judgement<&'a Custody> {
+    let custody = map.custody_of(&share.secret).ok_or_else(|| match share.secret {
+        SecretName::Master => "there is no master secret".to_owned(),
+        SecretName::Wrapping { .. } => "the volume has no such key epoch".to_owned(),
+    })?;
+    if custody.share_name(share.secret) != *share {
+        let now = custody.share_epoch;
+        return Err(format!(
+            "a share of share epoch {} is asked for, it is {now}",
+            share.share_epoch
+        ));
+    }
+    Ok(custody)
+}
+
+fn member(map: &ClusterMap, node: NodeId) -> Judgement<()> {
+    if map.nodes.contains_key(&node) { Ok(()) } else { Err(format!("{node} is not a member")) }
+}
+
+/// Whether a node may have a share: a member may derive keys for a new volume; only the node that coordinates a
+/// volume may open it.
+pub(super) fn release(map: &ClusterMap, from: NodeId, share: &ShareName) -> Judgement<()> {
+    member(map, from)?;
+    if let SecretName::Wrapping { volume, .. } = share.secret {
+        let volume = map.volumes.values().find(|v| v.id == volume).ok_or("no such volume")?;
+        if volume.coordinator.map(|seat| seat.node) != Some(from) {
+            return Err(format!("{from} does not coordinate the volume"));
+        }
+    }
+    custody(map, share).map(drop)
+}
+
+/// The plan by which a share may be dealt on, and the commitments of the dealing that it is of. Nobody but the
+/// map says to whom.
+pub(super) fn deal_on<'a>(
+    map: &'a ClusterMap,
+    from: NodeId,
+    share: &ShareName,
+    share_epoch: u32,
+) -> Judgement<(&'a Custodians, Commitments)> {
+    member(map, from)?;
+    let custody = custody(map, share)?;
+    let plan = &map.custodians;
+    if plan.share_epoch != share_epoch || custody.share_epoch >= share_epoch {
+        let (now, of) = (plan.share_epoch, custody.share_epoch);
+        return Err(format!(
+            "to be dealt on for share epoch {share_epoch}; it is {now}, and the share's {of}"
+        ));
+    }
+    let commitments = Commitments::from_bytes(&custody.commitments);
+    Ok((plan, commitments.map_err(|error| error.to_string())?))
+}
+
+/// The number of the share that this node is to have.
+pub(super) fn own_share(plan: &Custodians, me: NodeId) -> Judgement<u8> {
+    let holder = plan.holders.iter().find(|holder| holder.node == me);
+    Ok(holder.ok_or_else(|| format!("{me} is to have no share"))?.share)
+}
+
+/// Whether that node is the dealer it says it is.
+pub(super) fn dealer(
+    map: &ClusterMap,
+    from: NodeId,
+    share: &ShareName,
+    index: u8,
+) -> Judgement<()> {
+    let custody = custody(map, share)?;
+    let is = custody.holders.iter().any(|holder| holder.node == from && holder.share == index);
+    if is { Ok(()) } else { Err(format!("{from} does not hold share {index}")) }
+}
+
+/// What of a custodian's shares is still of use. What the map says nothing of yet is: shares are kept before it
+/// names what they are of, and before it takes the dealing that they are of.
+pub(super) fn is_wanted(map: &ClusterMap, share: &ShareName) -> bool {
+    if let Some(custody) = map.custody_of(&share.secret) {
+        return *share == custody.share_name(share.secret)
+            || share.share_epoch > custody.share_epoch;
+    }
+    let SecretName::Wrapping { volume, key_epoch } = share.secret else { return true };
+    let lives = map.volumes.values().any(|known| known.id == volume);
+    // Of a volume that is gone nothing is needed, whichever key epoch it was for.
+    let mut ended = map.retired_keys.iter().filter(|(of, _)| *of == volume);
+    !ended.any(|(_, no)| *no == key_epoch || !lives)
+}
+
+/// What tells whether there may be shares to destroy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Names(usize, Vec<ShareName>);
+
+pub(super) fn names(map: &ClusterMap) -> Names {
+    let shares = map.custodies().map(|(secret, custody)| custody.share_name(secret));
+    Names(map.retired_keys.len(), shares.collect())
+}

@@ -1,0 +1,517 @@
+//! Custodians that deal secrets on to others, with a crash at every step of it.
+//!
+//! Their cores run here without actors and network: who is asked what, and when whoever asks or is asked dies, is
+//! enumerated. Whatever dies, the shares that the map names can be put together, before and after.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use super::core::{Context, Core, Outcome};
+use super::wire::{Answer, Ask, DealerBytes, ShareBytes};
+use super::{AuditEvent, Vault, read_chain};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use smalti_map::{
+    Applied, ClusterMap, Command, Coordinator, Custodians, Custody, FIRST_SHARE_EPOCH, KeyEpoch,
+    NewVolume, NodeAddresses, ReadMode, ShareHolder, StoreStart,
+};
+use smalti_storage::ids::{
+    ClusterId, Incarnation, KeyEpochNo, NodeId, StoreId, VolumeId, VolumeNo,
+};
+use smalti_storage::keys::{
+    Commitments, Dealing, KeyPart, RestKey, Secret, SecretName, ShareName, combine_commitments,
+    get_key_parts, reconstruct_symmetric_key,
+};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+use tempfile::TempDir;
+use uuid::Uuid;
+
+const NODES: u64 = 5;
+const VOLUME: VolumeId = VolumeId(Uuid::from_u128(0xf1));
+const NO: VolumeNo = VolumeNo(1);
+
+fn wrapping(no: u32) -> SecretName {
+    SecretName::Wrapping { volume: VOLUME, key_epoch: KeyEpochNo(no) }
+}
+
+/// A cluster of which only the custodians and the map are there.
+struct World {
+    map: ClusterMap,
+    cores: BTreeMap<NodeId, Core>,
+    dirs: BTreeMap<NodeId, TempDir>,
+    secrets: BTreeMap<SecretName, Secret>,
+    rng: StdRng,
+    now: Instant,
+    /// Messages and proposals so far, and at which one somebody dies.
+    steps: usize,
+    crash: Option<Crash>,
+}
+
+/// Before or after that step whoever is asked dies and comes back; or whoever asks does, and leaves it at that.
+#[derive(Clone, Copy, Debug)]
+struct Crash {
+    at: usize,
+    who: Who,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Who {
+    AskedBefore,
+    AskedAfter,
+    AskerBefore,
+    AskerAfter,
+}
+
+/// Whoever asked died.
+struct Died;
+
+fn dealt(dealing: &Dealing, holders: &[u64]) -> Custody {
+    let holder =
+        |(node, part): (&u64, &KeyPart)| ShareHolder { node: NodeId(*node), share: part.index() };
+    Custody {
+        share_epoch: FIRST_SHARE_EPOCH,
+        threshold: dealing.commitments.threshold() as u8,
+        holders: holders.iter().zip(&dealing.parts).map(holder).collect(),
+        commitments: dealing.commitments.to_bytes(),
+    }
+}
+
+impl World {
+    /// Nodes 1 to 3 hold the shares of the master secret and of the first key epoch of a volume.
+    fn new() -> Self {
+        let mut rng = StdRng::seed_from_u64(11);
+        let mut world = Self {
+            map: ClusterMap::default(),
+            cores: BTreeMap::new(),
+            dirs: (1..=NODES).map(|no| (NodeId(no), tempfile::tempdir().unwrap())).collect(),
+            secrets: BTreeMap::new(),
+            now: Instant::now(),
+            steps: 0,
+            crash: None,
+            rng: StdRng::seed_from_u64(12),
+        };
+        for no in 1..=NODES {
+            world.restart(NodeId(no));
+        }
+        let master = Secret::random(&mut rng);
+        let dealing = get_key_parts(&master, 2, 3, &mut rng).unwrap();
+        let custody = dealt(&dealing, &[1, 2, 3]);
+        world.put(SecretName::Master, &custody, &dealing.parts);
+        world.secrets.insert(SecretName::Master, master);
+        let at = ([127, 0, 0, 1], 1).into();
+        let addresses = NodeAddresses { quic: at, api: at, nbd: at };
+        let nodes = (1..=NODES).map(|no| (NodeId(no), format!("n{no}"), addresses.clone()));
+        let (cluster, nodes) = (ClusterId(Uuid::from_u128(1)), nodes.collect());
+        world.must(&Command::InitCluster { cluster, nodes, custody });
+        let store = |no: u64| StoreId(Uuid::from_u128(no.into()));
+        for no in 1..=NODES {
+            let node = NodeId(no);
+            world.must(&Command::RegisterNode { node, addresses: addresses.clone() });
+            let start = StoreStart::first(store(no), node, Incarnation(1));
+            world.must(&Command::RegisterStore(start));
+        }
+        let key_epoch = world.new_keys(1);
+        world.must(&Command::CreateVolume(Box::new(NewVolume {
+            id: VOLUME,
+            name: "v".into(),
+            size: 1 << 20,
+            data: 2,
+            parity: 1,
+            shard_size: 1 << 20,
+            min_insync: 2,
+            read_mode: ReadMode::Lease,
+            groups: vec![vec![store(1), store(2), store(3)]],
+            key_epoch,
+        })));
+        world.elect(4);
+        world
+    }
+
+    fn must(&mut self, command: &Command) {
+        let applied = self.map.apply(command);
+        assert!(!matches!(applied, Applied::Rejected(_)), "{command:?}: {applied:?}");
+        assert_eq!(self.map.check(), Ok(()));
+    }
+
+    fn elect(&mut self, no: u64) {
+        let (node, epoch) = (NodeId(no), self.map.volumes[&NO].epoch);
+        let incarnation = Incarnation(1);
+        self.must(&Command::Elect { volume: NO, epoch, node, incarnation });
+        let epoch = self.map.volumes[&NO].epoch;
+        self.must(&Command::Activate { volume: NO, epoch, online: Vec::new() });
+        assert_eq!(self.map.volumes[&NO].coordinator, Some(Coordinator { node, incarnation }));
+    }
+
+    /// A new secret, dealt as the map says and kept by all who are to hold it.
+    fn new_keys(&mut self, no: u32) -> KeyEpoch {
+        let plan = self.map.custodians.clone();
+        let secret = Secret::random(&mut self.rng);
+        let total = plan.holders.len() as u8;
+        let dealing = get_key_parts(&secret, plan.threshold, total, &mut self.rng).unwrap();
+        for (node, part) in plan.nodes().zip(&dealing.parts) {
+            let ask = self.keep(wrapping(no), part, &dealing.commitments);
+            assert_eq!(self.ask(4, node, ask).ok(), Some(Answer::Kept));
+        }
+        self.secrets.insert(wrapping(no), secret);
+        let holders: Vec<u64> = plan.nodes().map(|node| node.0).collect();
+        let custody = Custody { share_epoch: plan.share_epoch, ..dealt(&dealing, &holders) };
+        KeyEpoch {
+            no: KeyEpochNo(no),
+            timestamp: no.into(),
+            since: 0,
+            shard_keys: vec![vec![1]; 2],
+            place_key: vec![1],
+            custody,
+        }
+    }
+
+    fn keep(&self, secret: SecretName, part: &KeyPart, commitments: &Commitments) -> Ask {
+        let share_epoch = self.map.custodians.share_epoch;
+        let share = ShareBytes(part.to_bytes());
+        Ask::Keep { secret, share_epoch, share, commitments: commitments.to_bytes() }
+    }
+
+    /// Puts shares where they are without anybody being asked.
+    fn put(&self, secret: SecretName, custody: &Custody, parts: &[KeyPart]) {
+        for (holder, part) in custody.holders.iter().zip(parts) {
+            self.vault(holder.node).keep(&custody.share_name(secret), part).unwrap();
+        }
+    }
+
+    fn vault(&self, node: NodeId) -> Vault {
+        let folder = self.dirs[&node].path().to_owned();
+        let key = RestKey::new([node.0 as u8; 32]);
+        Vault::new(folder, ClusterId(Uuid::from_u128(1)), node, Arc::new(key))
+    }
+
+    /// What it had in memory is gone.
+    fn restart(&mut self, node: NodeId) {
+        self.cores.insert(node, Core::open(node, self.vault(node), 5).unwrap());
+    }
+
+    fn once(&mut self, from: u64, to: NodeId, ask: Ask) -> Outcome {
+        let context = Context { map: &self.map, from: NodeId(from), now: self.now, time: 9 };
+        self.cores.get_mut(&to).unwrap().ask(&context, ask)
+    }
+
+    fn step(&mut self) -> Option<Who> {
+        self.steps += 1;
+        self.crash.filter(|crash| crash.at == self.steps).map(|crash| crash.who)
+    }
+
+    /// Asks a custodian; those that it gives something to are asked in its name.
+    fn ask(&mut self, from: u64, to: NodeId, ask: Ask) -> Result<Answer, Died> {
+        let dies = self.step();
+        match dies {
+            Some(Who::AskerBefore) => return Err(Died),
+            Some(Who::AskedBefore) => self.restart(to),
+            _ => {}
+        }
+        let answer = match self.once(from, to, ask) {
+            Outcome::Answer(answer) => answer,
+            Outcome::Deal { gifts, commitments } => {
+                let mut answer = Answer::DealtOn { commitments };
+                for (node, gift) in gifts {
+                    // The dealer dies, and is asked no more for now.
+                    match self.ask(to.0, node, gift) {
+                        Ok(Answer::Kept) => {}
+                        Ok(other) => answer = other,
+                        Err(Died) => {
+                            self.restart(to);
+                            answer = Answer::Refused("gone".into());
+                            break;
+                        }
+                    }
+                }
+                answer
+            }
+        };
+        match dies {
+            Some(Who::AskerAfter) => return Err(Died),
+            Some(Who::AskedAfter) => {
+                self.restart(to);
+                return Ok(Answer::Refused("gone".into()));
+            }
+            _ => {}
+        }
+        Ok(answer)
+    }
+
+    fn propose(&mut self, command: &Command) -> Result<(), Died> {
+        let dies = self.step();
+        if matches!(dies, Some(Who::AskerBefore | Who::AskedBefore)) {
+            return Err(Died);
+        }
+        self.must(command);
+        if dies.is_some() { Err(Died) } else { Ok(()) }
+    }
+
+    fn sweep(&mut self) {
+        for core in self.cores.values_mut() {
+            core.sweep(&self.map, 9).unwrap();
+        }
+    }
+
+    /// What the leader does, once, for every secret.
+    fn deal_on(&mut self) -> Result<bool, Died> {
+        let plan = self.map.custodians.clone();
+        let late: Vec<_> = self
+            .map
+            .custodies()
+            .filter(|(_, custody)| custody.share_epoch < plan.share_epoch)
+            .map(|(secret, custody)| (secret, custody.clone()))
+            .collect();
+        for (secret, custody) in late {
+            if !self.deal_one(secret, &custody, &plan)? {
+                return Ok(false);
+            }
+            // Whoever hears of a new map looks what is not needed any more.
+            self.sweep();
+        }
+        Ok(true)
+    }
+
+    fn deal_one(
+        &mut self,
+        secret: SecretName,
+        custody: &Custody,
+        plan: &Custodians,
+    ) -> Result<bool, Died> {
+        let (share, share_epoch) = (custody.share_name(secret), plan.share_epoch);
+        let mut dealers = Vec::new();
+        for holder in &custody.holders {
+            if dealers.len() == usize::from(custody.threshold) {
+                break;
+            }
+            let ask = Ask::DealOn { share, share_epoch };
+            if let Answer::DealtOn { commitments } = self.ask(1, holder.node, ask)? {
+                dealers.push(DealerBytes { index: holder.share, commitments });
+            }
+        }
+        if dealers.len() < usize::from(custody.threshold) {
+            return Ok(false);
+        }
+        let old = Commitments::from_bytes(&custody.commitments).unwrap();
+        let read = super::read_dealers(&dealers).unwrap();
+        let commitments = combine_commitments(&old, &read).unwrap().to_bytes();
+        for node in plan.nodes() {
+            let ask = Ask::Combine { from: share, share_epoch, dealers: dealers.clone() };
+            if self.ask(1, node, ask)? != Answer::Kept {
+                return Ok(false);
+            }
+        }
+        let (threshold, holders) = (plan.threshold, plan.holders.clone());
+        let new = Custody { share_epoch, threshold, holders, commitments };
+        let from = custody.commitments.clone();
+        self.propose(&Command::Reshare { secret, from, custody: new })?;
+        Ok(true)
+    }
+
+    /// Every custodian that the map names has its share of every secret, and any so many of them give it.
+    fn check(&self, what: &str) {
+        for (secret, custody) in self.map.custodies() {
+            let commitments = Commitments::from_bytes(&custody.commitments).unwrap();
+            let part = |holder: &ShareHolder| {
+                let found = self.vault(holder.node).find(&custody.share_name(secret));
+                found.unwrap_or_else(|error| panic!("{what}: {} of {secret}: {error}", holder.node))
+            };
+            let parts: Vec<KeyPart> = custody.holders.iter().map(part).collect();
+            let need = usize::from(custody.threshold);
+            for first in 0..=parts.len() - need {
+                let back = reconstruct_symmetric_key(&parts[first..first + need], &commitments);
+                let back = back.unwrap_or_else(|error| panic!("{what}: {secret}: {error}"));
+                let known = self.secrets[&secret].wrapping_key();
+                assert_eq!(back.wrapping_key().expose(), known.expose(), "{what}: {secret}");
+            }
+        }
+    }
+
+    fn shares(&self) -> usize {
+        let files = |dir: &TempDir| std::fs::read_dir(dir.path()).unwrap().count() - 1;
+        self.dirs.values().map(files).sum()
+    }
+
+    fn set(&mut self, threshold: u8, nodes: &[u64]) {
+        let share_epoch = self.map.custodians.share_epoch;
+        let nodes = nodes.iter().copied().map(NodeId).collect();
+        self.must(&Command::SetCustodians { share_epoch, threshold, nodes, now: 7 });
+    }
+
+    fn events(&self, node: u64) -> Vec<AuditEvent> {
+        let text =
+            std::fs::read_to_string(self.dirs[&NodeId(node)].path().join("audit.log")).unwrap();
+        read_chain(text.lines(), 0, None).unwrap().iter().map(|entry| entry.event).collect()
+    }
+}
+
+/// Every step of dealing three secrets on, every way to die at it, for changes of all kinds.
+#[test]
+fn whoever_dies_at_whatever_step_all_secrets_can_be_opened() {
+    let changes: [(&str, u8, &[u64]); 4] = [
+        ("the same get new shares", 2, &[1, 2, 3]),
+        ("one joins and more are needed", 3, &[1, 2, 3, 4]),
+        ("one leaves for another", 2, &[1, 5, 3]),
+        ("all others", 2, &[4, 5]),
+    ];
+    let mut died = 0;
+    for (what, threshold, nodes) in changes {
+        for who in [Who::AskedBefore, Who::AskedAfter, Who::AskerBefore, Who::AskerAfter] {
+            for at in 1.. {
+                let mut world = World::new();
+                let second = Box::new(world.new_keys(2));
+                let epoch = world.map.volumes[&NO].epoch;
+                world.must(&Command::AddKeyEpoch { volume: NO, epoch, key_epoch: second });
+                world.check("in the beginning");
+                world.set(threshold, nodes);
+                world.steps = 0;
+                world.crash = Some(Crash { at, who });
+                let what = format!("{what}, {who:?} dies at step {at}");
+                // Whoever leads next knows what the map says.
+                let mut tries = 0;
+                while !matches!(world.deal_on(), Ok(true)) {
+                    world.check(&what);
+                    world.sweep();
+                    world.check(&what);
+                    tries += 1;
+                    assert!(tries < 4, "{what}: it does not come to an end");
+                }
+                world.sweep();
+                world.check(&what);
+                let now = world.map.custodians.share_epoch;
+                assert!(world.map.custodies().all(|(_, custody)| custody.share_epoch == now));
+                assert_eq!(world.shares(), 3 * nodes.len(), "{what}: none is left of before");
+                if world.steps < at {
+                    break;
+                }
+                died += 1;
+            }
+        }
+    }
+    assert!(died > 300, "{died} deaths");
+}
+
+#[test]
+fn shares_of_before_are_refused_and_destroyed() {
+    let mut world = World::new();
+    let old = world.map.custody_of(&wrapping(1)).unwrap().clone();
+    let share = old.share_name(wrapping(1));
+    let before: Vec<KeyPart> =
+        old.holders.iter().map(|holder| world.vault(holder.node).find(&share).unwrap()).collect();
+    world.set(2, &[1, 2, 3]);
+    assert!(matches!(world.deal_on(), Ok(true)));
+    world.sweep();
+    // The coordinator of an old map, and whoever has an old copy of the folder.
+    let answer = world.once(4, NodeId(1), Ask::Release { share });
+    assert!(
+        matches!(&answer, Outcome::Answer(Answer::Refused(why)) if why.contains("it is 2")),
+        "{answer:?}"
+    );
+    let new = world.map.custody_of(&wrapping(1)).unwrap().clone();
+    let commitments = Commitments::from_bytes(&new.commitments).unwrap();
+    let now = world.vault(NodeId(3)).find(&new.share_name(wrapping(1))).unwrap();
+    let mixed = [before[0].clone(), now];
+    assert!(reconstruct_symmetric_key(&mixed, &commitments).is_err(), "share epochs do not mix");
+    let put_back =
+        world.keep(wrapping(1), &before[0], &Commitments::from_bytes(&old.commitments).unwrap());
+    let answer = world.once(4, NodeId(1), put_back);
+    assert!(matches!(answer, Outcome::Answer(Answer::Refused(_))), "{answer:?}");
+    use AuditEvent::{Began, Combined, DealtOn, Destroyed, Kept, Refused};
+    let expected =
+        [Began, Kept, DealtOn, Combined, Destroyed, DealtOn, Combined, Destroyed, Refused, Refused];
+    assert_eq!(world.events(1), expected);
+}
+
+/// What the rules of custodians keep out, each with the control that what is asked rightly is given.
+#[test]
+fn who_may_not_have_something_is_refused_by_the_map() {
+    let mut world = World::new();
+    let name = |world: &World, secret| world.map.custody_of(&secret).unwrap().share_name(secret);
+    let (master, share) = (name(&world, SecretName::Master), name(&world, wrapping(1)));
+    let refused = |outcome: Outcome, text: &str| {
+        let Outcome::Answer(Answer::Refused(why)) = outcome else { panic!("{outcome:?}") };
+        assert!(why.contains(text), "{why}");
+    };
+    let one = NodeId(1);
+    refused(world.once(2, one, Ask::Release { share }), "does not coordinate");
+    refused(world.once(9, one, Ask::Release { share: master }), "is not a member");
+    let strange = ShareName { secret: wrapping(7), ..share };
+    refused(world.once(4, one, Ask::Release { share: strange }), "no such key epoch");
+    assert!(matches!(
+        world.once(4, one, Ask::Release { share }),
+        Outcome::Answer(Answer::Released(_))
+    ));
+    assert!(matches!(
+        world.once(2, one, Ask::Release { share: master }),
+        Outcome::Answer(Answer::Released(_))
+    ));
+    // Nobody wants secrets dealt on.
+    let deal = Ask::DealOn { share: master, share_epoch: 2 };
+    refused(world.once(1, one, deal.clone()), "share epoch 2; it is 1");
+    world.set(2, &[1, 2, 4]);
+    refused(world.once(9, one, deal.clone()), "is not a member");
+    refused(world.once(1, one, Ask::DealOn { share: master, share_epoch: 3 }), "it is 2");
+    refused(world.once(1, NodeId(5), deal.clone()), "no share of that secret");
+    let Outcome::Deal { gifts, .. } = world.once(1, one, deal) else { panic!("it is dealt on") };
+    let to: Vec<u64> = gifts.iter().map(|(node, _)| node.0).collect();
+    assert_eq!(to, [1, 2, 4], "to nobody but those that the map names");
+    let gift = gifts[2].1.clone();
+    let Ask::Take { from, share_epoch, share: given, commitments, .. } = gift.clone() else {
+        panic!("{gift:?}")
+    };
+    // Given by another one, to another one, as another one's, or something else.
+    refused(world.once(2, NodeId(4), gift.clone()), "does not hold share 1");
+    refused(world.once(1, NodeId(2), gift.clone()), "share 3 is given, 2 is to be here");
+    refused(world.once(1, NodeId(5), gift.clone()), "is to have no share");
+    let again = |dealer, commitments: &[u8]| Ask::Take {
+        from,
+        share_epoch,
+        dealer,
+        share: given.clone(),
+        commitments: commitments.to_vec(),
+    };
+    refused(world.once(1, NodeId(4), again(2, &commitments)), "does not hold share 2");
+    let mut rng = StdRng::seed_from_u64(3);
+    let other = get_key_parts(&Secret::random(&mut rng), 2, 3, &mut rng).unwrap();
+    let other = other.commitments.to_bytes();
+    refused(world.once(1, NodeId(4), again(1, &other)), "does not match");
+    assert!(matches!(world.once(1, NodeId(4), gift), Outcome::Answer(Answer::Kept)));
+    // Only what was taken can be combined.
+    let dealers = |commitments: &[u8]| {
+        [1, 2].map(|index| DealerBytes { index, commitments: commitments.to_vec() }).to_vec()
+    };
+    let combine = Ask::Combine { from, share_epoch, dealers: dealers(&commitments) };
+    refused(world.once(1, NodeId(4), combine), "key part 2 does not match");
+    world.check("nothing has changed");
+}
+
+#[test]
+fn what_is_missing_is_noticed_and_proofs_are_of_what_is_there() {
+    let mut world = World::new();
+    let missing = |world: &mut World| {
+        let (map, now) = (world.map.clone(), world.now);
+        [1, 2, 4].map(|no| world.cores.get_mut(&NodeId(no)).unwrap().lacking(&map, now))
+    };
+    assert_eq!(missing(&mut world), [0, 0, 0]);
+    let share = world.map.custody_of(&wrapping(1)).unwrap().share_name(wrapping(1));
+    let file =
+        std::fs::read_dir(world.dirs[&NodeId(2)].path()).unwrap().map(|file| file.unwrap().path());
+    let file = file.filter(|file| file.to_string_lossy().contains("-1-1-")).last().unwrap();
+    let bytes = std::fs::read(&file).unwrap();
+    std::fs::write(&file, [&bytes[..20], &[bytes[20] ^ 1], &bytes[21..]].concat()).unwrap();
+    assert_eq!(missing(&mut world), [0, 0, 0], "it was read a moment ago");
+    world.now += std::time::Duration::from_secs(3601);
+    assert_eq!(missing(&mut world), [0, 1, 0]);
+    let prove = Ask::Prove { challenge: [1; 32], shares: vec![share] };
+    let proofs = |outcome| match outcome {
+        Outcome::Answer(Answer::Proofs(proofs)) => proofs[0].clone(),
+        other => panic!("{other:?}"),
+    };
+    assert!(proofs(world.once(3, NodeId(1), prove.clone())).is_ok());
+    let why = proofs(world.once(3, NodeId(2), prove)).unwrap_err();
+    assert!(why.contains("do not authenticate"), "{why}");
+    // New shares for the same custodians mend it.
+    world.set(2, &[1, 2, 3]);
+    assert!(matches!(world.deal_on(), Ok(true)));
+    world.check("dealt on");
+    assert_eq!(missing(&mut world), [0, 0, 0]);
+}

@@ -1,0 +1,195 @@
+//! What the operator wants of custodians, and what they can prove.
+
+use super::control::MemberControl;
+use super::places::node_named;
+use crate::control::{
+    AuditFacts, AuditReport, ControlError, KeyReport, SetCustodians, VerifiedCustodian,
+    VerifiedSecret, VerifyReport,
+};
+use futures::future::join_all;
+use smalti_cluster::custodian::{AuditEntry, Claim, read_chain};
+use smalti_map::view::MapView;
+use smalti_map::{ClusterMap, Command, Custody};
+use smalti_storage::ids::NodeId;
+use smalti_storage::keys::{Commitments, SecretName};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Problems of one custodian that are told.
+const PROBLEMS_MAX: usize = 3;
+
+type Proofs = BTreeMap<NodeId, Result<Vec<Result<(), String>>, String>>;
+
+impl MemberControl {
+    pub(super) async fn set_custody(&self, wish: SetCustodians) -> Result<KeyReport, ControlError> {
+        let map = self.current_map().await?;
+        let now = &map.custodians;
+        let share_epoch = wish.share_epoch.unwrap_or(now.share_epoch);
+        let nodes = match &wish.nodes {
+            None => now.nodes().collect(),
+            Some(names) => names
+                .iter()
+                .map(|name| node_named(&map, name))
+                .collect::<Result<Vec<NodeId>, ControlError>>()?,
+        };
+        if let Some(absent) = nodes.iter().find(|node| !self.answers(**node)) {
+            let name = map.nodes.get(absent).map_or("a node", |node| &node.name);
+            let text = format!("{name} does not answer, and every custodian has to take its share");
+            return Err(ControlError::invalid(text));
+        }
+        let threshold = wish.threshold.unwrap_or(now.threshold);
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        let now = since.map_or(0, |since| since.as_secs());
+        self.propose(Command::SetCustodians { share_epoch, threshold, nodes, now }).await?;
+        Ok(self.report().await?.keys())
+    }
+
+    fn answers(&self, node: NodeId) -> bool {
+        self.member().beats().silent_for(node) < super::report::DOWN_AFTER
+    }
+
+    pub(super) async fn verify(&self, without: Vec<String>) -> Result<VerifyReport, ControlError> {
+        let map = self.current_map().await?;
+        let away: BTreeSet<NodeId> =
+            without.iter().map(|name| node_named(&map, name)).collect::<Result<_, _>>()?;
+        let claims = claims(&map)?;
+        let prove = |(node, claims): (&NodeId, &Vec<Claim>)| {
+            let (member, node, claims) = (self.member().clone(), *node, claims.clone());
+            async move { (node, member.custodians().prove(node, &claims).await) }
+        };
+        let proofs: Proofs = join_all(claims.iter().map(prove)).await.into_iter().collect();
+        Ok(verified(&map, &claims, &proofs, &away, without))
+    }
+
+    pub(super) async fn audit(
+        &self,
+        name: Option<String>,
+    ) -> Result<Vec<AuditReport>, ControlError> {
+        let map = self.member().map();
+        let nodes: BTreeSet<NodeId> = match name {
+            Some(name) => [node_named(&map, &name)?].into(),
+            None => {
+                let held = map.custodies().flat_map(|(_, custody)| &custody.holders);
+                held.map(|holder| holder.node).chain(map.custodians.nodes()).collect()
+            }
+        };
+        let reports = nodes.into_iter().map(|node| self.audit_of(&map, node));
+        Ok(join_all(reports).await)
+    }
+
+    /// All of a custodian's log, piece by piece.
+    async fn audit_of(&self, map: &MapView, node: NodeId) -> AuditReport {
+        let (mut entries, mut problem): (Vec<AuditEntry>, _) = (Vec::new(), None);
+        loop {
+            let last = entries.last().map(|entry| (entry.no, entry.hash()));
+            let (after, hash) = last.map_or((0, None), |(no, hash)| (no, Some(hash)));
+            match self.member().custodians().audit(node, after).await {
+                Ok(lines) if lines.is_empty() => break,
+                Ok(lines) => match read_chain(&lines, after, hash.as_deref()) {
+                    Ok(more) => entries.extend(more),
+                    Err(why) => {
+                        problem = Some(why);
+                        break;
+                    }
+                },
+                Err(why) => {
+                    problem = Some(why);
+                    break;
+                }
+            }
+        }
+        let name = |node: NodeId| {
+            map.nodes.get(&node).map_or_else(|| node.to_string(), |entry| entry.name.clone())
+        };
+        let head = entries.last().map(AuditEntry::hash);
+        let facts = |entry: AuditEntry| AuditFacts {
+            no: entry.no,
+            time: entry.time,
+            event: entry.event.to_string(),
+            node: entry.node.map(name),
+            share: entry.share,
+            detail: entry.detail,
+        };
+        AuditReport {
+            node: name(node),
+            problem,
+            entries: entries.into_iter().map(facts).collect(),
+            head,
+        }
+    }
+}
+
+/// What every custodian should have.
+fn claims(map: &ClusterMap) -> Result<BTreeMap<NodeId, Vec<Claim>>, ControlError> {
+    let mut claims: BTreeMap<NodeId, Vec<Claim>> = BTreeMap::new();
+    for (secret, custody) in map.custodies() {
+        let commitments = Commitments::from_bytes(&custody.commitments)
+            .map_err(|error| ControlError::invalid(format!("the {secret}: {error}")))?;
+        let share = custody.share_name(secret);
+        for holder in &custody.holders {
+            let claim = Claim { share, index: holder.share, commitments: commitments.clone() };
+            claims.entry(holder.node).or_default().push(claim);
+        }
+    }
+    Ok(claims)
+}
+
+fn verified(
+    map: &ClusterMap,
+    claims: &BTreeMap<NodeId, Vec<Claim>>,
+    proofs: &Proofs,
+    away: &BTreeSet<NodeId>,
+    without: Vec<String>,
+) -> VerifyReport {
+    let mut proven = BTreeSet::new();
+    let mut custodians = Vec::new();
+    for (node, claims) in claims {
+        let mut problems = Vec::new();
+        let mut good = 0;
+        match proofs.get(node) {
+            Some(Ok(results)) => {
+                for (claim, result) in claims.iter().zip(results) {
+                    match result {
+                        Ok(()) => {
+                            good += 1;
+                            proven.insert((*node, claim.share));
+                        }
+                        Err(why) => problems.push(format!("{}: {why}", claim.share.secret)),
+                    }
+                }
+            }
+            Some(Err(why)) => problems.push(why.clone()),
+            None => problems.push("it was not asked".into()),
+        }
+        problems.truncate(PROBLEMS_MAX);
+        custodians.push(VerifiedCustodian {
+            node: map.nodes.get(node).map_or_else(|| node.to_string(), |entry| entry.name.clone()),
+            proven: good,
+            total: u32::try_from(claims.len()).unwrap_or(u32::MAX),
+            problems,
+        });
+    }
+    let secret = |(name, custody): (SecretName, &Custody)| {
+        let share = custody.share_name(name);
+        let holders = custody.holders.iter().map(|holder| holder.node);
+        let counts =
+            holders.filter(|node| !away.contains(node) && proven.contains(&(*node, share)));
+        let (volume, key_epoch) = match name {
+            SecretName::Master => (None, None),
+            SecretName::Wrapping { volume, key_epoch } => {
+                let found = map.volumes.values().find(|known| known.id == volume);
+                (found.map(|volume| volume.name.clone()), Some(key_epoch))
+            }
+        };
+        VerifiedSecret {
+            volume,
+            key_epoch,
+            needed: custody.threshold,
+            proven: u8::try_from(counts.count()).unwrap_or(u8::MAX),
+            total: u8::try_from(custody.holders.len()).unwrap_or(u8::MAX),
+        }
+    };
+    let secrets: Vec<VerifiedSecret> = map.custodies().map(secret).collect();
+    let good = secrets.iter().all(|secret| secret.proven >= secret.needed);
+    VerifyReport { good, without, custodians, secrets }
+}
