@@ -284,7 +284,7 @@ async fn one_member_is_a_group_too() {
 }
 
 /// The version members answer in: the first byte of any answer.
-async fn wire_version(member: &smalti_raft::RaftNode) -> u8 {
+async fn wire_version(member: &smalti_raft::RaftGroup) -> u8 {
     member.handle(NodeId(1), Bytes::new()).await[0]
 }
 

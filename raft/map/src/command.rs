@@ -230,6 +230,15 @@ pub enum Command {
         /// It follows on the current one.
         key_epoch: Box<KeyEpoch>,
     },
+    /// Nothing is sealed under key epochs before one any more: their keys are destroyed.
+    RetireKeyEpochs {
+        /// Which volume.
+        volume: VolumeNo,
+        /// The generation of the gateway of whoever found that.
+        generation: u32,
+        /// The first key epoch that stays.
+        below: KeyEpochNo,
+    },
     /// These nodes are to hold the shares of every secret. With the ones that do already, all shares become
     /// new ones.
     SetCustodians {
@@ -250,15 +259,6 @@ pub enum Command {
         from: Vec<u8>,
         /// The new one.
         custody: Custody,
-    },
-    /// Nothing is sealed under key epochs before one any more: their keys are destroyed.
-    RetireKeyEpochs {
-        /// Which volume.
-        volume: VolumeNo,
-        /// The generation of the gateway of whoever found that.
-        generation: u32,
-        /// The first key epoch that stays.
-        below: KeyEpochNo,
     },
 }
 
