@@ -8,11 +8,12 @@ use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::ready;
 use smalti_node::control::{
-    Answer, ChangeNode, Control, ControlError, CreateToken, CreateVolume, CustodyStatus, ErrorKind,
-    Export, GroupFacts, Health, HolderFacts, KeyEpochFacts, KeyReport, MovesStatus, NewToken,
-    NodeFacts, NodeState, NodeStatus, Output, PauseMoves, RaftStatus, Reason, ReplaceNode,
-    ScrubStatus, SlotFacts, SlotState, StatusReport, StoreFacts, StoreStatus, VolumeDetail,
-    VolumeFacts, VolumeKeys, VolumeStatus, WhatIfReport, WhyReport,
+    Answer, AuditReport, ChangeNode, Control, ControlError, CreateToken, CreateVolume,
+    CustodyStatus, ErrorKind, Export, GroupFacts, Health, HolderFacts, KeyEpochFacts, KeyReport,
+    MovesStatus, NewToken, NodeFacts, NodeState, NodeStatus, Output, PauseMoves, RaftStatus,
+    Reason, ReplaceNode, ResharingStatus, ScrubStatus, SetCustodians, SlotFacts, SlotState,
+    StatusReport, StoreFacts, StoreStatus, VerifyReport, VolumeDetail, VolumeFacts, VolumeKeys,
+    VolumeStatus, WhatIfReport, WhyReport,
 };
 use smalti_node::volume_spec::Geometry;
 use smalti_storage::ids::{
@@ -305,11 +306,35 @@ impl Control for FakeControl {
         ready(found.map(wanted).ok_or_else(|| ControlError::no_volume(&name))).boxed()
     }
 
+    fn set_custodians(&self, wish: SetCustodians) -> Answer<'_, KeyReport> {
+        match wish.threshold {
+            Some(0 | 1) => {
+                let text = "a threshold of less than 2 is none";
+                ready(Err(ControlError::invalid(text.to_owned()))).boxed()
+            }
+            _ => self.keys(),
+        }
+    }
+
+    fn verify_keys(&self, without: Vec<String>) -> Answer<'_, VerifyReport> {
+        let (custodians, secrets) = (Vec::new(), Vec::new());
+        let good = without.len() < 2;
+        ready(Ok(VerifyReport { good, without, custodians, secrets })).boxed()
+    }
+
+    fn audit_keys(&self, node: Option<String>) -> Answer<'_, Vec<AuditReport>> {
+        let report = |node| AuditReport { node, problem: None, entries: Vec::new(), head: None };
+        ready(Ok(node.into_iter().map(report).collect())).boxed()
+    }
+
     fn keys(&self) -> Answer<'_, KeyReport> {
-        let holder = |share: u8| HolderFacts { node: format!("n{share}"), share, reachable: true };
+        let node = |share: u8| format!("n{share}");
+        let holder =
+            |share: u8| HolderFacts { node: node(share), share, reachable: true, lacking: 0 };
         let report = KeyReport {
             custody: self.custody(),
             holders: (1..=3).map(holder).collect(),
+            resharing: ResharingStatus { share_epoch: 1, ..ResharingStatus::default() },
             volumes: self.load().into_iter().map(keys_of).collect(),
         };
         ready(Ok(report)).boxed()

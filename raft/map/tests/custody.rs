@@ -7,6 +7,9 @@ use smalti_storage::ids::{KeyEpochNo, NodeId};
 use smalti_storage::keys::SecretName;
 use support::*;
 
+/// Makes something else of a dealing.
+type Change<'a> = &'a dyn Fn(&mut Custody);
+
 fn set(share_epoch: u32, threshold: u8, nodes: &[u64]) -> Command {
     let nodes = nodes.iter().copied().map(NodeId).collect();
     Command::SetCustodians { share_epoch, threshold, nodes, now: 5 }
@@ -75,7 +78,7 @@ fn custodians_that_can_not_be_are_refused() {
 #[test]
 fn a_dealing_that_is_not_what_is_wanted_is_refused() {
     let mut map = active();
-    let with = |map: &ClusterMap, change: &dyn Fn(&mut Custody)| {
+    let with = |map: &ClusterMap, change: Change<'_>| {
         let Command::Reshare { secret, from, mut custody } = reshare(map, SecretName::Master, 2)
         else {
             unreachable!()
@@ -87,7 +90,7 @@ fn a_dealing_that_is_not_what_is_wanted_is_refused() {
     let command = with(&map, &|_| {});
     invalid(&mut map, &command, "dealt for share epoch 1, from 1; it is 1 now");
     accept(&mut map, &set(1, 2, &[3, 4, 5]));
-    let cases: [(&dyn Fn(&mut Custody), &str); 7] = [
+    let cases: [(Change<'_>, &str); 7] = [
         (&|new| new.share_epoch = 1, "dealt for share epoch 1"),
         (&|new| new.share_epoch = 3, "dealt for share epoch 3"),
         (&|new| new.holders.truncate(2), "not dealt to those who are to hold them"),

@@ -104,9 +104,9 @@ async fn a_false_share_is_named_and_not_used() {
     let (cluster, metadata) = volume(3, 2, 1).await;
     let name = SecretName::Wrapping { volume: id(1), key_epoch: metadata.key_epoch };
     let custody = cluster.lock().map.custody_of(&name).cloned().expect("in the map");
-    let dealt = Dealt::of(&custody.commitments);
-    let put = |node, part| cluster.lock().shares.insert((NodeId(node), name, dealt), part);
-    let share = |node| cluster.lock().shares[&(NodeId(node), name, dealt)].clone();
+    let name = custody.share_name(name);
+    let put = |node, part| cluster.lock().shares.insert((NodeId(node), name), part);
+    let share = |node| cluster.lock().shares[&(NodeId(node), name)].clone();
     // Another custodian's share, and one of another secret.
     let mut rng = rand::rng();
     let other = get_key_parts(&Secret::random(&mut rng), 2, 3, &mut rng).expect("split");
@@ -211,8 +211,8 @@ async fn keys_are_rotated_and_records_sealed_anew() {
 fn secret_of(cluster: &MemoryCluster, name: &SecretName) -> Secret {
     let state = cluster.lock();
     let custody = state.map.custody_of(name).expect("in the map");
-    let dealt = Dealt::of(&custody.commitments);
-    let share = |node: &ShareHolder| state.shares[&(node.node, *name, dealt)].clone();
+    let name = custody.share_name(*name);
+    let share = |node: &ShareHolder| state.shares[&(node.node, name)].clone();
     let shares: Vec<KeyPart> = custody.holders.iter().map(share).collect();
     let commitments = Commitments::from_bytes(&custody.commitments).expect("well formed");
     reconstruct_symmetric_key(&shares, &commitments).expect("all are there")
