@@ -57,6 +57,7 @@ fn is_fit(node: &Node) -> bool {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
     use crate::types::{Custodians, Custody, NodeAddresses, ShareHolder};
 

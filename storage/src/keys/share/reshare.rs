@@ -182,6 +182,7 @@ impl Commitments {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
     use crate::keys::reconstruct_symmetric_key;
     use proptest::prelude::*;
