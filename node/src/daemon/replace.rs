@@ -165,11 +165,18 @@ mod tests {
             (2, 3, "is being drained"),
             (2, 4, "does not run"),
             (4, 2, "has weight 0"),
-            (1, 2, "holds key shares"),
+            (1, 2, "is a custodian"),
         ] {
             let error = ask(old, new).unwrap_err();
             assert!(error.contains(why), "{error}");
         }
+        // Once another one has started there is somebody to take its share.
+        let (node, addresses) = (NodeId(2), map.nodes[&NodeId(2)].addresses.clone());
+        assert!(!matches!(
+            map.apply(&Command::RegisterNode { node, addresses }),
+            Applied::Rejected(_)
+        ));
+        assert_eq!(check(&map, NodeId(1), node, |_| true), Ok(()));
     }
 
     #[test]
