@@ -3,12 +3,13 @@
 use super::core::{Context, Core, Outcome};
 use super::wire::{Answer, Ask};
 use super::{CustodyClient, CustodyService, Vault};
+use crate::clock::unix_seconds;
 use crate::fabric::Fabric;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SpawnErr};
 use smalti_map::view::MapView;
 use smalti_storage::ids::NodeId;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 use tokio::sync::oneshot;
 use tokio::sync::watch;
 
@@ -132,8 +133,4 @@ impl Actor for Custodian {
 
 fn lock(core: &Mutex<Core>) -> std::sync::MutexGuard<'_, Core> {
     core.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn unix_seconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

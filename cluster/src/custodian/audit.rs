@@ -128,9 +128,11 @@ pub(crate) struct Note {
 pub(crate) struct AuditLog {
     path: PathBuf,
     file: fs::File,
+    /// Bytes of it.
+    length: u64,
     lines: Vec<String>,
     hash: String,
-    /// A write failed: what of it is on the disk nobody can tell, so nothing more is written.
+    /// What is on the disk nobody can tell any more, so nothing is written until the next start.
     failed: bool,
 }
 
@@ -167,7 +169,7 @@ impl AuditLog {
         file.seek(io::SeekFrom::Start(length))?;
         file.sync_all()?;
         fs::File::open(folder)?.sync_all()?;
-        let mut log = Self { path, file, lines, hash, failed: false };
+        let mut log = Self { path, file, length, lines, hash, failed: false };
         if log.lines.is_empty() {
             let event = AuditEvent::Began;
             log.append(Note { event, node: None, share: None, detail: Some(began) }, time)?;
@@ -185,14 +187,19 @@ impl AuditLog {
         let before = self.hash.clone();
         let entry = AuditEntry { no, time, event, node, share, detail, before };
         let line = entry.line();
-        let written = self
-            .file
-            .write_all(format!("{line}\n").as_bytes())
-            .and_then(|()| self.file.sync_data());
-        if let Err(error) = written {
+        let text = format!("{line}\n");
+        if let Err(error) = self.file.write_all(text.as_bytes()) {
+            // The disk may be full, and have room again later.
+            let back = self.file.set_len(self.length);
+            self.failed =
+                back.and_then(|()| self.file.seek(io::SeekFrom::Start(self.length))).is_err();
+            return Err(error);
+        }
+        if let Err(error) = self.file.sync_data() {
             self.failed = true;
             return Err(error);
         }
+        self.length += text.len() as u64;
         self.lines.push(line);
         self.hash = entry.hash();
         Ok(())

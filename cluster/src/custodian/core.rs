@@ -6,14 +6,11 @@ use super::judge::{self, Names};
 use super::limits::Limits;
 use super::wire::{Answer, Ask, DealerBytes, ENTRIES_MAX, SECRETS_MAX, ShareBytes};
 use super::{Vault, VaultError};
-use rand::rngs::SysRng;
-use rand_chacha::ChaCha20Rng;
-use rand_chacha::rand_core::SeedableRng;
 use smalti_map::{ClusterMap, Custodians, Custody};
 use smalti_storage::ids::NodeId;
 use smalti_storage::keys::{
     Commitments, Dealer, Dealing, Dealt, KeyPart, PartProof, SecretName, ShareName,
-    combine_commitments, combine_parts, reshare_part, verify_dealer, verify_part,
+    combine_commitments, combine_parts, reshare_part, system_rng, verify_dealer, verify_part,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -59,6 +56,8 @@ pub(crate) struct Core {
     taken: BTreeMap<(ShareName, u8), Taken>,
     /// The shares of the map after which nothing was left to destroy.
     swept: Option<Names>,
+    /// Shares that are noted as destroyed, until they are.
+    condemned: BTreeSet<ShareName>,
     /// Shares that were read and verified, and since when that is believed.
     verified: (BTreeSet<ShareName>, Option<Instant>),
     /// Shares that it has said to be missing.
@@ -82,6 +81,7 @@ impl Core {
             limits: Limits::default(),
             taken: BTreeMap::new(),
             swept: None,
+            condemned: BTreeSet::new(),
             verified: (BTreeSet::new(), None),
             missed: BTreeSet::new(),
         })
@@ -140,12 +140,18 @@ impl Core {
         if self.swept.as_ref() == Some(&names) {
             return Ok(());
         }
-        let gone =
-            self.vault.retain(|share| judge::is_wanted(map, share)).map_err(|e| e.to_string())?;
-        for share in gone {
-            tracing::info!(%share, "share destroyed");
-            self.note(AuditEvent::Destroyed, None, &share, None, time)?;
+        let is_wanted = |share: &ShareName| judge::is_wanted(map, share);
+        let kept = self.vault.names().map_err(|error| error.to_string())?;
+        for share in kept.into_iter().filter(|share| !is_wanted(share)) {
+            if !self.condemned.contains(&share) {
+                self.note(AuditEvent::Destroyed, None, &share, None, time)?;
+                self.condemned.insert(share);
+            }
         }
+        for share in self.vault.retain(is_wanted).map_err(|error| error.to_string())? {
+            tracing::info!(%share, "share destroyed");
+        }
+        self.condemned.clear();
         self.swept = Some(names);
         Ok(())
     }
@@ -154,8 +160,8 @@ impl Core {
     /// may lose what it had.
     pub(crate) fn lacking(&mut self, map: &ClusterMap, now: Instant) -> u32 {
         let own = |(secret, custody): (SecretName, &Custody)| {
-            let holder = custody.holders.iter().find(|holder| holder.node == self.me)?;
-            Some((custody.share_name(secret), holder.share, custody.commitments.clone()))
+            let index = custody.share_of(self.me)?;
+            Some((custody.share_name(secret), index, custody.commitments.clone()))
         };
         let named: Vec<_> = map.custodies().filter_map(own).collect();
         let (verified, since) = &mut self.verified;
@@ -208,7 +214,10 @@ impl Core {
         // It may come late, when the secret has other shares by now.
         self.swept = None;
         match self.vault.find(share) {
-            Ok(held) if held.to_bytes() == part.to_bytes() => {}
+            // It may not have been durable when that failed before.
+            Ok(held) if held.to_bytes() == part.to_bytes() => {
+                self.vault.sync().map_err(|error| error.to_string())?;
+            }
             Ok(_) => return Err("another share of that dealing is kept".into()),
             Err(VaultError::Absent) => {
                 self.note(event, Some(context.from), share, None, context.time)?;
@@ -261,14 +270,14 @@ impl Core {
         verify_part(&part, &old).map_err(|error| error.to_string())?;
         let dealing = deal(&part, plan)?;
         let commitments = dealing.commitments.to_bytes();
+        let dealer = part.index();
         let gift = |(to, part): (NodeId, &KeyPart)| {
             let (share_bytes, commitments) = (ShareBytes(part.to_bytes()), commitments.clone());
-            let dealer = dealer_of(context.map, share, self.me)?;
             let ask =
                 Ask::Take { from: *share, share_epoch, dealer, share: share_bytes, commitments };
-            Ok((to, ask))
+            (to, ask)
         };
-        let gifts = plan.nodes().zip(&dealing.parts).map(gift).collect::<Result<_, String>>()?;
+        let gifts = plan.nodes().zip(&dealing.parts).map(gift).collect();
         let detail = format!("for share epoch {share_epoch}");
         self.note(AuditEvent::DealtOn, Some(context.from), share, Some(detail), context.time)?;
         Ok(Outcome::Deal { gifts, commitments })
@@ -314,6 +323,7 @@ impl Core {
         let name = ShareName { secret: from.secret, share_epoch, dealing };
         // Asked again, after the answer was lost.
         if self.vault.find(&name).is_ok_and(|part| verify_part(&part, &combined).is_ok()) {
+            self.vault.sync().map_err(|error| error.to_string())?;
             return Ok(Outcome::Answer(Answer::Kept));
         }
         let given = dealers.iter().map(|dealer| {
@@ -336,7 +346,7 @@ impl Core {
         }
         let mut rng = match system_rng() {
             Ok(rng) => rng,
-            Err(why) => return refused(why),
+            Err(error) => return refused(error.to_string()),
         };
         let mut prove = |share: &ShareName| {
             let part = self.vault.find(share).map_err(|error| error.to_string())?;
@@ -397,20 +407,10 @@ pub(crate) fn read_commitments(bytes: &[u8]) -> Result<Commitments, String> {
     Commitments::from_bytes(bytes).map_err(|error| error.to_string())
 }
 
-fn dealer_of(map: &ClusterMap, share: &ShareName, me: NodeId) -> Result<u8, String> {
-    let holders = map.custody_of(&share.secret).map(|custody| custody.holders.as_slice());
-    let holder = holders.unwrap_or_default().iter().find(|holder| holder.node == me);
-    Ok(holder.ok_or_else(|| format!("{me} holds no share"))?.share)
-}
-
 fn deal(part: &KeyPart, plan: &Custodians) -> Result<Dealing, String> {
     let parts = u8::try_from(plan.holders.len()).map_err(|_| "too many custodians".to_owned())?;
-    reshare_part(part, plan.threshold, parts, &mut system_rng()?).map_err(|error| error.to_string())
-}
-
-fn system_rng() -> Result<ChaCha20Rng, String> {
-    ChaCha20Rng::try_from_rng(&mut SysRng)
-        .map_err(|error| format!("no randomness from the system: {error}"))
+    let mut rng = system_rng().map_err(|error| error.to_string())?;
+    reshare_part(part, plan.threshold, parts, &mut rng).map_err(|error| error.to_string())
 }
 
 fn refused(why: String) -> Outcome {

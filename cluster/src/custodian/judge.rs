@@ -63,8 +63,7 @@ pub(super) fn deal_on<'a>(
 
 /// The number of the share that this node is to have.
 pub(super) fn own_share(plan: &Custodians, me: NodeId) -> Judgement<u8> {
-    let holder = plan.holders.iter().find(|holder| holder.node == me);
-    Ok(holder.ok_or_else(|| format!("{me} is to have no share"))?.share)
+    plan.share_of(me).ok_or_else(|| format!("{me} is to have no share"))
 }
 
 /// Whether that node is the dealer it says it is.
@@ -75,7 +74,7 @@ pub(super) fn dealer(
     index: u8,
 ) -> Judgement<()> {
     let custody = custody(map, share)?;
-    let is = custody.holders.iter().any(|holder| holder.node == from && holder.share == index);
+    let is = custody.share_of(from) == Some(index);
     if is { Ok(()) } else { Err(format!("{from} does not hold share {index}")) }
 }
 

@@ -242,6 +242,8 @@ impl World {
         if matches!(dies, Some(Who::AskerBefore | Who::AskedBefore)) {
             return Err(Died);
         }
+        // Another change of the map comes just before, and whoever hears of it looks what is not needed.
+        self.sweep();
         self.must(command);
         if dies.is_some() { Err(Died) } else { Ok(()) }
     }

@@ -103,7 +103,7 @@ impl Vault {
             .map_err(fail(&draft))?;
         file.write_all(&sealed).and_then(|()| file.sync_all()).map_err(fail(&draft))?;
         fs::rename(&draft, &path).map_err(fail(&path))?;
-        fs::File::open(&self.folder).and_then(|dir| dir.sync_all()).map_err(fail(&self.folder))
+        self.sync()
     }
 
     /// Reads a share. It is well formed; its verification needs the commitments.
@@ -126,6 +126,14 @@ impl Vault {
         KeyPart::from_bytes(&bytes).map_err(|_| VaultError::NoShare(path))
     }
 
+    /// The shares that are there.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn names(&self) -> Result<Vec<ShareName>, VaultError> {
+        Ok(self.files()?.iter().filter_map(|path| read_name(path)).collect())
+    }
+
     /// Destroys the shares that are not `wanted`, and what was begun and not kept, and says which. Gone from
     /// the folder, durably, when this returns.
     ///
@@ -135,33 +143,37 @@ impl Vault {
         &self,
         wanted: impl Fn(&ShareName) -> bool,
     ) -> Result<Vec<ShareName>, VaultError> {
-        let fail = |path: &Path| {
-            let path = path.to_owned();
-            move |source| VaultError::Io { path, source }
-        };
-        let entries = match fs::read_dir(&self.folder) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(source) => return Err(VaultError::Io { path: self.folder.clone(), source }),
-        };
         let (mut gone, mut failed) = (Vec::new(), None);
-        for entry in entries {
-            let path = entry.map_err(fail(&self.folder))?.path();
+        for path in self.files()? {
             let share = read_name(&path);
             let draft = path.extension().is_some_and(|extension| extension == "new");
             if share.is_none_or(|share| wanted(&share)) && !draft {
                 continue;
             }
             // One that can not be destroyed keeps no other one.
-            match fs::remove_file(&path).map_err(fail(&path)) {
+            match fs::remove_file(&path) {
                 Ok(()) => gone.extend(share),
-                Err(error) => failed = Some(error),
+                Err(source) => failed = Some(VaultError::Io { path, source }),
             }
         }
         // Also what an earlier call removed, and failed after.
-        let synced = fs::File::open(&self.folder).and_then(|dir| dir.sync_all());
-        synced.map_err(fail(&self.folder))?;
+        self.sync()?;
         failed.map_or(Ok(gone), Err)
+    }
+
+    /// Makes durable which files there are.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn sync(&self) -> Result<(), VaultError> {
+        let synced = fs::File::open(&self.folder).and_then(|folder| folder.sync_all());
+        synced.map_err(|source| VaultError::Io { path: self.folder.clone(), source })
+    }
+
+    fn files(&self) -> Result<Vec<PathBuf>, VaultError> {
+        let list = || fs::read_dir(&self.folder)?.map(|entry| Ok(entry?.path())).collect();
+        let listed: std::io::Result<Vec<PathBuf>> = list();
+        listed.map_err(|source| VaultError::Io { path: self.folder.clone(), source })
     }
 }
 

@@ -6,6 +6,7 @@
 //! begun and not taken by the map counts for nothing.
 
 use super::Member;
+use crate::clock::unix_seconds;
 use crate::custodian::{DealerBytes, read_dealers};
 use futures::future::join_all;
 use smalti_map::view::MapView;
@@ -14,7 +15,7 @@ use smalti_storage::ids::NodeId;
 use smalti_storage::keys::{Commitments, SecretName, combine_commitments};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior};
 
 /// How often the leader looks.
@@ -30,6 +31,9 @@ const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// For so long custodians may lack shares before they get new ones: they may be taking them just now.
 const LACK_PATIENCE: Duration = Duration::from_secs(5);
 
+/// Between two times that all get new shares because some lack theirs.
+const MEND_EVERY: Duration = Duration::from_secs(60);
+
 /// How often a custodian looks whether its shares are there, without a new map.
 const REMIND_EVERY: Duration = Duration::from_secs(60);
 
@@ -42,6 +46,14 @@ struct Mind {
     not_before: Instant,
     /// Since when custodians have lacked shares.
     lacking: Option<Instant>,
+    /// When they got new ones for that.
+    mended: Option<Instant>,
+}
+
+impl Mind {
+    fn new() -> Self {
+        Self { failures: 0, not_before: Instant::now(), lacking: None, mended: None }
+    }
 }
 
 impl Member {
@@ -74,7 +86,7 @@ impl Member {
         let stop = self.inner.stop.clone();
         let mut every = tokio::time::interval(LOOK_EVERY);
         every.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut mind = Mind { failures: 0, not_before: Instant::now(), lacking: None };
+        let mut mind = Mind::new();
         let mut reminded = Instant::now();
         let mut looked = Instant::now();
         while stop.run_until_cancelled(every.tick()).await.is_some() {
@@ -88,7 +100,7 @@ impl Member {
             let asleep = std::mem::replace(&mut looked, Instant::now()).elapsed() > ASLEEP;
             let leads = self.raft().metrics().leader == Some(self.node());
             if asleep || !leads || self.incarnation().is_none() {
-                mind = Mind { failures: 0, not_before: Instant::now(), lacking: None };
+                mind = Mind::new();
                 self.tell_problem(String::new());
                 continue;
             }
@@ -139,10 +151,12 @@ impl Member {
             mind.lacking = None;
         }
         let since = (!lacking.is_empty()).then(|| *mind.lacking.get_or_insert_with(Instant::now));
-        let lack = since.is_some_and(|since| since.elapsed() >= LACK_PATIENCE);
+        // Shares that do not stay would be made again and again.
+        let again = mind.mended.is_none_or(|mended| mended.elapsed() >= MEND_EVERY);
+        let lack = again && since.is_some_and(|since| since.elapsed() >= LACK_PATIENCE);
         let old = is_old(map, unix_seconds(), self.inner.refresh_every);
         if (lack || old) && behind(map).next().is_none() && self.all_answer(&map.custodians) {
-            mind.lacking = None;
+            (mind.lacking, mind.mended) = (None, Some(Instant::now()));
             tracing::info!(?lacking, old, "all custodians get new shares");
             return self.set_custodians(&map.custodians, map.custodians.nodes().collect()).await;
         }
@@ -241,8 +255,4 @@ fn is_old(map: &ClusterMap, now: u64, refresh_every: Duration) -> bool {
     let since = Some(map.custodians.since).filter(|since| *since > 0).or_else(first);
     let every = refresh_every.as_secs();
     every > 0 && since.is_some_and(|since| now.saturating_sub(since) >= every)
-}
-
-fn unix_seconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

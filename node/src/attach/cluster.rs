@@ -14,7 +14,6 @@ use smalti_storage::keys::{Commitments, KeyPart, SecretName, ShareName};
 use smalti_volume::{Cluster, Session, VolumeError};
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The cluster as one map shows it, and the coder of the volume to open, if one is to be opened.
 pub(crate) struct MemberCluster {
@@ -83,7 +82,7 @@ impl Cluster for MemberCluster {
     }
 
     fn unix_seconds(&self) -> u64 {
-        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+        clock::unix_seconds()
     }
 
     fn keep(

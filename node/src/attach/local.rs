@@ -28,8 +28,8 @@ const RENEW_PAUSE: Duration = Duration::from_millis(20);
 /// time of getting the seat are asked about again. It is several heartbeats of the map's.
 const CUSTODY_PATIENCE: Duration = Duration::from_millis(750);
 
-/// A custodian that was silent for so long is not asked.
-const AWAY_AFTER: Duration = Duration::from_secs(1);
+/// A custodian that was silent for so long is not asked: as long as one that is asked may take to answer.
+const AWAY_AFTER: Duration = Duration::from_secs(2);
 
 /// Between two times that it is said of a volume that it stays sealed.
 const TELL_EVERY: Duration = Duration::from_secs(60);

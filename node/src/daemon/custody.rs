@@ -7,13 +7,13 @@ use crate::control::{
     VerifiedSecret, VerifyReport,
 };
 use futures::future::join_all;
+use smalti_cluster::clock;
 use smalti_cluster::custodian::{AuditEntry, Claim, read_chain};
 use smalti_map::view::MapView;
 use smalti_map::{ClusterMap, Command, Custody};
 use smalti_storage::ids::NodeId;
 use smalti_storage::keys::{Commitments, SecretName};
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Problems of one custodian that are told.
 const PROBLEMS_MAX: usize = 3;
@@ -38,8 +38,7 @@ impl MemberControl {
             return Err(ControlError::invalid(text));
         }
         let threshold = wish.threshold.unwrap_or(now.threshold);
-        let since = SystemTime::now().duration_since(UNIX_EPOCH);
-        let now = since.map_or(0, |since| since.as_secs());
+        let now = clock::unix_seconds();
         self.propose(Command::SetCustodians { share_epoch, threshold, nodes, now }).await?;
         Ok(self.report().await?.keys())
     }

@@ -260,12 +260,16 @@ impl Keeper {
         let silent = |node: &NodeId| {
             *node != self.member.node() && self.member.beats().silent_for(*node) > AWAY
         };
-        if let Some(holder) = map.custody.holders.iter().find(|holder| silent(&holder.node)) {
-            let name = map.nodes.get(&holder.node).map_or("a custodian", |node| &node.name);
+        if let Some(holder) = map.custodians.nodes().find(silent) {
+            let name = map.nodes.get(&holder).map_or("a custodian", |node| &node.name);
             return Err(RotationError::Away(name.to_owned()));
         }
         let next = Some(volume.key_epoch.0 + 1);
-        let key_epoch = match self.dealt.take().filter(|dealt| Some(dealt.no.0) == next) {
+        // What was dealt to custodians of before may name nodes that are gone.
+        let share_epoch = map.custodians.share_epoch;
+        let fits =
+            |dealt: &KeyEpoch| Some(dealt.no.0) == next && dealt.custody.share_epoch == share_epoch;
+        let key_epoch = match self.dealt.take().filter(fits) {
             Some(dealt) => dealt,
             None => {
                 let metadata = ShardMetadata::of(volume)?;

@@ -6,27 +6,18 @@ use crate::error::KeysError;
 use crate::metadata::ShardMetadata;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use rand::rngs::SysRng;
-use rand::{CryptoRng, SeedableRng};
-use rand_chacha::ChaCha20Rng;
+use rand::CryptoRng;
 use smalti_map::{Custodians, Custody, KeyEpoch, ShareHolder};
 use smalti_storage::geometry::{Geometry, PlaceKey};
 use smalti_storage::ids::{GroupNo, KeyEpochNo, Slot, VolumeId};
 use smalti_storage::keys::{
     Commitments, KeyBinding, KeyPart, MasterKey, Secret, SecretName, ShardId, WrappedKey,
     WrappingKey, decrypt_place_key, decrypt_shard_key, derive_place_key, derive_shard_key,
-    encrypt_place_key, encrypt_shard_key, get_key_parts, reconstruct_symmetric_key, verify_part,
+    encrypt_place_key, encrypt_shard_key, get_key_parts, reconstruct_symmetric_key, system_rng,
+    verify_part,
 };
 use smalti_storage::seal::{EpochKeys, VolumeKeys};
 use std::collections::BTreeMap;
-
-/// A generator for keys and salts, seeded by the system.
-///
-/// # Errors
-/// When the system has no randomness to give.
-pub fn system_rng() -> Result<ChaCha20Rng, KeysError> {
-    ChaCha20Rng::try_from_rng(&mut SysRng).map_err(|error| KeysError::Random(error.to_string()))
-}
 
 /// Makes the first key epoch of a volume. Every custodian has its share of the new wrapping
 /// secret, durably, when this returns.

@@ -4,6 +4,7 @@ use smalti_gateway::GatewayError;
 use smalti_map::placement::PlacementError;
 use smalti_storage::geometry::GeometryError;
 use smalti_storage::ids::{KeyEpochNo, NodeId, VolumeId};
+use smalti_storage::keys::NoRandomness;
 
 /// Why a volume can not be cut, opened or read.
 #[derive(Debug, thiserror::Error)]
@@ -77,8 +78,8 @@ pub enum KeysError {
         reason: String,
     },
     /// The system has no randomness to give.
-    #[error("no randomness from the system: {0}")]
-    Random(String),
+    #[error(transparent)]
+    Random(#[from] NoRandomness),
 }
 
 fn list(problems: &[String]) -> String {

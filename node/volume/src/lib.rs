@@ -34,7 +34,6 @@ mod shard;
 
 pub use access::{read_data, reconstruct_volume};
 pub use cluster::{Cluster, Session, Volumes};
-pub use custody::system_rng;
 pub use error::{KeysError, VolumeError};
 pub use metadata::{Shard, ShardMetadata};
 pub use rotate::rotate_keys;

@@ -1,13 +1,14 @@
 //! Cutting a volume, and opening what was cut.
 
 use crate::cluster::{Cluster, Session};
-use crate::custody::{make_keys, open_keys, system_rng};
-use crate::error::VolumeError;
+use crate::custody::{make_keys, open_keys};
+use crate::error::{KeysError, VolumeError};
 use crate::metadata::ShardMetadata;
 use smalti_gateway::{Gateway, GatewayConfig, GatewayLimits};
 use smalti_map::placement::place_groups;
 use smalti_storage::geometry::{GROUPS_DEFAULT, Geometry, SHARD_SIZE_DEFAULT};
 use smalti_storage::ids::VolumeId;
+use smalti_storage::keys::system_rng;
 use smalti_storage::seal::SealIdentity;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -133,7 +134,7 @@ pub async fn unshard_volume(
 ) -> Result<Gateway, VolumeError> {
     metadata.expect(volume_id)?;
     let keys = open_keys(cluster, metadata).await?;
-    let random = system_rng()?;
+    let random = system_rng().map_err(KeysError::from)?;
     let Session { rows, generation, snap, now } = cluster.session(volume_id).await?;
     let config = GatewayConfig {
         geometry: metadata.geometry,

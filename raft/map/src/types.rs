@@ -383,16 +383,30 @@ impl Custody {
         ShareName { secret, share_epoch: self.share_epoch, dealing }
     }
 
+    /// The number of a node's share, if it has one.
+    pub fn share_of(&self, node: NodeId) -> Option<u8> {
+        share_of(&self.holders, node)
+    }
+
     /// Whether a node has a share.
     pub fn has(&self, node: NodeId) -> bool {
-        self.holders.iter().any(|holder| holder.node == node)
+        self.share_of(node).is_some()
     }
 }
 
+fn share_of(holders: &[ShareHolder], node: NodeId) -> Option<u8> {
+    holders.iter().find(|holder| holder.node == node).map(|holder| holder.share)
+}
+
 impl Custodians {
+    /// The number of the share that a node is to have, if it is to have one.
+    pub fn share_of(&self, node: NodeId) -> Option<u8> {
+        share_of(&self.holders, node)
+    }
+
     /// Whether a node is to have a share.
     pub fn has(&self, node: NodeId) -> bool {
-        self.holders.iter().any(|holder| holder.node == node)
+        self.share_of(node).is_some()
     }
 
     /// The nodes, in order of share number.

@@ -10,7 +10,6 @@ use smalti_map::{
 use smalti_storage::ids::{
     Epoch, GroupNo, Incarnation, KeyEpochNo, NodeId, RaftStoreId, Slot, TokenId, VolumeNo,
 };
-use smalti_storage::keys::SecretName;
 use std::collections::BTreeMap;
 use support::*;
 use uuid::Uuid;
@@ -469,46 +468,6 @@ fn snapshots(before: &Volume, after: &Volume, made: &mut u32, command: &Command)
         }
     }
     (expected.epoch, expected.snap_seq) = (Epoch(before.epoch.0 + 1), *made);
-    assert_eq!(after, &expected);
-}
-
-/// What an accepted command made of the keys: one begins a key epoch, with an election of whoever
-/// coordinates; one ends all before one.
-fn keys(before: &Volume, after: &Volume, command: &Command) {
-    let mut expected = before.clone();
-    match command {
-        Command::AskRotation { volume, .. } if *volume == before.no => expected.rotate = true,
-        Command::AddKeyEpoch { volume, key_epoch, .. } if *volume == before.no => {
-            let since = before.epoch.0 + 1;
-            assert!(before.activated && key_epoch.no.0 == before.key_epoch.0 + 1);
-            let new = KeyEpoch { since, ..KeyEpoch::clone(key_epoch) };
-            assert_eq!(expected.key_epochs.insert(new.no, new), None);
-            (expected.key_epoch, expected.rotate) = (key_epoch.no, false);
-            (expected.epoch, expected.writer_gen) = (Epoch(since), since);
-            expected.activated = false;
-            expected.groups.iter_mut().for_each(|group| group.learners.clear());
-        }
-        Command::RetireKeyEpochs { volume, generation, below } if *volume == before.no => {
-            assert!(*generation == before.writer_gen && *below <= before.key_epoch);
-            expected.key_epochs.retain(|no, _| no >= below);
-            assert_ne!(expected.key_epochs, before.key_epochs);
-        }
-        Command::Reshare { secret: SecretName::Wrapping { volume, key_epoch }, from, custody }
-            if *volume == before.id =>
-        {
-            let dealt = expected.key_epochs.get_mut(key_epoch).expect("a key epoch");
-            assert!(
-                dealt.custody.commitments == *from
-                    && dealt.custody.share_epoch < custody.share_epoch
-            );
-            dealt.custody.clone_from(custody);
-        }
-        _ => {
-            let of = |volume: &Volume| (volume.key_epoch, volume.key_epochs.clone(), volume.rotate);
-            assert_eq!(of(before), of(after), "changed by {command:?}");
-            return;
-        }
-    }
     assert_eq!(after, &expected);
 }
 

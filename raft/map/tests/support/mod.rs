@@ -8,9 +8,9 @@ use smalti_map::{
     ShareHolder, StoreStart, Volume,
 };
 use smalti_storage::ids::{
-    ClusterId, Incarnation, KeyEpochNo, NodeId, RunId, StoreId, VolumeId, VolumeNo,
+    ClusterId, Epoch, Incarnation, KeyEpochNo, NodeId, RunId, StoreId, VolumeId, VolumeNo,
 };
-use smalti_storage::keys::{Secret, get_key_parts};
+use smalti_storage::keys::{Secret, SecretName, get_key_parts};
 use smalti_storage::store::Announced;
 use uuid::Uuid;
 
@@ -198,4 +198,44 @@ pub(crate) fn refuse(map: &mut ClusterMap, command: &Command) -> smalti_map::Rej
     map.version = before.version;
     assert_eq!(*map, before, "{command:?} was refused and changed something");
     rejection
+}
+
+/// What an accepted command made of the keys: one begins a key epoch, with an election of whoever
+/// coordinates; one ends all before one.
+pub(crate) fn keys(before: &Volume, after: &Volume, command: &Command) {
+    let mut expected = before.clone();
+    match command {
+        Command::AskRotation { volume, .. } if *volume == before.no => expected.rotate = true,
+        Command::AddKeyEpoch { volume, key_epoch, .. } if *volume == before.no => {
+            let since = before.epoch.0 + 1;
+            assert!(before.activated && key_epoch.no.0 == before.key_epoch.0 + 1);
+            let new = KeyEpoch { since, ..KeyEpoch::clone(key_epoch) };
+            assert_eq!(expected.key_epochs.insert(new.no, new), None);
+            (expected.key_epoch, expected.rotate) = (key_epoch.no, false);
+            (expected.epoch, expected.writer_gen) = (Epoch(since), since);
+            expected.activated = false;
+            expected.groups.iter_mut().for_each(|group| group.learners.clear());
+        }
+        Command::RetireKeyEpochs { volume, generation, below } if *volume == before.no => {
+            assert!(*generation == before.writer_gen && *below <= before.key_epoch);
+            expected.key_epochs.retain(|no, _| no >= below);
+            assert_ne!(expected.key_epochs, before.key_epochs);
+        }
+        Command::Reshare { secret: SecretName::Wrapping { volume, key_epoch }, from, custody }
+            if *volume == before.id =>
+        {
+            let dealt = expected.key_epochs.get_mut(key_epoch).expect("a key epoch");
+            assert!(
+                dealt.custody.commitments == *from
+                    && dealt.custody.share_epoch < custody.share_epoch
+            );
+            dealt.custody.clone_from(custody);
+        }
+        _ => {
+            let of = |volume: &Volume| (volume.key_epoch, volume.key_epochs.clone(), volume.rotate);
+            assert_eq!(of(before), of(after), "changed by {command:?}");
+            return;
+        }
+    }
+    assert_eq!(after, &expected);
 }

@@ -14,7 +14,6 @@
 use super::{Commitments, Dealing, KeyPart, PartError, Secret, get_key_parts, verify_part};
 use k256::{ProjectivePoint, Scalar};
 use rand::CryptoRng;
-use zeroize::Zeroize;
 
 /// What one dealer says of its dealing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -141,9 +140,8 @@ pub fn combine_parts(
     }
     let threshold = commitments.threshold() as u8;
     let mut combined = KeyPart { threshold, index, value: Scalar::ZERO };
-    for (part, mut weight) in parts.iter().zip(weights(dealers)?) {
+    for (part, weight) in parts.iter().zip(weights(dealers)?) {
         combined.value += part.value * weight;
-        weight.zeroize();
     }
     verify_part(&combined, &commitments)?;
     Ok(combined)
