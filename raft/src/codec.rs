@@ -12,7 +12,7 @@ use thiserror::Error;
 /// snapshots of them, version 4 no runs of stores, version 7 no weights of nodes, version 8 no
 /// scrubs, version 9 no tokens to join with, version 10 no shrinks below `min_insync`, version 11
 /// no groups that are offline, version 12 no key epochs after the first; 2 is what marks a value with a checksum ([`crate::stored`]).
-pub(crate) const VERSION: u8 = 14;
+pub(crate) const VERSION: u8 = 15;
 
 #[derive(Debug, Error)]
 pub(crate) enum CodecError {

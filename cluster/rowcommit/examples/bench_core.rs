@@ -95,6 +95,7 @@ impl Bench {
                 no: KeyEpochNo(1),
                 timestamp: 1,
                 since: 0,
+                sealed: 0,
                 shard_keys: vec![vec![1]; usize::from(GROUPS) * usize::from(data)],
                 place_key: vec![1],
                 custody,

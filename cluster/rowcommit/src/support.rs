@@ -58,6 +58,7 @@ pub(crate) fn map_of(nodes: u64, data: u8, parity: u8) -> ClusterMap {
         no: KeyEpochNo(1),
         timestamp: 1,
         since: 0,
+        sealed: 0,
         shard_keys: vec![vec![1]; usize::from(data)],
         place_key: vec![1],
         custody,

@@ -244,6 +244,7 @@ mod tests {
             key_epoch: KeyEpochNo(1),
             key_epochs: BTreeMap::new(),
             rotate: false,
+            revoked: None,
             groups: vec![group; 2],
             scrubs: smalti_map::Scrubs::default(),
         }

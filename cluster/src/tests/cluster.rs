@@ -193,6 +193,7 @@ pub(super) fn found(setup: &Arc<Setup>, stores: &[StoreId], rng: &mut Rng) -> Ma
             no: KeyEpochNo(1),
             timestamp: 1,
             since: 0,
+            sealed: 0,
             shard_keys: vec![vec![1]; usize::from(setup.data)],
             place_key: vec![1],
             custody: custody.clone(),

@@ -279,6 +279,7 @@ impl World {
             no: KeyEpochNo(1),
             timestamp: 1,
             since: 0,
+            sealed: 0,
             shard_keys: vec![vec![1; 8]; groups.len() * usize::from(swarm.data)],
             place_key: vec![2; 8],
             custody,

@@ -66,7 +66,7 @@ async fn make_epoch(
     };
     let custody = deal(cluster, &secret, &custodians, volume, no, &mut rng).await?;
     // The map knows since when, once it has it.
-    Ok(KeyEpoch { no, timestamp, since: 0, shard_keys, place_key, custody })
+    Ok(KeyEpoch { no, timestamp, since: 0, sealed: 0, shard_keys, place_key, custody })
 }
 
 async fn open_place(

@@ -172,6 +172,13 @@ impl Volume {
             self.check_keys(key_epoch)?;
         }
         ensure(self.key_epochs.len() <= limits::KEY_EPOCHS, || "too many key epochs".into())?;
+        let oldest = self.key_epochs.keys().next();
+        ensure(self.revoked.is_none_or(|it| oldest.is_some_and(|no| it.through >= *no)), || {
+            "key epochs are revoked that have ended".into()
+        })?;
+        ensure(self.revoked.is_none_or(|it| it.through < self.key_epoch || self.rotate), || {
+            "new records are under revoked keys, and no new ones are wanted".into()
+        })?;
         self.check_snapshots()?;
         for (no, scrub) in &self.scrubs.groups {
             ensure(self.group(*no).is_some(), || format!("a scrub of group {no}"))?;

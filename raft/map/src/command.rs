@@ -250,6 +250,8 @@ pub enum Command {
         nodes: Vec<NodeId>,
         /// When, in Unix seconds.
         now: u64,
+        /// There is to be another master secret too: the present one may have leaked.
+        new_master: bool,
     },
     /// A secret has been dealt on: every new custodian has its share.
     Reshare {
@@ -259,6 +261,33 @@ pub enum Command {
         from: Vec<u8>,
         /// The new one.
         custody: Custody,
+    },
+    /// Another master secret has been dealt: every custodian has its share. Keys that were made of the one
+    /// before stay what they are.
+    ReplaceMaster {
+        /// The commitments of the one before.
+        from: Vec<u8>,
+        /// Custody of the new one.
+        custody: Custody,
+    },
+    /// Key epochs may have leaked: what is under them is to be sealed anew before anything else, and if new
+    /// records are, there are to be new keys.
+    RevokeKeys {
+        /// Which volume.
+        volume: VolumeNo,
+        /// The newest of them.
+        key_epoch: KeyEpochNo,
+        /// When, in Unix seconds.
+        now: u64,
+    },
+    /// A gateway has sealed blocks.
+    NoteSealed {
+        /// Of which volume.
+        volume: VolumeNo,
+        /// Under which key epoch.
+        key_epoch: KeyEpochNo,
+        /// No shard key of it has sealed more of them.
+        blocks: u64,
     },
 }
 

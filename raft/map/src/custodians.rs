@@ -20,10 +20,8 @@ pub fn choose(
 ) -> Option<Vec<NodeId>> {
     let silent_for = |node: NodeId| silent.get(&node).copied().unwrap_or(Duration::MAX);
     let answers = |node: &NodeId| silent_for(*node) < SILENT_AFTER;
-    let goes = |node: NodeId| {
-        let draining = map.nodes.get(&node).is_none_or(|entry| entry.draining);
-        draining || silent_for(node) >= lost
-    };
+    let is_lost = |node: NodeId| silent_for(node) >= lost;
+    let drains = |node: NodeId| map.nodes.get(&node).is_none_or(|entry| entry.draining);
     let mut chosen: Vec<NodeId> = map.custodians.nodes().collect();
     let mut comes: Vec<NodeId> = map
         .nodes
@@ -32,9 +30,15 @@ pub fn choose(
         .map(|(id, _)| *id)
         .collect();
     let mut changed = false;
-    for at in 0..chosen.len() {
-        if !goes(chosen[at]) || comes.is_empty() {
-            continue;
+    let places = |goes: &dyn Fn(NodeId) -> bool| {
+        chosen.iter().enumerate().filter(|(_, node)| goes(**node)).map(|(at, _)| at).collect()
+    };
+    let lost_places: Vec<usize> = places(&is_lost);
+    let drained_places: Vec<usize> = places(&|node| drains(node) && !is_lost(node));
+    // One that does not answer keeps everything from being dealt on; one that is drained can wait.
+    for at in lost_places.into_iter().chain(drained_places) {
+        if comes.is_empty() {
+            break;
         }
         // Apart from those that stay, where that can be.
         let taken = |other: &NodeId| {
@@ -85,6 +89,7 @@ mod tests {
                 since: 0,
                 threshold: 2,
                 holders: holders.clone(),
+                new_master: false,
             },
             custody: Custody { share_epoch: 1, threshold: 2, holders, commitments: Vec::new() },
             ..ClusterMap::default()

@@ -212,12 +212,23 @@ pub struct Volume {
     pub key_epoch: KeyEpochNo,
     /// Key epochs that may still be in use.
     pub key_epochs: BTreeMap<KeyEpochNo, KeyEpoch>,
-    /// The operator wants a new one.
+    /// A new one is wanted.
     pub rotate: bool,
+    /// Those that are not trusted any more, until they have ended.
+    pub revoked: Option<Revoked>,
     /// Placement groups; the index is the group's number.
     pub groups: Vec<Group>,
     /// Scrubs of its groups.
     pub scrubs: Scrubs,
+}
+
+/// Key epochs that may be known to others than they should be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revoked {
+    /// The newest of them; all older ones are meant as well.
+    pub through: KeyEpochNo,
+    /// Unix seconds when that was said first.
+    pub since: u64,
 }
 
 /// The state of a volume at one moment.
@@ -271,6 +282,8 @@ pub struct KeyEpoch {
     /// The generation of the first gateway that seals under it, and under nothing older; 0 for the first key
     /// epoch of a volume.
     pub since: u32,
+    /// No shard key of it has sealed more blocks than this, as far as gateways have told.
+    pub sealed: u64,
     /// Wrapped shard keys, `groups x data` of them, group-major. Opaque bytes here.
     pub shard_keys: Vec<Vec<u8>>,
     /// The wrapped placement key of the volume.
@@ -308,6 +321,8 @@ pub struct Custodians {
     pub threshold: u8,
     /// Holders, in order of share number.
     pub holders: Vec<ShareHolder>,
+    /// They are to get shares of another master secret, instead of new ones of the present one.
+    pub new_master: bool,
 }
 
 /// One custodian's entry.

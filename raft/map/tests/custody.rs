@@ -12,16 +12,21 @@ type Change<'a> = &'a dyn Fn(&mut Custody);
 
 fn set(share_epoch: u32, threshold: u8, nodes: &[u64]) -> Command {
     let nodes = nodes.iter().copied().map(NodeId).collect();
-    Command::SetCustodians { share_epoch, threshold, nodes, now: 5 }
+    Command::SetCustodians { share_epoch, threshold, nodes, now: 5, new_master: false }
 }
 
 /// The dealing of a secret as the map wants it.
 fn reshare(map: &ClusterMap, secret: SecretName, dealing: u8) -> Command {
     let from = map.custody_of(&secret).expect("a secret").commitments.clone();
-    let Custodians { share_epoch, threshold, ref holders, .. } = map.custodians;
-    let commitments = commitments(1, dealing, threshold);
-    let custody = Custody { share_epoch, threshold, holders: holders.clone(), commitments };
+    let custody = dealt(map, 1, dealing);
     Command::Reshare { secret, from, custody }
+}
+
+/// A dealing of a secret for the custodians of now.
+fn dealt(map: &ClusterMap, secret: u8, dealing: u8) -> Custody {
+    let Custodians { share_epoch, threshold, ref holders, .. } = map.custodians;
+    let commitments = commitments(secret, dealing, threshold);
+    Custody { share_epoch, threshold, holders: holders.clone(), commitments }
 }
 
 fn wrapping(map: &ClusterMap) -> SecretName {
@@ -109,6 +114,30 @@ fn a_dealing_that_is_not_what_is_wanted_is_refused() {
     invalid(&mut map, &command, "there is no wrapping secret");
     let command = with(&map, &|_| {});
     accept(&mut map, &command);
+}
+
+#[test]
+fn another_master_secret_is_taken_if_one_is_wanted_and_only_once() {
+    let mut map = active();
+    let replace = |map: &ClusterMap, secret| Command::ReplaceMaster {
+        from: map.custody.commitments.clone(),
+        custody: dealt(map, secret, 2),
+    };
+    accept(&mut map, &set(1, 2, &[1, 2, 3]));
+    let command = replace(&map, 2);
+    invalid(&mut map, &command, "no other master secret is wanted");
+    let nodes = [1, 2, 3].map(NodeId).to_vec();
+    let wish =
+        Command::SetCustodians { share_epoch: 2, threshold: 2, nodes, now: 6, new_master: true };
+    accept(&mut map, &wish);
+    // A change that comes after does not take the wish back.
+    accept(&mut map, &set(3, 2, &[1, 2, 3]));
+    let command = replace(&map, 1);
+    invalid(&mut map, &command, "are of the same secret");
+    let command = replace(&map, 2);
+    accept(&mut map, &command);
+    assert!(!map.custodians.new_master && map.custody.share_epoch == 4);
+    invalid(&mut map, &command, "no other master secret is wanted");
 }
 
 /// Whoever made keys has asked those who were custodians then.

@@ -2,7 +2,7 @@
 
 mod support;
 
-use smalti_map::{ClusterMap, Command, Rejection};
+use smalti_map::{ClusterMap, Command, Rejection, Revoked};
 use smalti_storage::ids::{Epoch, KeyEpochNo};
 use support::*;
 
@@ -102,6 +102,53 @@ fn key_epochs_end_by_who_has_looked_and_never_come_back() {
     let groups = vec![vec![store(1), store(2), store(3)]];
     let again = Command::CreateVolume(Box::new(new_volume("again", 0xf1, 2, 1, groups)));
     invalid(&mut map, &again, "there was a volume with the identity");
+}
+
+#[test]
+fn what_is_revoked_stays_so_until_it_has_ended() {
+    let mut map = active();
+    let revoke = |no, now| Command::RevokeKeys { volume: VOLUME, key_epoch: KeyEpochNo(no), now };
+    invalid(&mut map, &revoke(2, 10), "no key epoch k2");
+    accept(&mut map, &revoke(1, 10));
+    let of = |map: &ClusterMap| volume(map).revoked.map(|it| (it.through.0, it.since));
+    assert!(volume(&map).rotate, "new records are under it");
+    for no in 2..=3 {
+        let command = add(&map, no);
+        accept(&mut map, &command);
+        activate(&mut map);
+        assert_eq!(of(&map), Some((1, 10)));
+    }
+    // An older one than what is revoked changes nothing, a newer one adds to it; the time is that of the first.
+    accept(&mut map, &revoke(2, 20));
+    assert_eq!((of(&map), volume(&map).rotate), (Some((2, 10)), false));
+    accept(&mut map, &revoke(1, 30));
+    assert_eq!(volume(&map).revoked, Some(Revoked { through: KeyEpochNo(2), since: 10 }));
+    let command = retire(&map, 2);
+    accept(&mut map, &command);
+    assert_eq!(of(&map), Some((2, 10)));
+    let command = retire(&map, 3);
+    accept(&mut map, &command);
+    assert_eq!(of(&map), None);
+    invalid(&mut map, &revoke(2, 40), "no key epoch k2, or it has ended");
+}
+
+#[test]
+fn what_gateways_have_sealed_adds_up() {
+    let mut map = active();
+    let note = |no, blocks| {
+        let key_epoch = KeyEpochNo(no);
+        Command::NoteSealed { volume: VOLUME, key_epoch, blocks }
+    };
+    accept(&mut map, &note(1, 5));
+    accept(&mut map, &note(1, u64::MAX));
+    assert_eq!(volume(&map).key_epochs[&KeyEpochNo(1)].sealed, u64::MAX);
+    invalid(&mut map, &note(2, 1), "no key epoch k2");
+    // Whoever makes a key epoch can not say that it was used.
+    let mut key_epoch = Box::new(new_keys(2, COLUMNS));
+    key_epoch.sealed = 7;
+    let epoch = volume(&map).epoch;
+    accept(&mut map, &Command::AddKeyEpoch { volume: VOLUME, epoch, key_epoch });
+    assert_eq!(volume(&map).key_epochs[&KeyEpochNo(2)].sealed, 0);
 }
 
 #[test]

@@ -124,6 +124,20 @@ enum Step {
         threshold: u8,
         first: u64,
         count: u64,
+        new_master: bool,
+    },
+    NewMaster {
+        right: bool,
+        secret: u8,
+        dealing: u8,
+    },
+    Revoke {
+        volume: u32,
+        older: u32,
+    },
+    Sealed {
+        volume: u32,
+        blocks: u64,
     },
     Reshare {
         of: usize,
@@ -203,9 +217,15 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(volume, lag, group, ahead)| Step::NoteScrub { volume, lag, group, ahead }),
         1 => (1..8u64).prop_map(Step::Faults),
         2 => (volume(), any::<bool>()).prop_map(|(volume, right)| Step::Rotate { volume, right }),
-        2 => (prop::bool::weighted(0.8), 1..4u8, 1..4u64, 2..4u64).prop_map(
-            |(right, threshold, first, count)| Step::Custodians { right, threshold, first, count }
+        2 => (prop::bool::weighted(0.8), 1..4u8, 1..4u64, 2..4u64, any::<bool>()).prop_map(
+            |(right, threshold, first, count, new_master)| {
+                Step::Custodians { right, threshold, first, count, new_master }
+            }
         ),
+        1 => (prop::bool::weighted(0.8), 1..4u8, 1..9u8)
+            .prop_map(|(right, secret, dealing)| Step::NewMaster { right, secret, dealing }),
+        2 => (volume(), 0..3u32).prop_map(|(volume, older)| Step::Revoke { volume, older }),
+        1 => (volume(), 0..9u64).prop_map(|(volume, blocks)| Step::Sealed { volume, blocks }),
         4 => (0..9usize, prop::bool::weighted(0.8), 1..3u8, 1..9u8).prop_map(
             |(of, right, secret, dealing)| Step::Reshare { of, right, secret, dealing }
         ),
@@ -345,12 +365,30 @@ fn command(map: &ClusterMap, step: &Step) -> Command {
                 below: KeyEpochNo(below),
             }
         }
-        Step::Custodians { right, threshold, first, count } => Command::SetCustodians {
+        Step::Custodians { right, threshold, first, count, new_master } => Command::SetCustodians {
             share_epoch: map.custodians.share_epoch + u32::from(!right),
             threshold,
             nodes: (first..first + count).map(NodeId).collect(),
             now: map.version,
+            new_master,
         },
+        Step::NewMaster { right, secret, dealing } => {
+            let Custodians { share_epoch, threshold, ref holders, .. } = map.custodians;
+            let from = if right { map.custody.commitments.clone() } else { Vec::new() };
+            let (holders, commitments) = (holders.clone(), commitments(secret, dealing, threshold));
+            let custody = Custody { share_epoch, threshold, holders, commitments };
+            Command::ReplaceMaster { from, custody }
+        }
+        Step::Revoke { volume, older } => {
+            let current = map.volumes.get(&VolumeNo(volume)).map_or(0, |v| v.key_epoch.0);
+            let key_epoch = KeyEpochNo(current.saturating_sub(older));
+            Command::RevokeKeys { volume: VolumeNo(volume), key_epoch, now: map.version }
+        }
+        Step::Sealed { volume, blocks } => {
+            let current = map.volumes.get(&VolumeNo(volume)).map_or(0, |v| v.key_epoch.0);
+            let key_epoch = KeyEpochNo(current);
+            Command::NoteSealed { volume: VolumeNo(volume), key_epoch, blocks }
+        }
         Step::Reshare { of, right, secret, dealing } => {
             let custodies: Vec<_> = map.custodies().collect();
             let (name, current) = custodies[of % custodies.len()];

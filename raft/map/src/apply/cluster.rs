@@ -52,6 +52,7 @@ impl ClusterMap {
             since: 0,
             threshold: custody.threshold,
             holders: custody.holders.clone(),
+            new_master: false,
         };
         self.custody = custody.clone();
         // From 1, so that a volume number of zero bytes is never a valid one.

@@ -10,10 +10,10 @@ impl ClusterMap {
     /// Nothing moves by this: each secret stays with whom it is until it has been dealt on.
     pub(super) fn set_custodians(
         &mut self,
-        share_epoch: u32,
-        threshold: u8,
+        (share_epoch, threshold): (u32, u8),
         nodes: &[NodeId],
         now: u64,
+        new_master: bool,
     ) -> Result<Applied, Rejection> {
         let current = self.custodians.share_epoch;
         if share_epoch != current {
@@ -31,7 +31,9 @@ impl ClusterMap {
         }
         let numbered = nodes.iter().zip(1u8..);
         let holders = numbered.map(|(node, share)| ShareHolder { node: *node, share }).collect();
-        let new = Custodians { share_epoch: next, since: now, threshold, holders };
+        // Another change does not take that wish back.
+        let new_master = new_master || self.custodians.new_master;
+        let new = Custodians { share_epoch: next, since: now, threshold, holders, new_master };
         let before = std::mem::replace(&mut self.custodians, new);
         if let Err(broken) = self.check_custodians() {
             self.custodians = before;
@@ -48,6 +50,42 @@ impl ClusterMap {
         from: &[u8],
         custody: &Custody,
     ) -> Result<Applied, Rejection> {
+        let (old, new) = self.dealing_for(secret, from, custody)?;
+        // What was dealt is checked by everybody who takes a share; that it is the same secret anybody can.
+        if !new.is_of_same_secret(&old) {
+            return Err(invalid("the new shares are of another secret"));
+        }
+        let current = self.custody_of_mut(secret).ok_or_else(|| invalid("no such secret"))?;
+        current.clone_from(custody);
+        Ok(Applied::Done)
+    }
+
+    /// Takes another master secret for the present one, if that is wanted.
+    pub(super) fn replace_master(
+        &mut self,
+        from: &[u8],
+        custody: &Custody,
+    ) -> Result<Applied, Rejection> {
+        if !self.custodians.new_master {
+            return Err(invalid("no other master secret is wanted"));
+        }
+        let (old, new) = self.dealing_for(&SecretName::Master, from, custody)?;
+        if new.is_of_same_secret(&old) {
+            return Err(invalid("the new shares are of the same secret"));
+        }
+        self.custody.clone_from(custody);
+        self.custodians.new_master = false;
+        Ok(Applied::Done)
+    }
+
+    /// The commitments of a secret's present dealing, and those of one for the present share epoch that may take
+    /// its place.
+    fn dealing_for(
+        &self,
+        secret: &SecretName,
+        from: &[u8],
+        custody: &Custody,
+    ) -> Result<(Commitments, Commitments), Rejection> {
         let current =
             self.custody_of(secret).ok_or_else(|| invalid(format!("there is no {secret}")))?;
         if current.commitments != from {
@@ -61,19 +99,17 @@ impl ClusterMap {
             )));
         }
         self.check_dealt(custody).map_err(Rejection::Invalid)?;
-        // What was dealt is checked by everybody who takes a share; that it is the same secret anybody can.
         let read = |bytes: &[u8]| {
             Commitments::from_bytes(bytes).map_err(|error| invalid(error.to_string()))
         };
         let (old, new) = (read(from)?, read(&custody.commitments)?);
-        if !new.is_of_same_secret(&old) {
-            return Err(invalid("the new shares are of another secret"));
-        }
         if new.threshold() != usize::from(custody.threshold) {
             return Err(invalid(format!("the new shares need {} of them", new.threshold())));
         }
-        let current = self.custody_of_mut(secret).ok_or_else(|| invalid("no such secret"))?;
-        current.clone_from(custody);
-        Ok(Applied::Done)
+        // Shares are filed under a digest of the bytes: others must not stand for the same dealing.
+        if new.to_bytes() != custody.commitments {
+            return Err(invalid("the commitments are not in their usual form"));
+        }
+        Ok((old, new))
     }
 }

@@ -3,7 +3,7 @@
 use super::membership::done;
 use super::{invalid, limits};
 use crate::command::{Applied, Rejection};
-use crate::types::{ClusterMap, KeyEpoch};
+use crate::types::{ClusterMap, KeyEpoch, Revoked};
 use smalti_storage::ids::{Epoch, KeyEpochNo, VolumeNo};
 
 impl ClusterMap {
@@ -54,7 +54,7 @@ impl ClusterMap {
         planned.check_keys(new).map_err(Rejection::Invalid)?;
         self.check_dealt(&new.custody).map_err(Rejection::Invalid)?;
         let volume = self.planned_mut(volume, epoch)?;
-        let new = KeyEpoch { since: next.0, ..new.clone() };
+        let new = KeyEpoch { since: next.0, sealed: 0, ..new.clone() };
         volume.key_epoch = new.no;
         volume.key_epochs.insert(new.no, new);
         volume.rotate = false;
@@ -86,6 +86,39 @@ impl ClusterMap {
             return Err(invalid("there are no older key epochs"));
         }
         self.retired_keys.extend(gone.into_keys().map(|no| (found.id, no)));
+        found.revoked = found.revoked.filter(|revoked| revoked.through >= below);
+        Ok(Applied::Done)
+    }
+
+    /// What was revoked before stays so, since the first time. There are to be new keys also where too many
+    /// are in use yet: as soon as one of them has ended.
+    pub(super) fn revoke_keys(
+        &mut self,
+        volume: VolumeNo,
+        key_epoch: KeyEpochNo,
+        now: u64,
+    ) -> Result<Applied, Rejection> {
+        let found = self.volumes.get_mut(&volume).ok_or(Rejection::NoVolume(volume))?;
+        if !found.key_epochs.contains_key(&key_epoch) {
+            return Err(invalid(format!("there is no key epoch {key_epoch}, or it has ended")));
+        }
+        let before = found.revoked.unwrap_or(Revoked { through: key_epoch, since: now });
+        let through = before.through.max(key_epoch);
+        found.revoked = Some(Revoked { through, since: before.since.min(now) });
+        found.rotate |= through == found.key_epoch;
+        Ok(Applied::Done)
+    }
+
+    pub(super) fn note_sealed(
+        &mut self,
+        volume: VolumeNo,
+        key_epoch: KeyEpochNo,
+        blocks: u64,
+    ) -> Result<Applied, Rejection> {
+        let found = self.volumes.get_mut(&volume).ok_or(Rejection::NoVolume(volume))?;
+        let epoch = found.key_epochs.get_mut(&key_epoch);
+        let epoch = epoch.ok_or_else(|| invalid(format!("there is no key epoch {key_epoch}")))?;
+        epoch.sealed = epoch.sealed.saturating_add(blocks);
         Ok(Applied::Done)
     }
 }

@@ -113,10 +113,17 @@ impl ClusterMap {
             Command::RetireKeyEpochs { volume, generation, below } => {
                 self.retire_key_epochs(*volume, *generation, *below)
             }
-            Command::SetCustodians { share_epoch, threshold, nodes, now } => {
-                self.set_custodians(*share_epoch, *threshold, nodes, *now)
+            Command::SetCustodians { share_epoch, threshold, nodes, now, new_master } => {
+                self.set_custodians((*share_epoch, *threshold), nodes, *now, *new_master)
             }
             Command::Reshare { secret, from, custody } => self.reshare(secret, from, custody),
+            Command::ReplaceMaster { from, custody } => self.replace_master(from, custody),
+            Command::RevokeKeys { volume, key_epoch, now } => {
+                self.revoke_keys(*volume, *key_epoch, *now)
+            }
+            Command::NoteSealed { volume, key_epoch, blocks } => {
+                self.note_sealed(*volume, *key_epoch, *blocks)
+            }
             Command::CreateToken { id, token, now } => self.create_token(*id, token, *now),
             Command::Join { token, name, addresses, now } => {
                 self.join(*token, name, addresses, *now)

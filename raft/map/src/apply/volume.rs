@@ -59,6 +59,7 @@ impl ClusterMap {
             key_epoch: new.key_epoch.no,
             key_epochs: BTreeMap::from([(new.key_epoch.no, new.key_epoch.clone())]),
             rotate: false,
+            revoked: None,
             groups: new.groups.iter().map(group).collect(),
             scrubs: Scrubs::default(),
         };

@@ -74,6 +74,7 @@ impl Rig {
                 no: KeyEpochNo(1),
                 timestamp: 1,
                 since: 0,
+                sealed: 0,
                 shard_keys: vec![vec![1]; usize::from(groups) * usize::from(data)],
                 place_key: vec![1],
                 custody,

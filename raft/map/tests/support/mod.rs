@@ -61,6 +61,9 @@ pub(crate) fn kind(command: &Command) -> &'static str {
         Command::RetireKeyEpochs { .. } => "retire keys",
         Command::SetCustodians { .. } => "custodians",
         Command::Reshare { .. } => "reshare",
+        Command::ReplaceMaster { .. } => "replace master",
+        Command::RevokeKeys { .. } => "revoke keys",
+        Command::NoteSealed { .. } => "note sealed",
         Command::CreateToken { .. } => "token",
         Command::Join { .. } => "join",
     }
@@ -138,6 +141,7 @@ pub(crate) fn new_keys(no: u32, columns: usize) -> KeyEpoch {
         no: KeyEpochNo(no),
         timestamp: 1_700_000_000 + u64::from(no),
         since: 0,
+        sealed: 0,
         shard_keys: vec![vec![1; 60]; columns],
         place_key: vec![2; 60],
         custody: custody(3),
@@ -209,7 +213,7 @@ pub(crate) fn keys(before: &Volume, after: &Volume, command: &Command) {
         Command::AddKeyEpoch { volume, key_epoch, .. } if *volume == before.no => {
             let since = before.epoch.0 + 1;
             assert!(before.activated && key_epoch.no.0 == before.key_epoch.0 + 1);
-            let new = KeyEpoch { since, ..KeyEpoch::clone(key_epoch) };
+            let new = KeyEpoch { since, sealed: 0, ..KeyEpoch::clone(key_epoch) };
             assert_eq!(expected.key_epochs.insert(new.no, new), None);
             (expected.key_epoch, expected.rotate) = (key_epoch.no, false);
             (expected.epoch, expected.writer_gen) = (Epoch(since), since);
@@ -220,6 +224,20 @@ pub(crate) fn keys(before: &Volume, after: &Volume, command: &Command) {
             assert!(*generation == before.writer_gen && *below <= before.key_epoch);
             expected.key_epochs.retain(|no, _| no >= below);
             assert_ne!(expected.key_epochs, before.key_epochs);
+            expected.revoked = before.revoked.filter(|revoked| revoked.through >= *below);
+        }
+        Command::RevokeKeys { volume, key_epoch, .. } if *volume == before.no => {
+            let revoked = after.revoked.expect("revoked");
+            assert!(before.key_epochs.contains_key(key_epoch) && revoked.through >= *key_epoch);
+            assert!(before.revoked.is_none_or(
+                |before| revoked.through >= before.through && revoked.since <= before.since
+            ));
+            expected.revoked = Some(revoked);
+            expected.rotate |= revoked.through == before.key_epoch;
+        }
+        Command::NoteSealed { volume, key_epoch, blocks } if *volume == before.no => {
+            let noted = expected.key_epochs.get_mut(key_epoch).expect("a key epoch");
+            noted.sealed = noted.sealed.saturating_add(*blocks);
         }
         Command::Reshare { secret: SecretName::Wrapping { volume, key_epoch }, from, custody }
             if *volume == before.id =>
@@ -232,7 +250,10 @@ pub(crate) fn keys(before: &Volume, after: &Volume, command: &Command) {
             dealt.custody.clone_from(custody);
         }
         _ => {
-            let of = |volume: &Volume| (volume.key_epoch, volume.key_epochs.clone(), volume.rotate);
+            let of = |volume: &Volume| {
+                let keys = (volume.key_epoch, volume.key_epochs.clone());
+                (keys, volume.rotate, volume.revoked)
+            };
             assert_eq!(of(before), of(after), "changed by {command:?}");
             return;
         }
