@@ -3,15 +3,16 @@
 
 use super::audit::{AuditEvent, AuditLog, Note};
 use super::judge::{self, Names};
-use super::limits::Limits;
+use super::limits::{BURST, Limits};
 use super::wire::{Answer, Ask, DealerBytes, ENTRIES_MAX, SECRETS_MAX, ShareBytes};
 use super::{Vault, VaultError};
-use smalti_map::{ClusterMap, Custodians, Custody};
+use smalti_map::{ClusterMap, Custodians};
 use smalti_storage::ids::NodeId;
 use smalti_storage::keys::{
     Commitments, Dealer, Dealing, Dealt, KeyPart, PartProof, SecretName, ShareName,
     combine_commitments, combine_parts, reshare_part, system_rng, verify_dealer, verify_part,
 };
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
@@ -19,6 +20,10 @@ use std::time::{Duration, Instant};
 
 /// How long a share that was read is taken to be there.
 const VERIFIED_FOR: Duration = Duration::from_secs(3600);
+
+/// Whoever asks for the same again within this time has it already: that costs it nothing, and is noted once. A
+/// volume of several key epochs is opened in more than one try where one of its custodians is slow.
+const REPEATED_WITHIN: Duration = Duration::from_secs(10);
 
 /// Who asks, when.
 #[derive(Clone, Copy, Debug)]
@@ -54,6 +59,11 @@ pub(crate) struct Core {
     limits: Limits,
     /// In memory only: whoever forgets it is given it anew.
     taken: BTreeMap<(ShareName, u8), Taken>,
+    /// What was dealt on, for which share epoch: the same again to whoever asks again. Others would make what
+    /// was taken useless, and fill the logs.
+    dealt: BTreeMap<(ShareName, u32), Dealing>,
+    /// Who was given what just now.
+    released: BTreeMap<(NodeId, ShareName), Instant>,
     /// The shares of the map after which nothing was left to destroy.
     swept: Option<Names>,
     /// Shares that are noted as destroyed, until they are.
@@ -80,6 +90,8 @@ impl Core {
             audit,
             limits: Limits::default(),
             taken: BTreeMap::new(),
+            dealt: BTreeMap::new(),
+            released: BTreeMap::new(),
             swept: None,
             condemned: BTreeSet::new(),
             verified: (BTreeSet::new(), None),
@@ -93,9 +105,15 @@ impl Core {
     }
 
     pub(crate) fn ask(&mut self, context: &Context<'_>, ask: Ask) -> Outcome {
+        let before = |share| self.released.get(&(context.from, share));
+        let repeated = ask
+            .release_of()
+            .and_then(before)
+            .is_some_and(|at| context.now.saturating_duration_since(*at) < REPEATED_WITHIN);
         // That it is asked too often is not noted, or the log would grow by it.
         if ask.is_counted()
-            && let Err(wait) = self.limits.take(context.from, context.now)
+            && !repeated
+            && let Err(wait) = self.limits.take(context.from, context.now, burst(context.map))
         {
             let seconds = wait.as_secs_f32().max(0.1);
             return refused(format!("asked too often: again in {seconds:.1} s"));
@@ -105,7 +123,7 @@ impl Core {
             Ask::Keep { secret, share_epoch, share, commitments } => {
                 self.keep(context, secret, share_epoch, &share, &commitments)
             }
-            Ask::Release { share } => self.release(context, &share),
+            Ask::Release { share } => self.release(context, &share, repeated),
             Ask::DealOn { share, share_epoch } => self.deal_on(context, &share, share_epoch),
             Ask::Take { from, share_epoch, dealer, share, commitments } => {
                 self.take(context, from, share_epoch, (dealer, &share, &commitments))
@@ -135,14 +153,20 @@ impl Core {
     /// Destroys shares of key epochs that have ended, and of dealings that the map took another one instead
     /// of.
     pub(crate) fn sweep(&mut self, map: &ClusterMap, time: u64) -> Result<(), String> {
-        self.taken.retain(|_, taken| taken.share_epoch >= map.custodians.share_epoch);
+        let now = map.custodians.share_epoch;
+        self.taken.retain(|(of, _), taken| taken.share_epoch >= now && judge::is_of_use(map, of));
+        self.dealt.retain(|(of, epoch), _| *epoch >= now && judge::is_of_use(map, of));
         let names = judge::names(map);
         if self.swept.as_ref() == Some(&names) {
             return Ok(());
         }
-        let is_wanted = |share: &ShareName| judge::is_wanted(map, share);
-        let kept = self.vault.names().map_err(|error| error.to_string())?;
-        for share in kept.into_iter().filter(|share| !is_wanted(share)) {
+        let mut kept = self.vault.names().map_err(|error| error.to_string())?;
+        kept.retain(|share| !judge::is_wanted(map, share));
+        // K7.
+        let (spared, unwanted): (BTreeSet<_>, BTreeSet<_>) =
+            kept.into_iter().partition(|share| !self.has_successor(map, share));
+        let is_wanted = |share: &ShareName| judge::is_wanted(map, share) || spared.contains(share);
+        for share in unwanted {
             if !self.condemned.contains(&share) {
                 self.note(AuditEvent::Destroyed, None, &share, None, time)?;
                 self.condemned.insert(share);
@@ -152,29 +176,49 @@ impl Core {
             tracing::info!(%share, "share destroyed");
         }
         self.condemned.clear();
-        self.swept = Some(names);
+        self.swept = Some(names).filter(|_| spared.is_empty());
         Ok(())
+    }
+
+    /// Whether this custodian can do without a share: its secret has ended or is with others, or it has the
+    /// share that the map names instead.
+    fn has_successor(&self, map: &ClusterMap, share: &ShareName) -> bool {
+        let Some(custody) = map.custody_of(&share.secret) else { return true };
+        let Some(index) = custody.share_of(self.me) else { return true };
+        let share = custody.share_name(share.secret);
+        verify_held(&self.vault, &share, index, &custody.commitments).is_ok()
+    }
+
+    /// The shares that the map says it has.
+    fn own_shares<'a>(
+        &self,
+        map: &'a ClusterMap,
+    ) -> impl Iterator<Item = (ShareName, u8, &'a [u8])> + use<'a> {
+        let me = self.me;
+        map.custodies().filter_map(move |(secret, custody)| {
+            let index = custody.share_of(me)?;
+            Some((custody.share_name(secret), index, custody.commitments.as_slice()))
+        })
     }
 
     /// How many shares it does not have that the map says it has. Each is read again once in a while, for a disk
     /// may lose what it had.
     pub(crate) fn lacking(&mut self, map: &ClusterMap, now: Instant) -> u32 {
-        let own = |(secret, custody): (SecretName, &Custody)| {
-            let index = custody.share_of(self.me)?;
-            Some((custody.share_name(secret), index, custody.commitments.clone()))
-        };
-        let named: Vec<_> = map.custodies().filter_map(own).collect();
+        let named: BTreeMap<_, _> = self
+            .own_shares(map)
+            .map(|(share, index, commitments)| (share, (index, commitments)))
+            .collect();
         let (verified, since) = &mut self.verified;
         if since.is_none_or(|since| now.saturating_duration_since(since) >= VERIFIED_FOR) {
             (*verified, *since) = (BTreeSet::new(), Some(now));
         }
-        verified.retain(|share| named.iter().any(|(name, ..)| name == share));
+        verified.retain(|share| named.contains_key(share));
         let mut lacking = 0;
-        for (share, index, commitments) in named {
+        for (share, (index, commitments)) in named {
             if verified.contains(&share) {
                 continue;
             }
-            match verify_held(&self.vault, &share, index, &commitments) {
+            match verify_held(&self.vault, &share, index, commitments) {
                 Ok(()) => {
                     verified.insert(share);
                     self.missed.remove(&share);
@@ -236,14 +280,14 @@ impl Core {
         share: &ShareBytes,
         commitments: &[u8],
     ) -> Result<Outcome, String> {
-        // The master secret is dealt once, when the cluster is made, not over the network.
-        if secret == SecretName::Master {
-            return Err("the master secret is not dealt again".into());
-        }
         let name = ShareName { secret, share_epoch, dealing: Dealt::of(commitments) };
         let part = KeyPart::from_bytes(&share.0).map_err(|error| error.to_string())?;
         let commitments = read_commitments(commitments)?;
         verify_part(&part, &commitments).map_err(|error| error.to_string())?;
+        if secret == SecretName::Master {
+            judge::new_master(context.map, context.from, (self.me, part.index()), share_epoch)?;
+            return self.keep_part(context, AuditEvent::Kept, &name, &part);
+        }
         let in_use = context.map.custody_of(&secret);
         if in_use.is_some_and(|used| used.share_name(secret) != name) {
             return Err("another share of that secret is in use".into());
@@ -251,10 +295,20 @@ impl Core {
         self.keep_part(context, AuditEvent::Kept, &name, &part)
     }
 
-    fn release(&mut self, context: &Context<'_>, share: &ShareName) -> Result<Outcome, String> {
+    fn release(
+        &mut self,
+        context: &Context<'_>,
+        share: &ShareName,
+        repeated: bool,
+    ) -> Result<Outcome, String> {
         judge::release(context.map, context.from, share)?;
         let part = self.vault.find(share).map_err(|error| error.to_string())?;
-        self.note(AuditEvent::Released, Some(context.from), share, None, context.time)?;
+        if !repeated {
+            self.note(AuditEvent::Released, Some(context.from), share, None, context.time)?;
+            let age = |at: &Instant| context.now.saturating_duration_since(*at);
+            self.released.retain(|_, at| age(at) < REPEATED_WITHIN);
+            self.released.insert((context.from, *share), context.now);
+        }
         tracing::info!(from = %context.from, %share, "share released");
         Ok(Outcome::Answer(Answer::Released(ShareBytes(part.to_bytes()))))
     }
@@ -268,18 +322,35 @@ impl Core {
         let (plan, old) = judge::deal_on(context.map, context.from, share, share_epoch)?;
         let part = self.vault.find(share).map_err(|error| error.to_string())?;
         verify_part(&part, &old).map_err(|error| error.to_string())?;
-        let dealing = deal(&part, plan)?;
+        let index = part.index();
+        let again = self.dealt.contains_key(&(*share, share_epoch));
+        let dealing = match self.dealt.entry((*share, share_epoch)) {
+            Entry::Occupied(dealt) => dealt.into_mut(),
+            Entry::Vacant(place) => place.insert(deal(&part, plan)?),
+        };
         let commitments = dealing.commitments.to_bytes();
-        let dealer = part.index();
         let gift = |(to, part): (NodeId, &KeyPart)| {
             let (share_bytes, commitments) = (ShareBytes(part.to_bytes()), commitments.clone());
-            let ask =
-                Ask::Take { from: *share, share_epoch, dealer, share: share_bytes, commitments };
+            let ask = Ask::Take {
+                from: *share,
+                share_epoch,
+                dealer: index,
+                share: share_bytes,
+                commitments,
+            };
             (to, ask)
         };
         let gifts = plan.nodes().zip(&dealing.parts).map(gift).collect();
-        let detail = format!("for share epoch {share_epoch}");
-        self.note(AuditEvent::DealtOn, Some(context.from), share, Some(detail), context.time)?;
+        if !again {
+            let detail = Some(format!("for share epoch {share_epoch}"));
+            let noted =
+                self.note(AuditEvent::DealtOn, Some(context.from), share, detail, context.time);
+            if let Err(why) = noted {
+                // Or it would be dealt on the next time without a note.
+                self.dealt.remove(&(*share, share_epoch));
+                return Err(why);
+            }
+        }
         Ok(Outcome::Deal { gifts, commitments })
     }
 
@@ -316,13 +387,14 @@ impl Core {
         dealers: &[DealerBytes],
     ) -> Result<Outcome, String> {
         let (plan, old) = judge::deal_on(context.map, context.from, from, share_epoch)?;
-        judge::own_share(plan, self.me)?;
+        let own = judge::own_share(plan, self.me)?;
         let dealers = read_dealers(dealers)?;
         let combined = combine_commitments(&old, &dealers).map_err(|error| error.to_string())?;
         let dealing = Dealt::of(&combined.to_bytes());
         let name = ShareName { secret: from.secret, share_epoch, dealing };
         // Asked again, after the answer was lost.
-        if self.vault.find(&name).is_ok_and(|part| verify_part(&part, &combined).is_ok()) {
+        let is_good = |part: KeyPart| part.index() == own && verify_part(&part, &combined).is_ok();
+        if self.vault.find(&name).is_ok_and(is_good) {
             self.vault.sync().map_err(|error| error.to_string())?;
             return Ok(Outcome::Answer(Answer::Kept));
         }
@@ -372,10 +444,21 @@ impl Ask {
         }
     }
 
+    /// The share that is to be given out.
+    fn release_of(&self) -> Option<ShareName> {
+        let Self::Release { share } = self else { return None };
+        Some(*share)
+    }
+
     /// Whether it is of those that nobody needs often.
     fn is_counted(&self) -> bool {
         matches!(self, Self::Release { .. } | Self::Keep { .. })
     }
+}
+
+/// What a node may have at once: all of what there is, for it may have to take over every volume.
+fn burst(map: &ClusterMap) -> u32 {
+    BURST.max(u32::try_from(map.custodies().count()).unwrap_or(u32::MAX))
 }
 
 fn verify_held(

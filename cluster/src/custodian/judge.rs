@@ -61,6 +61,28 @@ pub(super) fn deal_on<'a>(
     Ok((plan, commitments.map_err(|error| error.to_string())?))
 }
 
+/// Whether a node may deal another master secret, and the share of it is what the custodian is to have.
+pub(super) fn new_master(
+    map: &ClusterMap,
+    from: NodeId,
+    (me, index): (NodeId, u8),
+    share_epoch: u32,
+) -> Judgement<()> {
+    member(map, from)?;
+    let plan = &map.custodians;
+    if !plan.new_master || plan.share_epoch != share_epoch {
+        return Err("no other master secret is wanted".into());
+    }
+    let own = own_share(plan, me)?;
+    if own == index { Ok(()) } else { Err(format!("share {index} is given, {own} is to be here")) }
+}
+
+/// Whether a share is of the dealing that counts.
+pub(super) fn is_of_use(map: &ClusterMap, share: &ShareName) -> bool {
+    let custody = map.custody_of(&share.secret);
+    custody.is_some_and(|custody| custody.share_name(share.secret) == *share)
+}
+
 /// The number of the share that this node is to have.
 pub(super) fn own_share(plan: &Custodians, me: NodeId) -> Judgement<u8> {
     plan.share_of(me).ok_or_else(|| format!("{me} is to have no share"))

@@ -6,8 +6,8 @@ use smalti_storage::ids::NodeId;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// Shares that a node may have at once: of some hundred volumes that it opens after a restart.
-const BURST: u32 = 512;
+/// Shares that a node may have at once, at least: of some hundred volumes that it opens after a restart.
+pub(super) const BURST: u32 = 512;
 
 /// One more each.
 const REFILL: Duration = Duration::from_millis(250);
@@ -20,8 +20,8 @@ pub(super) struct Limits {
 }
 
 impl Limits {
-    /// Takes one for a node; else says after how long it may ask again.
-    pub(super) fn take(&mut self, node: NodeId, now: Instant) -> Result<(), Duration> {
+    /// Takes one for a node, of so many that it may have at once; else says after how long it may ask again.
+    pub(super) fn take(&mut self, node: NodeId, now: Instant, burst: u32) -> Result<(), Duration> {
         let (taken, since) = self.taken.entry(node).or_insert((0, now));
         let refilled = now.saturating_duration_since(*since).as_millis() / REFILL.as_millis();
         let refilled = u32::try_from(refilled).unwrap_or(u32::MAX);
@@ -31,7 +31,7 @@ impl Limits {
             *taken -= refilled;
             *since += REFILL * refilled;
         }
-        if *taken >= BURST {
+        if *taken >= burst {
             return Err(REFILL.saturating_sub(now.saturating_duration_since(*since)));
         }
         *taken += 1;
@@ -48,18 +48,18 @@ mod tests {
         let (mut limits, start) = (Limits::default(), Instant::now());
         let (one, other) = (NodeId(1), NodeId(2));
         for _ in 0..BURST {
-            assert_eq!(limits.take(one, start), Ok(()));
+            assert_eq!(limits.take(one, start, BURST), Ok(()));
         }
-        assert_eq!(limits.take(one, start), Err(REFILL));
-        assert_eq!(limits.take(other, start), Ok(()), "each has its own");
+        assert_eq!(limits.take(one, start, BURST), Err(REFILL));
+        assert_eq!(limits.take(other, start, BURST), Ok(()), "each has its own");
         let later = start + REFILL * 5 / 2;
-        assert_eq!(limits.take(one, later), Ok(()));
-        assert_eq!(limits.take(one, later), Ok(()));
-        assert_eq!(limits.take(one, later), Err(REFILL / 2));
+        assert_eq!(limits.take(one, later, BURST), Ok(()));
+        assert_eq!(limits.take(one, later, BURST), Ok(()));
+        assert_eq!(limits.take(one, later, BURST), Err(REFILL / 2));
         let much_later = start + REFILL * (2 * BURST);
         for _ in 0..BURST {
-            assert_eq!(limits.take(one, much_later), Ok(()));
+            assert_eq!(limits.take(one, much_later, BURST), Ok(()));
         }
-        assert!(limits.take(one, much_later).is_err());
+        assert!(limits.take(one, much_later, BURST).is_err());
     }
 }

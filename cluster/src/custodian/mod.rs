@@ -9,6 +9,8 @@
 //! K5. A share is destroyed once the map names another dealing of its secret, of the same share epoch or a
 //!     later one; so whichever dealing it names, every custodian has its share of that.
 //! K6. Whatever is done with a share is in the log before it is done.
+//! K7. No custodian that is to have a share of that other dealing destroys one before it has it: a member that
+//!     makes the map name a dealing that was never dealt destroys nothing by that.
 
 mod actor;
 mod audit;

@@ -4,6 +4,8 @@
 //! enumerated. Whatever dies, the shares that the map names can be put together, before and after.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod rules;
+
 use super::core::{Context, Core, Outcome};
 use super::wire::{Answer, Ask, DealerBytes, ShareBytes};
 use super::{AuditEvent, Vault, read_chain};
@@ -159,6 +161,7 @@ impl World {
             no: KeyEpochNo(no),
             timestamp: no.into(),
             since: 0,
+            sealed: 0,
             shard_keys: vec![vec![1]; 2],
             place_key: vec![1],
             custody,
@@ -264,13 +267,39 @@ impl World {
             .map(|(secret, custody)| (secret, custody.clone()))
             .collect();
         for (secret, custody) in late {
-            if !self.deal_one(secret, &custody, &plan)? {
+            let dealt = match secret {
+                SecretName::Master if plan.new_master => self.replace_master(&custody, &plan)?,
+                _ => self.deal_one(secret, &custody, &plan)?,
+            };
+            if !dealt {
                 return Ok(false);
             }
             // Whoever hears of a new map looks what is not needed any more.
             self.sweep();
         }
         Ok(true)
+    }
+
+    fn replace_master(&mut self, custody: &Custody, plan: &Custodians) -> Result<bool, Died> {
+        let secret = Secret::random(&mut self.rng);
+        let total = u8::try_from(plan.holders.len()).unwrap();
+        let dealing = get_key_parts(&secret, plan.threshold, total, &mut self.rng).unwrap();
+        for (node, part) in plan.nodes().zip(&dealing.parts) {
+            let ask = self.keep(SecretName::Master, part, &dealing.commitments);
+            if self.ask(1, node, ask)? != Answer::Kept {
+                return Ok(false);
+            }
+        }
+        let holders: Vec<u64> = plan.nodes().map(|node| node.0).collect();
+        let new = Custody { share_epoch: plan.share_epoch, ..dealt(&dealing, &holders) };
+        let from = custody.commitments.clone();
+        // It may be taken though whoever asked for that dies.
+        let before = self.secrets.insert(SecretName::Master, secret);
+        let done = self.propose(&Command::ReplaceMaster { from, custody: new.clone() });
+        if self.map.custody != new {
+            self.secrets.extend(before.map(|before| (SecretName::Master, before)));
+        }
+        done.map(|()| true)
     }
 
     fn deal_one(
@@ -334,9 +363,13 @@ impl World {
     }
 
     fn set(&mut self, threshold: u8, nodes: &[u64]) {
+        self.set_with(threshold, nodes, false);
+    }
+
+    fn set_with(&mut self, threshold: u8, nodes: &[u64], new_master: bool) {
         let share_epoch = self.map.custodians.share_epoch;
         let nodes = nodes.iter().copied().map(NodeId).collect();
-        self.must(&Command::SetCustodians { share_epoch, threshold, nodes, now: 7 });
+        self.must(&Command::SetCustodians { share_epoch, threshold, nodes, now: 7, new_master });
     }
 
     fn events(&self, node: u64) -> Vec<AuditEvent> {
@@ -349,14 +382,15 @@ impl World {
 /// Every step of dealing three secrets on, every way to die at it, for changes of all kinds.
 #[test]
 fn whoever_dies_at_whatever_step_all_secrets_can_be_opened() {
-    let changes: [(&str, u8, &[u64]); 4] = [
-        ("the same get new shares", 2, &[1, 2, 3]),
-        ("one joins and more are needed", 3, &[1, 2, 3, 4]),
-        ("one leaves for another", 2, &[1, 5, 3]),
-        ("all others", 2, &[4, 5]),
+    let changes: [(&str, u8, &[u64], bool); 5] = [
+        ("the same get new shares", 2, &[1, 2, 3], false),
+        ("one joins and more are needed", 3, &[1, 2, 3, 4], false),
+        ("one leaves for another", 2, &[1, 5, 3], false),
+        ("all others", 2, &[4, 5], false),
+        ("the same get another master secret", 2, &[1, 2, 3], true),
     ];
     let mut died = 0;
-    for (what, threshold, nodes) in changes {
+    for (what, threshold, nodes, new_master) in changes {
         for who in [Who::AskedBefore, Who::AskedAfter, Who::AskerBefore, Who::AskerAfter] {
             for at in 1.. {
                 let mut world = World::new();
@@ -364,7 +398,7 @@ fn whoever_dies_at_whatever_step_all_secrets_can_be_opened() {
                 let epoch = world.map.volumes[&NO].epoch;
                 world.must(&Command::AddKeyEpoch { volume: NO, epoch, key_epoch: second });
                 world.check("in the beginning");
-                world.set(threshold, nodes);
+                world.set_with(threshold, nodes, new_master);
                 world.steps = 0;
                 world.crash = Some(Crash { at, who });
                 let what = format!("{what}, {who:?} dies at step {at}");
@@ -381,6 +415,7 @@ fn whoever_dies_at_whatever_step_all_secrets_can_be_opened() {
                 world.check(&what);
                 let now = world.map.custodians.share_epoch;
                 assert!(world.map.custodies().all(|(_, custody)| custody.share_epoch == now));
+                assert!(!world.map.custodians.new_master, "{what}");
                 assert_eq!(world.shares(), 3 * nodes.len(), "{what}: none is left of before");
                 if world.steps < at {
                     break;
@@ -390,130 +425,4 @@ fn whoever_dies_at_whatever_step_all_secrets_can_be_opened() {
         }
     }
     assert!(died > 300, "{died} deaths");
-}
-
-#[test]
-fn shares_of_before_are_refused_and_destroyed() {
-    let mut world = World::new();
-    let old = world.map.custody_of(&wrapping(1)).unwrap().clone();
-    let share = old.share_name(wrapping(1));
-    let before: Vec<KeyPart> =
-        old.holders.iter().map(|holder| world.vault(holder.node).find(&share).unwrap()).collect();
-    world.set(2, &[1, 2, 3]);
-    assert!(matches!(world.deal_on(), Ok(true)));
-    world.sweep();
-    // The coordinator of an old map, and whoever has an old copy of the folder.
-    let answer = world.once(4, NodeId(1), Ask::Release { share });
-    assert!(
-        matches!(&answer, Outcome::Answer(Answer::Refused(why)) if why.contains("it is 2")),
-        "{answer:?}"
-    );
-    let new = world.map.custody_of(&wrapping(1)).unwrap().clone();
-    let commitments = Commitments::from_bytes(&new.commitments).unwrap();
-    let now = world.vault(NodeId(3)).find(&new.share_name(wrapping(1))).unwrap();
-    let mixed = [before[0].clone(), now];
-    assert!(reconstruct_symmetric_key(&mixed, &commitments).is_err(), "share epochs do not mix");
-    let put_back =
-        world.keep(wrapping(1), &before[0], &Commitments::from_bytes(&old.commitments).unwrap());
-    let answer = world.once(4, NodeId(1), put_back);
-    assert!(matches!(answer, Outcome::Answer(Answer::Refused(_))), "{answer:?}");
-    use AuditEvent::{Began, Combined, DealtOn, Destroyed, Kept, Refused};
-    let expected =
-        [Began, Kept, DealtOn, Combined, Destroyed, DealtOn, Combined, Destroyed, Refused, Refused];
-    assert_eq!(world.events(1), expected);
-}
-
-/// What the rules of custodians keep out, each with the control that what is asked rightly is given.
-#[test]
-fn who_may_not_have_something_is_refused_by_the_map() {
-    let mut world = World::new();
-    let name = |world: &World, secret| world.map.custody_of(&secret).unwrap().share_name(secret);
-    let (master, share) = (name(&world, SecretName::Master), name(&world, wrapping(1)));
-    let refused = |outcome: Outcome, text: &str| {
-        let Outcome::Answer(Answer::Refused(why)) = outcome else { panic!("{outcome:?}") };
-        assert!(why.contains(text), "{why}");
-    };
-    let one = NodeId(1);
-    refused(world.once(2, one, Ask::Release { share }), "does not coordinate");
-    refused(world.once(9, one, Ask::Release { share: master }), "is not a member");
-    let strange = ShareName { secret: wrapping(7), ..share };
-    refused(world.once(4, one, Ask::Release { share: strange }), "no such key epoch");
-    assert!(matches!(
-        world.once(4, one, Ask::Release { share }),
-        Outcome::Answer(Answer::Released(_))
-    ));
-    assert!(matches!(
-        world.once(2, one, Ask::Release { share: master }),
-        Outcome::Answer(Answer::Released(_))
-    ));
-    // Nobody wants secrets dealt on.
-    let deal = Ask::DealOn { share: master, share_epoch: 2 };
-    refused(world.once(1, one, deal.clone()), "share epoch 2; it is 1");
-    world.set(2, &[1, 2, 4]);
-    refused(world.once(9, one, deal.clone()), "is not a member");
-    refused(world.once(1, one, Ask::DealOn { share: master, share_epoch: 3 }), "it is 2");
-    refused(world.once(1, NodeId(5), deal.clone()), "no share of that secret");
-    let Outcome::Deal { gifts, .. } = world.once(1, one, deal) else { panic!("it is dealt on") };
-    let to: Vec<u64> = gifts.iter().map(|(node, _)| node.0).collect();
-    assert_eq!(to, [1, 2, 4], "to nobody but those that the map names");
-    let gift = gifts[2].1.clone();
-    let Ask::Take { from, share_epoch, share: given, commitments, .. } = gift.clone() else {
-        panic!("{gift:?}")
-    };
-    // Given by another one, to another one, as another one's, or something else.
-    refused(world.once(2, NodeId(4), gift.clone()), "does not hold share 1");
-    refused(world.once(1, NodeId(2), gift.clone()), "share 3 is given, 2 is to be here");
-    refused(world.once(1, NodeId(5), gift.clone()), "is to have no share");
-    let again = |dealer, commitments: &[u8]| Ask::Take {
-        from,
-        share_epoch,
-        dealer,
-        share: given.clone(),
-        commitments: commitments.to_vec(),
-    };
-    refused(world.once(1, NodeId(4), again(2, &commitments)), "does not hold share 2");
-    let mut rng = StdRng::seed_from_u64(3);
-    let other = get_key_parts(&Secret::random(&mut rng), 2, 3, &mut rng).unwrap();
-    let other = other.commitments.to_bytes();
-    refused(world.once(1, NodeId(4), again(1, &other)), "does not match");
-    assert!(matches!(world.once(1, NodeId(4), gift), Outcome::Answer(Answer::Kept)));
-    // Only what was taken can be combined.
-    let dealers = |commitments: &[u8]| {
-        [1, 2].map(|index| DealerBytes { index, commitments: commitments.to_vec() }).to_vec()
-    };
-    let combine = Ask::Combine { from, share_epoch, dealers: dealers(&commitments) };
-    refused(world.once(1, NodeId(4), combine), "key part 2 does not match");
-    world.check("nothing has changed");
-}
-
-#[test]
-fn what_is_missing_is_noticed_and_proofs_are_of_what_is_there() {
-    let mut world = World::new();
-    let missing = |world: &mut World| {
-        let (map, now) = (world.map.clone(), world.now);
-        [1, 2, 4].map(|no| world.cores.get_mut(&NodeId(no)).unwrap().lacking(&map, now))
-    };
-    assert_eq!(missing(&mut world), [0, 0, 0]);
-    let share = world.map.custody_of(&wrapping(1)).unwrap().share_name(wrapping(1));
-    let file =
-        std::fs::read_dir(world.dirs[&NodeId(2)].path()).unwrap().map(|file| file.unwrap().path());
-    let file = file.filter(|file| file.to_string_lossy().contains("-1-1-")).last().unwrap();
-    let bytes = std::fs::read(&file).unwrap();
-    std::fs::write(&file, [&bytes[..20], &[bytes[20] ^ 1], &bytes[21..]].concat()).unwrap();
-    assert_eq!(missing(&mut world), [0, 0, 0], "it was read a moment ago");
-    world.now += std::time::Duration::from_secs(3601);
-    assert_eq!(missing(&mut world), [0, 1, 0]);
-    let prove = Ask::Prove { challenge: [1; 32], shares: vec![share] };
-    let proofs = |outcome| match outcome {
-        Outcome::Answer(Answer::Proofs(proofs)) => proofs[0].clone(),
-        other => panic!("{other:?}"),
-    };
-    assert!(proofs(world.once(3, NodeId(1), prove.clone())).is_ok());
-    let why = proofs(world.once(3, NodeId(2), prove)).unwrap_err();
-    assert!(why.contains("do not authenticate"), "{why}");
-    // New shares for the same custodians mend it.
-    world.set(2, &[1, 2, 3]);
-    assert!(matches!(world.deal_on(), Ok(true)));
-    world.check("dealt on");
-    assert_eq!(missing(&mut world), [0, 0, 0]);
 }

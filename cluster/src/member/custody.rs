@@ -12,7 +12,10 @@ use futures::future::join_all;
 use smalti_map::view::MapView;
 use smalti_map::{Applied, ClusterMap, Command, Custodians, Custody, custodians};
 use smalti_storage::ids::NodeId;
-use smalti_storage::keys::{Commitments, SecretName, combine_commitments};
+use smalti_storage::keys::{
+    Commitments, Dealing, Secret, SecretName, combine_commitments, get_key_parts, system_rng,
+    verify_dealer,
+};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,8 +40,14 @@ const MEND_EVERY: Duration = Duration::from_secs(60);
 /// How often a custodian looks whether its shares are there, without a new map.
 const REMIND_EVERY: Duration = Duration::from_secs(60);
 
+/// Problems that are told at once.
+const PROBLEMS_MAX: usize = 3;
+
 /// How long a proposal may take. The next look makes it again.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// In seconds.
+const DAY: u64 = 24 * 60 * 60;
 
 /// What the leader keeps in mind between looks.
 struct Mind {
@@ -48,11 +57,13 @@ struct Mind {
     lacking: Option<Instant>,
     /// When they got new ones for that.
     mended: Option<Instant>,
+    /// Another master secret, and the share epoch that it was dealt for, until the map has taken it.
+    master: Option<(u32, Dealing)>,
 }
 
 impl Mind {
     fn new() -> Self {
-        Self { failures: 0, not_before: Instant::now(), lacking: None, mended: None }
+        Self { failures: 0, not_before: Instant::now(), lacking: None, mended: None, master: None }
     }
 }
 
@@ -143,8 +154,24 @@ impl Member {
             return self.set_custodians(&map.custodians, nodes).await;
         }
         let late: Vec<_> = behind(map).map(|(secret, custody)| (secret, custody.clone())).collect();
+        let mut problems = Vec::new();
         for (secret, custody) in late {
-            self.reshare(secret, &custody, &map.custodians).await?;
+            // One that can not be dealt on keeps no other one.
+            let dealt = match secret {
+                SecretName::Master if map.custodians.new_master => {
+                    self.replace_master(&custody, &map.custodians, &mut mind.master).await
+                }
+                _ => self.reshare(secret, &custody, &map.custodians, mind.failures).await,
+            };
+            problems.extend(dealt.err());
+        }
+        if !problems.is_empty() {
+            let more = problems.len().saturating_sub(PROBLEMS_MAX);
+            problems.truncate(PROBLEMS_MAX);
+            if more > 0 {
+                problems.push(format!("and {more} more"));
+            }
+            return Err(problems.join("; "));
         }
         let lacking = self.lacking_shares();
         if lacking.is_empty() {
@@ -174,7 +201,8 @@ impl Member {
 
     async fn set_custodians(&self, now: &Custodians, nodes: Vec<NodeId>) -> Result<(), String> {
         let (share_epoch, threshold) = (now.share_epoch, now.threshold);
-        let command = Command::SetCustodians { share_epoch, threshold, nodes, now: unix_seconds() };
+        let (now, new_master) = (unix_seconds(), false);
+        let command = Command::SetCustodians { share_epoch, threshold, nodes, now, new_master };
         self.propose_custody(command).await
     }
 
@@ -193,13 +221,20 @@ impl Member {
         secret: SecretName,
         custody: &Custody,
         plan: &Custodians,
+        failures: u32,
     ) -> Result<(), String> {
+        let failed = |problems: &[String]| format!("the {secret}: {}", problems.join("; "));
+        let old = Commitments::from_bytes(&custody.commitments);
+        let old = old.map_err(|error| failed(&[error.to_string()]))?;
         let share = custody.share_name(secret);
         let (share_epoch, client) = (plan.share_epoch, self.custodians());
         let mut problems = Vec::new();
         let mut dealers = Vec::new();
         // Those that answer first: whoever is away takes as long as may be waited.
         let mut holders = custody.holders.clone();
+        // Nor always the same ones: what one dealt may be taken by nobody.
+        let turn = failures as usize % holders.len().max(1);
+        holders.rotate_left(turn);
         holders
             .sort_by_key(|holder| self.beats().silent_for(holder.node) > self.inner.suspect_after);
         for holder in holders {
@@ -207,17 +242,21 @@ impl Member {
                 break;
             }
             match client.deal_on(holder.node, share, share_epoch).await {
-                Ok(commitments) => dealers.push(DealerBytes { index: holder.share, commitments }),
+                Ok(commitments) => {
+                    let dealer = DealerBytes { index: holder.share, commitments };
+                    match verify_dealt(&old, &dealer) {
+                        Ok(()) => dealers.push(dealer),
+                        Err(why) => problems.push(format!("{}: {why}", holder.node)),
+                    }
+                }
                 Err(why) => problems.push(format!("{}: {why}", holder.node)),
             }
         }
-        let failed = |problems: &[String]| format!("the {secret}: {}", problems.join("; "));
         if dealers.len() < usize::from(custody.threshold) {
             return Err(failed(&problems));
         }
-        let old = Commitments::from_bytes(&custody.commitments);
-        let combined = old.map_err(|error| error.to_string()).and_then(|old| {
-            combine_commitments(&old, &read_dealers(&dealers)?).map_err(|error| error.to_string())
+        let combined = read_dealers(&dealers).and_then(|dealers| {
+            combine_commitments(&old, &dealers).map_err(|error| error.to_string())
         });
         let commitments = combined.map_err(|why| failed(&[why]))?.to_bytes();
         let combine = |node: NodeId| {
@@ -239,6 +278,47 @@ impl Member {
         tracing::info!(%secret, share_epoch, "dealt on");
         Ok(())
     }
+
+    /// Deals another master secret, which is forgotten here, and has the map take it. Until then what was dealt is
+    /// kept, to be given again: else every try would leave shares of another one.
+    async fn replace_master(
+        &self,
+        custody: &Custody,
+        plan: &Custodians,
+        dealt: &mut Option<(u32, Dealing)>,
+    ) -> Result<(), String> {
+        let failed = |why: String| format!("another master secret: {why}");
+        let share_epoch = plan.share_epoch;
+        let (_, dealing) = match dealt.take().filter(|(epoch, _)| *epoch == share_epoch) {
+            Some(before) => dealt.insert(before),
+            None => dealt.insert((share_epoch, new_master(plan).map_err(failed)?)),
+        };
+        let (client, name) = (self.custodians(), (SecretName::Master, share_epoch));
+        for (holder, part) in plan.holders.iter().zip(&dealing.parts) {
+            let kept = client.keep(holder.node, name, part, &dealing.commitments).await;
+            kept.map_err(|why| failed(format!("{}: {why}", holder.node)))?;
+        }
+        let (threshold, holders) = (plan.threshold, plan.holders.clone());
+        let commitments = dealing.commitments.to_bytes();
+        let new = Custody { share_epoch, threshold, holders, commitments };
+        let from = custody.commitments.clone();
+        self.propose_custody(Command::ReplaceMaster { from, custody: new }).await?;
+        *dealt = None;
+        tracing::info!(share_epoch, "there is another master secret");
+        Ok(())
+    }
+}
+
+fn new_master(plan: &Custodians) -> Result<Dealing, String> {
+    let total = u8::try_from(plan.holders.len()).map_err(|_| "too many custodians".to_owned())?;
+    let mut rng = system_rng().map_err(|error| error.to_string())?;
+    let secret = Secret::random(&mut rng);
+    get_key_parts(&secret, plan.threshold, total, &mut rng).map_err(|error| error.to_string())
+}
+
+fn verify_dealt(old: &Commitments, dealer: &DealerBytes) -> Result<(), String> {
+    let read = read_dealers(std::slice::from_ref(dealer))?;
+    read.iter().try_for_each(|dealer| verify_dealer(old, dealer)).map_err(|error| error.to_string())
 }
 
 /// Secrets that are not with those who are to hold them.
@@ -254,5 +334,7 @@ fn is_old(map: &ClusterMap, now: u64, refresh_every: Duration) -> bool {
     let first = || made.map(|epoch| epoch.timestamp).min();
     let since = Some(map.custodians.since).filter(|since| *since > 0).or_else(first);
     let every = refresh_every.as_secs();
-    every > 0 && since.is_some_and(|since| now.saturating_sub(since) >= every)
+    // A time to come was told by a clock that was wrong: it would keep the shares old for as long.
+    let ahead = |since: u64| since.saturating_sub(now) > DAY;
+    every > 0 && since.is_some_and(|since| now.saturating_sub(since) >= every || ahead(since))
 }
