@@ -283,6 +283,7 @@ async fn the_document_describes_every_route() {
         "post /v1/tokens",
         "post /v1/volumes",
         "post /v1/volumes/{name}/keys",
+        "post /v1/volumes/{name}/keys/revoke",
         "post /v1/volumes/{name}/scrub",
     ];
     assert_eq!(operations, expected);

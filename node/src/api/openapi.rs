@@ -26,6 +26,7 @@ use utoipa::OpenApi;
         places::pause_moves,
         places::scrub_volume,
         places::rotate_keys,
+        places::revoke_keys,
         places::what_if,
         routes::keys,
         custody::set_custodians,

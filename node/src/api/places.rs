@@ -3,8 +3,8 @@
 use super::error::{ApiError, ErrorBody};
 use super::routes::{ApiState, volume_name};
 use crate::control::{
-    ChangeNode, MovesStatus, NodeFacts, PauseMoves, ReplaceNode, ScrubStatus, VolumeKeys,
-    WhatIfReport,
+    ChangeNode, MovesStatus, NodeFacts, PauseMoves, ReplaceNode, RevokeKeys, ScrubStatus,
+    VolumeKeys, WhatIfReport,
 };
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
@@ -103,6 +103,27 @@ pub(super) async fn rotate_keys(
     let name = volume_name(name)?;
     let control = state.clone();
     Ok(Json(state.change(async move { control.control.rotate_keys(name).await }).await?))
+}
+
+/// Says that key epochs of a volume may have leaked: new keys are made if new records are under them, and what is
+/// under them is sealed anew before anything else.
+#[utoipa::path(post, path = "/v1/volumes/{name}/keys/revoke", request_body = RevokeKeys,
+    params(("name" = String, Path, description = "Name of the volume")),
+    responses(
+        (status = 200, body = VolumeKeys, description = "Agreed; `revoked` until they have ended"),
+        (status = "default", body = ErrorBody),
+    ))]
+pub(super) async fn revoke_keys(
+    State(state): State<ApiState>,
+    name: Result<Path<String>, PathRejection>,
+    request: Result<Json<RevokeKeys>, JsonRejection>,
+) -> Result<Json<VolumeKeys>, ApiError> {
+    let name = volume_name(name)?;
+    let Json(request) =
+        request.map_err(|error| ApiError::http(error.status(), error.body_text()))?;
+    let control = state.clone();
+    let answer = async move { control.control.revoke_keys(name, request).await };
+    Ok(Json(state.change(answer).await?))
 }
 
 /// Lets no slot begin to move, or lets them again.

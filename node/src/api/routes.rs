@@ -4,7 +4,8 @@ use super::contents::{volume_data, volume_image};
 use super::custody::{audit_keys, set_custodians, verify_keys};
 use super::error::{ApiError, ErrorBody};
 use super::places::{
-    change_node, pause_moves, remove_node, replace_node, rotate_keys, scrub_volume, what_if,
+    change_node, pause_moves, remove_node, replace_node, revoke_keys, rotate_keys, scrub_volume,
+    what_if,
 };
 use super::tokens::create_token;
 use super::{metrics, openapi};
@@ -130,6 +131,7 @@ pub fn router(state: ApiState) -> Router {
         .route("/v1/volumes/{name}/image", get(volume_image))
         .route("/v1/volumes/{name}/scrub", post(scrub_volume))
         .route("/v1/volumes/{name}/keys", post(rotate_keys))
+        .route("/v1/volumes/{name}/keys/revoke", post(revoke_keys))
         .route("/v1/nodes", get(nodes))
         .route("/v1/nodes/{name}", post(change_node).delete(remove_node))
         .route("/v1/nodes/{name}/replace", post(replace_node))

@@ -9,7 +9,7 @@ use smalti_cluster::{CoderHandle, Member};
 use smalti_gateway::{BlockDevice, BoxFuture, Gateway, GatewayError};
 use smalti_map::Volume;
 use smalti_map::view::MapView;
-use smalti_storage::ids::{NodeId, VolumeNo};
+use smalti_storage::ids::{KeyEpochNo, NodeId, VolumeNo};
 use smalti_volume::{ShardMetadata, unshard_volume};
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, Weak};
@@ -160,6 +160,17 @@ impl LocalGateways {
                 local.forget_keys_before(*oldest);
             }
         }
+    }
+
+    /// What gateways here have sealed: of which volume, under which generation and key epoch, and how many blocks
+    /// under one key at most. None of one that is being opened just now.
+    pub(crate) fn sealed(&self) -> Vec<(VolumeNo, u32, KeyEpochNo, u64)> {
+        let Ok(open) = self.open.try_lock() else { return Vec::new() };
+        let of = |(no, (generation, local)): (&VolumeNo, &(u32, Weak<Local>))| {
+            let (key_epoch, blocks) = local.upgrade()?.most_sealed();
+            Some((*no, *generation, key_epoch, blocks))
+        };
+        open.iter().filter_map(of).collect()
     }
 
     /// Returns once gateways of another generation of the volume are let in.

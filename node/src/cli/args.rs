@@ -351,6 +351,8 @@ pub enum KeyCommand {
     Status(ShowArgs),
     /// Give volumes new keys: new records are sealed under them at once, older ones in the background
     Rotate(KeyRotateArgs),
+    /// Give volumes new keys because theirs may have leaked: what is under them is sealed anew before anything else
+    Revoke(KeyRevokeArgs),
     /// Show who holds the shares of all secrets, or name others: all shares become new ones
     Custodians(KeyCustodiansArgs),
     /// Have every custodian prove its shares: could everything be opened, without some nodes too?
@@ -414,6 +416,33 @@ pub struct KeyRotateArgs {
     #[arg(long)]
     pub wait: bool,
     /// Only say that new keys are wanted
+    #[arg(long, conflicts_with = "wait")]
+    pub no_wait: bool,
+    /// Whom to ask, and how to show it.
+    #[command(flatten)]
+    pub show: ShowArgs,
+}
+
+/// `smalti key revoke`.
+#[derive(Debug, Args)]
+#[group(id = "what", required = true, multiple = true, args = ["name", "all", "master"])]
+pub struct KeyRevokeArgs {
+    /// Name of the volume
+    #[arg(conflicts_with = "all")]
+    pub name: Option<String>,
+    /// All volumes
+    #[arg(long)]
+    pub all: bool,
+    /// Only this key epoch and older ones [default: up to the present one]
+    #[arg(long, value_name = "EPOCH", requires = "name")]
+    pub epoch: Option<u32>,
+    /// The secret that new keys are derived from
+    #[arg(long, conflicts_with = "name")]
+    pub master: bool,
+    /// Wait until nothing is under revoked keys, and those are destroyed
+    #[arg(long)]
+    pub wait: bool,
+    /// Only say that they are not to be trusted
     #[arg(long, conflicts_with = "wait")]
     pub no_wait: bool,
     /// Whom to ask, and how to show it.
@@ -529,6 +558,10 @@ mod tests {
             "key rotate v --dir d --wait",
             "key rotate --all --dir d --json",
             "key rotate v --dir d --no-wait",
+            "key revoke v --dir d --wait",
+            "key revoke v --epoch 3 --dir d",
+            "key revoke --all --master --dir d --no-wait",
+            "key revoke --master --dir d --json",
             "scrub v --dir d --json --no-wait",
             "moves resume --dir d --json",
             "what-if stop n1 n2 --dir d",
@@ -542,6 +575,10 @@ mod tests {
     fn wrong_arguments_are_usage_errors() {
         let cases = [
             ("status", ErrorKind::MissingRequiredArgument),
+            ("key revoke --dir d", ErrorKind::MissingRequiredArgument),
+            ("key revoke --all --epoch 1 --dir d", ErrorKind::MissingRequiredArgument),
+            ("key revoke v --all --dir d", ErrorKind::ArgumentConflict),
+            ("key revoke v --master --dir d", ErrorKind::ArgumentConflict),
             ("status --dir d --api 127.0.0.1:1", ErrorKind::ArgumentConflict),
             ("status --api nonsense", ErrorKind::ValueValidation),
             ("serve", ErrorKind::MissingRequiredArgument),

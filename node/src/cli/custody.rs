@@ -19,7 +19,7 @@ pub(super) async fn set(args: KeyCustodiansArgs) -> anyhow::Result<()> {
         let report: KeyReport = target.read("/v1/keys").await.context("get custodians")?;
         return output::facts(args.show.json, &report, show::custodians);
     }
-    let wish = SetCustodians { nodes, threshold: args.threshold, share_epoch: None };
+    let wish = SetCustodians { nodes, threshold: args.threshold, ..SetCustodians::default() };
     let mut report: KeyReport =
         target.post("/v1/custodians", &wish).await.context("set the custodians")?;
     if !args.no_wait {
@@ -28,7 +28,11 @@ pub(super) async fn set(args: KeyCustodiansArgs) -> anyhow::Result<()> {
     output::facts(args.show.json, &report, show::custodians)
 }
 
-async fn until_dealt(target: &Target, mut report: KeyReport) -> anyhow::Result<KeyReport> {
+/// Waits until every secret is with those who are to hold it.
+pub(super) async fn until_dealt(
+    target: &Target,
+    mut report: KeyReport,
+) -> anyhow::Result<KeyReport> {
     let (wanted, began) = (report.resharing.share_epoch, Instant::now());
     let mut all = report.resharing.left;
     let bar = output::bar("secrets to deal on".into());

@@ -1,9 +1,10 @@
 //! `smalti key`.
 
-use super::args::{KeyCommand, KeyRotateArgs};
+use super::args::{KeyCommand, KeyRevokeArgs, KeyRotateArgs};
 use super::{custody, output, show, target::Target};
-use crate::control::{KeyReport, VolumeKeys};
+use crate::control::{KeyReport, RevokeKeys, SetCustodians, VolumeKeys};
 use anyhow::Context;
+use serde::Serialize;
 use smalti_storage::ids::{KeyEpochNo, VolumeId};
 use std::time::{Duration, Instant};
 
@@ -25,6 +26,7 @@ pub(super) async fn run(command: KeyCommand) -> anyhow::Result<()> {
             output::facts(args.json, &report, show::keys)
         }
         KeyCommand::Rotate(args) => rotate(args).await,
+        KeyCommand::Revoke(args) => revoke(args).await,
         KeyCommand::Custodians(args) => custody::set(args).await,
         KeyCommand::Verify(args) => custody::verify(args).await,
         KeyCommand::Audit(args) => custody::audit(args).await,
@@ -35,36 +37,90 @@ async fn report(target: &Target) -> anyhow::Result<KeyReport> {
     target.read("/v1/keys").await
 }
 
-/// Asks for new keys, waits until they are in use, and if it is to, until they are the only ones. Of several
-/// volumes each is seen to, whatever becomes of the others.
 async fn rotate(args: KeyRotateArgs) -> anyhow::Result<()> {
     let target = args.show.target.resolve()?;
-    let names = match args.name {
-        Some(name) => vec![name],
-        None => {
-            let all = report(&target).await.context("rotate keys")?.volumes;
-            all.into_iter().map(|volume| volume.volume).collect()
+    let names = named(&target, args.name).await.context("rotate keys")?;
+    let until = Until::of(args.wait, args.no_wait);
+    let path = |name: &str| format!("/v1/volumes/{name}/keys");
+    renew(&target, ("rotate keys", args.show.json), names, until, &(), &path).await
+}
+
+/// The secret of the cluster comes first: keys that are made of the one before would have to be revoked again.
+async fn revoke(args: KeyRevokeArgs) -> anyhow::Result<()> {
+    let target = args.show.target.resolve()?;
+    if args.master {
+        let wish = SetCustodians { new_master: true, ..SetCustodians::default() };
+        let asked = target.post("/v1/custodians", &wish).await;
+        let mut report: KeyReport = asked.context("revoke the master secret")?;
+        if !args.no_wait {
+            report = custody::until_dealt(&target, report).await?;
         }
+        if !args.all {
+            return output::facts(args.show.json, &report, show::custodians);
+        }
+    }
+    let names = named(&target, args.name).await.context("revoke keys")?;
+    let wish = RevokeKeys { key_epoch: args.epoch.map(KeyEpochNo) };
+    let until = Until::of(args.wait, args.no_wait);
+    let path = |name: &str| format!("/v1/volumes/{name}/keys/revoke");
+    renew(&target, ("revoke keys", args.show.json), names, until, &wish, &path).await
+}
+
+/// The volume, or all.
+async fn named(target: &Target, name: Option<String>) -> anyhow::Result<Vec<String>> {
+    let Some(name) = name else {
+        let all = report(target).await?.volumes;
+        return Ok(all.into_iter().map(|volume| volume.volume).collect());
     };
-    let (mut rotated, mut waits, mut failed) = (Vec::new(), Vec::new(), Vec::new());
+    Ok(vec![name])
+}
+
+/// What is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Until {
+    Agreed,
+    Begun,
+    Alone,
+}
+
+impl Until {
+    fn of(wait: bool, no_wait: bool) -> Self {
+        match (wait, no_wait) {
+            (true, _) => Self::Alone,
+            (false, false) => Self::Begun,
+            (false, true) => Self::Agreed,
+        }
+    }
+}
+
+/// Asks for new keys, waits until they are in use, and if it is to, until they are the only ones. Of several
+/// volumes each is seen to, whatever becomes of the others.
+async fn renew<W: Serialize + Sync>(
+    target: &Target,
+    (what, json): (&str, bool),
+    names: Vec<String>,
+    until: Until,
+    wish: &W,
+    path: &(dyn Fn(&str) -> String + Sync),
+) -> anyhow::Result<()> {
+    let (mut renewed, mut waits, mut failed) = (Vec::new(), Vec::new(), Vec::new());
     for name in names {
-        let path = format!("/v1/volumes/{name}/keys");
-        match target.post::<(), VolumeKeys>(&path, &()).await {
-            Ok(keys) if args.no_wait => rotated.push(keys),
-            Ok(keys) => waits.push(Wait::new(&target, keys)),
-            Err(error) => failed.push(error.context(format!("rotate keys of {name}"))),
+        match target.post::<W, VolumeKeys>(&path(&name), wish).await {
+            Ok(keys) if until == Until::Agreed => renewed.push(keys),
+            Ok(keys) => waits.push(Wait::new(target, keys)),
+            Err(error) => failed.push(error.context(format!("{what} of {name}"))),
         }
     }
     for wait in &waits {
-        match wait.run(args.wait).await {
-            Ok(keys) => rotated.push(keys),
-            Err(error) => failed.push(error.context(format!("rotate keys of {}", wait.name))),
+        match wait.run(until == Until::Alone).await {
+            Ok(keys) => renewed.push(keys),
+            Err(error) => failed.push(error.context(format!("{what} of {}", wait.name))),
         }
     }
-    let nothing = rotated.is_empty() && failed.is_empty();
-    output::facts(args.show.json, &rotated, |rotated| match nothing {
+    let nothing = renewed.is_empty() && failed.is_empty();
+    output::facts(json, &renewed, |renewed| match nothing {
         true => "no volumes\n".into(),
-        false => rotated.iter().map(|keys| format!("{}\n", show::rotated(keys))).collect(),
+        false => renewed.iter().map(|keys| format!("{}\n", show::rotated(keys))).collect(),
     })?;
     match failed.len() {
         0 => Ok(()),

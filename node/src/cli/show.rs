@@ -3,8 +3,8 @@
 use super::table::Table;
 use crate::control::{
     AuditReport, CustodyStatus, DiskState, Health, KeyReport, MovesStatus, NodeFacts, ResealStatus,
-    ScrubStatus, SlotState, StatusReport, StoreStatus, VerifyReport, VolumeDetail, VolumeFacts,
-    VolumeKeys, VolumeStatus, WhatIfReport, WhyReport,
+    RevokedKeys, ScrubStatus, SlotState, StatusReport, StoreStatus, VerifyReport, VolumeDetail,
+    VolumeFacts, VolumeKeys, VolumeStatus, WhatIfReport, WhyReport,
 };
 use crate::size::human;
 
@@ -297,8 +297,15 @@ fn key_notes(volume: &VolumeKeys) -> Option<String> {
     if volume.wanted {
         notes.push("new keys are wanted and not there yet".to_owned());
     }
+    notes.extend(volume.revoked.iter().map(revoked));
     notes.extend(volume.resealing.iter().flat_map(resealing));
     (!notes.is_empty()).then(|| format!("{name}: {}\n", notes.join("; ")))
+}
+
+fn revoked(revoked: &RevokedKeys) -> String {
+    let RevokedKeys { through, since, blocks } = revoked;
+    let blocks = blocks.map_or_else(|| "records".into(), |blocks| format!("{blocks} blocks"));
+    format!("key epochs up to {} were revoked at {since}, and {blocks} are under them", through.0)
 }
 
 /// How far records are sealed anew, and what is in the way.
@@ -378,6 +385,9 @@ pub(super) fn custodians(report: &KeyReport) -> String {
         let text =
             "every custodian is needed: without any one of them no volume can be attached anew\n";
         dealt.push_str(text);
+    }
+    if resharing.new_master {
+        dealt.push_str("another master secret is wanted, and not there yet\n");
     }
     if resharing.left > 0 {
         let why = resharing.why.as_ref().map(|why| format!(": {why}"));

@@ -119,6 +119,11 @@ pub struct Tunables {
     pub scrub_interval_s: u64,
     /// After so long all key shares become new ones; 0: only when asked.
     pub share_interval_s: u64,
+    /// A volume gets new keys after so long; 0: only when asked, or for the number of blocks.
+    pub key_interval_s: u64,
+    /// A volume gets new keys once one of its keys has sealed so many blocks; 0: only when asked, or for their
+    /// age.
+    pub key_blocks: u64,
     /// How long a coordinator may serve reads on one round of grants.
     pub lease_ms: u64,
     /// A clean shutdown that takes longer than this is given up.
@@ -152,6 +157,8 @@ impl Default for Tunables {
             slow_out_ms: 120_000,
             scrub_interval_s: 14 * 24 * 60 * 60,
             share_interval_s: 90 * 24 * 60 * 60,
+            key_interval_s: 30 * 24 * 60 * 60,
+            key_blocks: 1 << 30,
             lease_ms: 1500,
             shutdown_timeout_ms: 10_000,
         }

@@ -15,6 +15,18 @@ pub struct SetCustodians {
     pub threshold: Option<u8>,
     /// The share epoch that the wish was made for; if it is another one by then the wish is refused.
     pub share_epoch: Option<u32>,
+    /// There is to be another master secret too.
+    #[serde(default)]
+    pub new_master: bool,
+}
+
+/// Which keys are not to be trusted any more.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RevokeKeys {
+    /// This key epoch and all older ones; the present one if left out.
+    #[schema(value_type = Option<u32>)]
+    pub key_epoch: Option<KeyEpochNo>,
 }
 
 /// `smalti key verify --json`: whether everything could still be opened.
@@ -100,11 +112,13 @@ pub struct ResharingStatus {
     pub left: u32,
     /// Why they are not dealt on.
     pub why: Option<String>,
+    /// Another master secret is wanted, and not there yet.
+    pub new_master: bool,
 }
 
 impl KeyReport {
     /// Whether every secret is with those who are to hold it.
     pub fn is_dealt(&self) -> bool {
-        self.resharing.left == 0
+        self.resharing.left == 0 && !self.resharing.new_master
     }
 }

@@ -422,10 +422,24 @@ pub struct VolumeKeys {
     pub current: KeyEpochNo,
     /// Whether new keys are wanted, and not there yet.
     pub wanted: bool,
+    /// Key epochs that were revoked and have not ended.
+    pub revoked: Option<RevokedKeys>,
     /// All that may still be in use, oldest first.
     pub epochs: Vec<KeyEpochFacts>,
     /// How far older records are sealed anew; null when there are none, or nobody serves the volume.
     pub resealing: Option<ResealStatus>,
+}
+
+/// Key epochs that may have leaked, while records are under them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RevokedKeys {
+    /// The newest of them.
+    #[schema(value_type = u32)]
+    pub through: KeyEpochNo,
+    /// Unix seconds when they were revoked first.
+    pub since: u64,
+    /// Blocks under them when the present look listed them; null while nobody counts.
+    pub blocks: Option<u64>,
 }
 
 /// How far records of older key epochs are sealed anew. A look at all blocks lists them and seals the older
@@ -454,6 +468,8 @@ pub struct KeyEpochFacts {
     pub no: KeyEpochNo,
     /// Unix seconds of its beginning.
     pub timestamp: u64,
+    /// None of its keys has sealed more blocks, as far as gateways have told.
+    pub sealed: u64,
     /// Shares of its wrapping secret that are needed.
     pub needed: u8,
     /// Shares of its wrapping secret there are.

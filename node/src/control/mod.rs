@@ -9,15 +9,15 @@ mod slot;
 mod tokens;
 
 pub use custody::{
-    AuditFacts, AuditReport, ResharingStatus, SetCustodians, VerifiedCustodian, VerifiedSecret,
-    VerifyReport,
+    AuditFacts, AuditReport, ResharingStatus, RevokeKeys, SetCustodians, VerifiedCustodian,
+    VerifiedSecret, VerifyReport,
 };
 pub use error::{ControlError, ErrorKind};
 pub use facts::{
     CreateVolume, CustodyStatus, GroupFacts, Health, HolderFacts, KeyEpochFacts, KeyReport,
-    NodeFacts, NodeState, NodeStatus, RaftStatus, Reason, ResealStatus, ScrubStatus, SlotFacts,
-    SlotState, StatusReport, StoreFacts, StoreStatus, VolumeDetail, VolumeFacts, VolumeKeys,
-    VolumeStatus, WhyReport,
+    NodeFacts, NodeState, NodeStatus, RaftStatus, Reason, ResealStatus, RevokedKeys, ScrubStatus,
+    SlotFacts, SlotState, StatusReport, StoreFacts, StoreStatus, VolumeDetail, VolumeFacts,
+    VolumeKeys, VolumeStatus, WhyReport,
 };
 pub use places::{
     ChangeNode, DiskFacts, DiskState, MovesStatus, PauseMoves, ReplaceNode, WhatIfReport,
@@ -97,6 +97,12 @@ pub trait Control: Send + Sync + 'static {
 
     /// Has a volume get new keys. Returns when that is agreed, not when it is done.
     fn rotate_keys(&self, name: String) -> Answer<'_, VolumeKeys>;
+
+    /// Says that key epochs of a volume may have leaked: what is under them is sealed anew before anything else.
+    /// Returns when that is agreed, not when it is done.
+    ///
+    /// `NotFound` when there is no such volume, `Invalid` when it has no such key epoch.
+    fn revoke_keys(&self, name: String, wish: RevokeKeys) -> Answer<'_, VolumeKeys>;
 
     /// Has every group of a volume scrubbed. Returns when that is agreed, not when it is done.
     fn scrub_volume(&self, name: String) -> Answer<'_, ScrubStatus>;

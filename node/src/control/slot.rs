@@ -2,9 +2,9 @@
 
 use super::{
     Answer, AuditReport, ChangeNode, Control, ControlError, CreateToken, CreateVolume, ErrorKind,
-    Export, KeyReport, MovesStatus, NewToken, NodeFacts, PauseMoves, ReplaceNode, ScrubStatus,
-    SetCustodians, StatusReport, VerifyReport, VolumeDetail, VolumeFacts, VolumeKeys, WhatIfReport,
-    WhyReport,
+    Export, KeyReport, MovesStatus, NewToken, NodeFacts, PauseMoves, ReplaceNode, RevokeKeys,
+    ScrubStatus, SetCustodians, StatusReport, VerifyReport, VolumeDetail, VolumeFacts, VolumeKeys,
+    WhatIfReport, WhyReport,
 };
 use bytes::Bytes;
 use futures::future::{FutureExt, ready};
@@ -87,6 +87,10 @@ impl Control for ControlSlot {
 
     fn rotate_keys(&self, name: String) -> Answer<'_, VolumeKeys> {
         self.ask(|control| control.rotate_keys(name))
+    }
+
+    fn revoke_keys(&self, name: String, wish: RevokeKeys) -> Answer<'_, VolumeKeys> {
+        self.ask(|control| control.revoke_keys(name, wish))
     }
 
     fn scrub_volume(&self, name: String) -> Answer<'_, ScrubStatus> {

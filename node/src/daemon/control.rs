@@ -7,8 +7,8 @@ use crate::attach::{Attachments, MemberCluster};
 use crate::control::{
     Answer, AuditReport, ChangeNode, Control, ControlError, CreateToken, CreateVolume, ErrorKind,
     Export, KeyReport, MovesStatus, NewToken, NodeFacts, Output, PauseMoves, ReplaceNode,
-    ScrubStatus, SetCustodians, StatusReport, VerifyReport, VolumeDetail, VolumeFacts, VolumeKeys,
-    WhatIfReport, WhyReport,
+    RevokeKeys, ScrubStatus, SetCustodians, StatusReport, VerifyReport, VolumeDetail, VolumeFacts,
+    VolumeKeys, WhatIfReport, WhyReport,
 };
 use crate::volume_spec::{self, Geometry as Spec};
 use bytes::Bytes;
@@ -307,6 +307,10 @@ impl Control for MemberControl {
 
     fn rotate_keys(&self, name: String) -> Answer<'_, VolumeKeys> {
         Box::pin(self.ask_rotation(name))
+    }
+
+    fn revoke_keys(&self, name: String, wish: RevokeKeys) -> Answer<'_, VolumeKeys> {
+        Box::pin(self.revoke(name, wish))
     }
 
     fn scrub_volume(&self, name: String) -> Answer<'_, ScrubStatus> {

@@ -39,7 +39,9 @@ impl MemberControl {
         }
         let threshold = wish.threshold.unwrap_or(now.threshold);
         let now = clock::unix_seconds();
-        self.propose(Command::SetCustodians { share_epoch, threshold, nodes, now }).await?;
+        let new_master = wish.new_master;
+        let command = Command::SetCustodians { share_epoch, threshold, nodes, now, new_master };
+        self.propose(command).await?;
         Ok(self.report().await?.keys())
     }
 

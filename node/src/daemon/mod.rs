@@ -3,6 +3,7 @@
 mod authority;
 mod control;
 mod custody;
+mod keys;
 mod links;
 mod places;
 mod reasons;

@@ -1,11 +1,13 @@
 //! What the operator wants of nodes, and what would be without them.
 
 use super::control::{MemberControl, rejected, unavailable, undecided};
-use super::report::{DOWN_AFTER, Report, scrub_status, volume_keys};
+use super::keys::volume_keys;
+use super::report::{DOWN_AFTER, Report, scrub_status};
 use crate::control::{
-    ChangeNode, ControlError, ErrorKind, MovesStatus, NodeFacts, PauseMoves, ScrubStatus,
-    VolumeKeys, WhatIfReport, WhatIfVolume,
+    ChangeNode, ControlError, ErrorKind, MovesStatus, NodeFacts, PauseMoves, RevokeKeys,
+    ScrubStatus, VolumeKeys, WhatIfReport, WhatIfVolume,
 };
+use smalti_cluster::clock;
 use smalti_map::view::MapView;
 use smalti_map::{Applied, Command, NodeSetting, Volume};
 use smalti_storage::ids::NodeId;
@@ -80,6 +82,21 @@ impl MemberControl {
         let found = map.volume_named(&name).ok_or_else(|| ControlError::no_volume(&name))?;
         let (volume, key_epoch) = (found.no, found.key_epoch);
         self.propose(Command::AskRotation { volume, key_epoch }).await?;
+        let map = self.current_map().await?;
+        let volume = map.volumes.get(&volume).ok_or_else(|| ControlError::no_volume(&name))?;
+        Ok(volume_keys(volume, None))
+    }
+
+    pub(super) async fn revoke(
+        &self,
+        name: String,
+        wish: RevokeKeys,
+    ) -> Result<VolumeKeys, ControlError> {
+        let map = self.current_map().await?;
+        let found = map.volume_named(&name).ok_or_else(|| ControlError::no_volume(&name))?;
+        let (volume, key_epoch) = (found.no, wish.key_epoch.unwrap_or(found.key_epoch));
+        let now = clock::unix_seconds();
+        self.propose(Command::RevokeKeys { volume, key_epoch, now }).await?;
         let map = self.current_map().await?;
         let volume = map.volumes.get(&volume).ok_or_else(|| ControlError::no_volume(&name))?;
         Ok(volume_keys(volume, None))

@@ -146,6 +146,7 @@ impl Report {
                 "it is tried again by itself; `smalti key custodians` names others if one is lost";
             reasons.add(Health::Degraded, "custody".into(), problem, self.or_first(remedy));
         }
+        self.revoked_reasons(&mut reasons);
         for (id, node) in &self.map.nodes {
             // Of itself this node tells whether it has caught up.
             if *id != self.me && !self.up.contains(id) && !self.is_cut_off(*id) {
@@ -519,6 +520,28 @@ impl Report {
                     are right again once they are written again and scrubbed";
                 reasons.add_lasting(Health::Degraded, subject, problem, remedy);
             }
+        }
+    }
+
+    fn revoked_reasons(&self, reasons: &mut Reasons) {
+        let revoked =
+            self.keys().volumes.into_iter().filter_map(|keys| Some((keys.revoked?, keys)));
+        for (revoked, keys) in revoked {
+            let blocks = revoked.blocks.map(|blocks| format!("{blocks} blocks"));
+            let problem = format!(
+                "its key epochs up to {} were revoked, and {} are under them yet",
+                revoked.through.0,
+                blocks.unwrap_or_else(|| "records".into())
+            );
+            let remedy = "they are sealed anew before anything else; `smalti key status` tells what is in the way";
+            let subject = format!("volume {}", keys.volume);
+            reasons.add(Health::Degraded, subject, problem, self.or_first(remedy));
+        }
+        if self.map.custodians.new_master {
+            let problem = "the master secret was revoked, and there is no other one yet";
+            let remedy = "it is made as soon as all custodians answer";
+            let (problem, remedy) = (problem.into(), self.or_first(remedy));
+            reasons.add(Health::Degraded, "custody".into(), problem, remedy);
         }
     }
 

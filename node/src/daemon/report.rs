@@ -2,19 +2,18 @@
 
 use super::renewal::Standing;
 use crate::control::{
-    ControlError, CustodyStatus, DiskFacts, DiskState, ErrorKind, GroupFacts, Health, HolderFacts,
-    KeyEpochFacts, KeyReport, MovesStatus, NodeFacts, NodeState, NodeStatus, RaftStatus, Reason,
-    ResealStatus, ResharingStatus, ScrubStatus, SlotFacts, SlotState, StatusReport, StoreFacts,
-    StoreStatus, VolumeDetail, VolumeFacts, VolumeKeys, VolumeStatus, WhyReport,
+    ControlError, CustodyStatus, DiskFacts, DiskState, ErrorKind, GroupFacts, Health, MovesStatus,
+    NodeFacts, NodeState, NodeStatus, RaftStatus, Reason, ScrubStatus, SlotFacts, SlotState,
+    StatusReport, StoreFacts, StoreStatus, VolumeDetail, VolumeFacts, VolumeStatus, WhyReport,
 };
 use futures::future::join_all;
 use smalti_cluster::Member;
-use smalti_cluster::member::{KeyProgress, VolumeProgress};
+use smalti_cluster::member::VolumeProgress;
 use smalti_cluster::shard_store::{Fullness, SlowDisk, StoreSpace};
 use smalti_map::plan::Plan;
 use smalti_map::reach::HalfHeard;
 use smalti_map::view::MapView;
-use smalti_map::{Custodians, Custody, Group, GroupScrub, Node, Store, Volume};
+use smalti_map::{Custody, Group, GroupScrub, Node, Store, Volume};
 use smalti_raft::GroupMetrics;
 use smalti_storage::ids::{ClusterId, GroupNo, Incarnation, NodeId, Slot, StoreId, VolumeNo};
 use smalti_storage::record::RECORD_LEN;
@@ -308,13 +307,6 @@ impl Report {
         self.up.contains(&node) && !self.lacking.contains_key(&node)
     }
 
-    pub(super) fn resharing(&self) -> ResharingStatus {
-        let Custodians { share_epoch, since, .. } = self.map.custodians;
-        let behind = self.map.custodies().filter(|(_, custody)| custody.share_epoch < share_epoch);
-        let left = u32::try_from(behind.count()).unwrap_or(u32::MAX);
-        ResharingStatus { share_epoch, since, left, why: self.custody_problem.clone() }
-    }
-
     fn stores_of(&self, node: NodeId) -> impl Iterator<Item = (&StoreId, &Store)> {
         self.map.stores.iter().filter(move |(_, store)| store.node == node)
     }
@@ -473,71 +465,10 @@ impl Report {
             })
             .collect()
     }
-
-    pub(super) fn keys(&self) -> KeyReport {
-        let holders = self.map.custodians.holders.iter().map(|holder| HolderFacts {
-            node: self.node_name(holder.node),
-            share: holder.share,
-            reachable: self.up.contains(&holder.node),
-            lacking: self.lacking.get(&holder.node).copied().unwrap_or(0),
-        });
-        let mut volumes: Vec<_> = self
-            .map
-            .volumes
-            .values()
-            .map(|volume| {
-                let progress = self.progress.get(&volume.no);
-                volume_keys(volume, progress.map(|progress| &progress.keys))
-            })
-            .collect();
-        volumes.sort_by(|a, b| a.volume.cmp(&b.volume));
-        KeyReport {
-            custody: self.custody_status(),
-            holders: holders.collect(),
-            resharing: self.resharing(),
-            volumes,
-        }
-    }
 }
 
 fn health_by(reasons: &[Reason]) -> Health {
     reasons.iter().map(|reason| reason.health).max().unwrap_or(Health::Ok)
-}
-
-pub(super) fn volume_keys(volume: &Volume, progress: Option<&KeyProgress>) -> VolumeKeys {
-    let older = volume.key_epochs.len() > 1;
-    let progress = progress.filter(|_| volume.rotate || older);
-    let blocks = |no| {
-        // Nobody counts where there is nothing to seal anew, nor has yet where a look just began.
-        let progress = progress.filter(|progress| older && !progress.counted.is_empty());
-        let counted = progress?.counted.iter().find(|(counted, _)| *counted == no);
-        Some(counted.map_or(0, |(_, blocks)| *blocks))
-    };
-    VolumeKeys {
-        volume: volume.name.clone(),
-        id: volume.id,
-        current: volume.key_epoch,
-        wanted: volume.rotate,
-        epochs: volume
-            .key_epochs
-            .values()
-            .map(|epoch| KeyEpochFacts {
-                no: epoch.no,
-                timestamp: epoch.timestamp,
-                needed: epoch.custody.threshold,
-                total: u8::try_from(epoch.custody.holders.len()).unwrap_or(u8::MAX),
-                blocks: blocks(epoch.no),
-            })
-            .collect(),
-        resealing: progress.map(|progress| ResealStatus {
-            sealed: progress.sealed,
-            unknown: progress.unknown,
-            held: progress.held,
-            failed: progress.failed,
-            unlisted: progress.unlisted,
-            why: progress.why.clone(),
-        }),
-    }
 }
 
 pub(super) fn scrub_status(volume: &Volume) -> ScrubStatus {

@@ -53,6 +53,8 @@ pub async fn start(node: NodeRuntime) -> anyhow::Result<Started> {
     member.fabric().endpoint().accept_sessions(service::BLOCKS, Arc::new(sessions));
     let keys = rotation::keep(member.clone(), local.clone(), node.tasks.clone(), node.stop.clone());
     node.tasks.spawn(keys);
+    let policy = rotation::Policy::of(&config.tunables);
+    node.tasks.spawn(policy.keep(member.clone(), local.clone(), node.stop.clone()));
     let attachments = Attachments::new(member.clone(), local);
     let exports = Arc::new(VolumeExports::new(member.clone(), attachments.clone()));
     let server = Server::new(exports, Limits::default())?;

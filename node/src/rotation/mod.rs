@@ -8,11 +8,14 @@
 //!     none that may be sealed under it.
 
 mod pass;
+mod policy;
+
+pub(crate) use policy::Policy;
 
 use crate::attach::{AttachError, Local, LocalGateways, MemberCluster, Place};
-use pass::Pass;
-use smalti_cluster::Member;
+use pass::{First, Pass};
 use smalti_cluster::member::KeyProgress;
+use smalti_cluster::{Member, clock};
 use smalti_map::{Applied, Command, Coordinator, KeyEpoch, Rejection, Volume};
 use smalti_raft::ProposeError;
 use smalti_rowcommit::coordinator::OpError;
@@ -20,6 +23,7 @@ use smalti_storage::ids::{Epoch, NodeId, VolumeNo};
 use smalti_volume::{ShardMetadata, VolumeError, rotate_keys};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -56,6 +60,8 @@ enum RotationError {
     Volume(#[from] VolumeError),
     #[error("blocks can not be listed: {0}")]
     List(OpError),
+    #[error("another master secret is to be made first")]
+    Master,
     #[error("{0} is away, and every custodian has to keep a share of new keys")]
     Away(String),
     #[error("sealing anew: {0}")]
@@ -77,6 +83,7 @@ pub(crate) async fn keep(
     stop: CancellationToken,
 ) {
     let mut running: BTreeMap<VolumeNo, JoinHandle<()>> = BTreeMap::new();
+    let urgent = Urgent::default();
     let mut every = tokio::time::interval(LOOK_EVERY);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while stop.run_until_cancelled(every.tick()).await.is_some() {
@@ -93,6 +100,7 @@ pub(crate) async fn keep(
                     stop: stop.clone(),
                     gateway: None,
                     dealt: None,
+                    urgent: urgent.clone(),
                 };
                 running.insert(volume.no, tasks.spawn(keeper.run()));
             }
@@ -120,6 +128,31 @@ struct Keeper {
     gateway: Option<Arc<Local>>,
     /// Keys that every custodian has its share of, and that the map may yet take.
     dealt: Option<KeyEpoch>,
+    urgent: Urgent,
+}
+
+/// How many looks for the sake of revoked keys are under way on this node. Others wait for them.
+#[derive(Clone, Debug, Default)]
+struct Urgent(Arc<AtomicUsize>);
+
+/// One of them.
+struct Urgency(Urgent);
+
+impl Urgent {
+    fn begin(&self) -> Urgency {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Urgency(self.clone())
+    }
+
+    fn is_under_way(&self) -> bool {
+        self.0.load(Ordering::Relaxed) > 0
+    }
+}
+
+impl Drop for Urgency {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Keeper {
@@ -207,7 +240,11 @@ impl Keeper {
         let (gateway, volume) = self.gateway().await?;
         let coder = self.member.coder(self.no).ok_or(RotationError::Moved)?;
         self.member.tell_keys(self.no, |told| told.why.clone_from(&why));
-        let mut pass = Pass::new(&self.member, &volume, &coder, Arc::clone(&gateway));
+        let revoked = volume.revoked;
+        let _urgency = revoked.map(|_| self.urgent.begin());
+        let first =
+            if revoked.is_some() { First::Itself } else { First::Others(self.urgent.clone()) };
+        let mut pass = Pass::new(&self.member, &volume, &coder, Arc::clone(&gateway), first);
         // A wish that was tried just now does not end it.
         pass.wanted = why.is_some();
         let stopped = self.stop.run_until_cancelled(pass.run()).await;
@@ -221,6 +258,10 @@ impl Keeper {
             Applied::Rejected(why) => Err(RotationError::Refused(why)),
             _ => {
                 tracing::info!(volume = volume.name, %below, "older key epochs have ended");
+                if let Some(revoked) = revoked {
+                    let seconds = clock::unix_seconds().saturating_sub(revoked.since);
+                    tracing::info!(volume = volume.name, seconds, "nothing is under revoked keys");
+                }
                 Ok(Turn { goes_on: false })
             }
         }
@@ -256,6 +297,9 @@ impl Keeper {
     /// Makes a new key epoch.
     async fn rotate(&mut self, volume: &Volume) -> Result<(), RotationError> {
         let map = self.member.map();
+        if map.custodians.new_master {
+            return Err(RotationError::Master);
+        }
         // Whoever is asked before one that is away would keep a share for nothing.
         let silent = |node: &NodeId| {
             *node != self.member.node() && self.member.beats().silent_for(*node) > AWAY
@@ -265,7 +309,7 @@ impl Keeper {
             return Err(RotationError::Away(name.to_owned()));
         }
         let next = Some(volume.key_epoch.0 + 1);
-        // What was dealt to custodians of before may name nodes that are gone.
+        // What was dealt to custodians of before may name nodes that are gone, and come of another master secret.
         let share_epoch = map.custodians.share_epoch;
         let fits =
             |dealt: &KeyEpoch| Some(dealt.no.0) == next && dealt.custody.share_epoch == share_epoch;

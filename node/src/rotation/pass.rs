@@ -1,6 +1,6 @@
 //! A look at all blocks of a volume, in which those of older key epochs are sealed anew.
 
-use super::RotationError;
+use super::{RotationError, Urgent};
 use crate::attach::{Local, background_rows};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -95,6 +95,17 @@ impl Found {
     }
 }
 
+/// Which look goes first.
+pub(super) enum First {
+    /// This one: the keys are revoked. It takes some room at any rate, and waits for nobody.
+    Itself,
+    /// Those for the sake of revoked keys.
+    Others(Urgent),
+}
+
+/// Blocks that are sealed anew at once under revoked keys, whatever clients notice of it.
+const URGENT_WINDOW: usize = 128;
+
 pub(super) struct Pass<'a> {
     member: &'a Member,
     no: VolumeNo,
@@ -106,6 +117,7 @@ pub(super) struct Pass<'a> {
     coder: CoderHandle,
     rows: Arc<dyn Rows>,
     gateway: Arc<Local>,
+    first: First,
     window: usize,
     asked: Option<Instant>,
     found: Found,
@@ -121,6 +133,7 @@ impl<'a> Pass<'a> {
         volume: &Volume,
         coder: &CoderHandle,
         gateway: Arc<Local>,
+        first: First,
     ) -> Self {
         let mut since: Vec<_> =
             volume.key_epochs.values().map(|epoch| (epoch.since, epoch.no)).collect();
@@ -135,6 +148,7 @@ impl<'a> Pass<'a> {
             rows: background_rows(coder.clone(), gateway.generation()),
             coder,
             gateway,
+            first,
             window: 0,
             asked: None,
             found: Found { current: volume.key_epoch, ..Found::default() },
@@ -222,7 +236,12 @@ impl<'a> Pass<'a> {
         loop {
             if self.asked.is_none_or(|asked| asked.elapsed() > WINDOW_AGE) {
                 let status = self.coder.status().await.ok_or(RotationError::Moved)?;
-                (self.window, self.asked) = (status.window, Some(Instant::now()));
+                let window = match &self.first {
+                    First::Itself => status.window.max(URGENT_WINDOW),
+                    First::Others(urgent) if urgent.is_under_way() => 0,
+                    First::Others(_) => status.window,
+                };
+                (self.window, self.asked) = (window, Some(Instant::now()));
                 self.tell();
             }
             let first = more == 0 || *under_way == 0;

@@ -11,9 +11,9 @@ use smalti_node::control::{
     Answer, AuditReport, ChangeNode, Control, ControlError, CreateToken, CreateVolume,
     CustodyStatus, ErrorKind, Export, GroupFacts, Health, HolderFacts, KeyEpochFacts, KeyReport,
     MovesStatus, NewToken, NodeFacts, NodeState, NodeStatus, Output, PauseMoves, RaftStatus,
-    Reason, ReplaceNode, ResharingStatus, ScrubStatus, SetCustodians, SlotFacts, SlotState,
-    StatusReport, StoreFacts, StoreStatus, VerifyReport, VolumeDetail, VolumeFacts, VolumeKeys,
-    VolumeStatus, WhatIfReport, WhyReport,
+    Reason, ReplaceNode, ResharingStatus, RevokeKeys, RevokedKeys, ScrubStatus, SetCustodians,
+    SlotFacts, SlotState, StatusReport, StoreFacts, StoreStatus, VerifyReport, VolumeDetail,
+    VolumeFacts, VolumeKeys, VolumeStatus, WhatIfReport, WhyReport,
 };
 use smalti_node::volume_spec::Geometry;
 use smalti_storage::ids::{
@@ -306,6 +306,14 @@ impl Control for FakeControl {
         ready(found.map(wanted).ok_or_else(|| ControlError::no_volume(&name))).boxed()
     }
 
+    fn revoke_keys(&self, name: String, wish: RevokeKeys) -> Answer<'_, VolumeKeys> {
+        let found = self.load().into_iter().find(|volume| volume.name == name);
+        let through = wish.key_epoch.unwrap_or(KeyEpochNo(1));
+        let revoked = Some(RevokedKeys { through, since: 1, blocks: None });
+        let keys = |volume| VolumeKeys { wanted: true, revoked, ..keys_of(volume) };
+        ready(found.map(keys).ok_or_else(|| ControlError::no_volume(&name))).boxed()
+    }
+
     fn set_custodians(&self, wish: SetCustodians) -> Answer<'_, KeyReport> {
         match wish.threshold {
             Some(0 | 1) => {
@@ -343,12 +351,20 @@ impl Control for FakeControl {
 
 fn keys_of(volume: VolumeFacts) -> VolumeKeys {
     let no = KeyEpochNo(1);
-    let epoch = KeyEpochFacts { no, timestamp: 1_700_000_000, needed: 2, total: 3, blocks: None };
+    let epoch = KeyEpochFacts {
+        no,
+        timestamp: 1_700_000_000,
+        sealed: 0,
+        needed: 2,
+        total: 3,
+        blocks: None,
+    };
     VolumeKeys {
         volume: volume.name,
         id: volume.id,
         current: volume.key_epoch,
         wanted: false,
+        revoked: None,
         epochs: vec![epoch],
         resealing: None,
     }

@@ -207,6 +207,7 @@ impl Sealer {
             .expect("a block is below the limit of GCM")
             .into();
         record[..HEADER_LEN].copy_from_slice(&header.encode()?);
+        keys.volume.count(group, slot);
         Ok(record.into())
     }
 

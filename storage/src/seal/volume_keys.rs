@@ -6,11 +6,14 @@ use crate::keys::ShardKey;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The column keys of one key epoch, one for each group and data slot.
 pub struct EpochKeys {
     // Boxed, so that growing a vector never leaves copies of keys behind.
     columns: Box<[ShardKey]>,
+    /// How many blocks each has sealed here.
+    sealed: Box<[AtomicU64]>,
     data: u8,
 }
 
@@ -48,7 +51,12 @@ impl EpochKeys {
         if need != have {
             return Err(KeysError::Count { need, have });
         }
-        Ok(Self { columns: columns.into(), data: geometry.data })
+        Ok(Self::of(columns, geometry))
+    }
+
+    fn of(columns: Vec<ShardKey>, geometry: &Geometry) -> Self {
+        let sealed = columns.iter().map(|_| AtomicU64::new(0)).collect();
+        Self { columns: columns.into(), sealed, data: geometry.data }
     }
 
     /// Makes the keys of a key epoch, asking for each column's in turn.
@@ -65,15 +73,17 @@ impl EpochKeys {
                 columns.push(key(group, slot)?);
             }
         }
-        Ok(Self { columns: columns.into(), data: geometry.data })
+        Ok(Self::of(columns, geometry))
     }
 
     /// The key of a column; `None` when there is no such group or data slot.
     pub fn column(&self, group: GroupNo, slot: Slot) -> Option<&ShardKey> {
-        if slot.0 >= self.data {
-            return None;
-        }
-        self.columns.get(usize::from(group.0) * usize::from(self.data) + slot.index())
+        self.columns.get(self.at(group, slot)?)
+    }
+
+    fn at(&self, group: GroupNo, slot: Slot) -> Option<usize> {
+        let exists = slot.0 < self.data;
+        exists.then(|| usize::from(group.0) * usize::from(self.data) + slot.index())
     }
 }
 
@@ -129,6 +139,21 @@ impl VolumeKeys {
     /// The key of a column in an epoch; `None` when one of them is not there.
     pub fn column(&self, epoch: KeyEpochNo, group: GroupNo, slot: Slot) -> Option<&ShardKey> {
         self.epochs.get(&epoch)?.column(group, slot)
+    }
+
+    /// Counts a block that is sealed under the current key of a column.
+    pub(super) fn count(&self, group: GroupNo, slot: Slot) {
+        let current = self.epochs.get(&self.current);
+        let count = current.and_then(|keys| keys.sealed.get(keys.at(group, slot)?));
+        if let Some(count) = count {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// How many blocks were sealed here under the current key of the column that sealed most.
+    pub fn most_sealed(&self) -> u64 {
+        let counts = self.epochs.get(&self.current).into_iter().flat_map(|keys| keys.sealed.iter());
+        counts.map(|count| count.load(Ordering::Relaxed)).max().unwrap_or(0)
     }
 }
 

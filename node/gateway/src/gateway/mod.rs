@@ -202,6 +202,12 @@ impl Gateway {
         }
     }
 
+    /// The key epoch that is sealed under, and how many blocks were here under one of its keys, at most.
+    pub fn most_sealed(&self) -> (KeyEpochNo, u64) {
+        let keys = self.inner.sealer.keys();
+        (keys.current(), keys.most_sealed())
+    }
+
     /// Lets time pass: draws a new salt when the one in use is too old. Any interval that is
     /// short against a day will do.
     ///

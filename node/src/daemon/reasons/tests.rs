@@ -1,17 +1,19 @@
 //! Every kind of reason: a look at a cluster that has it, and what is told then.
 
 mod cases;
+mod disks;
 
 use super::*;
 use Health::{Degraded, Stalled};
-use cases::{AWAY, DISKS, MOVES, VOLUMES};
+use cases::{AWAY, MOVES, VOLUMES};
+use disks::{DISKS, KEYS};
 use smalti_cluster::member::VolumeProgress;
 use smalti_cluster::shard_store::{SlowDisk, StoreSpace};
 use smalti_map::placement::{Candidate, place_groups};
 use smalti_map::reach::HalfHeard;
 use smalti_map::{
     ClusterMap, Command, Coordinator, Custody, FailureDomain, Faults, GroupScrub, KeyEpoch,
-    NewVolume, Node, NodeAddresses, ReadMode, ShareHolder, StoreStart,
+    NewVolume, Node, NodeAddresses, ReadMode, Revoked, ShareHolder, StoreStart,
 };
 use smalti_net::Validity;
 use smalti_raft::{GroupMetrics, Role};
@@ -99,6 +101,7 @@ pub(in crate::daemon) fn map() -> ClusterMap {
             no: KeyEpochNo(1),
             timestamp: 1,
             since: 0,
+            sealed: 0,
             shard_keys: vec![vec![1]; 4],
             place_key: vec![1],
             custody,
@@ -234,7 +237,7 @@ fn nodes_are_not_safe_to_stop_while_others_may_lack_something() {
 #[test]
 fn every_reason_says_what_is_the_matter_and_what_to_do() {
     for (no, (change, health, subject, problem, remedy, lasting)) in
-        [AWAY, VOLUMES, MOVES, DISKS].concat().into_iter().enumerate()
+        [AWAY, VOLUMES, MOVES, DISKS, KEYS].concat().into_iter().enumerate()
     {
         let mut report = well();
         change(&mut report);
