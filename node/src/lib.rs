@@ -22,6 +22,7 @@ pub mod files;
 pub mod init;
 pub mod join;
 pub mod local;
+pub mod memory;
 mod rotation;
 pub mod serve;
 pub mod size;

@@ -6,11 +6,14 @@ use smalti_node::{local, telemetry};
 use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
+use tikv_jemallocator::Jemalloc;
+use zeroizing_alloc::ZeroAlloc;
 
 /// For RocksDB's C++ too, which takes it through malloc. Records come and go by the thousand, on one
 /// thread and another, which the C library's allocator answers with locks and scattered memory.
+/// What Rust code frees is wiped first: keys, plaintext and whatever was made of them, wherever it was copied to.
 #[global_allocator]
-static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+static ALLOCATOR: ZeroAlloc<Jemalloc> = ZeroAlloc(Jemalloc);
 
 /// What still blocks after the work is done and answered for is not waited for any longer.
 const LEFTOVER_TIMEOUT: Duration = Duration::from_secs(2);

@@ -10,7 +10,7 @@ use crate::config::{Addresses, NodeConfig};
 use crate::control::{Control, ControlSlot};
 use crate::daemon;
 use crate::local::PidFile;
-use crate::telemetry;
+use crate::{memory, telemetry};
 use anyhow::{Context, anyhow, bail};
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -43,9 +43,12 @@ const TASKS_PATIENCE: Duration = Duration::from_secs(3);
 /// It could not start, a part that it can not go on without failed, or it did not stop in time.
 pub async fn serve(config_path: &Path) -> anyhow::Result<()> {
     telemetry::log_panics();
-    telemetry::forbid_dumps()?;
+    memory::forbid_dumps()?;
     telemetry::raise_file_limit()?;
     let config = NodeConfig::load(config_path)?;
+    if config.tunables.lock_memory {
+        memory::keep_out_of_swap();
+    }
     match run_node(config).await {
         Err(error) if error.is::<StartAnew>() => {
             tracing::warn!(reason = %error, "the node starts anew");

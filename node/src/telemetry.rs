@@ -1,9 +1,7 @@
 //! Logging, panics, and what the operating system may keep of this process.
 
 use anyhow::Context;
-use rustix::process::{
-    DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit,
-};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use smalti_rowcommit::invariant::BROKEN;
 use std::io::IsTerminal;
 use std::panic::PanicHookInfo;
@@ -44,16 +42,6 @@ pub fn log_panics() {
             std::process::abort();
         }
     }));
-}
-
-/// Keeps keys out of core dumps and away from debuggers of the same user.
-///
-/// # Errors
-/// The system refuses.
-pub fn forbid_dumps() -> anyhow::Result<()> {
-    let none = Rlimit { current: Some(0), maximum: Some(0) };
-    setrlimit(Resource::Core, none).context("forbid core dumps")?;
-    set_dumpable_behavior(DumpableBehavior::NotDumpable).context("forbid memory access")
 }
 
 /// Every connection and every database file takes a file handle; takes as many as the system

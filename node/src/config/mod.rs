@@ -124,6 +124,8 @@ pub struct Tunables {
     /// A volume gets new keys once one of its keys has sealed so many blocks; 0: only when asked, or for their
     /// age.
     pub key_blocks: u64,
+    /// Whether all memory is kept out of swap, where the system has no limit for that.
+    pub lock_memory: bool,
     /// How long a coordinator may serve reads on one round of grants.
     pub lease_ms: u64,
     /// A clean shutdown that takes longer than this is given up.
@@ -159,6 +161,7 @@ impl Default for Tunables {
             share_interval_s: 90 * 24 * 60 * 60,
             key_interval_s: 30 * 24 * 60 * 60,
             key_blocks: 1 << 30,
+            lock_memory: true,
             lease_ms: 1500,
             shutdown_timeout_ms: 10_000,
         }

@@ -6,7 +6,7 @@ use smalti_node::cli::error_line;
 use smalti_node::config::NodeConfig;
 use smalti_node::local::{self, UpOptions, VolumeWish};
 use smalti_node::serve::{Started, run_with};
-use smalti_node::telemetry;
+use smalti_node::{memory, telemetry};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ fn finish(done: anyhow::Result<()>) -> ExitCode {
 pub(crate) fn run(path: &str) -> ExitCode {
     let serve = async {
         telemetry::start_logging("info")?;
-        telemetry::forbid_dumps()?;
+        memory::forbid_dumps()?;
         let config = NodeConfig::load(Path::new(path))?;
         let dir = config.local_cluster.clone().unwrap();
         let has = |name: String| dir.join(name).exists();
