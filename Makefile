@@ -80,9 +80,11 @@ chaos: build ## faults and changes at random under a verified load: ROUNDS, NODE
 healing: build ## rebuild and resync: how fast, and what clients notice: SECS, SIZE, ONLY
 	@$(CARGO_TARGET_DIR)/release/smalti-healing
 
-heal: build ## what is held against figures: clients' waits when nodes die, while all heals, what a join moves; then chaos
+heal: build ## what is held against figures: clients' waits when nodes die, while all heals, what a join moves; a rotation of 1 GiB; then chaos
 	STRICT=1 KILLS=$(HEAL_KILLS) $(CARGO_TARGET_DIR)/release/smalti-failover
 	STRICT=1 $(CARGO_TARGET_DIR)/release/smalti-healing
+	IMAGE_MIB=1024 cargo test --release --locked -q -p smalti-tests --test rotation -- \
+	    --test-threads=1 --nocapture keys_are_rotated_under_load
 	ROUNDS=6 $(CARGO_TARGET_DIR)/release/smalti-chaos
 
 failover: build ## how long clients wait when nodes die or freeze: KILLS, ONLY

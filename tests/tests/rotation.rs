@@ -11,23 +11,27 @@ use smalti_tests::image::Image;
 use smalti_tests::pattern::seed;
 use smalti_tests::process::until;
 use smalti_tests::report::say;
+use smalti_tests::settings::number;
 use smalti_tests::{Cluster, Spec};
 
 const LIMIT: Duration = Duration::from_secs(240);
 const MIB: usize = 1 << 20;
-const IMAGE: usize = 192 * MIB;
 
 #[test]
 fn keys_are_rotated_under_load_while_each_node_dies() -> Result<()> {
     let test = "keys_are_rotated_under_load_while_each_node_dies";
     let seed = seed();
     say(test, &format!("seed {seed}"));
-    let mut cluster = Cluster::up(Spec::three(test, "1G"))?;
-    let image = Image::write(&cluster, IMAGE, 0, seed)?;
+    // Before a release the image is as large as a volume usually is at least.
+    let mib = usize::try_from(number("IMAGE_MIB", 192)?)?;
+    let size: &'static str = format!("{}M", mib + 832).leak();
+    let mut cluster = Cluster::up(Spec::three(test, size))?;
+    let image = Image::write(&cluster, mib * MIB, 0, seed)?;
+    let beyond: &'static str = format!("{}M", mib + 320).leak();
     ensure!(shares(&cluster, 1)? == 3, "every custodian has a share of the first secret");
 
     for (attached, victims) in [(0, vec![1, 2]), (1, vec![0])] {
-        let load = VerifiedLoop::start(cluster.uri(attached), "64M", "512M", LIMIT);
+        let load = VerifiedLoop::start(cluster.uri(attached), "64M", beyond, LIMIT);
         load.progress(1, LIMIT)?;
         for victim in victims {
             rotate(test, &cluster)?;

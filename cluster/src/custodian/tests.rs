@@ -85,7 +85,7 @@ impl World {
         let mut world = Self {
             map: ClusterMap::default(),
             cores: BTreeMap::new(),
-            dirs: (1..=NODES).map(|no| (NodeId(no), tempfile::tempdir().unwrap())).collect(),
+            dirs: (1..=NODES).map(|no| (NodeId(no), folder())).collect(),
             secrets: BTreeMap::new(),
             now: Instant::now(),
             steps: 0,
@@ -377,6 +377,13 @@ impl World {
             std::fs::read_to_string(self.dirs[&NodeId(node)].path().join("audit.log")).unwrap();
         read_chain(text.lines(), 0, None).unwrap().iter().map(|entry| entry.event).collect()
     }
+}
+
+/// In memory where that can be: thousands of syncs would be waited for, and nobody cuts the power here.
+fn folder() -> TempDir {
+    let memory = std::path::Path::new("/dev/shm");
+    let made = if memory.is_dir() { TempDir::new_in(memory) } else { TempDir::new() };
+    made.unwrap()
 }
 
 /// Every step of dealing three secrets on, every way to die at it, for changes of all kinds.

@@ -1,3 +1,5 @@
+mod crash;
+
 use super::*;
 use crate::{KeysError, VolumeShape, read_data, reconstruct_volume, rotate_keys, shard_volume};
 use smalti_map::placement::PlacementError;
