@@ -6,7 +6,7 @@
 //! not heard of yet is told from one that it has done without.
 
 use smalti_storage::ids::{ClusterId, KeyEpochNo, NodeId, VolumeId};
-use smalti_storage::keys::{KeyPart, RestError, Sealer, SecretName, ShareName};
+use smalti_storage::keys::{KeyPart, KeyProvider, RestError, SecretName, ShareName};
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -49,7 +49,7 @@ pub struct Vault {
     folder: PathBuf,
     cluster: ClusterId,
     node: NodeId,
-    sealer: Arc<dyn Sealer>,
+    provider: Arc<dyn KeyProvider>,
 }
 
 impl std::fmt::Debug for Vault {
@@ -60,8 +60,13 @@ impl std::fmt::Debug for Vault {
 
 impl Vault {
     /// The shares of `node` in `folder`.
-    pub fn new(folder: PathBuf, cluster: ClusterId, node: NodeId, sealer: Arc<dyn Sealer>) -> Self {
-        Self { folder, cluster, node, sealer }
+    pub fn new(
+        folder: PathBuf,
+        cluster: ClusterId,
+        node: NodeId,
+        provider: Arc<dyn KeyProvider>,
+    ) -> Self {
+        Self { folder, cluster, node, provider }
     }
 
     /// Where its shares are.
@@ -89,7 +94,7 @@ impl Vault {
             move |source| VaultError::Io { path, source }
         };
         let sealed = self
-            .sealer
+            .provider
             .seal(&self.purpose(share), &part.to_bytes())
             .map_err(|source| VaultError::Sealed { path: path.clone(), source })?;
         let draft = path.with_extension("new");
@@ -120,7 +125,7 @@ impl Vault {
             Err(source) => return Err(VaultError::Io { path, source }),
         };
         let bytes = self
-            .sealer
+            .provider
             .open(&self.purpose(share), &sealed)
             .map_err(|source| VaultError::Sealed { path: path.clone(), source })?;
         KeyPart::from_bytes(&bytes).map_err(|_| VaultError::NoShare(path))

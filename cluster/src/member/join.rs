@@ -20,7 +20,7 @@ use smalti_raft::{POSITIONS, RaftGroup, RaftGroupConfig};
 use smalti_rocks::{Expect, RocksOptions, RocksStore};
 use smalti_rowcommit::store::StoreConfig;
 use smalti_storage::ids::{ClusterId, Incarnation, NodeId, RunId};
-use smalti_storage::keys::Sealer;
+use smalti_storage::keys::KeyProvider;
 use smalti_storage::store::{Admission, Opened, ShardStore, StoreError};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -46,7 +46,7 @@ pub struct MemberConfig {
     /// Where shares of secrets are kept.
     pub shares_dir: PathBuf,
     /// What seals them.
-    pub sealer: Arc<dyn Sealer>,
+    pub key_provider: Arc<dyn KeyProvider>,
     /// Where this node listens.
     pub addresses: NodeAddresses,
     /// The other nodes as configured; the map knows newer ones.
@@ -169,7 +169,7 @@ impl Member {
             config.shares_dir.clone(),
             config.cluster,
             config.node,
-            Arc::clone(&config.sealer),
+            Arc::clone(&config.key_provider),
         );
         let (tell_lacking, lacking) = watch::channel(0);
         let (node, fabric_of) = (config.node, fabric.clone());

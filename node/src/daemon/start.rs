@@ -145,7 +145,7 @@ fn member_config(config: &NodeConfig, stopping: CancellationToken) -> anyhow::Re
         cluster: config.cluster,
         data_dir: config.data_dir.clone(),
         shares_dir: config.custody.shares_dir.clone(),
-        sealer: Arc::new(key),
+        key_provider: Arc::new(key),
         addresses,
         peers: config.peers.iter().map(|peer| (peer.id, peer.quic)).collect(),
         credentials,
