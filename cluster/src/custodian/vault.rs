@@ -36,12 +36,24 @@ pub enum VaultError {
         /// Why.
         source: RestError,
     },
+    /// The key is out of reach just now. What is in the file is not known.
+    #[error("{0}")]
+    Provider(RestError),
     /// What was sealed is no share.
     #[error("share file {0} has no share in it")]
     NoShare(PathBuf),
     /// There is none.
     #[error("no share of that secret is kept here")]
     Absent,
+}
+
+impl VaultError {
+    fn of(source: RestError, path: &Path) -> Self {
+        match source.may_pass() {
+            true => Self::Provider(source),
+            false => Self::Sealed { path: path.to_owned(), source },
+        }
+    }
 }
 
 /// A folder of sealed shares.
@@ -74,6 +86,14 @@ impl Vault {
         &self.folder
     }
 
+    /// Whether its key provider can seal and open just now, as far as that knows.
+    ///
+    /// # Errors
+    /// What keeps it from that.
+    pub fn ready(&self) -> Result<(), RestError> {
+        self.provider.ready()
+    }
+
     fn path(&self, share: &ShareName) -> PathBuf {
         self.folder.join(file_name(share))
     }
@@ -96,7 +116,7 @@ impl Vault {
         let sealed = self
             .provider
             .seal(&self.purpose(share), &part.to_bytes())
-            .map_err(|source| VaultError::Sealed { path: path.clone(), source })?;
+            .map_err(|error| VaultError::of(error, &path))?;
         let draft = path.with_extension("new");
         fs::create_dir_all(&self.folder).map_err(fail(&self.folder))?;
         let mut file = fs::OpenOptions::new()
@@ -127,7 +147,7 @@ impl Vault {
         let bytes = self
             .provider
             .open(&self.purpose(share), &sealed)
-            .map_err(|source| VaultError::Sealed { path: path.clone(), source })?;
+            .map_err(|error| VaultError::of(error, &path))?;
         KeyPart::from_bytes(&bytes).map_err(|_| VaultError::NoShare(path))
     }
 

@@ -6,7 +6,7 @@ use super::beats::{BeatService, Beats, NodeRepairs};
 use super::damage;
 use super::member_inner::Inner;
 use super::seats::SeatService;
-use crate::custodian::{self, CustodianArgs, CustodyClient, CustodyService, Vault};
+use crate::custodian::{self, CustodianArgs, CustodyClient, CustodyService, Holdings, Vault};
 use crate::fabric::{AddressBook, Fabric, service};
 use crate::introduction::{Introductions, be_introduced};
 use crate::shard_store::{self, Fatal, ShardStoreArgs, ShardStoreMsg, StoreSessions};
@@ -171,14 +171,14 @@ impl Member {
             config.node,
             Arc::clone(&config.key_provider),
         );
-        let (tell_lacking, lacking) = watch::channel(0);
+        let (tell_holdings, holdings) = watch::channel(Holdings::default());
         let (node, fabric_of) = (config.node, fabric.clone());
         let args = CustodianArgs {
             node,
             vault,
             map: raft.watch(),
             fabric: fabric_of,
-            lacking: tell_lacking,
+            holdings: tell_holdings,
         };
         let custodian = custodian::start(args).await.map_err(actor_failed)?;
         let custody = CustodyService { actor: custodian.clone() };
@@ -208,7 +208,7 @@ impl Member {
             store_actors,
             store_ended: tokio::sync::Mutex::new(Some(ended)),
             custodian,
-            lacking,
+            holdings,
             custody_problem: watch::Sender::default(),
             refresh_every: config.refresh_every,
             coders: std::sync::Mutex::default(),
