@@ -106,6 +106,37 @@ async fn both_sockets_answer() {
 }
 
 #[tokio::test]
+async fn a_passphrase_is_taken_over_the_unix_socket_only() {
+    let server = Server::start().await;
+    let [unix, tcp] = server.clients();
+    let wish = |text: &str| json!({ "passphrase": text });
+    let unlock = |client: Client, wish: Value| async move {
+        client.post::<Value, Value>("/v1/keys/unlock", &wish, LIMIT).await
+    };
+    let right = wish("six random words");
+    let error = unlock(tcp, right.clone()).await.unwrap_err().to_string();
+    assert!(error.contains("over the node's Unix socket only"), "{error}");
+    let body = right.to_string();
+    let headers = "content-type: application/json\r\n";
+    for line in ["POST /v1/keys/unlock", "POST /v1/keys/unloc%6b", "POST //v1/keys/unlock"] {
+        let (status, answer) = server.send(line, headers, &body).await;
+        assert!(matches!(status, 403 | 404), "{line}: {status} {answer}");
+    }
+    let answer = unlock(unix.clone(), right).await.unwrap();
+    assert_eq!(answer, json!({ "was_locked": true }));
+    let error = unlock(unix.clone(), wish("six random word")).await.unwrap_err();
+    assert_eq!(error.kind(), Some(ErrorKind::Invalid));
+    // What is no passphrase is not told back.
+    for wrong in
+        [wish(&"x".repeat(1025)), wish(""), json!({ "passphrase": ["secret"] }), json!("secret")]
+    {
+        let error = unlock(unix.clone(), wrong).await.unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("the body is") && !text.contains("secret"), "{text}");
+    }
+}
+
+#[tokio::test]
 async fn status_has_the_fields_of_the_contract() {
     let server = Server::start().await;
     let [client, _] = server.clients();

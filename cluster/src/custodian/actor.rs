@@ -2,7 +2,7 @@
 
 use super::core::{Context, Core, Outcome};
 use super::wire::{Answer, Ask};
-use super::{CustodyClient, CustodyService, Vault};
+use super::{CustodyClient, CustodyService, Holdings, Vault};
 use crate::clock::unix_seconds;
 use crate::fabric::Fabric;
 use ractor::{Actor, ActorProcessingErr, ActorRef, SpawnErr};
@@ -41,8 +41,8 @@ pub struct CustodianArgs {
     pub map: watch::Receiver<MapView>,
     /// The way to other custodians.
     pub fabric: Fabric,
-    /// Told how many shares are missing here.
-    pub lacking: watch::Sender<u32>,
+    /// Told what is known of the shares here.
+    pub holdings: watch::Sender<Holdings>,
 }
 
 struct Custodian;
@@ -51,7 +51,7 @@ struct State {
     core: Arc<Mutex<Core>>,
     map: watch::Receiver<MapView>,
     client: CustodyClient,
-    lacking: watch::Sender<u32>,
+    holdings: watch::Sender<Holdings>,
 }
 
 /// Starts the custodian of this node.
@@ -73,12 +73,13 @@ impl Actor for Custodian {
         myself: ActorRef<Self::Msg>,
         args: CustodianArgs,
     ) -> Result<State, ActorProcessingErr> {
-        let CustodianArgs { node, vault, map, fabric, lacking } = args;
+        let CustodianArgs { node, vault, map, fabric, holdings } = args;
         let opened = tokio::task::spawn_blocking(move || Core::open(node, vault, unix_seconds()));
-        let core = opened.await?.map_err(|error| format!("audit log: {error}"))?;
+        let mut core = opened.await?.map_err(|error| format!("audit log: {error}"))?;
+        holdings.send_replace(core.first_holdings());
         tracing::debug!(log = %core.audit_path().display(), "custodian");
         let client = CustodyClient::new(node, fabric, CustodyService { actor: myself });
-        Ok(State { core: Arc::new(Mutex::new(core)), map, client, lacking })
+        Ok(State { core: Arc::new(Mutex::new(core)), map, client, holdings })
     }
 
     async fn handle(
@@ -117,14 +118,14 @@ impl Actor for Custodian {
             CustodianMsg::Map(map) => {
                 let look = move || {
                     let mut core = lock(&core);
-                    (core.sweep(&map, unix_seconds()), core.lacking(&map, Instant::now()))
+                    (core.sweep(&map, unix_seconds()), core.holdings(&map, Instant::now()))
                 };
-                let (swept, lacking) = tokio::task::spawn_blocking(look).await?;
+                let (swept, holdings) = tokio::task::spawn_blocking(look).await?;
                 // With the next map again.
                 if let Err(error) = swept {
                     tracing::warn!(%error, "shares that are not needed are still here");
                 }
-                state.lacking.send_replace(lacking);
+                state.holdings.send_replace(holdings);
             }
         }
         Ok(())

@@ -211,6 +211,11 @@ impl AuditLog {
         self.lines[from..].iter().take(most).cloned().collect()
     }
 
+    /// Whether nothing can be noted any more, and so nothing be done.
+    pub(crate) fn is_failed(&self) -> bool {
+        self.failed
+    }
+
     /// Where it is.
     pub(crate) fn path(&self) -> &Path {
         &self.path

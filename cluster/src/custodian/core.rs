@@ -5,11 +5,11 @@ use super::audit::{AuditEvent, AuditLog, Note};
 use super::judge::{self, Names};
 use super::limits::{BURST, Limits};
 use super::wire::{Answer, Ask, DealerBytes, ENTRIES_MAX, SECRETS_MAX, ShareBytes};
-use super::{Vault, VaultError};
+use super::{Holdings, Vault, VaultError};
 use smalti_map::{ClusterMap, Custodians};
 use smalti_storage::ids::NodeId;
 use smalti_storage::keys::{
-    Commitments, Dealer, Dealing, Dealt, KeyPart, PartProof, SecretName, ShareName,
+    Commitments, Dealer, Dealing, Dealt, KeyPart, PartProof, RestError, SecretName, ShareName,
     combine_commitments, combine_parts, reshare_part, system_rng, verify_dealer, verify_part,
 };
 use std::collections::btree_map::Entry;
@@ -72,6 +72,16 @@ pub(crate) struct Core {
     verified: (BTreeSet<ShareName>, Option<Instant>),
     /// Shares that it has said to be missing.
     missed: BTreeSet<ShareName>,
+    /// What it has said to keep it from using its shares.
+    told: String,
+}
+
+/// Why a share is not known to be here.
+enum Unheld {
+    /// Its key is out of reach.
+    Unopened(RestError),
+    /// It is not there, or is not what it should be.
+    Lost(String),
 }
 
 impl std::fmt::Debug for Core {
@@ -96,6 +106,7 @@ impl Core {
             condemned: BTreeSet::new(),
             verified: (BTreeSet::new(), None),
             missed: BTreeSet::new(),
+            told: String::new(),
         })
     }
 
@@ -201,9 +212,15 @@ impl Core {
         })
     }
 
-    /// How many shares it does not have that the map says it has. Each is read again once in a while, for a disk
-    /// may lose what it had.
-    pub(crate) fn lacking(&mut self, map: &ClusterMap, now: Instant) -> u32 {
+    /// What is known before there is a map.
+    pub(crate) fn first_holdings(&mut self) -> Holdings {
+        let problem = self.tell(self.vault.ready().err());
+        Holdings { lacking: 0, problem }
+    }
+
+    /// Whether it has the shares that the map says it has. Each is read again once in a while, for a disk may lose
+    /// what it had. One whose key is out of reach is not lost.
+    pub(crate) fn holdings(&mut self, map: &ClusterMap, now: Instant) -> Holdings {
         let named: BTreeMap<_, _> = self
             .own_shares(map)
             .map(|(share, index, commitments)| (share, (index, commitments)))
@@ -214,6 +231,7 @@ impl Core {
         }
         verified.retain(|share| named.contains_key(share));
         let mut lacking = 0;
+        let mut barred = self.vault.ready().err();
         for (share, (index, commitments)) in named {
             if verified.contains(&share) {
                 continue;
@@ -223,7 +241,8 @@ impl Core {
                     verified.insert(share);
                     self.missed.remove(&share);
                 }
-                Err(why) => {
+                Err(Unheld::Unopened(error)) => barred = barred.or(Some(error)),
+                Err(Unheld::Lost(why)) => {
                     lacking += 1;
                     if self.missed.insert(share) {
                         tracing::warn!(%share, why, "a share is not here that should be");
@@ -231,7 +250,27 @@ impl Core {
                 }
             }
         }
-        lacking
+        Holdings { lacking, problem: self.tell(barred) }
+    }
+
+    /// What keeps it from using its shares, as in "it is ..."; logged when it changes.
+    fn tell(&mut self, barred: Option<RestError>) -> String {
+        let problem = match barred {
+            None if self.audit.is_failed() => {
+                "not able to write its log until it is started again".into()
+            }
+            None => String::new(),
+            Some(RestError::Locked) => RestError::Locked.to_string(),
+            Some(error) => format!("without its key: {error}"),
+        };
+        if self.told != problem {
+            match problem.as_str() {
+                "" => tracing::info!("the custodian of this node can use its shares"),
+                problem => tracing::warn!("the custodian of this node is {problem}"),
+            }
+            self.told.clone_from(&problem);
+        }
+        problem
     }
 
     fn note(
@@ -466,12 +505,16 @@ fn verify_held(
     share: &ShareName,
     index: u8,
     commitments: &[u8],
-) -> Result<(), String> {
-    let part = vault.find(share).map_err(|error| error.to_string())?;
+) -> Result<(), Unheld> {
+    let part = vault.find(share).map_err(|error| match error {
+        VaultError::Provider(error) => Unheld::Unopened(error),
+        error => Unheld::Lost(error.to_string()),
+    })?;
     if part.index() != index {
-        return Err(format!("it is share {}, not {index}", part.index()));
+        return Err(Unheld::Lost(format!("it is share {}, not {index}", part.index())));
     }
-    verify_part(&part, &read_commitments(commitments)?).map_err(|error| error.to_string())
+    let commitments = read_commitments(commitments).map_err(Unheld::Lost)?;
+    verify_part(&part, &commitments).map_err(|error| Unheld::Lost(error.to_string()))
 }
 
 /// What a proof is made for: the question, of whom it is asked, and for which share.

@@ -11,6 +11,7 @@
 //! K6. Whatever is done with a share is in the log before it is done.
 //! K7. No custodian that is to have a share of that other dealing destroys one before it has it: a member that
 //!     makes the map name a dealing that was never dealt destroys nothing by that.
+//! K8. A share whose key is out of reach is not taken for lost: nobody gets new shares for that.
 
 mod actor;
 mod audit;
@@ -34,6 +35,15 @@ use ractor::ActorRef;
 use smalti_net::Service;
 use smalti_storage::ids::NodeId;
 use tokio::sync::oneshot;
+
+/// What a custodian says of the shares that it should have.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Holdings {
+    /// How many are not there, or do not open.
+    pub lacking: u32,
+    /// Why it can not use those that are there just now, as in "it is ..."; empty: it can.
+    pub problem: String,
+}
 
 /// Answers custody requests of other nodes.
 #[derive(Clone, Debug)]

@@ -4,6 +4,7 @@
 //! enumerated. Whatever dies, the shares that the map names can be put together, before and after.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod locked;
 mod rules;
 
 use super::core::{Context, Core, Outcome};
@@ -31,6 +32,7 @@ use uuid::Uuid;
 const NODES: u64 = 5;
 const VOLUME: VolumeId = VolumeId(Uuid::from_u128(0xf1));
 const NO: VolumeNo = VolumeNo(1);
+const CLUSTER: ClusterId = ClusterId(Uuid::from_u128(1));
 
 fn wrapping(no: u32) -> SecretName {
     SecretName::Wrapping { volume: VOLUME, key_epoch: KeyEpochNo(no) }
@@ -103,7 +105,7 @@ impl World {
         let at = ([127, 0, 0, 1], 1).into();
         let addresses = NodeAddresses { quic: at, api: at, nbd: at };
         let nodes = (1..=NODES).map(|no| (NodeId(no), format!("n{no}"), addresses.clone()));
-        let (cluster, nodes) = (ClusterId(Uuid::from_u128(1)), nodes.collect());
+        let (cluster, nodes) = (CLUSTER, nodes.collect());
         world.must(&Command::InitCluster { cluster, nodes, custody });
         let store = |no: u64| StoreId(Uuid::from_u128(no.into()));
         for no in 1..=NODES {
@@ -183,8 +185,11 @@ impl World {
 
     fn vault(&self, node: NodeId) -> Vault {
         let folder = self.dirs[&node].path().to_owned();
-        let key = RestKey::new([node.0 as u8; 32]);
-        Vault::new(folder, ClusterId(Uuid::from_u128(1)), node, Arc::new(key))
+        Vault::new(folder, CLUSTER, node, Arc::new(Self::key(node)))
+    }
+
+    fn key(node: NodeId) -> RestKey {
+        RestKey::new([node.0 as u8; 32])
     }
 
     /// What it had in memory is gone.

@@ -6,7 +6,7 @@
 //! not heard of yet is told from one that it has done without.
 
 use smalti_storage::ids::{ClusterId, KeyEpochNo, NodeId, VolumeId};
-use smalti_storage::keys::{KeyPart, RestError, Sealer, SecretName, ShareName};
+use smalti_storage::keys::{KeyPart, KeyProvider, RestError, SecretName, ShareName};
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -36,6 +36,9 @@ pub enum VaultError {
         /// Why.
         source: RestError,
     },
+    /// The key is out of reach just now. What is in the file is not known.
+    #[error("{0}")]
+    Provider(RestError),
     /// What was sealed is no share.
     #[error("share file {0} has no share in it")]
     NoShare(PathBuf),
@@ -44,12 +47,21 @@ pub enum VaultError {
     Absent,
 }
 
+impl VaultError {
+    fn of(source: RestError, path: &Path) -> Self {
+        match source.may_pass() {
+            true => Self::Provider(source),
+            false => Self::Sealed { path: path.to_owned(), source },
+        }
+    }
+}
+
 /// A folder of sealed shares.
 pub struct Vault {
     folder: PathBuf,
     cluster: ClusterId,
     node: NodeId,
-    sealer: Arc<dyn Sealer>,
+    provider: Arc<dyn KeyProvider>,
 }
 
 impl std::fmt::Debug for Vault {
@@ -60,13 +72,26 @@ impl std::fmt::Debug for Vault {
 
 impl Vault {
     /// The shares of `node` in `folder`.
-    pub fn new(folder: PathBuf, cluster: ClusterId, node: NodeId, sealer: Arc<dyn Sealer>) -> Self {
-        Self { folder, cluster, node, sealer }
+    pub fn new(
+        folder: PathBuf,
+        cluster: ClusterId,
+        node: NodeId,
+        provider: Arc<dyn KeyProvider>,
+    ) -> Self {
+        Self { folder, cluster, node, provider }
     }
 
     /// Where its shares are.
     pub fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// Whether its key provider can seal and open just now, as far as that knows.
+    ///
+    /// # Errors
+    /// What keeps it from that.
+    pub fn ready(&self) -> Result<(), RestError> {
+        self.provider.ready()
     }
 
     fn path(&self, share: &ShareName) -> PathBuf {
@@ -89,9 +114,9 @@ impl Vault {
             move |source| VaultError::Io { path, source }
         };
         let sealed = self
-            .sealer
+            .provider
             .seal(&self.purpose(share), &part.to_bytes())
-            .map_err(|source| VaultError::Sealed { path: path.clone(), source })?;
+            .map_err(|error| VaultError::of(error, &path))?;
         let draft = path.with_extension("new");
         fs::create_dir_all(&self.folder).map_err(fail(&self.folder))?;
         let mut file = fs::OpenOptions::new()
@@ -120,9 +145,9 @@ impl Vault {
             Err(source) => return Err(VaultError::Io { path, source }),
         };
         let bytes = self
-            .sealer
+            .provider
             .open(&self.purpose(share), &sealed)
-            .map_err(|source| VaultError::Sealed { path: path.clone(), source })?;
+            .map_err(|error| VaultError::of(error, &path))?;
         KeyPart::from_bytes(&bytes).map_err(|_| VaultError::NoShare(path))
     }
 

@@ -4,6 +4,7 @@
 use super::Member;
 use super::beats::NodeRepairs;
 use crate::coder::{CoderHandle, CoderMsg};
+use crate::custodian::Holdings;
 use crate::shard_store::{ShardStoreMsg, StoreHandle};
 use smalti_rowcommit::governor::Burden;
 use std::time::Duration;
@@ -45,10 +46,13 @@ impl Member {
             let here = sum(&burdens).and(stores);
             let in_vain = of.into_iter().filter(|(_, told)| !told.in_vain.is_empty());
             let in_vain = in_vain.map(|(volume, told)| (volume, told.in_vain)).collect();
+            let Holdings { lacking, problem: shares_problem } =
+                self.inner.holdings.borrow().clone();
             self.inner.told.send_replace(NodeRepairs {
                 burden: here,
                 in_vain,
-                lacking: *self.inner.lacking.borrow(),
+                lacking,
+                shares_problem,
                 custody_problem: self.inner.custody_problem.borrow().clone(),
             });
             let elsewhere = self.beats().burden();

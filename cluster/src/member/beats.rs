@@ -26,8 +26,9 @@ const EVERY: Duration = Duration::from_millis(100);
 
 /// Before an answer. A node of before there were any answers with nothing; version 1 had no space,
 /// version 2 no start, version 3 neither whom the node hears nor the pace of its disks, version 4 no burden, version 5
-/// no disk that is too full even for trims, version 6 no moves that do not get on, version 7 no shares.
-const VERSION: u8 = 8;
+/// no disk that is too full even for trims, version 6 no moves that do not get on, version 7 no shares, version 8 no
+/// custodians that are locked.
+const VERSION: u8 = 9;
 
 /// What a node answers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +55,8 @@ pub(super) struct NodeRepairs {
     pub(super) in_vain: InVain,
     /// Shares that its custodian should have and has not.
     pub(super) lacking: u32,
+    /// Why its custodian can not use its shares just now, as in "it is ..."; empty: it can.
+    pub(super) shares_problem: String,
     /// Of the leader: why secrets are not dealt on to those who are to hold them.
     pub(super) custody_problem: String,
 }
@@ -285,6 +288,12 @@ impl Beats {
         heard.get(&node).map_or(0, |heard| heard.told.lacking)
     }
 
+    /// Why the custodian of another node can not use its shares, as that says; empty: it can.
+    pub(super) fn shares_problem(&self, node: NodeId) -> String {
+        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.get(&node).map(|heard| heard.told.shares_problem.clone()).unwrap_or_default()
+    }
+
     /// What another node, the leader, says of custody; empty: nothing.
     pub(super) fn custody_problem(&self, leader: NodeId) -> String {
         let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
@@ -382,8 +391,8 @@ mod tests {
             let burden = Burden { at_work: some > 0, busy: some > 1, waits: false };
             let places = |no: u16| (0..no).map(|no| (GroupNo(no), Slot(1))).collect();
             let in_vain = (0..some).map(|no| (VolumeNo(no as u32), places(no as u16))).collect();
-            let told =
-                NodeRepairs { burden, in_vain, lacking: 3, custody_problem: "n1 is away".into() };
+            let (shares_problem, custody_problem) = ("locked".into(), "n1 is away".into());
+            let told = NodeRepairs { burden, in_vain, lacking: 3, shares_problem, custody_problem };
             let answer = Answer { start, votes: some > 1, stores, paces, hears, told };
             assert_eq!(decode(&encode(&answer)), Some(answer));
         }

@@ -7,9 +7,10 @@
 
 use super::Member;
 use crate::clock::unix_seconds;
-use crate::custodian::{DealerBytes, read_dealers};
+use crate::custodian::{CustodianMsg, DealerBytes, read_dealers};
 use futures::future::join_all;
 use smalti_map::view::MapView;
+use smalti_map::voters::SILENT_AFTER;
 use smalti_map::{Applied, ClusterMap, Command, Custodians, Custody, custodians};
 use smalti_storage::ids::NodeId;
 use smalti_storage::keys::{
@@ -17,7 +18,6 @@ use smalti_storage::keys::{
     verify_dealer,
 };
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -73,13 +73,33 @@ impl Member {
         let map = self.map();
         let lacking = |node: NodeId| {
             let count = if node == self.node() {
-                *self.inner.lacking.borrow()
+                self.inner.holdings.borrow().lacking
             } else {
                 self.beats().lacking(node)
             };
             (node, count)
         };
         map.custodians.nodes().map(lacking).filter(|(_, count)| *count > 0).collect()
+    }
+
+    /// Nodes whose custodians say that they can not use their shares just now, and why, as in "it is
+    /// ...". Shares are not lost for that.
+    pub fn barred_custodians(&self) -> BTreeMap<NodeId, String> {
+        let map = self.map();
+        let problem = |node: NodeId| {
+            let problem = match node == self.node() {
+                true => self.inner.holdings.borrow().problem.clone(),
+                false => self.beats().shares_problem(node),
+            };
+            (node, problem)
+        };
+        map.nodes.keys().copied().map(problem).filter(|(_, why)| !why.is_empty()).collect()
+    }
+
+    /// Has the custodian of this node look at its shares again now, as when its key has come.
+    pub fn look_at_shares(&self) {
+        // The actor ends only with the process.
+        let _ = self.inner.custodian.cast(CustodianMsg::Map(self.map()));
     }
 
     /// Why secrets are not dealt on to those who are to hold them, as the leader says.
@@ -104,9 +124,7 @@ impl Member {
             let map = self.map();
             if reminded.elapsed() >= REMIND_EVERY {
                 reminded = Instant::now();
-                // The actor ends only with the process.
-                let remind = crate::custodian::CustodianMsg::Map(Arc::clone(&map));
-                let _ = self.inner.custodian.cast(remind);
+                self.look_at_shares();
             }
             let asleep = std::mem::replace(&mut looked, Instant::now()).elapsed() > ASLEEP;
             let leads = self.raft().metrics().leader == Some(self.node());
@@ -182,7 +200,7 @@ impl Member {
         let again = mind.mended.is_none_or(|mended| mended.elapsed() >= MEND_EVERY);
         let lack = again && since.is_some_and(|since| since.elapsed() >= LACK_PATIENCE);
         let old = is_old(map, unix_seconds(), self.inner.refresh_every);
-        if (lack || old) && behind(map).next().is_none() && self.all_answer(&map.custodians) {
+        if (lack || old) && behind(map).next().is_none() && self.all_take(&map.custodians) {
             (mind.lacking, mind.mended) = (None, Some(Instant::now()));
             tracing::info!(?lacking, old, "all custodians get new shares");
             return self.set_custodians(&map.custodians, map.custodians.nodes().collect()).await;
@@ -191,12 +209,22 @@ impl Member {
     }
 
     fn wanted_custodians(&self, map: &ClusterMap) -> Option<Vec<NodeId>> {
-        let silent = map.nodes.keys().map(|node| (*node, self.beats().silent_for(*node))).collect();
-        custodians::choose(map, &silent, self.inner.down_out)
+        let (barred, lost) = (self.barred_custodians(), self.inner.down_out);
+        let silent_for = |node: &NodeId| {
+            let silent = self.beats().silent_for(*node);
+            let usable = silent >= lost || !barred.contains_key(node);
+            (*node, if usable { silent } else { as_if_silent(silent, lost) })
+        };
+        let silent = map.nodes.keys().map(silent_for).collect();
+        custodians::choose(map, &silent, lost)
     }
 
-    fn all_answer(&self, plan: &Custodians) -> bool {
-        plan.nodes().all(|node| self.beats().silent_for(node) < self.inner.suspect_after)
+    /// Whether every custodian could take a new share.
+    fn all_take(&self, plan: &Custodians) -> bool {
+        let barred = self.barred_custodians();
+        plan.nodes().all(|node| {
+            self.beats().silent_for(node) < self.inner.suspect_after && !barred.contains_key(&node)
+        })
     }
 
     async fn set_custodians(&self, now: &Custodians, nodes: Vec<NodeId>) -> Result<(), String> {
@@ -319,6 +347,12 @@ fn new_master(plan: &Custodians) -> Result<Dealing, String> {
 fn verify_dealt(old: &Commitments, dealer: &DealerBytes) -> Result<(), String> {
     let read = read_dealers(std::slice::from_ref(dealer))?;
     read.iter().try_for_each(|dealer| verify_dealer(old, dealer)).map_err(|error| error.to_string())
+}
+
+/// Whoever can not use its shares neither deals them on nor takes new ones: for that it is as good as silent, and
+/// not for so long that it would be taken for lost.
+fn as_if_silent(silent: Duration, lost: Duration) -> Duration {
+    silent.max(SILENT_AFTER).min(lost.saturating_sub(Duration::from_millis(1)))
 }
 
 /// Secrets that are not with those who are to hold them.

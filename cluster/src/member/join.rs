@@ -6,7 +6,7 @@ use super::beats::{BeatService, Beats, NodeRepairs};
 use super::damage;
 use super::member_inner::Inner;
 use super::seats::SeatService;
-use crate::custodian::{self, CustodianArgs, CustodyClient, CustodyService, Vault};
+use crate::custodian::{self, CustodianArgs, CustodyClient, CustodyService, Holdings, Vault};
 use crate::fabric::{AddressBook, Fabric, service};
 use crate::introduction::{Introductions, be_introduced};
 use crate::shard_store::{self, Fatal, ShardStoreArgs, ShardStoreMsg, StoreSessions};
@@ -20,7 +20,7 @@ use smalti_raft::{POSITIONS, RaftGroup, RaftGroupConfig};
 use smalti_rocks::{Expect, RocksOptions, RocksStore};
 use smalti_rowcommit::store::StoreConfig;
 use smalti_storage::ids::{ClusterId, Incarnation, NodeId, RunId};
-use smalti_storage::keys::Sealer;
+use smalti_storage::keys::KeyProvider;
 use smalti_storage::store::{Admission, Opened, ShardStore, StoreError};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -46,7 +46,7 @@ pub struct MemberConfig {
     /// Where shares of secrets are kept.
     pub shares_dir: PathBuf,
     /// What seals them.
-    pub sealer: Arc<dyn Sealer>,
+    pub key_provider: Arc<dyn KeyProvider>,
     /// Where this node listens.
     pub addresses: NodeAddresses,
     /// The other nodes as configured; the map knows newer ones.
@@ -169,16 +169,16 @@ impl Member {
             config.shares_dir.clone(),
             config.cluster,
             config.node,
-            Arc::clone(&config.sealer),
+            Arc::clone(&config.key_provider),
         );
-        let (tell_lacking, lacking) = watch::channel(0);
+        let (tell_holdings, holdings) = watch::channel(Holdings::default());
         let (node, fabric_of) = (config.node, fabric.clone());
         let args = CustodianArgs {
             node,
             vault,
             map: raft.watch(),
             fabric: fabric_of,
-            lacking: tell_lacking,
+            holdings: tell_holdings,
         };
         let custodian = custodian::start(args).await.map_err(actor_failed)?;
         let custody = CustodyService { actor: custodian.clone() };
@@ -208,7 +208,7 @@ impl Member {
             store_actors,
             store_ended: tokio::sync::Mutex::new(Some(ended)),
             custodian,
-            lacking,
+            holdings,
             custody_problem: watch::Sender::default(),
             refresh_every: config.refresh_every,
             coders: std::sync::Mutex::default(),

@@ -4,7 +4,7 @@ use super::Beats;
 use super::beats::NodeRepairs;
 use super::seats::KeyProgress;
 use crate::coder::CoderHandle;
-use crate::custodian::{CustodianMsg, CustodyClient};
+use crate::custodian::{CustodianMsg, CustodyClient, Holdings};
 use crate::fabric::{AddressBook, Fabric};
 use crate::shard_store::{Fatal, LocalStores, ShardStoreMsg, SlowDisk};
 use ractor::ActorRef;
@@ -33,8 +33,8 @@ pub(crate) struct Inner {
     pub(super) store_actors: Vec<ActorRef<ShardStoreMsg>>,
     pub(super) store_ended: tokio::sync::Mutex<Option<oneshot::Receiver<()>>>,
     pub(super) custodian: ActorRef<CustodianMsg>,
-    /// Shares that the custodian of this node should have and has not.
-    pub(super) lacking: watch::Receiver<u32>,
+    /// What the custodian of this node says of the shares that it should have.
+    pub(super) holdings: watch::Receiver<Holdings>,
     /// While this node leads: why secrets are not dealt on; else empty.
     pub(super) custody_problem: watch::Sender<String>,
     /// After so long all shares become new ones; zero: never.

@@ -31,7 +31,7 @@ fn config(dir: &Path, ca: &ClusterCa, founding: Option<Founding>) -> MemberConfi
         cluster: CLUSTER,
         data_dir: dir.join("data"),
         shares_dir: dir.join("shares"),
-        sealer: Arc::new(RestKey::new([7; 32])),
+        key_provider: Arc::new(RestKey::new([7; 32])),
         addresses: addresses(),
         peers: Vec::new(),
         credentials: ca.issue(NodeId(1), "n1").expect("issued"),

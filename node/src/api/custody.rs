@@ -1,11 +1,12 @@
 //! Routes about custodians.
 
 use super::error::{ApiError, ErrorBody};
-use super::routes::ApiState;
-use crate::control::{AuditReport, KeyReport, SetCustodians, VerifyReport};
-use axum::Json;
+use super::routes::{ApiState, LocalUser};
+use crate::control::{AuditReport, KeyReport, SetCustodians, Unlock, Unlocked, VerifyReport};
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Query, State};
+use axum::http::StatusCode;
+use axum::{Extension, Json};
 use serde::Deserialize;
 
 /// Names who is to hold the shares of every secret, and how many are to be needed. All shares become new ones.
@@ -22,6 +23,30 @@ pub(super) async fn set_custodians(
         request.map_err(|error| ApiError::http(error.status(), error.body_text()))?;
     let control = state.clone();
     Ok(Json(state.change(async move { control.control().set_custodians(request).await }).await?))
+}
+
+/// Unlocks the custodian of this node. Over the Unix socket only.
+#[utoipa::path(post, path = "/v1/keys/unlock", request_body = Unlock, responses(
+    (status = 200, body = Unlocked),
+    (status = 403, body = ErrorBody, description = "Asked over TCP"),
+    (status = "default", body = ErrorBody),
+))]
+pub(super) async fn unlock_keys(
+    State(state): State<ApiState>,
+    user: Option<Extension<LocalUser>>,
+    request: Result<Json<Unlock>, JsonRejection>,
+) -> Result<Json<Unlocked>, ApiError> {
+    if user.is_none() {
+        let message = "a passphrase is taken over the node's Unix socket only, `--api unix:PATH`: \
+                       anybody on the machine may listen on a TCP port";
+        return Err(ApiError::http(StatusCode::FORBIDDEN, message));
+    }
+    // What could not be read is not told, for there may be a passphrase in it.
+    let Json(request) = request.map_err(|error| {
+        ApiError::http(error.status(), "the body is `{\"passphrase\": ...}`, of 1 to 1024 bytes")
+    })?;
+    let control = state.clone();
+    Ok(Json(state.change(async move { control.control().unlock(request).await }).await?))
 }
 
 /// Which nodes are thought away.

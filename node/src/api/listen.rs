@@ -1,15 +1,15 @@
 //! Connections of the control API: bounded in number, in header size and in time.
 
 use super::error::ApiError;
-use super::routes::{ApiState, router};
+use super::routes::{ApiState, LocalUser, router};
 use crate::files;
 use anyhow::Context;
-use axum::Router;
 use axum::extract::Request;
 use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::serve;
+use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -63,6 +63,7 @@ impl ApiServer {
     pub fn start(self, state: ApiState, tasks: &TaskTracker, stop: &CancellationToken) {
         let router = router(state);
         let tcp_router = router.clone().layer(middleware::from_fn(local_host_only));
+        let unix_router = router.layer(Extension(LocalUser));
         // Each has slots of its own: whoever may use TCP must not lock the administrator out.
         let listener = || Listener {
             slots: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
@@ -72,7 +73,7 @@ impl ApiServer {
         let (for_tcp, for_unix) = (listener(), listener());
         let (tcp, unix) = (self.tcp, self.unix);
         tasks.spawn(async move { for_tcp.run(tcp_router, tcp).await });
-        tasks.spawn(async move { for_unix.run(router, unix).await });
+        tasks.spawn(async move { for_unix.run(unix_router, unix).await });
     }
 }
 

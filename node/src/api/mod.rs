@@ -6,7 +6,8 @@
 //!
 //! It asks nobody who they are: the Unix socket belongs to the node's user, the TCP port to the
 //! machine. A page in a browser on that machine is kept out: a foreign `Host` is refused (DNS
-//! rebinding), and changes need a JSON body type or a method that browsers ask leave for.
+//! rebinding), and changes need a JSON body type or a method that browsers ask leave for. A passphrase is taken
+//! over the Unix socket only.
 
 mod contents;
 mod custody;
@@ -22,4 +23,4 @@ mod tokens;
 pub use error::ErrorBody;
 pub use listen::{ApiServer, bind_unix};
 pub use openapi::document;
-pub use routes::{ApiState, router};
+pub use routes::{ApiState, LocalUser, router};

@@ -32,6 +32,7 @@ use utoipa::OpenApi;
         custody::set_custodians,
         custody::verify_keys,
         custody::audit_keys,
+        custody::unlock_keys,
         routes::metrics_text,
     )
 )]

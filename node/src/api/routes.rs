@@ -1,7 +1,7 @@
 //! The routes: what is asked, checked, handed to [`Control`], and answered.
 
 use super::contents::{volume_data, volume_image};
-use super::custody::{audit_keys, set_custodians, verify_keys};
+use super::custody::{audit_keys, set_custodians, unlock_keys, verify_keys};
 use super::error::{ApiError, ErrorBody};
 use super::places::{
     change_node, pause_moves, remove_node, replace_node, revoke_keys, rotate_keys, scrub_volume,
@@ -120,7 +120,11 @@ impl ApiState {
     }
 }
 
-/// All routes.
+/// Whoever asks has come by the Unix socket, which only the node's own user can open.
+#[derive(Clone, Copy, Debug)]
+pub struct LocalUser;
+
+/// All routes. Those that are for the node's own user take requests only that bear [`LocalUser`].
 pub fn router(state: ApiState) -> Router {
     Router::new()
         .route("/v1/status", get(status))
@@ -141,6 +145,7 @@ pub fn router(state: ApiState) -> Router {
         .route("/v1/keys", get(keys))
         .route("/v1/keys/verify", get(verify_keys))
         .route("/v1/keys/audit", get(audit_keys))
+        .route("/v1/keys/unlock", post(unlock_keys))
         .route("/v1/custodians", post(set_custodians))
         .route("/metrics", get(metrics_text))
         .route("/openapi.json", get(async || Json(openapi::document())))

@@ -184,20 +184,27 @@ impl LocalGateways {
         }
     }
 
-    /// Whether enough custodians of all its keys answer. Those are not asked for shares that would be of no use
+    /// Whether enough custodians of all its keys answer, and can use their shares. Those are not asked for shares that would be of no use
     /// without the others'.
     fn check_custodians(&self, map: &MapView, volume: &Volume) -> Result<(), AttachError> {
+        let barred = self.member.barred_custodians();
         for custody in volume.key_epochs.values().map(|epoch| &epoch.custody) {
             let holders = custody.holders.iter().map(|holder| holder.node);
-            let (there, away): (Vec<_>, Vec<_>) =
-                holders.partition(|node| self.member.beats().silent_for(*node) < AWAY_AFTER);
+            let (there, away): (Vec<_>, Vec<_>) = holders.partition(|node| {
+                let heard = self.member.beats().silent_for(*node) < AWAY_AFTER;
+                heard && !barred.contains_key(node)
+            });
             if there.len() < usize::from(custody.threshold) {
                 let name = |node: NodeId| {
                     map.nodes
                         .get(&node)
                         .map_or_else(|| node.to_string(), |entry| entry.name.clone())
                 };
-                let away: Vec<String> = away.into_iter().map(name).collect();
+                let told = |node: NodeId| match barred.get(&node) {
+                    Some(why) => format!("{} ({why})", name(node)),
+                    None => name(node),
+                };
+                let away: Vec<String> = away.into_iter().map(told).collect();
                 let (reachable, needed) = (there.len(), custody.threshold);
                 return Err(AttachError::Sealed { reachable, needed, away: away.join(", ") });
             }

@@ -53,7 +53,7 @@ pub enum AttachError {
         reachable: usize,
         /// Shares that are needed.
         needed: u8,
-        /// The others, by name.
+        /// The others, by name; of those that answer, what keeps them from it.
         away: String,
     },
     /// The node that coordinates it can not be reached.

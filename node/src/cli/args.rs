@@ -1,7 +1,9 @@
 //! The words and options of the command line.
 
+use super::custody::{KeyAuditArgs, KeyCustodiansArgs, KeyVerifyArgs};
 use super::init::InitArgs;
 use super::join::{JoinArgs, TokenCommand};
+use super::provider::{KeyProviderArgs, KeyUnlockArgs};
 use super::replace::NodeReplaceArgs;
 use super::reshape::VolumeReshapeArgs;
 use super::target::Target;
@@ -359,48 +361,10 @@ pub enum KeyCommand {
     Verify(KeyVerifyArgs),
     /// Show what custodians have done with shares, and whether their logs are whole
     Audit(KeyAuditArgs),
-}
-
-/// `smalti key custodians`.
-#[derive(Debug, Args)]
-pub struct KeyCustodiansArgs {
-    /// Names of the nodes that are to be custodians [default: the present ones]
-    #[arg(value_name = "NODE")]
-    pub nodes: Vec<String>,
-    /// Shares that are to be needed [default: as many as now]
-    #[arg(long, value_name = "T")]
-    pub threshold: Option<u8>,
-    /// Give the present custodians new shares
-    #[arg(long, conflicts_with = "nodes")]
-    pub refresh: bool,
-    /// Only say that it is wanted
-    #[arg(long)]
-    pub no_wait: bool,
-    /// Whom to ask, and how to show it.
-    #[command(flatten)]
-    pub show: ShowArgs,
-}
-
-/// `smalti key verify`.
-#[derive(Debug, Args)]
-pub struct KeyVerifyArgs {
-    /// Nodes to think away
-    #[arg(long, value_name = "NODE", value_delimiter = ',')]
-    pub without: Vec<String>,
-    /// Whom to ask, and how to show it.
-    #[command(flatten)]
-    pub show: ShowArgs,
-}
-
-/// `smalti key audit`.
-#[derive(Debug, Args)]
-pub struct KeyAuditArgs {
-    /// Whose log [default: those of all custodians]
-    #[arg(long, value_name = "NODE")]
-    pub node: Option<String>,
-    /// Whom to ask, and how to show it.
-    #[command(flatten)]
-    pub show: ShowArgs,
+    /// Give custodians the passphrase under which their shares are sealed
+    Unlock(KeyUnlockArgs),
+    /// Have a stopped node's shares sealed by another key provider
+    Provider(KeyProviderArgs),
 }
 
 /// `smalti key rotate`.
@@ -549,6 +513,7 @@ mod tests {
             "volume reshape v 4+2 --dir d",
             "init --dir d --node a=192.0.2.1:9000 --node b=192.0.2.2:9000 --node c=[2001:db8::1]:9",
             "init --dir d --node a=192.0.2.1:9000 --api-port 1 --nbd-port 2",
+            "init --dir d --node a=192.0.2.1:9000 --passphrase --passphrase-file f",
             "token create --dir d",
             "token create --ttl 90s --name n4 --api unix:/a",
             "join smalti1abc --dir d --listen 192.0.2.1:9000",
@@ -566,6 +531,13 @@ mod tests {
             "moves resume --dir d --json",
             "what-if stop n1 n2 --dir d",
             "key status --dir d",
+            "key unlock --dir d",
+            "key unlock --dir d --node n2 --passphrase-file f",
+            "key unlock --api unix:/a --json",
+            "key provider --passphrase --dir d",
+            "key provider --passphrase --passphrase-file f --dir d",
+            "key provider --key-file --dir d --old-passphrase-file f",
+            "key provider --credential smalti --dir d",
         ] {
             assert!(parse(words).is_ok(), "{words}");
         }
@@ -611,6 +583,12 @@ mod tests {
             ("join t --dir d", ErrorKind::MissingRequiredArgument),
             ("join t --dir d --listen 9000", ErrorKind::ValueValidation),
             ("what-if stop --dir d", ErrorKind::MissingRequiredArgument),
+            ("key unlock", ErrorKind::MissingRequiredArgument),
+            ("key unlock secret --dir d", ErrorKind::UnknownArgument),
+            ("key provider --dir d", ErrorKind::MissingRequiredArgument),
+            ("key provider --key-file --passphrase --dir d", ErrorKind::ArgumentConflict),
+            ("key provider --key-file --passphrase-file f --dir d", ErrorKind::ArgumentConflict),
+            ("key provider --credential a/b --dir d", ErrorKind::ValueValidation),
             ("frobnicate", ErrorKind::InvalidSubcommand),
         ];
         for (words, kind) in cases {

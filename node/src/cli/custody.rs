@@ -1,15 +1,58 @@
 //! `smalti key custodians`, `verify` and `audit`.
 
-use super::args::{KeyAuditArgs, KeyCustodiansArgs, KeyVerifyArgs};
+use super::args::ShowArgs;
 use super::{output, show, target::Target};
 use crate::control::{AuditReport, KeyReport, SetCustodians, VerifyReport};
 use anyhow::{Context, bail};
+use clap::Args;
 use std::time::{Duration, Instant};
 
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// How long secrets may take to be dealt on while all custodians answer.
 const DEAL_PATIENCE: Duration = Duration::from_secs(60);
+
+/// `smalti key custodians`.
+#[derive(Debug, Args)]
+pub struct KeyCustodiansArgs {
+    /// Names of the nodes that are to be custodians [default: the present ones]
+    #[arg(value_name = "NODE")]
+    pub nodes: Vec<String>,
+    /// Shares that are to be needed [default: as many as now]
+    #[arg(long, value_name = "T")]
+    pub threshold: Option<u8>,
+    /// Give the present custodians new shares
+    #[arg(long, conflicts_with = "nodes")]
+    pub refresh: bool,
+    /// Only say that it is wanted
+    #[arg(long)]
+    pub no_wait: bool,
+    /// Whom to ask, and how to show it.
+    #[command(flatten)]
+    pub show: ShowArgs,
+}
+
+/// `smalti key verify`.
+#[derive(Debug, Args)]
+pub struct KeyVerifyArgs {
+    /// Nodes to think away
+    #[arg(long, value_name = "NODE", value_delimiter = ',')]
+    pub without: Vec<String>,
+    /// Whom to ask, and how to show it.
+    #[command(flatten)]
+    pub show: ShowArgs,
+}
+
+/// `smalti key audit`.
+#[derive(Debug, Args)]
+pub struct KeyAuditArgs {
+    /// Whose log [default: those of all custodians]
+    #[arg(long, value_name = "NODE")]
+    pub node: Option<String>,
+    /// Whom to ask, and how to show it.
+    #[command(flatten)]
+    pub show: ShowArgs,
+}
 
 /// Names new custodians, or the same ones again, and waits until every secret is with them.
 pub(super) async fn set(args: KeyCustodiansArgs) -> anyhow::Result<()> {

@@ -8,6 +8,8 @@ mod join;
 mod key;
 mod node;
 mod output;
+mod passphrase;
+mod provider;
 mod replace;
 mod reshape;
 mod scrub;

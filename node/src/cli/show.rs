@@ -48,6 +48,9 @@ pub(super) fn status(report: &StatusReport) -> String {
         moves(&report.moves),
         nodes.text(),
     );
+    for barred in &report.barred {
+        text.push_str(&format!("{barred}\n"));
+    }
     text.push('\n');
     text.push_str(&if report.volumes.is_empty() { "no volumes\n".into() } else { volumes.text() });
     for volume in report.volumes.iter().filter(|volume| volume.slots_catching_up > 0) {
@@ -372,10 +375,11 @@ pub(super) fn keys(report: &KeyReport) -> String {
 pub(super) fn custodians(report: &KeyReport) -> String {
     let mut holders = Table::new(["CUSTODIAN", "SHARE>", "STATE"]);
     for holder in &report.holders {
-        let state = match (holder.reachable, holder.lacking) {
-            (false, _) => "not reachable".to_owned(),
-            (true, 0) => "reachable".to_owned(),
-            (true, lacking) => format!("lacks {lacking} shares"),
+        let state = match (holder.reachable, &holder.barred, holder.lacking) {
+            (false, ..) => "not reachable".to_owned(),
+            (true, Some(why), _) => why.clone(),
+            (true, None, 0) => "reachable".to_owned(),
+            (true, None, lacking) => format!("lacks {lacking} shares"),
         };
         holders.row([holder.node.clone(), holder.share.to_string(), state]);
     }

@@ -3,8 +3,11 @@
 //! Relative paths in it are relative to the file's own folder, so a node directory can be moved.
 //! Everything wrong with a file is told in one line that names the file, the line and the matter.
 
+mod custody;
 mod read;
 
+pub(crate) use custody::credential_name;
+pub use custody::{CustodyConfig, ProviderConfig};
 pub use read::ConfigError;
 pub(crate) use read::SOCKET_PATH_MAX;
 
@@ -60,7 +63,7 @@ pub struct NodeConfig {
     /// The other nodes of the cluster when the file was written. The map knows newer ones.
     #[serde(default)]
     pub peers: Vec<PeerConfig>,
-    /// Its part in keeping keys.
+    /// Its part in keeping keys. Not the last table, for one of its fields is any of several.
     pub custody: CustodyConfig,
     /// What it proves itself with.
     pub credentials: CredentialsConfig,
@@ -130,16 +133,6 @@ pub struct Tunables {
     pub lease_ms: u64,
     /// A clean shutdown that takes longer than this is given up.
     pub shutdown_timeout_ms: u64,
-}
-
-/// Custody of key shares.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct CustodyConfig {
-    /// Folder of the sealed shares this node keeps.
-    pub shares_dir: PathBuf,
-    /// 32 bytes (mode 0600) under which the shares are sealed.
-    pub key_file: PathBuf,
 }
 
 /// Certificates and keys for QUIC.
@@ -238,8 +231,6 @@ impl NodeConfig {
             &mut self.data_dir,
             &mut self.sockets.nbd,
             &mut self.sockets.api,
-            &mut self.custody.key_file,
-            &mut self.custody.shares_dir,
             &mut self.credentials.dir,
         ];
         let optional = [&mut self.local_cluster, &mut self.founding, &mut self.authority];
@@ -247,6 +238,7 @@ impl NodeConfig {
         for path in paths.into_iter().chain(optional) {
             *path = folder.join(&*path);
         }
+        self.custody = self.custody.resolve(folder);
         self
     }
 }

@@ -257,7 +257,10 @@ mod tests {
             sockets: Sockets { nbd: "nbd.sock".into(), api: "api.sock".into() },
             tunables: Tunables::default(),
             peers: vec![peer(2), peer(3)],
-            custody: CustodyConfig { shares_dir: "shares".into(), key_file: "custody.key".into() },
+            custody: CustodyConfig {
+                shares_dir: "shares".into(),
+                provider: ProviderConfig::KeyFile("custody.key".into()),
+            },
             credentials: CredentialsConfig { dir: "tls".into() },
         }
     }
@@ -276,9 +279,61 @@ mod tests {
         assert_eq!(parse(path, &json).unwrap(), config);
     }
 
+    fn providers() -> [(ProviderConfig, &'static str); 3] {
+        [
+            (ProviderConfig::KeyFile("custody.key".into()), "key_file = \"custody.key\""),
+            (
+                ProviderConfig::Passphrase("custody.argon2".into()),
+                "passphrase_file = \"custody.argon2\"",
+            ),
+            (ProviderConfig::Credential("smalti".into()), "credential = \"smalti\""),
+        ]
+    }
+
+    #[test]
+    fn a_file_names_one_key_provider() {
+        let mut config = sample();
+        let path = Path::new("node.toml");
+        let with_key_file = config.to_toml().unwrap();
+        let (_, key_file) = &providers()[0];
+        for (provider, line) in providers() {
+            config.custody.provider = provider;
+            let text = config.to_toml().unwrap();
+            assert!(text.contains(line), "{text}");
+            assert_eq!(text, with_key_file.replacen(key_file, line, 1));
+            assert_eq!(parse(path, &text).unwrap(), config);
+            let json = serde_json::to_string_pretty(&config).unwrap();
+            assert_eq!(parse(path, &json).unwrap(), config);
+        }
+        let table = with_key_file.lines().position(|line| line == "[custody]").unwrap() + 1;
+        for (line, expected) in [
+            ("", "missing field `key_file`, `passphrase_file` or `credential`"),
+            ("key_file = \"a\"\ncredential = \"b\"", "only one of `key_file`"),
+            ("passphrase_file = \"a\"\nkey_file = \"b\"", "only one of `key_file`"),
+            ("key_file = \"a\"\npin = 1", "unknown field `pin`"),
+            ("credential = \"a/b\"", "\"a/b\" is no name of a file"),
+            ("credential = \"..\"", "\"..\" is no name of a file"),
+            ("credential = \"\"", "\"\" is no name of a file"),
+        ] {
+            let message = problem(&with_key_file.replacen(key_file, line, 1));
+            assert!(message.contains(expected), "{line}: {message}");
+            assert!(!message.contains('\n'), "{message}");
+            let at = message.strip_prefix("config node.toml line ").unwrap();
+            let at: usize = at.split_once(':').unwrap().0.parse().unwrap();
+            assert!((table..table + 4).contains(&at), "{line}: {message}");
+        }
+    }
+
     #[test]
     fn a_file_cut_short_anywhere_is_refused_in_one_line() {
-        let config = sample();
+        for (provider, _) in providers() {
+            let mut config = sample();
+            config.custody.provider = provider;
+            is_refused_when_cut(&config);
+        }
+    }
+
+    fn is_refused_when_cut(config: &NodeConfig) {
         for text in [config.to_toml().unwrap(), serde_json::to_string_pretty(&config).unwrap()] {
             let whole = text.trim_end().len();
             for length in 0..whole {
@@ -286,7 +341,7 @@ mod tests {
                 assert!(message.starts_with("config node.toml line "), "{length}: {message}");
                 assert!(!message.contains('\n'), "{length}: {message}");
             }
-            assert_eq!(parse(Path::new("f"), &text[..whole]).unwrap(), config);
+            assert_eq!(parse(Path::new("f"), &text[..whole]).unwrap(), *config);
         }
     }
 
@@ -356,6 +411,8 @@ mod tests {
         assert_eq!(config.sockets.api, dir.path().join("api.sock"));
         assert_eq!(config.founding, Some(dir.path().join("founding.json")));
         assert_eq!(config.authority, Some(dir.path().join("../ca")));
+        assert_eq!(config.custody.shares_dir, dir.path().join("shares"));
+        assert_eq!(config.custody.provider.file(), Some(&*dir.path().join("custody.key")));
         let missing = load(&dir.path().join("none.toml")).unwrap_err().to_string();
         assert!(missing.starts_with("read config "), "{missing}");
     }

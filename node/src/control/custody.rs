@@ -1,6 +1,7 @@
 //! Facts about custodians and their shares.
 
 use super::KeyReport;
+use crate::custody::Passphrase;
 use serde::{Deserialize, Serialize};
 use smalti_storage::ids::KeyEpochNo;
 use utoipa::ToSchema;
@@ -114,6 +115,22 @@ pub struct ResharingStatus {
     pub why: Option<String>,
     /// Another master secret is wanted, and not there yet.
     pub new_master: bool,
+}
+
+/// What unlocks the custodian of a node. Nothing of it is kept but the key that follows from it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Unlock {
+    /// The passphrase of that node.
+    #[schema(value_type = String)]
+    pub passphrase: Passphrase,
+}
+
+/// The custodian is unlocked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Unlocked {
+    /// Whether it was locked before.
+    pub was_locked: bool,
 }
 
 impl KeyReport {

@@ -54,6 +54,9 @@ pub struct StatusReport {
     pub raft: RaftStatus,
     /// Custodians of the master secret.
     pub custody: CustodyStatus,
+    /// Custodians that answer and can not use their shares, each with the reason: those that are locked.
+    #[serde(default)]
+    pub barred: Vec<String>,
     /// Slots that move between stores.
     pub moves: MovesStatus,
     /// The cluster.
@@ -178,7 +181,7 @@ pub struct RaftStatus {
 pub struct CustodyStatus {
     /// Shares needed to open keys.
     pub needed: u8,
-    /// Custodians that answer.
+    /// Custodians that answer, and have their shares.
     pub reachable: u8,
     /// Custodians there are.
     pub total: u8,
@@ -407,6 +410,9 @@ pub struct HolderFacts {
     /// Shares that it should have and says it has not.
     #[serde(default)]
     pub lacking: u32,
+    /// Why it can not use its shares, as in "it is ..."; null when it can.
+    #[serde(default)]
+    pub barred: Option<String>,
 }
 
 /// The key epochs of a volume.

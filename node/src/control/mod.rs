@@ -9,8 +9,8 @@ mod slot;
 mod tokens;
 
 pub use custody::{
-    AuditFacts, AuditReport, ResharingStatus, RevokeKeys, SetCustodians, VerifiedCustodian,
-    VerifiedSecret, VerifyReport,
+    AuditFacts, AuditReport, ResharingStatus, RevokeKeys, SetCustodians, Unlock, Unlocked,
+    VerifiedCustodian, VerifiedSecret, VerifyReport,
 };
 pub use error::{ControlError, ErrorKind};
 pub use facts::{
@@ -137,6 +137,11 @@ pub trait Control: Send + Sync + 'static {
 
     /// The logs of custodians, of one or all.
     fn audit_keys(&self, node: Option<String>) -> Answer<'_, Vec<AuditReport>>;
+
+    /// Gives the custodian of this node the passphrase under which its shares are sealed.
+    ///
+    /// `Invalid` when it is the wrong one, or there is none; `Unavailable` while another one is tried.
+    fn unlock(&self, wish: Unlock) -> Answer<'_, Unlocked>;
 
     /// Custody of the master secret and the key epochs of every volume.
     fn keys(&self) -> Answer<'_, KeyReport>;

@@ -3,8 +3,8 @@
 use super::{
     Answer, AuditReport, ChangeNode, Control, ControlError, CreateToken, CreateVolume, ErrorKind,
     Export, KeyReport, MovesStatus, NewToken, NodeFacts, PauseMoves, ReplaceNode, RevokeKeys,
-    ScrubStatus, SetCustodians, StatusReport, VerifyReport, VolumeDetail, VolumeFacts, VolumeKeys,
-    WhatIfReport, WhyReport,
+    ScrubStatus, SetCustodians, StatusReport, Unlock, Unlocked, VerifyReport, VolumeDetail,
+    VolumeFacts, VolumeKeys, WhatIfReport, WhyReport,
 };
 use bytes::Bytes;
 use futures::future::{FutureExt, ready};
@@ -131,6 +131,10 @@ impl Control for ControlSlot {
 
     fn audit_keys(&self, node: Option<String>) -> Answer<'_, Vec<AuditReport>> {
         self.ask(|control| control.audit_keys(node))
+    }
+
+    fn unlock(&self, wish: Unlock) -> Answer<'_, Unlocked> {
+        self.ask(|control| control.unlock(wish))
     }
 
     fn keys(&self) -> Answer<'_, KeyReport> {

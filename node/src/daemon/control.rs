@@ -7,9 +7,10 @@ use crate::attach::{Attachments, MemberCluster};
 use crate::control::{
     Answer, AuditReport, ChangeNode, Control, ControlError, CreateToken, CreateVolume, ErrorKind,
     Export, KeyReport, MovesStatus, NewToken, NodeFacts, Output, PauseMoves, ReplaceNode,
-    RevokeKeys, ScrubStatus, SetCustodians, StatusReport, VerifyReport, VolumeDetail, VolumeFacts,
-    VolumeKeys, WhatIfReport, WhyReport,
+    RevokeKeys, ScrubStatus, SetCustodians, StatusReport, Unlock, Unlocked, VerifyReport,
+    VolumeDetail, VolumeFacts, VolumeKeys, WhatIfReport, WhyReport,
 };
+use crate::custody::PassphraseKey;
 use crate::volume_spec::{self, Geometry as Spec};
 use bytes::Bytes;
 use smalti_cluster::Member;
@@ -23,6 +24,7 @@ use smalti_volume::{
     ShardMetadata, VolumeError, VolumeShape, Volumes, read_data, reconstruct_volume, shard_volume,
 };
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -50,6 +52,8 @@ pub struct MemberControl {
     attachments: Attachments,
     authority: Authority,
     certificate: watch::Receiver<Option<Standing>>,
+    /// What a passphrase opens, if one does.
+    lock: Option<Arc<PassphraseKey>>,
 }
 
 impl MemberControl {
@@ -59,8 +63,13 @@ impl MemberControl {
         attachments: Attachments,
         authority: Authority,
         certificate: watch::Receiver<Option<Standing>>,
+        lock: Option<Arc<PassphraseKey>>,
     ) -> Self {
-        Self { member, attachments, authority, certificate }
+        Self { member, attachments, authority, certificate, lock }
+    }
+
+    pub(super) fn lock(&self) -> Option<&Arc<PassphraseKey>> {
+        self.lock.as_ref()
     }
 
     pub(super) fn authority(&self) -> &Authority {
@@ -351,6 +360,10 @@ impl Control for MemberControl {
 
     fn audit_keys(&self, node: Option<String>) -> Answer<'_, Vec<AuditReport>> {
         Box::pin(self.audit(node))
+    }
+
+    fn unlock(&self, wish: Unlock) -> Answer<'_, Unlocked> {
+        Box::pin(self.unlock_shares(wish))
     }
 
     fn keys(&self) -> Answer<'_, KeyReport> {

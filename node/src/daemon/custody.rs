@@ -3,16 +3,17 @@
 use super::control::MemberControl;
 use super::places::node_named;
 use crate::control::{
-    AuditFacts, AuditReport, ControlError, KeyReport, SetCustodians, VerifiedCustodian,
-    VerifiedSecret, VerifyReport,
+    AuditFacts, AuditReport, ControlError, ErrorKind, KeyReport, SetCustodians, Unlock, Unlocked,
+    VerifiedCustodian, VerifiedSecret, VerifyReport,
 };
+use crate::custody::UnlockError;
 use futures::future::join_all;
 use smalti_cluster::clock;
 use smalti_cluster::custodian::{AuditEntry, Claim, read_chain};
 use smalti_map::view::MapView;
 use smalti_map::{ClusterMap, Command, Custody};
 use smalti_storage::ids::NodeId;
-use smalti_storage::keys::{Commitments, SecretName};
+use smalti_storage::keys::{Commitments, KeyProvider, SecretName};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Problems of one custodian that are told.
@@ -37,12 +38,40 @@ impl MemberControl {
             let text = format!("{name} does not answer, and every custodian has to take its share");
             return Err(ControlError::invalid(text));
         }
+        let barred = self.member().barred_custodians();
+        if let Some((node, why)) = nodes.iter().find_map(|node| barred.get_key_value(node)) {
+            let name = map.nodes.get(node).map_or("a node", |node| &node.name);
+            let text =
+                format!("the custodian of {name} is {why}; every custodian has to take its share");
+            return Err(ControlError::invalid(text));
+        }
         let threshold = wish.threshold.unwrap_or(now.threshold);
         let now = clock::unix_seconds();
         let new_master = wish.new_master;
         let command = Command::SetCustodians { share_epoch, threshold, nodes, now, new_master };
         self.propose(command).await?;
         Ok(self.report().await?.keys())
+    }
+
+    /// Gives the key provider of this node its passphrase. The rest goes on by itself.
+    pub(super) async fn unlock_shares(&self, wish: Unlock) -> Result<Unlocked, ControlError> {
+        let lock = self.lock().cloned().ok_or_else(|| {
+            ControlError::invalid("the shares of this node are not sealed under a passphrase")
+        })?;
+        let was_locked = lock.ready().is_err();
+        let tried = tokio::task::spawn_blocking(move || lock.unlock(&wish.passphrase)).await;
+        let tried = tried.map_err(|error| ControlError::new(ErrorKind::Internal, error))?;
+        if let Err(error) = tried {
+            tracing::warn!(%error, "a passphrase was given, and the custodian is not unlocked");
+            let kind = match error {
+                UnlockError::Wrong => ErrorKind::Invalid,
+                UnlockError::Busy => ErrorKind::Unavailable,
+                UnlockError::Failed(_) => ErrorKind::Internal,
+            };
+            return Err(ControlError::new(kind, error));
+        }
+        self.member().look_at_shares();
+        Ok(Unlocked { was_locked })
     }
 
     fn answers(&self, node: NodeId) -> bool {

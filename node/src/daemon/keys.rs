@@ -14,6 +14,7 @@ impl Report {
             share: holder.share,
             reachable: self.up.contains(&holder.node),
             lacking: self.lacking.get(&holder.node).copied().unwrap_or(0),
+            barred: self.barred.get(&holder.node).cloned(),
         });
         let mut volumes: Vec<_> = self
             .map

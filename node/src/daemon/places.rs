@@ -154,7 +154,7 @@ impl Report {
         let quorum = up * 2 > voters.len() && (!self.raft.joint || up == voters.len());
         let custody = self.map.custodies().all(|(_, custody)| {
             let holders = custody.holders.iter().map(|holder| holder.node);
-            let shares = holders.filter(|node| left(node) && !self.lacking.contains_key(node));
+            let shares = holders.filter(|node| left(node) && self.gives(*node));
             shares.count() >= usize::from(custody.threshold)
         });
         let mut volumes: Vec<WhatIfVolume> = self

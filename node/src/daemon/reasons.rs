@@ -116,13 +116,13 @@ impl Report {
         let custody = self.custody_status();
         if custody.reachable < custody.needed {
             let holders = self.map.custody.holders.iter().map(|holder| holder.node);
-            let away = holders.filter(|node| !self.up.contains(node));
-            let start = self.bring_back(away);
+            let (start, lasting) = self.give_again(holders);
             let problem = format!(
                 "sealed: {} of {} custodians reachable, of {} in all: no volume can be attached anew",
                 custody.reachable, custody.needed, custody.total
             );
-            reasons.add(Health::Degraded, "custody".into(), problem, self.or_first(&start));
+            let remedy = self.or_first(&start);
+            reasons.push(Health::Degraded, "custody".into(), problem, remedy, lasting);
         } else if custody.reachable == custody.needed && custody.reachable < custody.total {
             let problem = format!(
                 "{} of {} custodians reachable, and as many are needed: without one more of them no volume \
@@ -130,8 +130,14 @@ impl Report {
                 custody.reachable, custody.total
             );
             let holders = self.map.custodians.nodes();
-            let start = self.bring_back(holders.filter(|node| !self.up.contains(node)));
-            reasons.add(Health::Degraded, "custody".into(), problem, self.or_first(&start));
+            let (start, lasting) = self.give_again(holders);
+            let remedy = self.or_first(&start);
+            reasons.push(Health::Degraded, "custody".into(), problem, remedy, lasting);
+        }
+        for (node, problem) in self.barred_custodians() {
+            let subject = format!("node {}", self.node_name(node));
+            let remedy = "its shares are not lost, and count again by themselves once that is done";
+            reasons.add_lasting(Health::Degraded, subject, problem, self.or_first(remedy));
         }
         for (node, count) in &self.lacking {
             let problem = format!("{count} of its key shares are missing or do not open");
@@ -404,6 +410,20 @@ impl Report {
             (false, true) => start(down),
             (true, false) => mend(cut),
             (false, false) => format!("{}, and {}", start(down), mend(cut)),
+        }
+    }
+
+    /// What has custodians give shares again that do not, and whether only an operator can do that.
+    fn give_again(&self, holders: impl Iterator<Item = NodeId>) -> (String, bool) {
+        let not = holders.filter(|node| !self.gives(*node));
+        let (barred, others): (Vec<_>, Vec<_>) =
+            not.partition(|node| self.barred.contains_key(node));
+        let away = || others.iter().copied().filter(|node| !self.up.contains(node));
+        let keys = format!("give the custodians of {} their keys", self.names_of(barred.clone()));
+        match (barred.is_empty(), others.is_empty()) {
+            (true, _) => (self.bring_back(away()), false),
+            (false, true) => (keys, true),
+            (false, false) => (format!("{}, or {keys}", self.bring_back(away())), false),
         }
     }
 

@@ -51,6 +51,8 @@ pub(super) struct Report {
     pub(super) progress: BTreeMap<VolumeNo, VolumeProgress>,
     /// Custodians that say they lack shares, and how many.
     pub(super) lacking: BTreeMap<NodeId, u32>,
+    /// Nodes that answer whose custodians can not use their shares, and why.
+    pub(super) barred: BTreeMap<NodeId, String>,
     /// Why secrets are not dealt on, as the leader says.
     pub(super) custody_problem: Option<String>,
 }
@@ -99,6 +101,8 @@ impl Report {
         half_heard.retain(|node, _| map.nodes.contains_key(node));
         let wanted_voters = member.wanted_voters(&map, &raft.voters);
         let wanted_voters = wanted_voters.unwrap_or_else(|| raft.voters.clone());
+        let mut barred = member.barred_custodians();
+        barred.retain(|node, _| up.contains(node) && map.keeps_shares(*node));
         Ok(Self {
             wanted_voters,
             me: member.node(),
@@ -114,6 +118,7 @@ impl Report {
             certificate,
             progress,
             lacking: member.lacking_shares(),
+            barred,
             custody_problem: member.custody_problem(),
             map,
         })
@@ -303,8 +308,17 @@ impl Report {
     }
 
     /// Whether a custodian answers, and has its shares as far as it knows.
-    fn gives(&self, node: NodeId) -> bool {
-        self.up.contains(&node) && !self.lacking.contains_key(&node)
+    pub(super) fn gives(&self, node: NodeId) -> bool {
+        self.up.contains(&node)
+            && !self.lacking.contains_key(&node)
+            && !self.barred.contains_key(&node)
+    }
+
+    /// Custodians that can not use their shares, each with the reason.
+    pub(super) fn barred_custodians(&self) -> impl Iterator<Item = (NodeId, String)> {
+        self.barred.iter().map(|(node, why)| {
+            (*node, format!("the custodian of {} is {why}", self.node_name(*node)))
+        })
     }
 
     fn stores_of(&self, node: NodeId) -> impl Iterator<Item = (&StoreId, &Store)> {
@@ -364,6 +378,7 @@ impl Report {
                 term: self.raft.term,
             },
             custody: self.custody_status(),
+            barred: self.barred_custodians().map(|(_, told)| told).collect(),
             moves: self.moves_status(),
             cluster: self.map.cluster,
             map_version: self.map.version,
@@ -432,10 +447,6 @@ impl Report {
     }
 
     pub(super) fn nodes(&self) -> Vec<NodeFacts> {
-        let custodian = |node: NodeId| {
-            let mut custodies = self.map.custodies();
-            self.map.custodians.has(node) || custodies.any(|(_, custody)| custody.has(node))
-        };
         self.map
             .nodes
             .iter()
@@ -447,7 +458,7 @@ impl Report {
                 quic: node.addresses.quic,
                 api: node.addresses.api,
                 nbd: node.addresses.nbd,
-                custodian: custodian(*id),
+                custodian: self.map.keeps_shares(*id),
                 voter: self.raft.voters.contains(id),
                 weight: node.weight,
                 domain: node.domain.clone(),

@@ -6,7 +6,7 @@ use super::renewal::{self, Renewals};
 use crate::api::bind_unix;
 use crate::attach::{Attachments, BlockSessions, LocalGateways, VolumeExports};
 use crate::config::NodeConfig;
-use crate::custody::load_key;
+use crate::custody::{self, Provider};
 use crate::init::Founding;
 use crate::rotation;
 use crate::serve::{NodeRuntime, Started};
@@ -17,6 +17,7 @@ use smalti_cluster::{Member, MemberConfig, member};
 use smalti_map::{Custody, FIRST_SHARE_EPOCH, NodeAddresses, ShareHolder};
 use smalti_nbd::{Limits, Listener, Server};
 use smalti_net::NodeCredentials;
+use smalti_storage::keys::KeyProvider;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -35,7 +36,12 @@ const JOINED_EVERY: Duration = Duration::from_millis(100);
 pub async fn start(node: NodeRuntime) -> anyhow::Result<Started> {
     let config = Arc::clone(&node.config);
     let nbd = bind_nbd(&config).await?;
-    let member = Member::start(member_config(&config, node.stop.clone())?).await?;
+    if let Err(error) = custody::settle(&config.custody) {
+        // Nobody's shares are in danger for what is left over.
+        tracing::warn!(error = format!("{error:#}"), "a change of key providers is not at its end");
+    }
+    let Provider { key, lock } = custody::open(&config.custody)?;
+    let member = Member::start(member_config(&config, key, node.stop.clone())?).await?;
     let failing = member.clone();
     let poisoned = node.clone();
     let stop = node.stop.clone();
@@ -72,7 +78,8 @@ pub async fn start(node: NodeRuntime) -> anyhow::Result<Started> {
     member.fabric().endpoint().accept_renewals(Arc::new(renewals()));
     let (standing, certificate) = watch::channel(None);
     node.tasks.spawn(renewal::keep(node.clone(), renewals(), standing));
-    let control = Arc::new(MemberControl::new(member.clone(), attachments, authority, certificate));
+    let control =
+        Arc::new(MemberControl::new(member.clone(), attachments, authority, certificate, lock));
     let shutdown = Box::pin(async move {
         member.shutdown().await;
         Ok(())
@@ -126,13 +133,16 @@ async fn bind_nbd(config: &NodeConfig) -> anyhow::Result<Vec<Listener>> {
     Ok(vec![Listener::Tcp(tcp), Listener::Unix { listener: unix, uids: None }])
 }
 
-fn member_config(config: &NodeConfig, stopping: CancellationToken) -> anyhow::Result<MemberConfig> {
+fn member_config(
+    config: &NodeConfig,
+    key_provider: Arc<dyn KeyProvider>,
+    stopping: CancellationToken,
+) -> anyhow::Result<MemberConfig> {
     let addresses = NodeAddresses {
         quic: config.addresses.quic,
         api: config.addresses.api,
         nbd: config.addresses.nbd,
     };
-    let key = load_key(&config.custody.key_file)?;
     let credentials = NodeCredentials::load(&config.credentials.dir)
         .map_err(|error| anyhow!("load credentials: {error}"))?;
     let founding = match &config.founding {
@@ -147,7 +157,7 @@ fn member_config(config: &NodeConfig, stopping: CancellationToken) -> anyhow::Re
         cluster: config.cluster,
         data_dir: config.data_dir.clone(),
         shares_dir: config.custody.shares_dir.clone(),
-        sealer: Arc::new(key),
+        key_provider,
         addresses,
         peers: config.peers.iter().map(|peer| (peer.id, peer.quic)).collect(),
         credentials,

@@ -6,6 +6,7 @@
 use super::parts::{AUTHORITY, Founder, Parts};
 use super::{CONFIG_FILE, DirState, MARKER, NODES_MAX, check_socket_paths, inspect};
 use crate::config::Addresses;
+use crate::custody::Passphrase;
 use crate::local::DirLock;
 use crate::volume_spec::{self, NODES_MIN};
 use anyhow::{Context, bail, ensure};
@@ -54,6 +55,8 @@ pub struct InitOptions {
     pub api_port: u16,
     /// The same for NBD.
     pub nbd_port: u16,
+    /// Under which the shares of all nodes are sealed; else each has a key file.
+    pub passphrase: Option<Passphrase>,
 }
 
 /// What was dealt.
@@ -65,6 +68,8 @@ pub struct Dealt {
     pub nodes: Vec<PathBuf>,
     /// Folder of the authority.
     pub authority: PathBuf,
+    /// Whether each needs its passphrase after it has started.
+    pub locked: bool,
 }
 
 /// Makes the folders.
@@ -83,9 +88,11 @@ pub fn deal(options: &InitOptions) -> anyhow::Result<Dealt> {
     // Whoever had the lock before may have been at work.
     check_free(&dir)?;
     let cluster = ClusterId(Uuid::new_v4());
-    Parts { cluster, founders: &founders, marker: None }.place(&dir)?;
+    let passphrase = options.passphrase.as_ref();
+    Parts { cluster, founders: &founders, marker: None, passphrase }.place(&dir)?;
+    let locked = passphrase.is_some();
     let nodes = founders.iter().map(|founder| dir.join(&founder.name)).collect();
-    Ok(Dealt { cluster, nodes, authority: dir.join(AUTHORITY) })
+    Ok(Dealt { cluster, nodes, authority: dir.join(AUTHORITY), locked })
 }
 
 fn check_free(dir: &Path) -> anyhow::Result<()> {
@@ -122,6 +129,12 @@ impl Dealt {
         for name in self.nodes.iter().filter_map(|node| node.file_name()) {
             let config = Path::new(name).join(CONFIG_FILE);
             text.push_str(&format!("     smalti serve --config {}\n", config.display()));
+        }
+        if self.locked {
+            text.push_str(
+                "   and give each the passphrase, after each start; shares of volumes are not given before:\n     \
+                 smalti key unlock --dir FOLDER\n",
+            );
         }
         text.push_str(&format!(
             "3. {} has the key that makes members: put it away. To let machines join later, put it \
@@ -252,10 +265,36 @@ mod tests {
 
     fn options(dir: &Path, nodes: &[&str]) -> InitOptions {
         let nodes = nodes.iter().map(|node| node.parse().unwrap()).collect();
-        InitOptions { dir: dir.to_owned(), nodes, api_port: API_PORT, nbd_port: NBD_PORT }
+        let (api_port, nbd_port, passphrase) = (API_PORT, NBD_PORT, None);
+        InitOptions { dir: dir.to_owned(), nodes, api_port, nbd_port, passphrase }
     }
 
     const REAL: [&str; 3] = ["a=192.0.2.1:9000", "b.x=192.0.2.2:9000", "c=192.0.2.3:9001"];
+
+    #[test]
+    fn all_nodes_may_be_sealed_under_a_passphrase_from_the_beginning() {
+        use crate::custody::{open, open_with};
+        use smalti_cluster::custodian::Vault;
+        let home = tempfile::tempdir().unwrap();
+        let words = Passphrase::new("six random words".into()).unwrap();
+        let asked = options(&home.path().join("d"), &REAL);
+        let dealt = deal(&InitOptions { passphrase: Some(words.clone()), ..asked }).unwrap();
+        assert!(dealt.next_steps().contains("smalti key unlock"), "{}", dealt.next_steps());
+        for folder in &dealt.nodes {
+            assert!(!folder.join("custody.key").exists());
+            let config = NodeConfig::load(&folder.join(CONFIG_FILE)).unwrap();
+            let find = |key| {
+                let shares = config.custody.shares_dir.clone();
+                let vault = Vault::new(shares, config.cluster, config.node, key);
+                vault.names().unwrap().iter().map(|share| vault.find(share)).collect::<Vec<_>>()
+            };
+            let locked = find(open(&config.custody).unwrap().key);
+            let [Err(error)] = locked.as_slice() else { panic!("{locked:?}") };
+            assert!(error.to_string().starts_with("locked"), "{error}");
+            let found = find(open_with(&config.custody, Some(&words)).unwrap().key);
+            assert!(matches!(found.as_slice(), [Ok(_)]), "{found:?}");
+        }
+    }
 
     #[test]
     fn each_folder_is_a_node_that_can_be_carried_away() {

@@ -123,7 +123,8 @@ pub fn make(dir: &Path, nodes: usize) -> anyhow::Result<Marker> {
     let founders: Vec<Founder> =
         founders.map(|(name, addresses)| Founder { name, addresses }).collect();
     let marker = Marker { version: 1, cluster: ClusterId(Uuid::new_v4()), nodes: names };
-    Parts { cluster: marker.cluster, founders: &founders, marker: Some(&marker) }.place(dir)?;
+    let (cluster, passphrase) = (marker.cluster, None);
+    Parts { cluster, founders: &founders, marker: Some(&marker), passphrase }.place(dir)?;
     Ok(marker)
 }
 

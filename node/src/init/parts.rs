@@ -3,9 +3,10 @@
 use super::founding::Founding;
 use super::{CONFIG_FILE, MAKING, MARKER, Marker, custodians};
 use crate::config::{
-    Addresses, CredentialsConfig, CustodyConfig, NodeConfig, PeerConfig, Sockets, Tunables, VERSION,
+    Addresses, CredentialsConfig, CustodyConfig, NodeConfig, PeerConfig, ProviderConfig, Sockets,
+    Tunables, VERSION,
 };
-use crate::custody::{create_key, load_key};
+use crate::custody::{Passphrase, PassphraseKey, create_key, open_with};
 use crate::files;
 use anyhow::{Context, bail};
 use smalti_cluster::custodian::Vault;
@@ -13,17 +14,19 @@ use smalti_map::FIRST_SHARE_EPOCH;
 use smalti_net::ClusterCa;
 use smalti_storage::ids::{ClusterId, NodeId};
 use smalti_storage::keys::{
-    Commitments, Dealing, Dealt, RestKey, Secret, SecretName, ShareName, get_key_parts, verify_part,
+    Commitments, Dealing, Dealt, Secret, SecretName, ShareName, get_key_parts, verify_part,
 };
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
-use std::sync::Arc;
 
 /// The authority's folder, beside those of the nodes.
 pub(super) const AUTHORITY: &str = "ca";
 pub(super) const NBD_SOCKET: &str = "nbd.sock";
 const FOUNDING_FILE: &str = "founding.json";
+/// Other key providers take its place later.
+const CUSTODY_KEY: &str = "custody.key";
+const CUSTODY_STRETCH: &str = "custody.argon2";
 
 /// A node that is there from the beginning.
 #[derive(Clone, Debug)]
@@ -43,6 +46,8 @@ pub(super) struct Parts<'a> {
     pub(super) founders: &'a [Founder],
     /// What marks the folder as a cluster on this machine; none if its parts go to several machines.
     pub(super) marker: Option<&'a Marker>,
+    /// Under which every node's shares are sealed; else each has a key file.
+    pub(super) passphrase: Option<&'a Passphrase>,
 }
 
 impl Parts<'_> {
@@ -88,7 +93,7 @@ impl Parts<'_> {
         for (index, config) in configs.iter().enumerate() {
             let folder = making.join(&config.name);
             make_node(&folder, config, &ca)
-                .and_then(|()| keep_share(&folder, config, &dealing, index))
+                .and_then(|()| keep_share(&folder, config, &dealing, (index, self.passphrase)))
                 .with_context(|| format!("make node {}", config.name))?;
         }
         let [first, ..] = configs.as_slice() else { bail!("there is no first node") };
@@ -126,7 +131,13 @@ impl Parts<'_> {
             sockets: Sockets { nbd: NBD_SOCKET.into(), api: "api.sock".into() },
             tunables: Tunables::default(),
             peers: peers.iter().filter(|peer| peer.id != me.id).cloned().collect(),
-            custody: CustodyConfig { shares_dir: "shares".into(), key_file: "custody.key".into() },
+            custody: CustodyConfig {
+                shares_dir: "shares".into(),
+                provider: match self.passphrase {
+                    Some(_) => ProviderConfig::Passphrase(CUSTODY_STRETCH.into()),
+                    None => ProviderConfig::KeyFile(CUSTODY_KEY.into()),
+                },
+            },
             credentials: CredentialsConfig { dir: "tls".into() },
         };
         peers.iter().enumerate().map(config).collect()
@@ -145,25 +156,31 @@ fn make_node(folder: &Path, config: &NodeConfig, ca: &ClusterCa) -> anyhow::Resu
     files::write_atomic(&path, text.as_bytes(), files::PUBLIC)
 }
 
-/// Every node gets a custodian key, for shares may be dealt to it later; the first ones get their
+/// Every node gets a key provider, for shares may be dealt to it later; the first ones get their
 /// shares of the master secret.
 fn keep_share(
     folder: &Path,
     config: &NodeConfig,
     dealing: &Dealing,
-    index: usize,
+    (index, passphrase): (usize, Option<&Passphrase>),
 ) -> anyhow::Result<()> {
-    let key_file = folder.join(&config.custody.key_file);
-    let key = create_key(&key_file)?;
+    let custody = config.custody.clone().resolve(folder);
+    match (&custody.provider, passphrase) {
+        (ProviderConfig::Passphrase(path), Some(passphrase)) => {
+            PassphraseKey::create(path, passphrase)?;
+        }
+        (ProviderConfig::KeyFile(path), _) => drop(create_key(path)?),
+        _ => bail!("no key can be made for {:?}", custody.provider),
+    }
     let Some(part) = dealing.parts.get(index) else { return Ok(()) };
-    let vault = |key: RestKey| {
-        let shares = folder.join(&config.custody.shares_dir);
-        Vault::new(shares, config.cluster, config.node, Arc::new(key))
+    let vault = || -> anyhow::Result<Vault> {
+        let provider = open_with(&custody, passphrase)?;
+        Ok(Vault::new(custody.shares_dir.clone(), config.cluster, config.node, provider.key))
     };
     let share = master_share(&dealing.commitments);
-    vault(key).keep(&share, part)?;
+    vault()?.keep(&share, part)?;
     // The master secret is gone when this returns. What can not be opened now never can be.
-    verify_part(&vault(load_key(&key_file)?).find(&share)?, &dealing.commitments)?;
+    verify_part(&vault()?.find(&share)?, &dealing.commitments)?;
     Ok(())
 }
 

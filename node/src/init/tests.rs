@@ -18,7 +18,7 @@ fn load(dir: &Path, name: &str) -> NodeConfig {
 }
 
 fn share(config: &NodeConfig, commitments: &Commitments) -> Option<KeyPart> {
-    let key = load_key(&config.custody.key_file).unwrap();
+    let key = load_key(config.custody.provider.file().unwrap()).unwrap();
     let shares = config.custody.shares_dir.clone();
     let vault = Vault::new(shares, config.cluster, config.node, Arc::new(key));
     match vault.find(&master_share(commitments)) {

@@ -2,8 +2,8 @@
 
 use super::JoinedNode;
 use crate::config::{
-    Addresses, CredentialsConfig, CustodyConfig, NodeConfig, PeerConfig, SOCKET_PATH_MAX, Sockets,
-    Tunables, VERSION,
+    Addresses, CredentialsConfig, CustodyConfig, NodeConfig, PeerConfig, ProviderConfig,
+    SOCKET_PATH_MAX, Sockets, Tunables, VERSION,
 };
 use crate::custody;
 use crate::files;
@@ -167,7 +167,10 @@ fn config(joined: &Joined, addresses: Addresses) -> NodeConfig {
         sockets: Sockets { nbd: NBD_SOCKET.into(), api: API_SOCKET.into() },
         tunables: Tunables::default(),
         peers: peers.collect(),
-        custody: CustodyConfig { shares_dir: SHARES.into(), key_file: CUSTODY_KEY.into() },
+        custody: CustodyConfig {
+            shares_dir: SHARES.into(),
+            provider: ProviderConfig::KeyFile(CUSTODY_KEY.into()),
+        },
         credentials: CredentialsConfig { dir: TLS.into() },
     }
 }
@@ -211,7 +214,7 @@ mod tests {
         assert_eq!((config.node, config.name.as_str()), (NodeId(4), "x"));
         assert_eq!((config.peers.len(), config.authority), (1, None));
         smalti_net::NodeCredentials::load(&config.credentials.dir).unwrap();
-        custody::load_key(&config.custody.key_file).unwrap();
+        custody::load_key(config.custody.provider.file().unwrap()).unwrap();
         let error = Making::begin(&dir).err().unwrap().to_string();
         assert!(error.contains("is a node's folder already"), "{error}");
     }

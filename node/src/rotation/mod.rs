@@ -19,7 +19,7 @@ use smalti_cluster::{Member, clock};
 use smalti_map::{Applied, Command, Coordinator, KeyEpoch, Rejection, Volume};
 use smalti_raft::ProposeError;
 use smalti_rowcommit::coordinator::OpError;
-use smalti_storage::ids::{Epoch, NodeId, VolumeNo};
+use smalti_storage::ids::{Epoch, VolumeNo};
 use smalti_volume::{ShardMetadata, VolumeError, rotate_keys};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -62,8 +62,8 @@ enum RotationError {
     List(OpError),
     #[error("another master secret is to be made first")]
     Master,
-    #[error("{0} is away, and every custodian has to keep a share of new keys")]
-    Away(String),
+    #[error("{0}, and every custodian has to keep a share of new keys")]
+    Custodian(String),
     #[error("sealing anew: {0}")]
     Reseal(#[from] smalti_gateway::GatewayError),
     #[error("the cluster does not answer: {0}")]
@@ -300,13 +300,16 @@ impl Keeper {
         if map.custodians.new_master {
             return Err(RotationError::Master);
         }
-        // Whoever is asked before one that is away would keep a share for nothing.
-        let silent = |node: &NodeId| {
-            *node != self.member.node() && self.member.beats().silent_for(*node) > AWAY
-        };
-        if let Some(holder) = map.custodians.nodes().find(silent) {
-            let name = map.nodes.get(&holder).map_or("a custodian", |node| &node.name);
-            return Err(RotationError::Away(name.to_owned()));
+        // Whoever is asked before one that can not would keep a share for nothing.
+        let barred = self.member.barred_custodians();
+        for node in map.custodians.nodes() {
+            let name = map.nodes.get(&node).map_or("a custodian", |entry| &entry.name);
+            if node != self.member.node() && self.member.beats().silent_for(node) > AWAY {
+                return Err(RotationError::Custodian(format!("{name} is away")));
+            }
+            if let Some(why) = barred.get(&node) {
+                return Err(RotationError::Custodian(format!("the custodian of {name} is {why}")));
+            }
         }
         let next = Some(volume.key_epoch.0 + 1);
         // What was dealt to custodians of before may name nodes that are gone, and come of another master secret.

@@ -12,9 +12,10 @@ use smalti_node::control::{
     CustodyStatus, ErrorKind, Export, GroupFacts, Health, HolderFacts, KeyEpochFacts, KeyReport,
     MovesStatus, NewToken, NodeFacts, NodeState, NodeStatus, Output, PauseMoves, RaftStatus,
     Reason, ReplaceNode, ResharingStatus, RevokeKeys, RevokedKeys, ScrubStatus, SetCustodians,
-    SlotFacts, SlotState, StatusReport, StoreFacts, StoreStatus, VerifyReport, VolumeDetail,
-    VolumeFacts, VolumeKeys, VolumeStatus, WhatIfReport, WhyReport,
+    SlotFacts, SlotState, StatusReport, StoreFacts, StoreStatus, Unlock, Unlocked, VerifyReport,
+    VolumeDetail, VolumeFacts, VolumeKeys, VolumeStatus, WhatIfReport, WhyReport,
 };
+use smalti_node::custody::Passphrase;
 use smalti_node::volume_spec::Geometry;
 use smalti_storage::ids::{
     ClusterId, Epoch, GroupNo, Incarnation, KeyEpochNo, NodeId, Slot, StoreId, TokenId, VolumeId,
@@ -159,6 +160,7 @@ impl Control for FakeControl {
             volumes: self.load().into_iter().map(volume).collect(),
             raft: RaftStatus { leader: Some("n1".into()), term: 3 },
             custody: self.custody(),
+            barred: Vec::new(),
             moves: MovesStatus::default(),
             cluster: self.cluster,
             map_version: 9,
@@ -335,10 +337,24 @@ impl Control for FakeControl {
         ready(Ok(node.into_iter().map(report).collect())).boxed()
     }
 
+    fn unlock(&self, wish: Unlock) -> Answer<'_, Unlocked> {
+        let right: Passphrase = serde_json::from_str("\"six random words\"").unwrap();
+        let answer = match wish.passphrase == right {
+            true => Ok(Unlocked { was_locked: true }),
+            false => Err(ControlError::invalid("the passphrase is wrong")),
+        };
+        ready(answer).boxed()
+    }
+
     fn keys(&self) -> Answer<'_, KeyReport> {
         let node = |share: u8| format!("n{share}");
-        let holder =
-            |share: u8| HolderFacts { node: node(share), share, reachable: true, lacking: 0 };
+        let holder = |share| HolderFacts {
+            node: node(share),
+            share,
+            reachable: true,
+            lacking: 0,
+            barred: None,
+        };
         let report = KeyReport {
             custody: self.custody(),
             holders: (1..=3).map(holder).collect(),

@@ -357,6 +357,11 @@ impl ClusterMap {
         std::iter::once((SecretName::Master, &self.custody)).chain(volumes)
     }
 
+    /// Whether the node is a custodian, or was one when some secret was split last.
+    pub fn keeps_shares(&self, node: NodeId) -> bool {
+        self.custodians.has(node) || self.custodies().any(|(_, custody)| custody.has(node))
+    }
+
     pub(crate) fn custody_of_mut(&mut self, secret: &SecretName) -> Option<&mut Custody> {
         match secret {
             SecretName::Master => Some(&mut self.custody),

@@ -23,7 +23,7 @@ pub mod wrap;
 pub use derive::{MasterKey, ShardId, ShardKey, WrappingKey, derive_place_key, derive_shard_key};
 pub use name::{Dealt, NotDealt, SecretName, ShareName};
 pub use random::{NoRandomness, system_rng};
-pub use rest::{RestError, RestKey, Sealer, open_at_rest, seal_at_rest};
+pub use rest::{KeyProvider, RestError, RestKey, open_at_rest, seal_at_rest};
 pub use share::{
     Commitments, Dealer, Dealing, KeyPart, PartError, PartProof, Secret, combine_commitments,
     combine_parts, get_key_parts, reconstruct_symmetric_key, reshare_part, verify_dealer,

@@ -30,16 +30,79 @@ pub enum RestError {
     /// The key, the purpose or the bytes are not those it was sealed with.
     #[error("sealed bytes do not authenticate: wrong key, wrong purpose or altered")]
     Refused,
-    /// What seals has no key just now, or failed.
+    /// The key is not there before somebody gives the passphrase.
+    #[error("locked: `smalti key unlock` there")]
+    Locked,
+    /// What seals can not just now, or failed.
     #[error("{0}")]
     Provider(String),
 }
 
-/// Seals what a custodian keeps on its disk, and opens it again: the interface of key providers. One that
-/// never lets its key out of a device or a service implements both by asking that.
+impl RestError {
+    /// Whether it says nothing of the sealed bytes: they may well open later.
+    pub const fn may_pass(&self) -> bool {
+        matches!(self, Self::Locked | Self::Provider(_))
+    }
+}
+
+/// Seals what a custodian keeps on its disk, and opens it again. A key in memory is one ([`RestKey`]); another one
+/// never lets its key out of a device or a service, and asks that. The custodian calls it for each share, from a
+/// thread that may wait, and keeps nothing that was opened.
 ///
-/// Implementations bind the purpose: what was sealed for one opens for no other.
-pub trait Sealer: Send + Sync + fmt::Debug {
+/// * The purpose is bound: what was sealed for one opens for no other.
+/// * Whatever may pass by itself, a device that is not there, is [`RestError::Provider`], and never
+///   [`RestError::Refused`]: a custodian whose shares do not open gets new ones, and so do all others.
+/// * `Debug` prints no key.
+///
+/// ```
+/// use smalti_storage::keys::{KeyProvider, RestError, RestKey};
+/// use std::sync::{Arc, Mutex};
+/// use zeroize::Zeroizing;
+///
+/// /// What asks a device that seals by itself.
+/// #[derive(Debug)]
+/// struct Device {
+///     slot: Mutex<Option<Card>>,
+/// }
+///
+/// /// Stands for one here: a real one has its own protocol.
+/// #[derive(Debug)]
+/// struct Card(RestKey);
+///
+/// impl Device {
+///     fn ask<T>(&self, what: impl FnOnce(&Card) -> Result<T, RestError>) -> Result<T, RestError> {
+///         let slot = self.slot.lock().map_err(|_| RestError::Provider("a thread died".into()))?;
+///         what(slot.as_ref().ok_or_else(|| RestError::Provider("the card is out".into()))?)
+///     }
+/// }
+///
+/// impl KeyProvider for Device {
+///     fn seal(&self, purpose: &[u8], plaintext: &[u8]) -> Result<Vec<u8>, RestError> {
+///         self.ask(|card| card.0.seal(purpose, plaintext))
+///     }
+///
+///     fn open(&self, purpose: &[u8], sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, RestError> {
+///         self.ask(|card| card.0.open(purpose, sealed))
+///     }
+///
+///     fn ready(&self) -> Result<(), RestError> {
+///         self.ask(|_| Ok(()))
+///     }
+/// }
+///
+/// let device = Arc::new(Device { slot: Mutex::new(Some(Card(RestKey::new([7; 32])))) });
+/// let provider: Arc<dyn KeyProvider> = device.clone();
+/// let sealed = provider.seal(b"share 1", b"a share")?;
+/// assert_eq!(*provider.open(b"share 1", &sealed)?, b"a share");
+/// assert_eq!(provider.open(b"share 2", &sealed), Err(RestError::Refused));
+///
+/// device.slot.lock().unwrap().take();
+/// let out = RestError::Provider("the card is out".into());
+/// assert_eq!(provider.ready(), Err(out.clone()));
+/// assert_eq!(provider.open(b"share 1", &sealed), Err(out));
+/// # Ok::<(), RestError>(())
+/// ```
+pub trait KeyProvider: Send + Sync + fmt::Debug {
     /// Seals for the disk.
     ///
     /// # Errors
@@ -51,6 +114,14 @@ pub trait Sealer: Send + Sync + fmt::Debug {
     /// # Errors
     /// When it can not just now, or the bytes are not what was sealed.
     fn open(&self, purpose: &[u8], sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, RestError>;
+
+    /// Whether it can just now, as far as it knows without much ado: the cluster is told why not.
+    ///
+    /// # Errors
+    /// What keeps it from sealing and opening.
+    fn ready(&self) -> Result<(), RestError> {
+        Ok(())
+    }
 }
 
 secret_bytes!(
@@ -58,7 +129,7 @@ secret_bytes!(
     RestKey
 );
 
-impl Sealer for RestKey {
+impl KeyProvider for RestKey {
     fn seal(&self, purpose: &[u8], plaintext: &[u8]) -> Result<Vec<u8>, RestError> {
         let mut nonce = [0; NONCE_LEN];
         SysRng

@@ -19,7 +19,11 @@ fn a_dealing_that_nobody_was_given_destroys_nothing() {
     for node in old.holders.iter().map(|holder| holder.node) {
         world.vault(node).find(&old.share_name(secret)).unwrap();
         let (map, now) = (world.map.clone(), world.now);
-        assert_eq!(world.cores.get_mut(&node).unwrap().lacking(&map, now), 1, "it is told");
+        assert_eq!(
+            world.cores.get_mut(&node).unwrap().holdings(&map, now).lacking,
+            1,
+            "it is told"
+        );
     }
     // Whoever gets it does without the older one.
     let name = world.map.custody_of(&secret).unwrap().share_name(secret);
@@ -179,7 +183,7 @@ fn what_is_missing_is_noticed_and_proofs_are_of_what_is_there() {
     let mut world = World::new();
     let missing = |world: &mut World| {
         let (map, now) = (world.map.clone(), world.now);
-        [1, 2, 4].map(|no| world.cores.get_mut(&NodeId(no)).unwrap().lacking(&map, now))
+        [1, 2, 4].map(|no| world.cores.get_mut(&NodeId(no)).unwrap().holdings(&map, now).lacking)
     };
     assert_eq!(missing(&mut world), [0, 0, 0]);
     let share = world.map.custody_of(&wrapping(1)).unwrap().share_name(wrapping(1));

@@ -149,6 +149,7 @@ fn well() -> Report {
         certificate: None,
         progress: [(VOLUME, progress)].into(),
         lacking: BTreeMap::new(),
+        barred: BTreeMap::new(),
         custody_problem: None,
     }
 }

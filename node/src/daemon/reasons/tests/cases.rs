@@ -87,6 +87,39 @@ pub(super) const AWAY: &[Case] = &[
         false,
     ),
     (
+        |r| {
+            r.barred.insert(NodeId(2), "locked: `smalti key unlock` there".into());
+        },
+        Degraded,
+        "node n2",
+        &["the custodian of n2 is locked: `smalti key unlock` there"],
+        &["not lost", "by themselves"],
+        true,
+    ),
+    (
+        |r| {
+            for node in [1, 3] {
+                r.barred.insert(NodeId(node), "locked".into());
+            }
+        },
+        Degraded,
+        "custody",
+        &["sealed: 1 of 2 custodians reachable"],
+        &["give the custodians of n1, n3 their keys"],
+        true,
+    ),
+    (
+        |r| {
+            down(r, &[3]);
+            r.barred.insert(NodeId(2), "locked".into());
+        },
+        Degraded,
+        "custody",
+        &["sealed: 1 of 2 custodians reachable"],
+        &["start n3, or give the custodians of n2 their keys"],
+        false,
+    ),
+    (
         |r| r.custody_problem = Some("n2: timed out".into()),
         Degraded,
         "custody",

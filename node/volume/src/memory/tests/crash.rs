@@ -182,8 +182,7 @@ fn destroy(cluster: &MemoryCluster, node: NodeId) {
 #[tokio::test]
 async fn whoever_dies_at_whatever_step_of_a_rotation_every_record_opens() {
     let mut died = 0;
-    let kinds =
-        [Who::KeeperBefore, Who::KeeperAfter, Who::CustodianBefore, Who::CustodianAfter];
+    let kinds = [Who::KeeperBefore, Who::KeeperAfter, Who::CustodianBefore, Who::CustodianAfter];
     for who in kinds {
         for at in 1.. {
             let what = format!("{who:?} at step {at}");
@@ -205,7 +204,12 @@ async fn whoever_dies_at_whatever_step_of_a_rotation_every_record_opens() {
             cluster.heal(id(1)).expect("healed");
             opens(&cluster, &what).await;
             // Whoever sees to it next knows what the map says.
-            let next = Mortal { cluster: cluster.clone(), at: 0, who: Who::CustodianAfter, steps: 0.into() };
+            let next = Mortal {
+                cluster: cluster.clone(),
+                at: 0,
+                who: Who::CustodianAfter,
+                steps: 0.into(),
+            };
             rotate(&next).await.unwrap_or_else(|Died| panic!("{what}: it does not end"));
             opens(&cluster, &what).await;
             let after = now(&cluster);

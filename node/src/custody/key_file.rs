@@ -1,21 +1,20 @@
-//! The key under which a node's custodian seals its shares.
+//! A key in a file that only the node's user may read.
 
+use super::{KEY_LEN, read_key};
 use crate::files;
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use rand::TryRng;
 use rand::rngs::SysRng;
 use smalti_storage::keys::RestKey;
 use std::path::Path;
 use zeroize::Zeroizing;
 
-const KEY_LEN: u64 = 32;
-
 /// Draws a key and puts it in a file of mode 0600.
 ///
 /// # Errors
 /// The file can not be written, or the system has no randomness to give.
 pub fn create_key(path: &Path) -> anyhow::Result<RestKey> {
-    let mut key = Zeroizing::new([0; 32]);
+    let mut key = Zeroizing::new([0; KEY_LEN]);
     SysRng.try_fill_bytes(&mut *key).context("draw the custodian key")?;
     files::write_atomic(path, &*key, files::PRIVATE).context("keep the custodian key")?;
     Ok(RestKey::new(*key))
@@ -26,14 +25,7 @@ pub fn create_key(path: &Path) -> anyhow::Result<RestKey> {
 /// # Errors
 /// The file can not be read, is readable by others, or does not have 32 bytes.
 pub fn load_key(path: &Path) -> anyhow::Result<RestKey> {
-    let load = || -> anyhow::Result<RestKey> {
-        let bytes = Zeroizing::new(files::read_private(path, KEY_LEN)?);
-        let length = bytes.len();
-        ensure!(length as u64 == KEY_LEN, "{} has {length} bytes, not {KEY_LEN}", path.display());
-        let mut key = Zeroizing::new([0; 32]);
-        key.copy_from_slice(&bytes);
-        Ok(RestKey::new(*key))
-    };
+    let load = || read_key(&files::read_private(path, KEY_LEN as u64)?, path);
     load().context("load the custodian key")
 }
 
