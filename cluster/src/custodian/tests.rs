@@ -73,6 +73,7 @@ fn dealt(dealing: &Dealing, holders: &[u64]) -> Custody {
         threshold: dealing.commitments.threshold() as u8,
         holders: holders.iter().zip(&dealing.parts).map(holder).collect(),
         commitments: dealing.commitments.to_bytes(),
+        sealed_for_recovery: Vec::new(),
     }
 }
 
@@ -102,7 +103,7 @@ impl World {
         let addresses = NodeAddresses { quic: at, api: at, nbd: at };
         let nodes = (1..=NODES).map(|no| (NodeId(no), format!("n{no}"), addresses.clone()));
         let (cluster, nodes) = (ClusterId(Uuid::from_u128(1)), nodes.collect());
-        world.must(&Command::InitCluster { cluster, nodes, custody });
+        world.must(&Command::InitCluster { cluster, nodes, custody, recovery: None });
         let store = |no: u64| StoreId(Uuid::from_u128(no.into()));
         for no in 1..=NODES {
             let node = NodeId(no);
@@ -303,7 +304,13 @@ impl World {
             }
         }
         let (threshold, holders) = (plan.threshold, plan.holders.clone());
-        let new = Custody { share_epoch, threshold, holders, commitments };
+        let new = Custody {
+            share_epoch,
+            threshold,
+            holders,
+            commitments,
+            sealed_for_recovery: Vec::new(),
+        };
         let from = custody.commitments.clone();
         self.propose(&Command::Reshare { secret, from, custody: new })?;
         Ok(true)

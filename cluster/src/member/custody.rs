@@ -234,7 +234,8 @@ impl Member {
         }
         let (threshold, holders) = (plan.threshold, plan.holders.clone());
         let from = custody.commitments.clone();
-        let custody = Custody { share_epoch, threshold, holders, commitments };
+        let sealed_for_recovery = custody.sealed_for_recovery.clone();
+        let custody = Custody { share_epoch, threshold, holders, commitments, sealed_for_recovery };
         self.propose_custody(Command::Reshare { secret, from, custody }).await?;
         tracing::info!(%secret, share_epoch, "dealt on");
         Ok(())

@@ -92,6 +92,7 @@ impl MemoryCluster {
             threshold: nodes / 2 + 1,
             holders: ids.iter().zip(&dealing.parts).map(share).collect(),
             commitments: dealing.commitments.to_bytes(),
+            sealed_for_recovery: Vec::new(),
         };
         let master = custody.share_name(SecretName::Master);
         let mut state = State {
@@ -113,7 +114,7 @@ impl MemoryCluster {
         };
         let members = ids.iter().map(|id| (*id, format!("n{}", id.0), addresses.clone())).collect();
         let cluster = ClusterId(Uuid::new_v4());
-        state.must(&Command::InitCluster { cluster, nodes: members, custody });
+        state.must(&Command::InitCluster { cluster, nodes: members, custody, recovery: None });
         for node in ids {
             let store = StoreId(Uuid::new_v4());
             state.must(&Command::RegisterNode { node, addresses: addresses.clone() });

@@ -86,7 +86,13 @@ mod tests {
                 threshold: 2,
                 holders: holders.clone(),
             },
-            custody: Custody { share_epoch: 1, threshold: 2, holders, commitments: Vec::new() },
+            custody: Custody {
+                share_epoch: 1,
+                threshold: 2,
+                holders,
+                commitments: Vec::new(),
+                sealed_for_recovery: Vec::new(),
+            },
             ..ClusterMap::default()
         }
     }

@@ -20,7 +20,13 @@ fn reshare(map: &ClusterMap, secret: SecretName, dealing: u8) -> Command {
     let from = map.custody_of(&secret).expect("a secret").commitments.clone();
     let Custodians { share_epoch, threshold, ref holders, .. } = map.custodians;
     let commitments = commitments(1, dealing, threshold);
-    let custody = Custody { share_epoch, threshold, holders: holders.clone(), commitments };
+    let custody = Custody {
+        share_epoch,
+        threshold,
+        holders: holders.clone(),
+        commitments,
+        sealed_for_recovery: Vec::new(),
+    };
     Command::Reshare { secret, from, custody }
 }
 

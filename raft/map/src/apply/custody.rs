@@ -61,6 +61,10 @@ impl ClusterMap {
             )));
         }
         self.check_dealt(custody).map_err(Rejection::Invalid)?;
+        // It was made when the secret was; who deals it on does not know what to seal.
+        if custody.sealed_for_recovery != current.sealed_for_recovery {
+            return Err(invalid("the new shares come with something else sealed for recovery"));
+        }
         // What was dealt is checked by everybody who takes a share; that it is the same secret anybody can.
         let read = |bytes: &[u8]| {
             Commitments::from_bytes(bytes).map_err(|error| invalid(error.to_string()))
