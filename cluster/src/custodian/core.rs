@@ -2,7 +2,7 @@
 //! sends nothing and knows no time but the one it is given.
 
 use super::audit::{AuditEvent, AuditLog, Note};
-use super::judge::{self, Names};
+use super::judge::{self, Brought, Names};
 use super::limits::Limits;
 use super::wire::{Answer, Ask, DealerBytes, ENTRIES_MAX, SECRETS_MAX, ShareBytes};
 use super::{Vault, VaultError};
@@ -19,6 +19,10 @@ use std::time::{Duration, Instant};
 
 /// How long a share that was read is taken to be there.
 const VERIFIED_FOR: Duration = Duration::from_secs(3600);
+
+/// Dealings of one secret for one share epoch of which a custodian keeps a share. There are as many as
+/// tries to recover it.
+const DEALINGS_MAX: usize = 8;
 
 /// Who asks, when.
 #[derive(Clone, Copy, Debug)]
@@ -210,6 +214,7 @@ impl Core {
         event: AuditEvent,
         share: &ShareName,
         part: &KeyPart,
+        detail: Option<&str>,
     ) -> Result<Outcome, String> {
         // It may come late, when the secret has other shares by now.
         self.swept = None;
@@ -220,7 +225,8 @@ impl Core {
             }
             Ok(_) => return Err("another share of that dealing is kept".into()),
             Err(VaultError::Absent) => {
-                self.note(event, Some(context.from), share, None, context.time)?;
+                let detail = detail.map(str::to_owned);
+                self.note(event, Some(context.from), share, detail, context.time)?;
                 self.vault.keep(share, part).map_err(|error| error.to_string())?;
             }
             Err(error) => return Err(error.to_string()),
@@ -236,19 +242,35 @@ impl Core {
         share: &ShareBytes,
         commitments: &[u8],
     ) -> Result<Outcome, String> {
-        // The master secret is dealt once, when the cluster is made, not over the network.
-        if secret == SecretName::Master {
-            return Err("the master secret is not dealt again".into());
-        }
         let name = ShareName { secret, share_epoch, dealing: Dealt::of(commitments) };
         let part = KeyPart::from_bytes(&share.0).map_err(|error| error.to_string())?;
         let commitments = read_commitments(commitments)?;
         verify_part(&part, &commitments).map_err(|error| error.to_string())?;
-        let in_use = context.map.custody_of(&secret);
-        if in_use.is_some_and(|used| used.share_name(secret) != name) {
-            return Err("another share of that secret is in use".into());
+        let brought = (&part, &commitments);
+        let detail = match judge::keep(context.map, context.from, self.me, &name, brought)? {
+            Brought::New => None,
+            Brought::Anew => {
+                self.check_room(&name)?;
+                Some("dealt anew for recovery")
+            }
+        };
+        self.keep_part(context, AuditEvent::Kept, &name, &part, detail)
+    }
+
+    /// Whoever brings shares that nobody wants must not fill the disk with them.
+    fn check_room(&self, share: &ShareName) -> Result<(), String> {
+        let kept = self.vault.names().map_err(|error| error.to_string())?;
+        let of_that = |kept: &&ShareName| {
+            (kept.secret, kept.share_epoch) == (share.secret, share.share_epoch) && *kept != share
+        };
+        match kept.iter().filter(of_that).count() {
+            count if count >= DEALINGS_MAX => Err(format!(
+                "{count} shares of that secret are kept for share epoch {} already: they go when the custodians \
+                 are named again",
+                share.share_epoch
+            )),
+            _ => Ok(()),
         }
-        self.keep_part(context, AuditEvent::Kept, &name, &part)
     }
 
     fn release(&mut self, context: &Context<'_>, share: &ShareName) -> Result<Outcome, String> {
@@ -335,7 +357,7 @@ impl Core {
         });
         let given: Vec<KeyPart> = given.collect::<Result<_, String>>()?;
         let part = combine_parts(&old, &dealers, &given).map_err(|error| error.to_string())?;
-        let outcome = self.keep_part(context, AuditEvent::Combined, &name, &part)?;
+        let outcome = self.keep_part(context, AuditEvent::Combined, &name, &part, None)?;
         self.taken.retain(|(of, _), _| of != from);
         Ok(outcome)
     }

@@ -9,6 +9,10 @@
 //! K5. A share is destroyed once the map names another dealing of its secret, of the same share epoch or a
 //!     later one; so whichever dealing it names, every custodian has its share of that.
 //! K6. Whatever is done with a share is in the log before it is done.
+//! K7. Of a secret that is in use a share is taken from somebody who brings it only where the cluster has recovery
+//!     shares, for the share epoch in which the map wants it dealt, of the same secret by its commitments, and with
+//!     this custodian's number. It is kept beside the others, a few at most, and of no use until the map names its
+//!     dealing; none is destroyed for it.
 
 mod actor;
 mod audit;

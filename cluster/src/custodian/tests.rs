@@ -4,6 +4,8 @@
 //! enumerated. Whatever dies, the shares that the map names can be put together, before and after.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod recovery;
+
 use super::core::{Context, Core, Outcome};
 use super::wire::{Answer, Ask, DealerBytes, ShareBytes};
 use super::{AuditEvent, Vault, read_chain};
@@ -11,14 +13,14 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use smalti_map::{
     Applied, ClusterMap, Command, Coordinator, Custodians, Custody, FIRST_SHARE_EPOCH, KeyEpoch,
-    NewVolume, NodeAddresses, ReadMode, ShareHolder, StoreStart,
+    NewVolume, NodeAddresses, ReadMode, Recovery, ShareHolder, StoreStart,
 };
 use smalti_storage::ids::{
     ClusterId, Incarnation, KeyEpochNo, NodeId, StoreId, VolumeId, VolumeNo,
 };
 use smalti_storage::keys::{
     Commitments, Dealing, KeyPart, RestKey, Secret, SecretName, ShareName, combine_commitments,
-    get_key_parts, reconstruct_symmetric_key,
+    get_key_parts, reconstruct_symmetric_key, seal_for_recovery,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -40,6 +42,8 @@ struct World {
     cores: BTreeMap<NodeId, Core>,
     dirs: BTreeMap<NodeId, TempDir>,
     secrets: BTreeMap<SecretName, Secret>,
+    /// What people have shares of.
+    recovery: (Secret, Commitments),
     rng: StdRng,
     now: Instant,
     /// Messages and proposals so far, and at which one somebody dies.
@@ -86,6 +90,11 @@ impl World {
             cores: BTreeMap::new(),
             dirs: (1..=NODES).map(|no| (NodeId(no), tempfile::tempdir().unwrap())).collect(),
             secrets: BTreeMap::new(),
+            recovery: {
+                let secret = Secret::random(&mut rng);
+                let dealing = get_key_parts(&secret, 3, 5, &mut rng).unwrap();
+                (secret, dealing.commitments)
+            },
             now: Instant::now(),
             steps: 0,
             crash: None,
@@ -96,14 +105,17 @@ impl World {
         }
         let master = Secret::random(&mut rng);
         let dealing = get_key_parts(&master, 2, 3, &mut rng).unwrap();
-        let custody = dealt(&dealing, &[1, 2, 3]);
+        let sealed_for_recovery = world.seal(SecretName::Master, &master);
+        let custody = Custody { sealed_for_recovery, ..dealt(&dealing, &[1, 2, 3]) };
         world.put(SecretName::Master, &custody, &dealing.parts);
         world.secrets.insert(SecretName::Master, master);
         let at = ([127, 0, 0, 1], 1).into();
         let addresses = NodeAddresses { quic: at, api: at, nbd: at };
         let nodes = (1..=NODES).map(|no| (NodeId(no), format!("n{no}"), addresses.clone()));
         let (cluster, nodes) = (ClusterId(Uuid::from_u128(1)), nodes.collect());
-        world.must(&Command::InitCluster { cluster, nodes, custody, recovery: None });
+        let commitments = world.recovery.1.to_bytes();
+        let recovery = Some(Recovery { threshold: 3, shares: 5, commitments });
+        world.must(&Command::InitCluster { cluster, nodes, custody, recovery });
         let store = |no: u64| StoreId(Uuid::from_u128(no.into()));
         for no in 1..=NODES {
             let node = NodeId(no);
@@ -153,9 +165,14 @@ impl World {
             let ask = self.keep(wrapping(no), part, &dealing.commitments);
             assert_eq!(self.ask(4, node, ask).ok(), Some(Answer::Kept));
         }
+        let sealed_for_recovery = self.seal(wrapping(no), &secret);
         self.secrets.insert(wrapping(no), secret);
         let holders: Vec<u64> = plan.nodes().map(|node| node.0).collect();
-        let custody = Custody { share_epoch: plan.share_epoch, ..dealt(&dealing, &holders) };
+        let custody = Custody {
+            share_epoch: plan.share_epoch,
+            sealed_for_recovery,
+            ..dealt(&dealing, &holders)
+        };
         KeyEpoch {
             no: KeyEpochNo(no),
             timestamp: no.into(),
@@ -164,6 +181,11 @@ impl World {
             place_key: vec![1],
             custody,
         }
+    }
+
+    fn seal(&mut self, name: SecretName, secret: &Secret) -> Vec<u8> {
+        let cluster = ClusterId(Uuid::from_u128(1));
+        seal_for_recovery(secret, cluster, name, &self.recovery.1, &mut self.rng)
     }
 
     fn keep(&self, secret: SecretName, part: &KeyPart, commitments: &Commitments) -> Ask {
@@ -309,7 +331,7 @@ impl World {
             threshold,
             holders,
             commitments,
-            sealed_for_recovery: Vec::new(),
+            sealed_for_recovery: custody.sealed_for_recovery.clone(),
         };
         let from = custody.commitments.clone();
         self.propose(&Command::Reshare { secret, from, custody: new })?;
