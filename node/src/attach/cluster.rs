@@ -7,7 +7,7 @@ use smalti_cluster::{CoderHandle, Member, clock};
 use smalti_gateway::{self as gateway, Rows};
 use smalti_map::placement::Candidate;
 use smalti_map::view::MapView;
-use smalti_map::{Custodians, Custody};
+use smalti_map::{Custodians, Custody, Recovery};
 use smalti_rowcommit::coordinator::{BlockWrite, OpError};
 use smalti_storage::ids::{ClusterId, NodeId, RowAddr, Slot, VolumeId};
 use smalti_storage::keys::{Commitments, KeyPart, SecretName, ShareName};
@@ -79,6 +79,10 @@ impl Cluster for MemberCluster {
 
     fn custodians(&self) -> Custodians {
         self.map.custodians.clone()
+    }
+
+    fn recovery(&self) -> Option<Recovery> {
+        self.map.recovery.clone()
     }
 
     fn unix_seconds(&self) -> u64 {
