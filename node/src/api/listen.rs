@@ -1,7 +1,7 @@
 //! Connections of the control API: bounded in number, in header size and in time.
 
 use super::error::ApiError;
-use super::routes::{ApiState, router};
+use super::routes::{ApiState, Way, router};
 use crate::files;
 use anyhow::Context;
 use axum::Router;
@@ -61,8 +61,8 @@ impl ApiServer {
 
     /// Serves on `tasks` until `stop`; requests that are under way then get their answers.
     pub fn start(self, state: ApiState, tasks: &TaskTracker, stop: &CancellationToken) {
-        let router = router(state);
-        let tcp_router = router.clone().layer(middleware::from_fn(local_host_only));
+        let unix_router = router(state.clone(), Way::Unix);
+        let tcp_router = router(state, Way::Tcp).layer(middleware::from_fn(local_host_only));
         // Each has slots of its own: whoever may use TCP must not lock the administrator out.
         let listener = || Listener {
             slots: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
@@ -72,7 +72,7 @@ impl ApiServer {
         let (for_tcp, for_unix) = (listener(), listener());
         let (tcp, unix) = (self.tcp, self.unix);
         tasks.spawn(async move { for_tcp.run(tcp_router, tcp).await });
-        tasks.spawn(async move { for_unix.run(router, unix).await });
+        tasks.spawn(async move { for_unix.run(unix_router, unix).await });
     }
 }
 

@@ -16,10 +16,11 @@ mod metrics;
 mod openapi;
 mod patient;
 mod places;
+mod recovery;
 mod routes;
 mod tokens;
 
 pub use error::ErrorBody;
 pub use listen::{ApiServer, bind_unix};
 pub use openapi::document;
-pub use routes::{ApiState, router};
+pub use routes::{ApiState, Way, router};

@@ -1,6 +1,6 @@
 //! The OpenAPI document, gathered from the routes.
 
-use super::{contents, custody, places, routes, tokens};
+use super::{contents, custody, places, recovery, routes, tokens};
 use utoipa::OpenApi;
 
 #[derive(OpenApi)]
@@ -31,6 +31,7 @@ use utoipa::OpenApi;
         custody::set_custodians,
         custody::verify_keys,
         custody::audit_keys,
+        recovery::recover_keys,
         routes::metrics_text,
     )
 )]

@@ -7,7 +7,7 @@ use super::places::{
     change_node, pause_moves, remove_node, replace_node, rotate_keys, scrub_volume, what_if,
 };
 use super::tokens::create_token;
-use super::{metrics, openapi};
+use super::{metrics, openapi, recovery};
 use crate::cluster_file::ClusterFile;
 use crate::control::{
     Answer, Control, ControlError, CreateVolume, ErrorKind, KeyReport, NodeFacts, StatusReport,
@@ -119,9 +119,23 @@ impl ApiState {
     }
 }
 
-/// All routes.
-pub fn router(state: ApiState) -> Router {
+/// How requests come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Over the Unix socket, which is the node's user's.
+    Unix,
+    /// Over TCP, which any user of the machine can use.
+    Tcp,
+}
+
+/// All routes, for requests that come that way.
+pub fn router(state: ApiState, way: Way) -> Router {
+    let recover = match way {
+        Way::Unix => post(recovery::recover_keys),
+        Way::Tcp => post(recovery::refuse),
+    };
     Router::new()
+        .route("/v1/keys/recover", recover)
         .route("/v1/status", get(status))
         .route("/v1/why", get(why))
         .route("/v1/volumes", get(volumes).post(create_volume))

@@ -1,7 +1,8 @@
 //! The words and options of the command line.
 
-use super::init::InitArgs;
+use super::init::{InitArgs, RecoveryArgs};
 use super::join::{JoinArgs, TokenCommand};
+use super::recover::KeyRecoverArgs;
 use super::replace::NodeReplaceArgs;
 use super::reshape::VolumeReshapeArgs;
 use super::target::Target;
@@ -113,6 +114,9 @@ pub struct UpArgs {
     /// How long to wait until the cluster is healthy
     #[arg(long, value_name = "SECONDS", default_value = "110", value_parser = seconds)]
     pub wait: Duration,
+    /// Recovery shares of a new cluster.
+    #[command(flatten)]
+    pub recovery: RecoveryArgs,
 }
 
 /// `smalti down`.
@@ -357,6 +361,8 @@ pub enum KeyCommand {
     Verify(KeyVerifyArgs),
     /// Show what custodians have done with shares, and whether their logs are whole
     Audit(KeyAuditArgs),
+    /// Open everything with recovery shares and give custodians new shares; or try whether that could be done
+    Recover(KeyRecoverArgs),
 }
 
 /// `smalti key custodians`.
@@ -439,7 +445,7 @@ impl UpArgs {
     /// The options of [`crate::local::up`].
     ///
     /// # Errors
-    /// This program's own file is not known.
+    /// This program's own file is not known, or there can be no such recovery shares.
     pub fn into_options(self) -> anyhow::Result<UpOptions> {
         let volume = self.volume.map(|name| VolumeWish {
             name,
@@ -449,7 +455,8 @@ impl UpArgs {
         });
         let program = std::env::current_exe().context("find this program's own file")?;
         let (nodes, dir, detach, wait) = (self.nodes, self.dir, self.detach, self.wait);
-        Ok(UpOptions { program, nodes, dir, volume, detach, wait })
+        let recovery = self.recovery.wish()?;
+        Ok(UpOptions { program, nodes, dir, volume, recovery, detach, wait })
     }
 }
 

@@ -1,7 +1,7 @@
 //! `smalti key`.
 
 use super::args::{KeyCommand, KeyRotateArgs};
-use super::{custody, output, show, target::Target};
+use super::{custody, output, recover, show, target::Target};
 use crate::control::{KeyReport, VolumeKeys};
 use anyhow::Context;
 use smalti_storage::ids::{KeyEpochNo, VolumeId};
@@ -28,6 +28,7 @@ pub(super) async fn run(command: KeyCommand) -> anyhow::Result<()> {
         KeyCommand::Custodians(args) => custody::set(args).await,
         KeyCommand::Verify(args) => custody::verify(args).await,
         KeyCommand::Audit(args) => custody::audit(args).await,
+        KeyCommand::Recover(args) => recover::run(args).await,
     }
 }
 

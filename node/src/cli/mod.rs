@@ -8,6 +8,7 @@ mod join;
 mod key;
 mod node;
 mod output;
+mod recover;
 mod replace;
 mod reshape;
 mod scrub;

@@ -43,7 +43,7 @@ impl MemberControl {
         Ok(self.report().await?.keys())
     }
 
-    fn answers(&self, node: NodeId) -> bool {
+    pub(super) fn answers(&self, node: NodeId) -> bool {
         self.member().beats().silent_for(node) < super::report::DOWN_AFTER
     }
 

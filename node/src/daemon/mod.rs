@@ -6,6 +6,7 @@ mod custody;
 mod links;
 mod places;
 mod reasons;
+mod recover;
 mod renewal;
 mod replace;
 mod report;

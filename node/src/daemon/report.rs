@@ -4,8 +4,8 @@ use super::renewal::Standing;
 use crate::control::{
     ControlError, CustodyStatus, DiskFacts, DiskState, ErrorKind, GroupFacts, Health, HolderFacts,
     KeyEpochFacts, KeyReport, MovesStatus, NodeFacts, NodeState, NodeStatus, RaftStatus, Reason,
-    ResealStatus, ResharingStatus, ScrubStatus, SlotFacts, SlotState, StatusReport, StoreFacts,
-    StoreStatus, VolumeDetail, VolumeFacts, VolumeKeys, VolumeStatus, WhyReport,
+    RecoveryFacts, ResealStatus, ResharingStatus, ScrubStatus, SlotFacts, SlotState, StatusReport,
+    StoreFacts, StoreStatus, VolumeDetail, VolumeFacts, VolumeKeys, VolumeStatus, WhyReport,
 };
 use futures::future::join_all;
 use smalti_cluster::Member;
@@ -495,6 +495,10 @@ impl Report {
             custody: self.custody_status(),
             holders: holders.collect(),
             resharing: self.resharing(),
+            recovery: self.map.recovery.as_ref().map(|recovery| RecoveryFacts {
+                needed: recovery.threshold,
+                total: recovery.shares,
+            }),
             volumes,
         }
     }
