@@ -127,6 +127,11 @@ impl Client {
         Self { address }
     }
 
+    /// Whether requests go to a Unix socket.
+    pub const fn is_local(&self) -> bool {
+        matches!(self.address, ApiAddress::Unix(_))
+    }
+
     /// Asks for facts.
     ///
     /// # Errors

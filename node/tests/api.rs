@@ -9,7 +9,8 @@ use smalti_node::api::{ApiServer, ApiState, document};
 use smalti_node::client::{ApiAddress, Client, ClientError};
 use smalti_node::cluster_file::ClusterFile;
 use smalti_node::control::{
-    Control, ControlSlot, CreateVolume, ErrorKind, StatusReport, VolumeDetail,
+    Control, ControlSlot, CreateVolume, ErrorKind, RecoverKeys, RecoveryReport, ShareLine,
+    StatusReport, VolumeDetail,
 };
 use smalti_storage::ids::{ClusterId, VolumeId};
 use std::net::SocketAddr;
@@ -23,6 +24,7 @@ use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
+use zeroize::Zeroizing;
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -308,6 +310,7 @@ async fn the_document_describes_every_route() {
         "get /v1/what-if",
         "get /v1/why",
         "post /v1/custodians",
+        "post /v1/keys/recover",
         "post /v1/moves",
         "post /v1/nodes/{name}",
         "post /v1/nodes/{name}/replace",
@@ -427,4 +430,30 @@ async fn stopping_ends_idle_connections() {
     assert!(matches!(idle.read(&mut end).await, Ok(0) | Err(_)));
     let error = client.get::<StatusReport>("/v1/status", LIMIT).await.unwrap_err();
     assert!(matches!(error, ClientError::Connect { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn recovery_shares_are_taken_over_the_unix_socket_only_and_told_nobody() {
+    let server = Server::start().await;
+    let [unix, tcp] = server.clients();
+    let share = |line: &str| ShareLine::new(Zeroizing::new(line.to_owned()));
+    let shares: Vec<_> = ["one", "two", "three"].map(share).into();
+    let wish = RecoverKeys { shares, check: true, ..RecoverKeys::default() };
+    let path = "/v1/keys/recover";
+    let report: RecoveryReport = unix.post(path, &wish, LIMIT).await.unwrap();
+    assert_eq!((report.check, report.opened, report.dealt), (true, 1, 0));
+    let refused = tcp.post::<_, RecoveryReport>(path, &wish, LIMIT).await.unwrap_err();
+    assert!(refused.to_string().contains("Unix socket only"), "{refused}");
+    for line in ["POST /v1/keys/recover", "POST /v1/keys/%72ecover", "POST //v1/keys/recover"] {
+        let json = "content-type: application/json\r\n";
+        let (status, body) = server.send(line, json, r#"{"shares":["a","b","c"]}"#).await;
+        assert!((403..=404).contains(&status), "{line}: {status} {body}");
+    }
+    let few = RecoverKeys { shares: wish.shares[..2].to_vec(), ..RecoverKeys::default() };
+    let few = unix.post::<_, RecoveryReport>(path, &few, LIMIT).await.unwrap_err();
+    assert!(few.to_string().contains("3 are needed"), "{few}");
+    // Whatever is wrong with a request, what it had is not said again.
+    let wrong = serde_json::json!({"shares": "smalti-recovery-1-qqqqq"});
+    let error = unix.post::<_, RecoveryReport>(path, &wrong, LIMIT).await.unwrap_err().to_string();
+    assert!(error.contains("no request with recovery shares") && !error.contains("qqq"), "{error}");
 }

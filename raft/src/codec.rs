@@ -11,7 +11,8 @@ use thiserror::Error;
 /// The version this code writes and reads. Version 1 knew no read modes of volumes, version 3 no
 /// snapshots of them, version 4 no runs of stores, version 7 no weights of nodes, version 8 no
 /// scrubs, version 9 no tokens to join with, version 10 no shrinks below `min_insync`, version 11
-/// no groups that are offline, version 12 no key epochs after the first; 2 is what marks a value with a checksum ([`crate::stored`]).
+/// no groups that are offline, version 12 no key epochs after the first, version 13 no custodians, version 14
+/// no recovery and no revocation; 2 is what marks a value with a checksum ([`crate::stored`]).
 pub(crate) const VERSION: u8 = 15;
 
 #[derive(Debug, Error)]

@@ -62,7 +62,9 @@ fn init() -> Command {
             threshold: 1,
             holders: vec![ShareHolder { node, share: 1 }],
             commitments: vec![9],
+            sealed_for_recovery: Vec::new(),
         },
+        recovery: None,
     }
 }
 
@@ -103,9 +105,11 @@ async fn appends_are_read_in_pieces_of_a_bounded_size() {
     let dir = tempfile::tempdir().unwrap();
     let (mut log, _machine) = open(dir.path()).await.unwrap();
     let large = |index| {
-        let Command::InitCluster { cluster, nodes, mut custody } = init() else { unreachable!() };
+        let Command::InitCluster { cluster, nodes, mut custody, recovery } = init() else {
+            unreachable!()
+        };
         custody.commitments = vec![1; 300 << 10];
-        entry(index, Command::InitCluster { cluster, nodes, custody })
+        entry(index, Command::InitCluster { cluster, nodes, custody, recovery })
     };
     log.blocking_append((0..8).map(large)).await.unwrap();
     assert_eq!(log.limited_get_log_entries(0, 8).await.unwrap().len(), 4);
@@ -225,12 +229,12 @@ mod fixtures {
     use super::*;
     use smalti_map::{
         GroupScrub, GrowSlot, JoinToken, KeyEpoch, MoveSlot, NewVolume, NodeSetting, ReadMode,
-        Rejection,
+        Recovery, Rejection,
     };
     use smalti_storage::ids::{
         Epoch, GroupNo, KeyEpochNo, RaftStoreId, Slot, StoreId, TokenId, VolumeId, VolumeNo,
     };
-    use smalti_storage::keys::SecretName;
+    use smalti_storage::keys::{RECOVERY_ENVELOPE_LEN, SecretName};
 
     const NORMAL: &str = "0f0301ac02010105ac020101007f00000101007f00000102007f00000103";
     const BLANK: &str = "0f03010100";
@@ -295,6 +299,12 @@ mod fixtures {
             shard_keys: vec![vec![1, 2], vec![3, 4]],
             place_key: vec![5, 6],
             custody: custody.clone(),
+        };
+        let founded = Command::InitCluster {
+            cluster: ClusterId(Uuid::from_u128(0xc2)),
+            nodes: Vec::new(),
+            custody: Custody { sealed_for_recovery: vec![8, 9], ..custody.clone() },
+            recovery: Some(recovery()),
         };
         let dealt = Custody { share_epoch: 300, ..custody };
         vec![
@@ -367,7 +377,18 @@ mod fixtures {
             Command::ReplaceMaster { from: vec![9], custody: dealt },
             Command::RevokeKeys { volume, key_epoch: KeyEpochNo(300), now: 1_700_000_000 },
             Command::NoteSealed { volume, key_epoch: KeyEpochNo(1), blocks: 300 },
+            founded,
         ]
+    }
+
+    /// Of 5 and 3: their points, from the published tables of secp256k1.
+    fn recovery() -> Recovery {
+        let hex = "0102\
+            022f8bde4d1a07209355b4a7250a5c5128e88b84bddc619ab7cba8d569b240efe4\
+            02f9308a019258c31049344f85f89d5229b531c845836f99b08601f113bce036f9";
+        let byte = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
+        let commitments = (0..hex.len()).step_by(2).map(byte).collect();
+        Recovery { threshold: 2, shares: 99, commitments }
     }
 
     fn token_id(no: u128) -> TokenId {
@@ -413,11 +434,15 @@ mod fixtures {
     fn snapshot_commands() -> Vec<Command> {
         let node = |no: u64| NodeId(no);
         let store = |no: u64| StoreId(Uuid::from_u128(no.into()));
-        let Command::InitCluster { cluster, mut nodes, custody } = init() else { unreachable!() };
+        let Command::InitCluster { cluster, mut nodes, mut custody, .. } = init() else {
+            unreachable!()
+        };
         nodes.push((node(2), "b".into(), addresses()));
         nodes.push((node(3), "c".into(), addresses()));
         nodes.push((node(4), "d".into(), addresses()));
-        let mut list = vec![Command::InitCluster { cluster, nodes, custody }];
+        custody.sealed_for_recovery = vec![8; RECOVERY_ENVELOPE_LEN];
+        let recovery = Some(recovery());
+        let mut list = vec![Command::InitCluster { cluster, nodes, custody, recovery }];
         let (volume, incarnation) = (VolumeNo(1), Incarnation(1));
         let start = |no| {
             let first = StoreStart::first(store(no), node(no), Incarnation(0));
@@ -427,6 +452,7 @@ mod fixtures {
         list.push(register());
         let Command::CreateVolume(mut new) = commands().swap_remove(3) else { unreachable!() };
         new.groups = vec![(1..=3).map(store).collect()];
+        new.key_epoch.custody.sealed_for_recovery = vec![7; RECOVERY_ENVELOPE_LEN];
         list.push(Command::CreateVolume(new));
         let grow = GrowSlot { group: GroupNo(0), slot: Slot(2), store: store(3), incarnation };
         let (one, two, three) = (Epoch(1), Epoch(2), Epoch(3));

@@ -272,9 +272,12 @@ async fn concurrent_proposals_from_all_members_are_all_applied() {
 #[tokio::test(flavor = "multi_thread")]
 async fn one_member_is_a_group_too() {
     let mut cluster = Cluster::found(1, 10).await;
-    let Command::InitCluster { cluster: id, nodes, mut custody } = init(1) else { unreachable!() };
+    let Command::InitCluster { cluster: id, nodes, mut custody, recovery } = init(1) else {
+        unreachable!()
+    };
     custody.threshold = 1;
-    accepted(cluster.member(1), Command::InitCluster { cluster: id, nodes, custody }).await;
+    accepted(cluster.member(1), Command::InitCluster { cluster: id, nodes, custody, recovery })
+        .await;
     for no in 0..30 {
         accepted(cluster.member(1), numbered(no)).await;
     }
@@ -338,9 +341,11 @@ async fn a_member_speaks_only_for_itself() {
 #[tokio::test(flavor = "multi_thread")]
 async fn too_large_commands_and_stopped_members_are_told() {
     let cluster = Cluster::found(3, 1000).await;
-    let Command::InitCluster { cluster: id, nodes, mut custody } = init(3) else { unreachable!() };
+    let Command::InitCluster { cluster: id, nodes, mut custody, recovery } = init(3) else {
+        unreachable!()
+    };
     custody.commitments = vec![0; smalti_raft::MAX_COMMAND_BYTES];
-    let large = Command::InitCluster { cluster: id, nodes, custody };
+    let large = Command::InitCluster { cluster: id, nodes, custody, recovery };
     let refused = cluster.member(1).propose(large).await;
     assert!(matches!(refused, Err(ProposeError::TooLarge(_))), "{refused:?}");
 

@@ -37,13 +37,15 @@ pub struct Spec {
     pub geometry: Option<(u32, u32)>,
     /// Slots that have to be in sync for writes; the program's default when absent.
     pub min_insync: Option<u32>,
+    /// Recovery shares, and how many of them are needed; none when absent.
+    pub recovery: Option<(u32, u32)>,
 }
 
 impl Spec {
     /// Three nodes and a volume `v` of the default geometry.
     #[must_use]
     pub fn three(test: &'static str, size: &'static str) -> Self {
-        Self { test, nodes: 3, volume: "v", size, geometry: None, min_insync: None }
+        Self { test, nodes: 3, volume: "v", size, geometry: None, min_insync: None, recovery: None }
     }
 }
 
@@ -87,6 +89,7 @@ pub struct Cluster {
     restarted: Vec<Option<Child>>,
     /// Words before a node's own command line, for one on a machine of its own.
     enter: BTreeMap<usize, Vec<String>>,
+    recovery_shares: Vec<String>,
     finished: bool,
 }
 
@@ -108,8 +111,9 @@ impl Cluster {
     pub fn up_in(base: &Path, spec: Spec) -> Result<Self> {
         let home = make_home(base)?;
         let restarted = (0..spec.nodes).map(|_| None).collect();
-        let (nodes, enter) = (Vec::new(), BTreeMap::new());
-        let mut cluster = Self { restarted, spec, home, nodes, enter, finished: false };
+        let (nodes, enter, recovery_shares) = (Vec::new(), BTreeMap::new(), Vec::new());
+        let mut cluster =
+            Self { restarted, spec, home, nodes, enter, recovery_shares, finished: false };
         cluster.run_up()?;
         Ok(cluster)
     }
@@ -124,7 +128,8 @@ impl Cluster {
         let home = make_home(&base)?;
         std::fs::create_dir(home.join("c"))?;
         let (nodes, restarted, enter) = (Vec::new(), Vec::new(), BTreeMap::new());
-        Ok(Self { restarted, spec, home, nodes, enter, finished: false })
+        let recovery_shares = Vec::new();
+        Ok(Self { restarted, spec, home, nodes, enter, recovery_shares, finished: false })
     }
 
     /// Runs `smalti up --detach` on the folder: the first time, or to resume.
@@ -144,8 +149,17 @@ impl Cluster {
         if let Some(least) = &least {
             words.extend(["--min-insync", least]);
         }
+        let recovery = self.spec.recovery.filter(|_| !self.dir().exists());
+        let recovery = recovery.map(|(shares, needed)| (shares.to_string(), needed.to_string()));
+        if let Some((shares, needed)) = &recovery {
+            words.extend(["--recovery-shares", shares, "--recovery-threshold", needed]);
+        }
         words.push("--detach");
-        smalti(&words, UP_LIMIT)?.ok()?;
+        let said = smalti(&words, UP_LIMIT)?.ok()?;
+        if recovery.is_some() {
+            let lines = said.lines().filter(|line| line.starts_with("smalti-recovery-"));
+            self.recovery_shares = lines.map(str::to_owned).collect();
+        }
         let file = self.file()?;
         ensure!(
             file.nodes.len() == self.spec.nodes,
@@ -251,6 +265,12 @@ impl Cluster {
         let path = self.dir().join("cluster.json");
         let text = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
         serde_json::from_slice(&text).with_context(|| format!("parse {}", path.display()))
+    }
+
+    /// The recovery shares that the first `up` has printed.
+    #[must_use]
+    pub fn recovery_shares(&self) -> &[String] {
+        &self.recovery_shares
     }
 
     /// The nodes as of the last `up`.

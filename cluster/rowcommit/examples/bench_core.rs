@@ -63,6 +63,7 @@ impl Bench {
             threshold: 1,
             holders: vec![ShareHolder { node: me, share: 1 }],
             commitments: Vec::new(),
+            sealed_for_recovery: Vec::new(),
         };
         let nodes = (1..=u64::from(slots)).map(|n| (NodeId(n), format!("n{n}"), port(1)));
         let mut must = |command: Command| {
@@ -73,6 +74,7 @@ impl Bench {
             cluster: ClusterId(Uuid::from_u128(1)),
             nodes: nodes.collect(),
             custody: custody.clone(),
+            recovery: None,
         });
         let id = |n: u64| StoreId(Uuid::from_u128(u128::from(n)));
         for n in 1..=u64::from(slots) {

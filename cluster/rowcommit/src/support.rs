@@ -45,10 +45,19 @@ pub(crate) fn map_of(nodes: u64, data: u8, parity: u8) -> ClusterMap {
     let at = ([127, 0, 0, 1], 1).into();
     let addresses = NodeAddresses { quic: at, api: at, nbd: at };
     let holders = vec![ShareHolder { node: NodeId(1), share: 1 }];
-    let custody = Custody { share_epoch: 1, threshold: 1, holders, commitments: Vec::new() };
+    let custody = Custody {
+        share_epoch: 1,
+        threshold: 1,
+        holders,
+        commitments: Vec::new(),
+        sealed_for_recovery: Vec::new(),
+    };
     let nodes = (1..=all).map(|no| (NodeId(no), format!("n{no}"), addresses.clone())).collect();
     let cluster = ClusterId(Uuid::from_u128(1));
-    accept(&mut map, &Command::InitCluster { cluster, nodes, custody: custody.clone() });
+    accept(
+        &mut map,
+        &Command::InitCluster { cluster, nodes, custody: custody.clone(), recovery: None },
+    );
     for no in 1..=all {
         let node = NodeId(no);
         accept(&mut map, &Command::RegisterNode { node, addresses: addresses.clone() });

@@ -2,7 +2,7 @@
 //! sends nothing and knows no time but the one it is given.
 
 use super::audit::{AuditEvent, AuditLog, Note};
-use super::judge::{self, Names};
+use super::judge::{self, Brought, Names};
 use super::limits::{BURST, Limits};
 use super::wire::{Answer, Ask, DealerBytes, ENTRIES_MAX, SECRETS_MAX, ShareBytes};
 use super::{Holdings, Vault, VaultError};
@@ -24,6 +24,9 @@ const VERIFIED_FOR: Duration = Duration::from_secs(3600);
 /// Whoever asks for the same again within this time has it already: that costs it nothing, and is noted once. A
 /// volume of several key epochs is opened in more than one try where one of its custodians is slow.
 const REPEATED_WITHIN: Duration = Duration::from_secs(10);
+/// Dealings of one secret for one share epoch of which a custodian keeps a share. There are as many as
+/// tries to recover it.
+const DEALINGS_MAX: usize = 8;
 
 /// Who asks, when.
 #[derive(Clone, Copy, Debug)]
@@ -293,6 +296,7 @@ impl Core {
         event: AuditEvent,
         share: &ShareName,
         part: &KeyPart,
+        detail: Option<&str>,
     ) -> Result<Outcome, String> {
         // It may come late, when the secret has other shares by now.
         self.swept = None;
@@ -303,7 +307,8 @@ impl Core {
             }
             Ok(_) => return Err("another share of that dealing is kept".into()),
             Err(VaultError::Absent) => {
-                self.note(event, Some(context.from), share, None, context.time)?;
+                let detail = detail.map(str::to_owned);
+                self.note(event, Some(context.from), share, detail, context.time)?;
                 self.vault.keep(share, part).map_err(|error| error.to_string())?;
             }
             Err(error) => return Err(error.to_string()),
@@ -323,15 +328,31 @@ impl Core {
         let part = KeyPart::from_bytes(&share.0).map_err(|error| error.to_string())?;
         let commitments = read_commitments(commitments)?;
         verify_part(&part, &commitments).map_err(|error| error.to_string())?;
-        if secret == SecretName::Master {
-            judge::new_master(context.map, context.from, (self.me, part.index()), share_epoch)?;
-            return self.keep_part(context, AuditEvent::Kept, &name, &part);
+        let brought = (&part, &commitments);
+        let detail = match judge::keep(context.map, context.from, self.me, &name, brought)? {
+            Brought::New => None,
+            Brought::Anew => {
+                self.check_room(&name)?;
+                Some("dealt anew for recovery")
+            }
+        };
+        self.keep_part(context, AuditEvent::Kept, &name, &part, detail)
+    }
+
+    /// Whoever brings shares that nobody wants must not fill the disk with them.
+    fn check_room(&self, share: &ShareName) -> Result<(), String> {
+        let kept = self.vault.names().map_err(|error| error.to_string())?;
+        let of_that = |kept: &&ShareName| {
+            (kept.secret, kept.share_epoch) == (share.secret, share.share_epoch) && *kept != share
+        };
+        match kept.iter().filter(of_that).count() {
+            count if count >= DEALINGS_MAX => Err(format!(
+                "{count} shares of that secret are kept for share epoch {} already: they go when the custodians \
+                 are named again",
+                share.share_epoch
+            )),
+            _ => Ok(()),
         }
-        let in_use = context.map.custody_of(&secret);
-        if in_use.is_some_and(|used| used.share_name(secret) != name) {
-            return Err("another share of that secret is in use".into());
-        }
-        self.keep_part(context, AuditEvent::Kept, &name, &part)
     }
 
     fn release(
@@ -446,7 +467,7 @@ impl Core {
         });
         let given: Vec<KeyPart> = given.collect::<Result<_, String>>()?;
         let part = combine_parts(&old, &dealers, &given).map_err(|error| error.to_string())?;
-        let outcome = self.keep_part(context, AuditEvent::Combined, &name, &part)?;
+        let outcome = self.keep_part(context, AuditEvent::Combined, &name, &part, None)?;
         self.taken.retain(|(of, _), _| of != from);
         Ok(outcome)
     }

@@ -2,7 +2,7 @@
 
 use smalti_map::{ClusterMap, Custodians, Custody};
 use smalti_storage::ids::NodeId;
-use smalti_storage::keys::{Commitments, SecretName, ShareName};
+use smalti_storage::keys::{Commitments, KeyPart, SecretName, ShareName};
 
 /// Why not, in words.
 type Judgement<T> = Result<T, String>;
@@ -83,6 +83,75 @@ pub(super) fn is_of_use(map: &ClusterMap, share: &ShareName) -> bool {
     custody.is_some_and(|custody| custody.share_name(share.secret) == *share)
 }
 
+/// What a share that somebody brings is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Brought {
+    /// A secret that the map does not know yet, or the dealing that it names.
+    New,
+    /// A secret that the map knows by another dealing, which cannot be dealt on: somebody had it whole again.
+    Anew,
+}
+
+/// Whether a share may be kept that `from` brings. One of a secret that is in use, only while the map wants that
+/// dealt to those who are to hold it, and only as it wants; that it is of the same secret tell its commitments.
+/// It may yet come from somebody who does not know the secret, for one share alone can be made to match: so
+/// nothing follows from it but that it is there.
+pub(super) fn keep(
+    map: &ClusterMap,
+    from: NodeId,
+    me: NodeId,
+    share: &ShareName,
+    (part, commitments): (&KeyPart, &Commitments),
+) -> Judgement<Brought> {
+    let used = map.custody_of(&share.secret);
+    let is_master = share.secret == SecretName::Master;
+    let is_same = |used: &Custody| {
+        let old = Commitments::from_bytes(&used.commitments).map_err(|error| error.to_string())?;
+        Ok::<bool, String>(commitments.is_of_same_secret(&old))
+    };
+    if let Some(used) = used
+        && is_master
+        && !is_same(used)?
+    {
+        return new_master(map, from, (me, part.index()), share.share_epoch).map(|()| Brought::New);
+    }
+    // The master secret is dealt when the cluster is made, not over the network.
+    let used = match used {
+        None if !is_master => return Ok(Brought::New),
+        Some(used) if !is_master && used.share_name(share.secret) == *share => {
+            return Ok(Brought::New);
+        }
+        None => return Err("there is no master secret".into()),
+        Some(used) => used,
+    };
+    if map.recovery.is_none() {
+        return Err(match is_master {
+            true => "the master secret is not dealt again".into(),
+            false => "another share of that secret is in use".into(),
+        });
+    }
+    member(map, from)?;
+    let plan = &map.custodians;
+    if share.share_epoch != plan.share_epoch || used.share_epoch >= share.share_epoch {
+        let (now, of) = (plan.share_epoch, used.share_epoch);
+        return Err(format!(
+            "another share of that secret is in use, of share epoch {of}; one of {} is brought, it is {now}",
+            share.share_epoch
+        ));
+    }
+    let own = own_share(plan, me)?;
+    if part.index() != own {
+        return Err(format!("share {} is brought, {own} is to be here", part.index()));
+    }
+    if commitments.threshold() != usize::from(plan.threshold) {
+        return Err(format!("dealt for a threshold of {}", commitments.threshold()));
+    }
+    if !is_same(used)? {
+        return Err("it is a share of another secret".into());
+    }
+    Ok(Brought::Anew)
+}
+
 /// The number of the share that this node is to have.
 pub(super) fn own_share(plan: &Custodians, me: NodeId) -> Judgement<u8> {
     plan.share_of(me).ok_or_else(|| format!("{me} is to have no share"))
@@ -101,11 +170,13 @@ pub(super) fn dealer(
 }
 
 /// What of a custodian's shares is still of use. What the map says nothing of yet is: shares are kept before it
-/// names what they are of, and before it takes the dealing that they are of.
+/// names what they are of, and before it takes the dealing that they are of. It takes none of a secret that it
+/// knows for a share epoch that is over.
 pub(super) fn is_wanted(map: &ClusterMap, share: &ShareName) -> bool {
     if let Some(custody) = map.custody_of(&share.secret) {
         return *share == custody.share_name(share.secret)
-            || share.share_epoch > custody.share_epoch;
+            || share.share_epoch > custody.share_epoch
+                && share.share_epoch >= map.custodians.share_epoch;
     }
     let SecretName::Wrapping { volume, key_epoch } = share.secret else { return true };
     let lives = map.volumes.values().any(|known| known.id == volume);
@@ -116,9 +187,9 @@ pub(super) fn is_wanted(map: &ClusterMap, share: &ShareName) -> bool {
 
 /// What tells whether there may be shares to destroy.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Names(usize, Vec<ShareName>);
+pub(super) struct Names(usize, u32, Vec<ShareName>);
 
 pub(super) fn names(map: &ClusterMap) -> Names {
     let shares = map.custodies().map(|(secret, custody)| custody.share_name(secret));
-    Names(map.retired_keys.len(), shares.collect())
+    Names(map.retired_keys.len(), map.custodians.share_epoch, shares.collect())
 }

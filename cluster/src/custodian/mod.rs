@@ -12,6 +12,10 @@
 //! K7. No custodian that is to have a share of that other dealing destroys one before it has it: a member that
 //!     makes the map name a dealing that was never dealt destroys nothing by that.
 //! K8. A share whose key is out of reach is not taken for lost: nobody gets new shares for that.
+//! K9. Of a secret that is in use a share is taken from somebody who brings it only where the cluster has recovery
+//!     shares, for the share epoch in which the map wants it dealt, of the same secret by its commitments, and with
+//!     this custodian's number. It is kept beside the others, a few at most, and of no use until the map names its
+//!     dealing; none is destroyed for it.
 
 mod actor;
 mod audit;

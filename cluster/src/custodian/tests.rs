@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod locked;
+mod recovery;
 mod rules;
 
 use super::core::{Context, Core, Outcome};
@@ -14,14 +15,14 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use smalti_map::{
     Applied, ClusterMap, Command, Coordinator, Custodians, Custody, FIRST_SHARE_EPOCH, KeyEpoch,
-    NewVolume, NodeAddresses, ReadMode, ShareHolder, StoreStart,
+    NewVolume, NodeAddresses, ReadMode, Recovery, ShareHolder, StoreStart,
 };
 use smalti_storage::ids::{
     ClusterId, Incarnation, KeyEpochNo, NodeId, StoreId, VolumeId, VolumeNo,
 };
 use smalti_storage::keys::{
     Commitments, Dealing, KeyPart, RestKey, Secret, SecretName, ShareName, combine_commitments,
-    get_key_parts, reconstruct_symmetric_key,
+    get_key_parts, reconstruct_symmetric_key, seal_for_recovery,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -44,6 +45,8 @@ struct World {
     cores: BTreeMap<NodeId, Core>,
     dirs: BTreeMap<NodeId, TempDir>,
     secrets: BTreeMap<SecretName, Secret>,
+    /// What people have shares of.
+    recovery: (Secret, Commitments),
     rng: StdRng,
     now: Instant,
     /// Messages and proposals so far, and at which one somebody dies.
@@ -77,6 +80,7 @@ fn dealt(dealing: &Dealing, holders: &[u64]) -> Custody {
         threshold: dealing.commitments.threshold() as u8,
         holders: holders.iter().zip(&dealing.parts).map(holder).collect(),
         commitments: dealing.commitments.to_bytes(),
+        sealed_for_recovery: Vec::new(),
     }
 }
 
@@ -89,6 +93,11 @@ impl World {
             cores: BTreeMap::new(),
             dirs: (1..=NODES).map(|no| (NodeId(no), folder())).collect(),
             secrets: BTreeMap::new(),
+            recovery: {
+                let secret = Secret::random(&mut rng);
+                let dealing = get_key_parts(&secret, 3, 5, &mut rng).unwrap();
+                (secret, dealing.commitments)
+            },
             now: Instant::now(),
             steps: 0,
             crash: None,
@@ -99,14 +108,17 @@ impl World {
         }
         let master = Secret::random(&mut rng);
         let dealing = get_key_parts(&master, 2, 3, &mut rng).unwrap();
-        let custody = dealt(&dealing, &[1, 2, 3]);
+        let sealed_for_recovery = world.seal(SecretName::Master, &master);
+        let custody = Custody { sealed_for_recovery, ..dealt(&dealing, &[1, 2, 3]) };
         world.put(SecretName::Master, &custody, &dealing.parts);
         world.secrets.insert(SecretName::Master, master);
         let at = ([127, 0, 0, 1], 1).into();
         let addresses = NodeAddresses { quic: at, api: at, nbd: at };
         let nodes = (1..=NODES).map(|no| (NodeId(no), format!("n{no}"), addresses.clone()));
         let (cluster, nodes) = (CLUSTER, nodes.collect());
-        world.must(&Command::InitCluster { cluster, nodes, custody });
+        let commitments = world.recovery.1.to_bytes();
+        let recovery = Some(Recovery { threshold: 3, shares: 5, commitments });
+        world.must(&Command::InitCluster { cluster, nodes, custody, recovery });
         let store = |no: u64| StoreId(Uuid::from_u128(no.into()));
         for no in 1..=NODES {
             let node = NodeId(no);
@@ -156,9 +168,14 @@ impl World {
             let ask = self.keep(wrapping(no), part, &dealing.commitments);
             assert_eq!(self.ask(4, node, ask).ok(), Some(Answer::Kept));
         }
+        let sealed_for_recovery = self.seal(wrapping(no), &secret);
         self.secrets.insert(wrapping(no), secret);
         let holders: Vec<u64> = plan.nodes().map(|node| node.0).collect();
-        let custody = Custody { share_epoch: plan.share_epoch, ..dealt(&dealing, &holders) };
+        let custody = Custody {
+            share_epoch: plan.share_epoch,
+            sealed_for_recovery,
+            ..dealt(&dealing, &holders)
+        };
         KeyEpoch {
             no: KeyEpochNo(no),
             timestamp: no.into(),
@@ -168,6 +185,11 @@ impl World {
             place_key: vec![1],
             custody,
         }
+    }
+
+    fn seal(&mut self, name: SecretName, secret: &Secret) -> Vec<u8> {
+        let cluster = ClusterId(Uuid::from_u128(1));
+        seal_for_recovery(secret, cluster, name, &self.recovery.1, &mut self.rng)
     }
 
     fn keep(&self, secret: SecretName, part: &KeyPart, commitments: &Commitments) -> Ask {
@@ -296,7 +318,9 @@ impl World {
             }
         }
         let holders: Vec<u64> = plan.nodes().map(|node| node.0).collect();
-        let new = Custody { share_epoch: plan.share_epoch, ..dealt(&dealing, &holders) };
+        let sealed_for_recovery = self.seal(SecretName::Master, &secret);
+        let share_epoch = plan.share_epoch;
+        let new = Custody { share_epoch, sealed_for_recovery, ..dealt(&dealing, &holders) };
         let from = custody.commitments.clone();
         // It may be taken though whoever asked for that dies.
         let before = self.secrets.insert(SecretName::Master, secret);
@@ -337,7 +361,13 @@ impl World {
             }
         }
         let (threshold, holders) = (plan.threshold, plan.holders.clone());
-        let new = Custody { share_epoch, threshold, holders, commitments };
+        let new = Custody {
+            share_epoch,
+            threshold,
+            holders,
+            commitments,
+            sealed_for_recovery: custody.sealed_for_recovery.clone(),
+        };
         let from = custody.commitments.clone();
         self.propose(&Command::Reshare { secret, from, custody: new })?;
         Ok(true)

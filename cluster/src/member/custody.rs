@@ -11,11 +11,11 @@ use crate::custodian::{CustodianMsg, DealerBytes, read_dealers};
 use futures::future::join_all;
 use smalti_map::view::MapView;
 use smalti_map::voters::SILENT_AFTER;
-use smalti_map::{Applied, ClusterMap, Command, Custodians, Custody, custodians};
-use smalti_storage::ids::NodeId;
+use smalti_map::{Applied, ClusterMap, Command, Custodians, Custody, Recovery, custodians};
+use smalti_storage::ids::{ClusterId, NodeId};
 use smalti_storage::keys::{
-    Commitments, Dealing, Secret, SecretName, combine_commitments, get_key_parts, system_rng,
-    verify_dealer,
+    Commitments, Dealing, Secret, SecretName, combine_commitments, get_key_parts,
+    seal_for_recovery, system_rng, verify_dealer,
 };
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -58,7 +58,14 @@ struct Mind {
     /// When they got new ones for that.
     mended: Option<Instant>,
     /// Another master secret, and the share epoch that it was dealt for, until the map has taken it.
-    master: Option<(u32, Dealing)>,
+    master: Option<NewMaster>,
+}
+
+/// Another master secret that was dealt.
+struct NewMaster {
+    share_epoch: u32,
+    dealing: Dealing,
+    sealed_for_recovery: Vec<u8>,
 }
 
 impl Mind {
@@ -177,7 +184,8 @@ impl Member {
             // One that can not be dealt on keeps no other one.
             let dealt = match secret {
                 SecretName::Master if map.custodians.new_master => {
-                    self.replace_master(&custody, &map.custodians, &mut mind.master).await
+                    let recovery = map.recovery.as_ref();
+                    self.replace_master(&custody, &map.custodians, recovery, &mut mind.master).await
                 }
                 _ => self.reshare(secret, &custody, &map.custodians, mind.failures).await,
             };
@@ -301,7 +309,8 @@ impl Member {
         }
         let (threshold, holders) = (plan.threshold, plan.holders.clone());
         let from = custody.commitments.clone();
-        let custody = Custody { share_epoch, threshold, holders, commitments };
+        let sealed_for_recovery = custody.sealed_for_recovery.clone();
+        let custody = Custody { share_epoch, threshold, holders, commitments, sealed_for_recovery };
         self.propose_custody(Command::Reshare { secret, from, custody }).await?;
         tracing::info!(%secret, share_epoch, "dealt on");
         Ok(())
@@ -313,22 +322,24 @@ impl Member {
         &self,
         custody: &Custody,
         plan: &Custodians,
-        dealt: &mut Option<(u32, Dealing)>,
+        recovery: Option<&Recovery>,
+        dealt: &mut Option<NewMaster>,
     ) -> Result<(), String> {
         let failed = |why: String| format!("another master secret: {why}");
         let share_epoch = plan.share_epoch;
-        let (_, dealing) = match dealt.take().filter(|(epoch, _)| *epoch == share_epoch) {
+        let new = match dealt.take().filter(|dealt| dealt.share_epoch == share_epoch) {
             Some(before) => dealt.insert(before),
-            None => dealt.insert((share_epoch, new_master(plan).map_err(failed)?)),
+            None => dealt.insert(new_master(self.map().cluster, plan, recovery).map_err(failed)?),
         };
         let (client, name) = (self.custodians(), (SecretName::Master, share_epoch));
-        for (holder, part) in plan.holders.iter().zip(&dealing.parts) {
-            let kept = client.keep(holder.node, name, part, &dealing.commitments).await;
+        for (holder, part) in plan.holders.iter().zip(&new.dealing.parts) {
+            let kept = client.keep(holder.node, name, part, &new.dealing.commitments).await;
             kept.map_err(|why| failed(format!("{}: {why}", holder.node)))?;
         }
         let (threshold, holders) = (plan.threshold, plan.holders.clone());
-        let commitments = dealing.commitments.to_bytes();
-        let new = Custody { share_epoch, threshold, holders, commitments };
+        let commitments = new.dealing.commitments.to_bytes();
+        let sealed_for_recovery = new.sealed_for_recovery.clone();
+        let new = Custody { share_epoch, threshold, holders, commitments, sealed_for_recovery };
         let from = custody.commitments.clone();
         self.propose_custody(Command::ReplaceMaster { from, custody: new }).await?;
         *dealt = None;
@@ -337,11 +348,22 @@ impl Member {
     }
 }
 
-fn new_master(plan: &Custodians) -> Result<Dealing, String> {
+fn new_master(
+    cluster: ClusterId,
+    plan: &Custodians,
+    recovery: Option<&Recovery>,
+) -> Result<NewMaster, String> {
     let total = u8::try_from(plan.holders.len()).map_err(|_| "too many custodians".to_owned())?;
     let mut rng = system_rng().map_err(|error| error.to_string())?;
     let secret = Secret::random(&mut rng);
-    get_key_parts(&secret, plan.threshold, total, &mut rng).map_err(|error| error.to_string())
+    let words = |error: smalti_storage::keys::PartError| error.to_string();
+    let to = recovery.map(|recovery| Commitments::from_bytes(&recovery.commitments));
+    let mut seal =
+        |to: &Commitments| seal_for_recovery(&secret, cluster, SecretName::Master, to, &mut rng);
+    let sealed_for_recovery = to.transpose().map_err(words)?.as_ref().map(&mut seal);
+    let sealed_for_recovery = sealed_for_recovery.unwrap_or_default();
+    let dealing = get_key_parts(&secret, plan.threshold, total, &mut rng).map_err(words)?;
+    Ok(NewMaster { share_epoch: plan.share_epoch, dealing, sealed_for_recovery })
 }
 
 fn verify_dealt(old: &Commitments, dealer: &DealerBytes) -> Result<(), String> {

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use smalti_map::view::MapView;
 use smalti_map::voters;
-use smalti_map::{Applied, Command, Custody, NodeAddresses, Rejection, StoreStart};
+use smalti_map::{Applied, Command, Custody, NodeAddresses, Recovery, Rejection, StoreStart};
 use smalti_net::{Endpoint, NetConfig, NodeCredentials, Service};
 use smalti_raft::{POSITIONS, RaftGroup, RaftGroupConfig};
 use smalti_rocks::{Expect, RocksOptions, RocksStore};
@@ -80,6 +80,8 @@ pub struct Founding {
     pub nodes: Vec<(NodeId, String, NodeAddresses)>,
     /// Custody of its master secret, already dealt.
     pub custody: Custody,
+    /// What every secret is to be sealed to besides.
+    pub recovery: Option<Recovery>,
 }
 
 /// Why a member did not start.
@@ -378,6 +380,7 @@ impl Member {
             cluster: config.cluster,
             nodes: founding.nodes.clone(),
             custody: founding.custody.clone(),
+            recovery: founding.recovery.clone(),
         };
         let why = match self.until_applied(command).await {
             Ok(_) => return Ok(()),

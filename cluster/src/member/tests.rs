@@ -63,7 +63,9 @@ fn founding(names: [&str; 2]) -> Founding {
             threshold: 2,
             holders: [share(1), share(2)].into(),
             commitments: vec![1],
+            sealed_for_recovery: Vec::new(),
         },
+        recovery: None,
     }
 }
 

@@ -175,11 +175,22 @@ pub(super) fn found(setup: &Arc<Setup>, stores: &[StoreId], rng: &mut Rng) -> Ma
     let at = ([127, 0, 0, 1], 1).into();
     let addresses = NodeAddresses { quic: at, api: at, nbd: at };
     let holders = vec![ShareHolder { node: NodeId(1), share: 1 }];
-    let custody = Custody { share_epoch: 1, threshold: 1, holders, commitments: Vec::new() };
+    let custody = Custody {
+        share_epoch: 1,
+        threshold: 1,
+        holders,
+        commitments: Vec::new(),
+        sealed_for_recovery: Vec::new(),
+    };
     let nodes = (1..=setup.nodes()).map(|no| (NodeId(no), format!("n{no}"), addresses.clone()));
     let cluster = ClusterId(Uuid::from_u128(1));
     let nodes = nodes.collect();
-    machine.must(&Command::InitCluster { cluster, nodes, custody: custody.clone() });
+    machine.must(&Command::InitCluster {
+        cluster,
+        nodes,
+        custody: custody.clone(),
+        recovery: None,
+    });
     for (node, store) in (1..).map(NodeId).zip(stores) {
         machine.must(&Command::RegisterNode { node, addresses: addresses.clone() });
         let first = StoreStart::first(*store, node, Incarnation(1));

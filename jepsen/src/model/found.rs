@@ -95,10 +95,19 @@ pub(super) fn register(
 fn first_map(bounds: &Bounds, disks: &[Arc<MemoryStore>]) -> Result<ClusterMap, String> {
     let mut map = ClusterMap::default();
     let holders = vec![ShareHolder { node: node_id(0), share: 1 }];
-    let custody = Custody { share_epoch: 1, threshold: 1, holders, commitments: vec![7] };
+    let custody = Custody {
+        share_epoch: 1,
+        threshold: 1,
+        holders,
+        commitments: vec![7],
+        sealed_for_recovery: Vec::new(),
+    };
     let nodes = (0..disks.len()).map(|at| (node_id(at), format!("n{at}"), addresses(at)));
     let (cluster, nodes) = (ClusterId(Uuid::from_u128(1)), nodes.collect());
-    accept(&mut map, &Command::InitCluster { cluster, nodes, custody: custody.clone() })?;
+    accept(
+        &mut map,
+        &Command::InitCluster { cluster, nodes, custody: custody.clone(), recovery: None },
+    )?;
     for (at, disk) in disks.iter().enumerate() {
         register(&mut map, at, disk)?;
     }

@@ -256,11 +256,18 @@ impl World {
         self.trace(|| format!("{swarm:?}"));
         let count = self.nodes.len();
         let holders = vec![ShareHolder { node: node_id(0), share: 1 }];
-        let custody = Custody { share_epoch: 1, threshold: 1, holders, commitments: vec![7] };
+        let custody = Custody {
+            share_epoch: 1,
+            threshold: 1,
+            holders,
+            commitments: vec![7],
+            sealed_for_recovery: Vec::new(),
+        };
         self.must(&Command::InitCluster {
             cluster: ClusterId(Uuid::from_u128(1)),
             nodes: (0..count).map(|at| (node_id(at), format!("n{at}"), addresses(at))).collect(),
             custody: custody.clone(),
+            recovery: None,
         });
         for at in 0..count {
             let first = StoreStart::first(store_id(at), node_id(at), Incarnation(0));

@@ -17,6 +17,7 @@ mod metrics;
 mod openapi;
 mod patient;
 mod places;
+mod recovery;
 mod routes;
 mod tokens;
 

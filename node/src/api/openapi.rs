@@ -1,6 +1,6 @@
 //! The OpenAPI document, gathered from the routes.
 
-use super::{contents, custody, places, routes, tokens};
+use super::{contents, custody, places, recovery, routes, tokens};
 use utoipa::OpenApi;
 
 #[derive(OpenApi)]
@@ -33,6 +33,7 @@ use utoipa::OpenApi;
         custody::verify_keys,
         custody::audit_keys,
         custody::unlock_keys,
+        recovery::recover_keys,
         routes::metrics_text,
     )
 )]

@@ -8,7 +8,7 @@ use super::places::{
     what_if,
 };
 use super::tokens::create_token;
-use super::{metrics, openapi};
+use super::{metrics, openapi, recovery};
 use crate::cluster_file::ClusterFile;
 use crate::control::{
     Answer, Control, ControlError, CreateVolume, ErrorKind, KeyReport, NodeFacts, StatusReport,
@@ -127,6 +127,7 @@ pub struct LocalUser;
 /// All routes. Those that are for the node's own user take requests only that bear [`LocalUser`].
 pub fn router(state: ApiState) -> Router {
     Router::new()
+        .route("/v1/keys/recover", post(recovery::recover_keys))
         .route("/v1/status", get(status))
         .route("/v1/why", get(why))
         .route("/v1/volumes", get(volumes).post(create_volume))

@@ -7,25 +7,38 @@ use smalti_cluster::{CoderHandle, Member, clock};
 use smalti_gateway::{self as gateway, Rows};
 use smalti_map::placement::Candidate;
 use smalti_map::view::MapView;
-use smalti_map::{Custodians, Custody};
+use smalti_map::{Custodians, Custody, Recovery};
 use smalti_rowcommit::coordinator::{BlockWrite, OpError};
 use smalti_storage::ids::{ClusterId, NodeId, RowAddr, Slot, VolumeId};
 use smalti_storage::keys::{Commitments, KeyPart, SecretName, ShareName};
 use smalti_volume::{Cluster, Session, VolumeError};
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// How often, and how long apart, a custodian is asked that is to keep a share by all means.
+const KEEP_TRIES: u32 = 20;
+const KEEP_PAUSE: Duration = Duration::from_millis(300);
 
 /// The cluster as one map shows it, and the coder of the volume to open, if one is to be opened.
 pub(crate) struct MemberCluster {
     member: Member,
     map: MapView,
     coder: Option<CoderHandle>,
+    /// How often a custodian is asked to keep a share.
+    keep_tries: u32,
 }
 
 impl MemberCluster {
     /// To make volumes.
     pub(crate) fn new(member: Member, map: MapView) -> Self {
-        Self { member, map, coder: None }
+        Self { member, map, coder: None, keep_tries: 1 }
+    }
+
+    /// Asks custodians again that do not keep a share: they may not have heard of the newest map yet, or have
+    /// been asked for more in a while than they give one node.
+    pub(crate) fn persistent(self) -> Self {
+        Self { keep_tries: KEEP_TRIES, ..self }
     }
 
     /// Nodes that a new volume can have slots on.
@@ -36,7 +49,7 @@ impl MemberCluster {
 
     /// To open the volume of that coder, which this node has the seat of.
     pub(super) fn with_seat(member: Member, map: MapView, coder: CoderHandle) -> Self {
-        Self { member, map, coder: Some(coder) }
+        Self { member, map, coder: Some(coder), keep_tries: 1 }
     }
 
     fn begin(&self, id: VolumeId) -> Result<Session, VolumeError> {
@@ -81,6 +94,10 @@ impl Cluster for MemberCluster {
         self.map.custodians.clone()
     }
 
+    fn recovery(&self) -> Option<Recovery> {
+        self.map.recovery.clone()
+    }
+
     fn unix_seconds(&self) -> u64 {
         clock::unix_seconds()
     }
@@ -96,7 +113,16 @@ impl Cluster for MemberCluster {
         let (part, commitments) = (part.clone(), commitments.clone());
         async move {
             let name = (secret, share_epoch);
-            self.member.custodians().keep(custodian, name, &part, &commitments).await
+            let mut tries = 1;
+            loop {
+                let kept =
+                    self.member.custodians().keep(custodian, name, &part, &commitments).await;
+                if kept.is_ok() || tries >= self.keep_tries {
+                    return kept;
+                }
+                tries += 1;
+                tokio::time::sleep(KEEP_PAUSE).await;
+            }
         }
         .boxed()
     }

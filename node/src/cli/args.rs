@@ -1,9 +1,10 @@
 //! The words and options of the command line.
 
 use super::custody::{KeyAuditArgs, KeyCustodiansArgs, KeyVerifyArgs};
-use super::init::InitArgs;
+use super::init::{InitArgs, RecoveryArgs};
 use super::join::{JoinArgs, TokenCommand};
 use super::provider::{KeyProviderArgs, KeyUnlockArgs};
+use super::recover::KeyRecoverArgs;
 use super::replace::NodeReplaceArgs;
 use super::reshape::VolumeReshapeArgs;
 use super::target::Target;
@@ -115,6 +116,9 @@ pub struct UpArgs {
     /// How long to wait until the cluster is healthy
     #[arg(long, value_name = "SECONDS", default_value = "110", value_parser = seconds)]
     pub wait: Duration,
+    /// Recovery shares of a new cluster.
+    #[command(flatten)]
+    pub recovery: RecoveryArgs,
 }
 
 /// `smalti down`.
@@ -365,6 +369,8 @@ pub enum KeyCommand {
     Unlock(KeyUnlockArgs),
     /// Have a stopped node's shares sealed by another key provider
     Provider(KeyProviderArgs),
+    /// Open everything with recovery shares and give custodians new shares; or try whether that could be done
+    Recover(KeyRecoverArgs),
 }
 
 /// `smalti key rotate`.
@@ -432,7 +438,7 @@ impl UpArgs {
     /// The options of [`crate::local::up`].
     ///
     /// # Errors
-    /// This program's own file is not known.
+    /// This program's own file is not known, or there can be no such recovery shares.
     pub fn into_options(self) -> anyhow::Result<UpOptions> {
         let volume = self.volume.map(|name| VolumeWish {
             name,
@@ -442,7 +448,8 @@ impl UpArgs {
         });
         let program = std::env::current_exe().context("find this program's own file")?;
         let (nodes, dir, detach, wait) = (self.nodes, self.dir, self.detach, self.wait);
-        Ok(UpOptions { program, nodes, dir, volume, detach, wait })
+        let recovery = self.recovery.wish()?;
+        Ok(UpOptions { program, nodes, dir, volume, recovery, detach, wait })
     }
 }
 

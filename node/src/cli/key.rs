@@ -1,7 +1,7 @@
 //! `smalti key`.
 
 use super::args::{KeyCommand, KeyRevokeArgs, KeyRotateArgs};
-use super::{custody, output, provider, show, target::Target};
+use super::{custody, output, provider, recover, show, target::Target};
 use crate::control::{KeyReport, RevokeKeys, SetCustodians, VolumeKeys};
 use anyhow::Context;
 use serde::Serialize;
@@ -32,6 +32,7 @@ pub(super) async fn run(command: KeyCommand) -> anyhow::Result<()> {
         KeyCommand::Audit(args) => custody::audit(args).await,
         KeyCommand::Unlock(args) => provider::unlock(args).await,
         KeyCommand::Provider(args) => provider::change(args).await,
+        KeyCommand::Recover(args) => recover::run(args).await,
     }
 }
 

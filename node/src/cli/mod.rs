@@ -10,6 +10,7 @@ mod node;
 mod output;
 mod passphrase;
 mod provider;
+mod recover;
 mod replace;
 mod reshape;
 mod scrub;

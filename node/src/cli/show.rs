@@ -399,10 +399,14 @@ pub(super) fn custodians(report: &KeyReport) -> String {
         dealt
             .push_str(&format!("{} secrets are yet to be dealt on to them{why}\n", resharing.left));
     }
+    let recovery = report.recovery.map(|recovery| {
+        format!("recovery  {} shares are with people, {} needed\n", recovery.total, recovery.needed)
+    });
     format!(
-        "custody   {}; share epoch {}\n\n{}{dealt}",
+        "custody   {}; share epoch {}\n{}\n{}{dealt}",
         custody_line(custody),
         resharing.share_epoch,
+        recovery.unwrap_or_default(),
         holders.text()
     )
 }

@@ -46,6 +46,11 @@ impl Target {
         Ok(Self { clients })
     }
 
+    /// Whether every node is asked over its Unix socket.
+    pub fn is_local(&self) -> bool {
+        self.clients.iter().all(Client::is_local)
+    }
+
     /// Gets facts from the first node that gives them.
     ///
     /// # Errors

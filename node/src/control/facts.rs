@@ -1,7 +1,7 @@
 //! Facts about a cluster, as they stand in the API and in `--json`.
 
-use super::ResharingStatus;
 use super::places::{DiskFacts, MovesStatus};
+use super::{RecoveryFacts, ResharingStatus};
 use serde::{Deserialize, Serialize};
 use smalti_map::ReadMode;
 use smalti_storage::ids::{
@@ -394,6 +394,9 @@ pub struct KeyReport {
     /// What has become of shares that are to be dealt on.
     #[serde(default)]
     pub resharing: ResharingStatus,
+    /// Recovery shares that people have; null if the cluster was made without.
+    #[serde(default)]
+    pub recovery: Option<RecoveryFacts>,
     /// The key epochs of every volume, by name.
     pub volumes: Vec<VolumeKeys>,
 }

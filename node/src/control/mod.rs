@@ -5,6 +5,7 @@ mod custody;
 mod error;
 mod facts;
 mod places;
+mod recovery;
 mod slot;
 mod tokens;
 
@@ -23,6 +24,7 @@ pub use places::{
     ChangeNode, DiskFacts, DiskState, MovesStatus, PauseMoves, ReplaceNode, WhatIfReport,
     WhatIfVolume,
 };
+pub use recovery::{RecoverKeys, RecoveryFacts, RecoveryReport, ShareLine};
 pub use slot::ControlSlot;
 pub use tokens::{CreateToken, NewToken, TOKEN_SECONDS};
 
@@ -145,4 +147,11 @@ pub trait Control: Send + Sync + 'static {
 
     /// Custody of the master secret and the key epochs of every volume.
     fn keys(&self) -> Answer<'_, KeyReport>;
+
+    /// Opens every secret with recovery shares and has custodians get new shares of it; or only tells what would
+    /// open. Returns when that is done.
+    ///
+    /// `Invalid` when a share is bad, which says so of each, or there are too few; `NotFound` when there is no such
+    /// node. Then nothing has changed.
+    fn recover_keys(&self, wish: RecoverKeys) -> Answer<'_, RecoveryReport>;
 }

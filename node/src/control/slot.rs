@@ -2,9 +2,9 @@
 
 use super::{
     Answer, AuditReport, ChangeNode, Control, ControlError, CreateToken, CreateVolume, ErrorKind,
-    Export, KeyReport, MovesStatus, NewToken, NodeFacts, PauseMoves, ReplaceNode, RevokeKeys,
-    ScrubStatus, SetCustodians, StatusReport, Unlock, Unlocked, VerifyReport, VolumeDetail,
-    VolumeFacts, VolumeKeys, WhatIfReport, WhyReport,
+    Export, KeyReport, MovesStatus, NewToken, NodeFacts, PauseMoves, RecoverKeys, RecoveryReport,
+    ReplaceNode, RevokeKeys, ScrubStatus, SetCustodians, StatusReport, Unlock, Unlocked,
+    VerifyReport, VolumeDetail, VolumeFacts, VolumeKeys, WhatIfReport, WhyReport,
 };
 use bytes::Bytes;
 use futures::future::{FutureExt, ready};
@@ -139,5 +139,9 @@ impl Control for ControlSlot {
 
     fn keys(&self) -> Answer<'_, KeyReport> {
         self.ask(|control| control.keys())
+    }
+
+    fn recover_keys(&self, wish: RecoverKeys) -> Answer<'_, RecoveryReport> {
+        self.ask(|control| control.recover_keys(wish))
     }
 }

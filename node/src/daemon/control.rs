@@ -6,9 +6,9 @@ use super::report::Report;
 use crate::attach::{Attachments, MemberCluster};
 use crate::control::{
     Answer, AuditReport, ChangeNode, Control, ControlError, CreateToken, CreateVolume, ErrorKind,
-    Export, KeyReport, MovesStatus, NewToken, NodeFacts, Output, PauseMoves, ReplaceNode,
-    RevokeKeys, ScrubStatus, SetCustodians, StatusReport, Unlock, Unlocked, VerifyReport,
-    VolumeDetail, VolumeFacts, VolumeKeys, WhatIfReport, WhyReport,
+    Export, KeyReport, MovesStatus, NewToken, NodeFacts, Output, PauseMoves, RecoverKeys,
+    RecoveryReport, ReplaceNode, RevokeKeys, ScrubStatus, SetCustodians, StatusReport, Unlock,
+    Unlocked, VerifyReport, VolumeDetail, VolumeFacts, VolumeKeys, WhatIfReport, WhyReport,
 };
 use crate::custody::PassphraseKey;
 use crate::volume_spec::{self, Geometry as Spec};
@@ -368,5 +368,9 @@ impl Control for MemberControl {
 
     fn keys(&self) -> Answer<'_, KeyReport> {
         Box::pin(async move { Ok(self.report().await?.keys()) })
+    }
+
+    fn recover_keys(&self, wish: RecoverKeys) -> Answer<'_, RecoveryReport> {
+        Box::pin(self.recover(wish))
     }
 }

@@ -74,7 +74,7 @@ impl MemberControl {
         Ok(Unlocked { was_locked })
     }
 
-    fn answers(&self, node: NodeId) -> bool {
+    pub(super) fn answers(&self, node: NodeId) -> bool {
         self.member().beats().silent_for(node) < super::report::DOWN_AFTER
     }
 

@@ -2,7 +2,8 @@
 
 use super::report::Report;
 use crate::control::{
-    HolderFacts, KeyEpochFacts, KeyReport, ResealStatus, ResharingStatus, RevokedKeys, VolumeKeys,
+    HolderFacts, KeyEpochFacts, KeyReport, RecoveryFacts, ResealStatus, ResharingStatus,
+    RevokedKeys, VolumeKeys,
 };
 use smalti_cluster::member::KeyProgress;
 use smalti_map::{Custodians, Revoked, Volume};
@@ -30,6 +31,10 @@ impl Report {
             custody: self.custody_status(),
             holders: holders.collect(),
             resharing: self.resharing(),
+            recovery: self.map.recovery.as_ref().map(|recovery| RecoveryFacts {
+                needed: recovery.threshold,
+                total: recovery.shares,
+            }),
             volumes,
         }
     }

@@ -7,6 +7,7 @@ mod keys;
 mod links;
 mod places;
 mod reasons;
+mod recover;
 mod renewal;
 mod replace;
 mod report;

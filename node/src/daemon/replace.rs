@@ -139,9 +139,16 @@ mod tests {
             (NodeId(no.into()), format!("n{no}"), addresses)
         });
         let holders = vec![ShareHolder { node: NodeId(1), share: 1 }];
-        let custody = Custody { share_epoch: 1, threshold: 1, holders, commitments: vec![1] };
+        let custody = Custody {
+            share_epoch: 1,
+            threshold: 1,
+            holders,
+            commitments: vec![1],
+            sealed_for_recovery: Vec::new(),
+        };
         let cluster = ClusterId(Uuid::from_u128(1));
-        let found = Command::InitCluster { cluster, nodes: nodes.collect(), custody };
+        let found =
+            Command::InitCluster { cluster, nodes: nodes.collect(), custody, recovery: None };
         assert_eq!(map.apply(&found), Applied::Done);
         map
     }

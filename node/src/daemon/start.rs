@@ -14,7 +14,7 @@ use anyhow::{Context, anyhow};
 use smalti_cluster::fabric::service;
 use smalti_cluster::shard_store::Fatal;
 use smalti_cluster::{Member, MemberConfig, member};
-use smalti_map::{Custody, FIRST_SHARE_EPOCH, NodeAddresses, ShareHolder};
+use smalti_map::{Custody, FIRST_SHARE_EPOCH, NodeAddresses, Recovery, ShareHolder};
 use smalti_nbd::{Limits, Listener, Server};
 use smalti_net::NodeCredentials;
 use smalti_storage::keys::KeyProvider;
@@ -186,6 +186,12 @@ fn founding(file: &Founding) -> member::Founding {
             threshold: file.custody.threshold,
             holders: holders.map(|h| ShareHolder { node: h.node, share: h.share }).collect(),
             commitments: file.custody.commitments.clone(),
+            sealed_for_recovery: file.custody.sealed_for_recovery.clone(),
         },
+        recovery: file.recovery.as_ref().map(|recovery| Recovery {
+            threshold: recovery.threshold,
+            shares: recovery.shares,
+            commitments: recovery.commitments.clone(),
+        }),
     }
 }

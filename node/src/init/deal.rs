@@ -4,7 +4,10 @@
 //! carried from it to theirs.
 
 use super::parts::{AUTHORITY, Founder, Parts};
-use super::{CONFIG_FILE, DirState, MARKER, NODES_MAX, check_socket_paths, inspect};
+use super::{
+    CONFIG_FILE, DirState, MARKER, NODES_MAX, RecoveryShares, RecoveryWish, check_socket_paths,
+    inspect,
+};
 use crate::config::Addresses;
 use crate::custody::Passphrase;
 use crate::local::DirLock;
@@ -57,6 +60,8 @@ pub struct InitOptions {
     pub nbd_port: u16,
     /// Under which the shares of all nodes are sealed; else each has a key file.
     pub passphrase: Option<Passphrase>,
+    /// The recovery shares that people are to get.
+    pub recovery: Option<RecoveryWish>,
 }
 
 /// What was dealt.
@@ -70,13 +75,19 @@ pub struct Dealt {
     pub authority: PathBuf,
     /// Whether each needs its passphrase after it has started.
     pub locked: bool,
+    /// What people are to be given.
+    pub recovery: Option<RecoveryShares>,
 }
 
-/// Makes the folders.
+/// Makes the folders. `hand_out` is given what is dealt, recovery shares among it, before the folders have their
+/// places.
 ///
 /// # Errors
-/// Something can not be as asked, or a file can not be written: one line.
-pub fn deal(options: &InitOptions) -> anyhow::Result<Dealt> {
+/// Something can not be as asked, a file can not be written, or `hand_out` fails: one line.
+pub fn deal(
+    options: &InitOptions,
+    hand_out: impl FnOnce(&Dealt) -> anyhow::Result<()>,
+) -> anyhow::Result<Dealt> {
     let founders = founders(options)?;
     let dir = std::path::absolute(&options.dir).context("find the folder")?;
     let longest = founders.iter().map(|founder| founder.name.as_str()).max_by_key(|n| n.len());
@@ -89,10 +100,16 @@ pub fn deal(options: &InitOptions) -> anyhow::Result<Dealt> {
     check_free(&dir)?;
     let cluster = ClusterId(Uuid::new_v4());
     let passphrase = options.passphrase.as_ref();
-    Parts { cluster, founders: &founders, marker: None, passphrase }.place(&dir)?;
-    let locked = passphrase.is_some();
     let nodes = founders.iter().map(|founder| dir.join(&founder.name)).collect();
-    Ok(Dealt { cluster, nodes, authority: dir.join(AUTHORITY), locked })
+    let (authority, locked) = (dir.join(AUTHORITY), passphrase.is_some());
+    let mut dealt = Dealt { cluster, nodes, authority, locked, recovery: None };
+    let (founders, recovery) = (founders.as_slice(), options.recovery);
+    let parts = Parts { cluster, founders, marker: None, passphrase, recovery };
+    parts.place(&dir, |shares| {
+        dealt.recovery = shares;
+        hand_out(&dealt)
+    })?;
+    Ok(dealt)
 }
 
 fn check_free(dir: &Path) -> anyhow::Result<()> {
@@ -265,8 +282,55 @@ mod tests {
 
     fn options(dir: &Path, nodes: &[&str]) -> InitOptions {
         let nodes = nodes.iter().map(|node| node.parse().unwrap()).collect();
-        let (api_port, nbd_port, passphrase) = (API_PORT, NBD_PORT, None);
-        InitOptions { dir: dir.to_owned(), nodes, api_port, nbd_port, passphrase }
+        InitOptions {
+            dir: dir.to_owned(),
+            nodes,
+            api_port: API_PORT,
+            nbd_port: NBD_PORT,
+            passphrase: None,
+            recovery: None,
+        }
+    }
+
+    fn deal(options: &InitOptions) -> anyhow::Result<Dealt> {
+        super::deal(options, |_| Ok(()))
+    }
+
+    /// No cluster without its recovery shares handed out, and no share in any file.
+    #[test]
+    fn recovery_shares_are_handed_out_before_there_is_a_cluster_and_kept_nowhere() {
+        let home = tempfile::tempdir().unwrap();
+        let dir = home.path().join("d");
+        let recovery = Some(RecoveryWish::new(5, 3).unwrap());
+        let options = InitOptions { recovery, ..options(&dir, &REAL) };
+        let failed = super::deal(&options, |_| anyhow::bail!("nobody reads this"));
+        assert!(format!("{:#}", failed.unwrap_err()).contains("nobody reads this"));
+        assert!(!dir.join("a").exists() && !dir.join(super::super::MAKING).exists());
+
+        let mut given = Vec::new();
+        let dealt = super::deal(&options, |dealt| {
+            given.extend(dealt.recovery.iter().flat_map(|shares| shares.lines.clone()));
+            assert!(!dir.join("a").exists(), "not before they are given");
+            Ok(())
+        });
+        assert_eq!(given.len(), 5);
+        assert_eq!(
+            format!("{:?}", dealt.unwrap().recovery.unwrap()),
+            "RecoveryShares(3 of 5, redacted)"
+        );
+        let founding = super::super::Founding::load(&dir.join("a/founding.json")).unwrap();
+        let public = founding.recovery.unwrap();
+        assert_eq!((public.threshold, public.shares), (3, 5));
+        let mut files = vec![dir];
+        while let Some(path) = files.pop() {
+            if path.is_dir() {
+                files.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+                continue;
+            }
+            let bytes = fs::read(&path).unwrap();
+            let words = b"smalti-recovery";
+            assert!(!bytes.windows(words.len()).any(|found| found == words), "{}", path.display());
+        }
     }
 
     const REAL: [&str; 3] = ["a=192.0.2.1:9000", "b.x=192.0.2.2:9000", "c=192.0.2.3:9001"];

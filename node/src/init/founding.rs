@@ -24,6 +24,9 @@ pub struct Founding {
     pub nodes: Vec<FoundingNode>,
     /// Custody of the master secret.
     pub custody: FoundingCustody,
+    /// What every secret is to be sealed to besides, if people have recovery shares.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recovery: Option<FoundingRecovery>,
 }
 
 /// A first member.
@@ -53,6 +56,22 @@ pub struct FoundingCustody {
     /// The commitments, as [`Commitments`] are encoded, in hexadecimal digits.
     #[serde(with = "hex")]
     pub commitments: Vec<u8>,
+    /// The master secret, sealed to the recovery secret, in hexadecimal digits.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", with = "hex")]
+    pub sealed_for_recovery: Vec<u8>,
+}
+
+/// The public side of the recovery secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FoundingRecovery {
+    /// Shares needed.
+    pub threshold: u8,
+    /// Shares there are.
+    pub shares: u8,
+    /// The commitments, as [`Commitments`] are encoded, in hexadecimal digits.
+    #[serde(with = "hex")]
+    pub commitments: Vec<u8>,
 }
 
 /// A custodian.
@@ -69,9 +88,10 @@ impl Founding {
     pub(super) fn of(
         configs: &[NodeConfig],
         commitments: &Commitments,
-        threshold: u8,
-        count: u8,
+        (threshold, count): (u8, u8),
+        recovery: Option<(FoundingRecovery, Vec<u8>)>,
     ) -> Self {
+        let (recovery, sealed) = recovery.unzip();
         let node = |config: &NodeConfig| FoundingNode {
             id: config.node,
             name: config.name.clone(),
@@ -87,7 +107,13 @@ impl Founding {
             version: 1,
             cluster: configs.first().map(|config| config.cluster).unwrap_or_default(),
             nodes: configs.iter().map(node).collect(),
-            custody: FoundingCustody { threshold, holders, commitments: commitments.to_bytes() },
+            custody: FoundingCustody {
+                threshold,
+                holders,
+                commitments: commitments.to_bytes(),
+                sealed_for_recovery: sealed.unwrap_or_default(),
+            },
+            recovery,
         }
     }
 

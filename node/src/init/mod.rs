@@ -9,11 +9,13 @@ mod deal;
 mod founding;
 mod parts;
 mod ports;
+mod recovery;
 
 pub(crate) use ports::pick as pick_ports;
 
 pub use deal::{API_PORT, Dealt, InitOptions, NBD_PORT, NamedAddress, deal};
-pub use founding::{Founding, FoundingCustody, FoundingHolder, FoundingNode};
+pub use founding::{Founding, FoundingCustody, FoundingHolder, FoundingNode, FoundingRecovery};
+pub use recovery::{RecoveryShares, RecoveryWish};
 
 use crate::config::SOCKET_PATH_MAX;
 use crate::files;
@@ -115,6 +117,20 @@ fn read_marker(dir: &Path) -> anyhow::Result<Marker> {
 /// # Errors
 /// The number of nodes or the folder can not be, or a step failed.
 pub fn make(dir: &Path, nodes: usize) -> anyhow::Result<Marker> {
+    make_with(dir, nodes, None, |_| Ok(()))
+}
+
+/// The same, with recovery shares if there are to be some. `hand_out` gives them to people, before the folder is
+/// whole.
+///
+/// # Errors
+/// As [`make`], and when the shares can not be handed out.
+pub fn make_with(
+    dir: &Path,
+    nodes: usize,
+    recovery: Option<RecoveryWish>,
+    hand_out: impl FnOnce(Option<RecoveryShares>) -> anyhow::Result<()>,
+) -> anyhow::Result<Marker> {
     check_nodes(nodes)?;
     check_socket_paths(dir, &format!("n{NODES_MAX}"))?;
     ensure!(inspect(dir)? == DirState::Free, "{} is not empty", dir.display());
@@ -123,8 +139,9 @@ pub fn make(dir: &Path, nodes: usize) -> anyhow::Result<Marker> {
     let founders: Vec<Founder> =
         founders.map(|(name, addresses)| Founder { name, addresses }).collect();
     let marker = Marker { version: 1, cluster: ClusterId(Uuid::new_v4()), nodes: names };
-    let (cluster, passphrase) = (marker.cluster, None);
-    Parts { cluster, founders: &founders, marker: Some(&marker), passphrase }.place(dir)?;
+    let (cluster, marker) = (marker.cluster, Some(&marker));
+    Parts { cluster, founders: &founders, marker, passphrase: None, recovery }
+        .place(dir, hand_out)?;
     Ok(marker)
 }
 

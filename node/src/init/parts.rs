@@ -1,6 +1,7 @@
 //! The parts of a new cluster: made aside, moved to their places.
 
 use super::founding::Founding;
+use super::recovery::{Drawn, RecoveryShares, RecoveryWish};
 use super::{CONFIG_FILE, MAKING, MARKER, Marker, custodians};
 use crate::config::{
     Addresses, CredentialsConfig, CustodyConfig, NodeConfig, PeerConfig, ProviderConfig, Sockets,
@@ -48,11 +49,19 @@ pub(super) struct Parts<'a> {
     pub(super) marker: Option<&'a Marker>,
     /// Under which every node's shares are sealed; else each has a key file.
     pub(super) passphrase: Option<&'a Passphrase>,
+    /// The recovery shares that people are to get.
+    pub(super) recovery: Option<RecoveryWish>,
 }
 
 impl Parts<'_> {
-    /// Makes the folder and all in it. What fails before anything has its place leaves nothing.
-    pub(super) fn place(&self, dir: &Path) -> anyhow::Result<()> {
+    /// Makes the folder and all in it. What fails before anything has its place leaves nothing. `hand_out` gives
+    /// people their recovery shares: before anything has its place, so that there is no cluster whose shares
+    /// nobody was given.
+    pub(super) fn place(
+        &self,
+        dir: &Path,
+        hand_out: impl FnOnce(Option<RecoveryShares>) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -60,7 +69,7 @@ impl Parts<'_> {
             .with_context(|| format!("make {}", dir.display()))?;
         let making = dir.join(MAKING);
         files::make_private_dir(&making)?;
-        if let Err(error) = self.make(&making) {
+        if let Err(error) = self.make(&making).and_then(hand_out) {
             fs::remove_dir_all(&making).context("clean up after a failure to make the cluster")?;
             return Err(error.context("make the parts of the cluster"));
         }
@@ -78,17 +87,25 @@ impl Parts<'_> {
         files::sync_dir(dir).context("sync the cluster's folder")
     }
 
-    fn make(&self, making: &Path) -> anyhow::Result<()> {
+    fn make(&self, making: &Path) -> anyhow::Result<Option<RecoveryShares>> {
         let ca = ClusterCa::generate(self.cluster).context("make the cluster's authority")?;
         files::make_private_dir(&making.join(AUTHORITY))?;
         ca.save(&making.join(AUTHORITY))?;
 
         let (threshold, count) = custodians(self.founders.len());
-        let dealing = {
+        let (dealing, drawn) = {
             let mut rng = rand::rng();
             let secret = Secret::random(&mut rng);
-            get_key_parts(&secret, threshold, count, &mut rng).context("split the master secret")?
+            let dealing = get_key_parts(&secret, threshold, count, &mut rng)
+                .context("split the master secret")?;
+            let draw = |wish: RecoveryWish| {
+                wish.draw(self.cluster, &secret, &dealing.commitments, &mut rng)
+            };
+            let drawn = self.recovery.map(draw).transpose()?;
+            (dealing, drawn)
         };
+        let (recovery, shares) =
+            drawn.map(|Drawn { public, sealed, shares }| ((public, sealed), shares)).unzip();
         let configs = self.configs();
         for (index, config) in configs.iter().enumerate() {
             let folder = making.join(&config.name);
@@ -97,14 +114,16 @@ impl Parts<'_> {
                 .with_context(|| format!("make node {}", config.name))?;
         }
         let [first, ..] = configs.as_slice() else { bail!("there is no first node") };
-        let founding = Founding::of(&configs, &dealing.commitments, threshold, count);
+        let founding = Founding::of(&configs, &dealing.commitments, (threshold, count), recovery);
         founding.write(&making.join(&first.name).join(FOUNDING_FILE))?;
         for config in &configs {
             files::sync_dir(&making.join(&config.name))?;
         }
-        let Some(marker) = self.marker else { return Ok(()) };
-        let text = serde_json::to_vec_pretty(marker)?;
-        files::write_atomic(&making.join(MARKER), &text, files::PUBLIC)
+        if let Some(marker) = self.marker {
+            let text = serde_json::to_vec_pretty(marker)?;
+            files::write_atomic(&making.join(MARKER), &text, files::PUBLIC)?;
+        }
+        Ok(shares)
     }
 
     fn configs(&self) -> Vec<NodeConfig> {

@@ -8,7 +8,7 @@ use super::stop;
 use crate::cli::print;
 use crate::cluster_file::{ClusterFile, nbd_tcp_uri, nbd_unix_uri};
 use crate::control::Health;
-use crate::init::{self, DirState};
+use crate::init::{self, DirState, RecoveryShares, RecoveryWish};
 use crate::serve::StopSignals;
 use crate::size::VolumeSize;
 use crate::volume_spec::{Geometry, NODES_MIN};
@@ -37,6 +37,8 @@ pub struct UpOptions {
     pub dir: PathBuf,
     /// The volume that is to be there.
     pub volume: Option<VolumeWish>,
+    /// The recovery shares that people are to get of a new cluster.
+    pub recovery: Option<RecoveryWish>,
     /// Whether to return once healthy.
     pub detach: bool,
     /// How long to wait until healthy.
@@ -119,6 +121,11 @@ fn prepare(dir: &Path, options: &UpOptions) -> anyhow::Result<(DirLock, Layout, 
         }
     };
     init::check_nodes(nodes)?;
+    ensure!(
+        options.recovery.is_none() || state == DirState::Free,
+        "{} has a cluster: recovery shares are made with a new one only",
+        dir.display()
+    );
     if let Some(wish) = &options.volume {
         let (data, parity) = wish.geometry.unzip();
         let geometry = Geometry::asked(data, parity, nodes).context("volume")?;
@@ -141,9 +148,14 @@ fn prepare(dir: &Path, options: &UpOptions) -> anyhow::Result<(DirLock, Layout, 
     let dir = dir.canonicalize().with_context(|| format!("find {}", dir.display()))?;
     let is_new = state == DirState::Free;
     if is_new {
-        init::make(&dir, nodes)?;
+        init::make_with(&dir, nodes, options.recovery, hand_out)?;
     }
     Ok((lock, Layout::load(&dir)?, is_new))
+}
+
+/// Prints recovery shares: they are shown once, and the cluster is not made if they can not be.
+fn hand_out(shares: Option<RecoveryShares>) -> anyhow::Result<()> {
+    shares.map_or(Ok(()), |shares| print(&shares.text()).context("hand out the recovery shares"))
 }
 
 fn ensure_stopped(layout: &Layout) -> anyhow::Result<()> {

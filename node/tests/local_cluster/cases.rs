@@ -58,6 +58,7 @@ impl Home {
             nodes: Some(3),
             dir: self.dir(),
             volume: Some(wish("v", Some("64M"), None)),
+            recovery: None,
             detach: true,
             wait: LIMIT,
         }

@@ -71,6 +71,7 @@ pub(crate) fn up(words: &[&str]) -> ExitCode {
             geometry: None,
             min_insync: None,
         }),
+        recovery: None,
         detach: false,
         wait: Duration::from_secs(words[1].parse().unwrap()),
     };

@@ -11,9 +11,10 @@ use smalti_node::control::{
     Answer, AuditReport, ChangeNode, Control, ControlError, CreateToken, CreateVolume,
     CustodyStatus, ErrorKind, Export, GroupFacts, Health, HolderFacts, KeyEpochFacts, KeyReport,
     MovesStatus, NewToken, NodeFacts, NodeState, NodeStatus, Output, PauseMoves, RaftStatus,
-    Reason, ReplaceNode, ResharingStatus, RevokeKeys, RevokedKeys, ScrubStatus, SetCustodians,
-    SlotFacts, SlotState, StatusReport, StoreFacts, StoreStatus, Unlock, Unlocked, VerifyReport,
-    VolumeDetail, VolumeFacts, VolumeKeys, VolumeStatus, WhatIfReport, WhyReport,
+    Reason, RecoverKeys, RecoveryFacts, RecoveryReport, ReplaceNode, ResharingStatus, RevokeKeys,
+    RevokedKeys, ScrubStatus, SetCustodians, SlotFacts, SlotState, StatusReport, StoreFacts,
+    StoreStatus, Unlock, Unlocked, VerifyReport, VolumeDetail, VolumeFacts, VolumeKeys,
+    VolumeStatus, WhatIfReport, WhyReport,
 };
 use smalti_node::custody::Passphrase;
 use smalti_node::volume_spec::Geometry;
@@ -359,7 +360,25 @@ impl Control for FakeControl {
             custody: self.custody(),
             holders: (1..=3).map(holder).collect(),
             resharing: ResharingStatus { share_epoch: 1, ..ResharingStatus::default() },
+            recovery: Some(RecoveryFacts { needed: 3, total: 5 }),
             volumes: self.load().into_iter().map(keys_of).collect(),
+        };
+        ready(Ok(report)).boxed()
+    }
+
+    fn recover_keys(&self, wish: RecoverKeys) -> Answer<'_, RecoveryReport> {
+        let shares = wish.shares.len();
+        if shares < 3 {
+            let text = format!("{shares} recovery shares are too few: 3 are needed");
+            return ready(Err(ControlError::invalid(text))).boxed();
+        }
+        let report = RecoveryReport {
+            check: wish.check,
+            opened: 1,
+            problems: Vec::new(),
+            dealt: u32::from(!wish.check),
+            share_epoch: 2,
+            custodians: wish.nodes.unwrap_or_default(),
         };
         ready(Ok(report)).boxed()
     }

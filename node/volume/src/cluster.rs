@@ -4,7 +4,7 @@ use crate::error::VolumeError;
 use futures::future::BoxFuture;
 use smalti_gateway::{BlockDevice, Rows};
 use smalti_map::placement::Candidate;
-use smalti_map::{Custodians, Custody};
+use smalti_map::{Custodians, Custody, Recovery};
 use smalti_rowcommit::Time;
 use smalti_storage::ids::{ClusterId, NodeId, VolumeId};
 use smalti_storage::keys::{Commitments, KeyPart, SecretName, ShareName};
@@ -23,6 +23,9 @@ pub trait Cluster: Send + Sync {
 
     /// Who is to hold shares of new secrets.
     fn custodians(&self) -> Custodians;
+
+    /// What new secrets are to be sealed to besides.
+    fn recovery(&self) -> Option<Recovery>;
 
     /// The present, in seconds since 1970: what makes the keys of one key epoch differ from those
     /// of another.

@@ -7,14 +7,14 @@ use crate::metadata::ShardMetadata;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use rand::CryptoRng;
-use smalti_map::{Custodians, Custody, KeyEpoch, ShareHolder};
+use smalti_map::{Custodians, Custody, KeyEpoch, Recovery, ShareHolder};
 use smalti_storage::geometry::{Geometry, PlaceKey};
 use smalti_storage::ids::{GroupNo, KeyEpochNo, Slot, VolumeId};
 use smalti_storage::keys::{
     Commitments, KeyBinding, KeyPart, MasterKey, Secret, SecretName, ShardId, WrappedKey,
     WrappingKey, decrypt_place_key, decrypt_shard_key, derive_place_key, derive_shard_key,
-    encrypt_place_key, encrypt_shard_key, get_key_parts, reconstruct_symmetric_key, system_rng,
-    verify_part,
+    encrypt_place_key, encrypt_shard_key, get_key_parts, reconstruct_symmetric_key,
+    seal_for_recovery, system_rng, verify_part,
 };
 use smalti_storage::seal::{EpochKeys, VolumeKeys};
 use std::collections::BTreeMap;
@@ -64,7 +64,9 @@ async fn make_epoch(
         let keys = Deriving { master: master.epoch_master_key(&secret), volume, no, timestamp };
         keys.wrap_all(&secret.wrapping_key(), geometry, &place, &mut rng)
     };
-    let custody = deal(cluster, &secret, &custodians, volume, no, &mut rng).await?;
+    let name = SecretName::Wrapping { volume, key_epoch: no };
+    let sealed = seal(cluster, &secret, name, &mut rng)?;
+    let custody = deal(cluster, &secret, &custodians, name, sealed, &mut rng).await?;
     // The map knows since when, once it has it.
     Ok(KeyEpoch { no, timestamp, since: 0, sealed: 0, shard_keys, place_key, custody })
 }
@@ -165,19 +167,29 @@ fn good_part(
     Ok(part)
 }
 
-/// Splits a new secret over those who are to hold shares. Each must keep its own.
-async fn deal(
+/// Seals a new secret to the cluster's recovery secret, if it has one.
+fn seal(
+    cluster: &dyn Cluster,
+    secret: &Secret,
+    name: SecretName,
+    rng: &mut impl CryptoRng,
+) -> Result<Vec<u8>, KeysError> {
+    let Some(Recovery { commitments, .. }) = cluster.recovery() else { return Ok(Vec::new()) };
+    let to = Commitments::from_bytes(&commitments).map_err(KeysError::Recovery)?;
+    Ok(seal_for_recovery(secret, cluster.id(), name, &to, rng))
+}
+
+/// Splits a secret over those who are to hold shares. Each must keep its own.
+pub(crate) async fn deal(
     cluster: &dyn Cluster,
     secret: &Secret,
     like: &Custodians,
-    volume: VolumeId,
-    key_epoch: KeyEpochNo,
+    name: SecretName,
+    sealed_for_recovery: Vec<u8>,
     rng: &mut impl CryptoRng,
 ) -> Result<Custody, KeysError> {
     let total = u8::try_from(like.holders.len()).unwrap_or(u8::MAX);
-    let dealing = get_key_parts(secret, like.threshold, total, rng)
-        .map_err(|error| KeysError::Damaged { key_epoch, reason: error.to_string() })?;
-    let name = SecretName::Wrapping { volume, key_epoch };
+    let dealing = get_key_parts(secret, like.threshold, total, rng).map_err(KeysError::Split)?;
     let mut holders = Vec::new();
     for (holder, part) in like.holders.iter().zip(&dealing.parts) {
         cluster
@@ -188,7 +200,7 @@ async fn deal(
     }
     let commitments = dealing.commitments.to_bytes();
     let Custodians { share_epoch, threshold, .. } = *like;
-    Ok(Custody { share_epoch, threshold, holders, commitments })
+    Ok(Custody { share_epoch, threshold, holders, commitments, sealed_for_recovery })
 }
 
 fn columns(geometry: &Geometry) -> impl Iterator<Item = (GroupNo, Slot)> {

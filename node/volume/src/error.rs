@@ -4,7 +4,7 @@ use smalti_gateway::GatewayError;
 use smalti_map::placement::PlacementError;
 use smalti_storage::geometry::GeometryError;
 use smalti_storage::ids::{KeyEpochNo, NodeId, VolumeId};
-use smalti_storage::keys::NoRandomness;
+use smalti_storage::keys::{NoRandomness, PartError};
 
 /// Why a volume can not be cut, opened or read.
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +77,12 @@ pub enum KeysError {
         /// Why.
         reason: String,
     },
+    /// The custodians are such that no secret can be split over them.
+    #[error(transparent)]
+    Split(PartError),
+    /// The map's side of the recovery secret can not be read.
+    #[error("the recovery secret: {0}")]
+    Recovery(PartError),
     /// The system has no randomness to give.
     #[error(transparent)]
     Random(#[from] NoRandomness),

@@ -22,6 +22,7 @@
 //!     secret only to open or make the keys of its key epoch.
 //! V2. Every custodian has its share, durably, before metadata that depends on it is handed out.
 //! V3. No share is used before it was verified, and a bad one is named.
+//! V4. Every new secret is sealed to the cluster's recovery secret before it is dealt, if there is one.
 
 mod access;
 mod cluster;
@@ -29,6 +30,7 @@ mod custody;
 mod error;
 pub mod memory;
 mod metadata;
+mod recover;
 mod rotate;
 mod shard;
 
@@ -36,5 +38,6 @@ pub use access::{read_data, reconstruct_volume};
 pub use cluster::{Cluster, Session, Volumes};
 pub use error::{KeysError, VolumeError};
 pub use metadata::{Shard, ShardMetadata};
+pub use recover::{Opened, deal_anew, open_sealed};
 pub use rotate::rotate_keys;
 pub use shard::{VolumeShape, shard_volume, unshard_volume};

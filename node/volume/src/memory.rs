@@ -15,7 +15,7 @@ use smalti_gateway::{BlockDevice, Rows};
 use smalti_map::placement::Candidate;
 use smalti_map::{
     Applied, ClusterMap, Command, Coordinator as Seat, Custodians, Custody, KeyEpoch,
-    NodeAddresses, ReadMode, ShareHolder, StoreStart, Volume,
+    NodeAddresses, ReadMode, Recovery, ShareHolder, StoreStart, Volume,
 };
 use smalti_rowcommit::coordinator::{BlockList, BlockWrite, ListedBlock, OpError};
 use smalti_rowcommit::msg::{Frame, Reply};
@@ -26,7 +26,8 @@ use smalti_storage::ids::{
     ClusterId, GroupNo, Incarnation, NodeId, RowAddr, Slot, StoreId, VolumeId, VolumeNo,
 };
 use smalti_storage::keys::{
-    Commitments, Dealt, KeyPart, Secret, SecretName, ShareName, get_key_parts, verify_part,
+    Commitments, Dealt, KeyPart, Secret, SecretName, ShareName, get_key_parts, seal_for_recovery,
+    verify_part,
 };
 use smalti_storage::store::ShardStore;
 use smalti_storage::store::memory::MemoryStore;
@@ -79,8 +80,17 @@ impl MemoryCluster {
     /// # Panics
     /// With fewer than two nodes, for a secret can not be split over one custodian.
     pub fn new(nodes: u8) -> Self {
+        Self::found(nodes, ClusterId(Uuid::new_v4()), None)
+    }
+
+    fn found(nodes: u8, cluster: ClusterId, recovery: Option<(Recovery, Commitments)>) -> Self {
         let mut rng = rand::rng();
-        let dealing = get_key_parts(&Secret::random(&mut rng), nodes / 2 + 1, nodes, &mut rng)
+        let secret = Secret::random(&mut rng);
+        let (recovery, to) = recovery.unzip();
+        let sealed = to
+            .map(|to| seal_for_recovery(&secret, cluster, SecretName::Master, &to, &mut rng))
+            .unwrap_or_default();
+        let dealing = get_key_parts(&secret, nodes / 2 + 1, nodes, &mut rng)
             .expect("two nodes and more can share a secret");
         let ids: Vec<NodeId> = (1..=u64::from(nodes)).map(NodeId).collect();
         let address = ([127, 0, 0, 1], 0).into();
@@ -92,6 +102,7 @@ impl MemoryCluster {
             threshold: nodes / 2 + 1,
             holders: ids.iter().zip(&dealing.parts).map(share).collect(),
             commitments: dealing.commitments.to_bytes(),
+            sealed_for_recovery: sealed,
         };
         let master = custody.share_name(SecretName::Master);
         let mut state = State {
@@ -112,8 +123,7 @@ impl MemoryCluster {
             listed: BTreeMap::new(),
         };
         let members = ids.iter().map(|id| (*id, format!("n{}", id.0), addresses.clone())).collect();
-        let cluster = ClusterId(Uuid::new_v4());
-        state.must(&Command::InitCluster { cluster, nodes: members, custody });
+        state.must(&Command::InitCluster { cluster, nodes: members, custody, recovery });
         for node in ids {
             let store = StoreId(Uuid::new_v4());
             state.must(&Command::RegisterNode { node, addresses: addresses.clone() });
@@ -441,6 +451,10 @@ impl Cluster for MemoryCluster {
         self.lock().map.custodians.clone()
     }
 
+    fn recovery(&self) -> Option<Recovery> {
+        self.lock().map.recovery.clone()
+    }
+
     fn unix_seconds(&self) -> u64 {
         self.lock().now.0 / 1_000_000
     }
@@ -509,6 +523,8 @@ impl std::fmt::Debug for MemoryCluster {
         f.debug_struct("MemoryCluster").finish_non_exhaustive()
     }
 }
+
+mod recovery;
 
 #[cfg(test)]
 mod tests;

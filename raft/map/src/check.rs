@@ -2,10 +2,13 @@
 //! assert after every command, and what a snapshot must satisfy before it is taken over.
 
 use crate::apply::limits;
-use crate::types::{ClusterMap, Custodians, Custody, Group, KeyEpoch, Node, ShareHolder, Volume};
+use crate::types::{
+    ClusterMap, Custodians, Custody, Group, KeyEpoch, Node, Recovery, ShareHolder, Volume,
+};
 use smalti_storage::ids::{
     ClusterId, Epoch, Incarnation, KeyEpochNo, NodeId, Slot, StoreId, VolumeId,
 };
+use smalti_storage::keys::{Commitments, RECOVERY_ENVELOPE_LEN};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The rule is broken, in words.
@@ -26,6 +29,7 @@ impl ClusterMap {
         ensure(self.volumes.len() <= limits::VOLUMES, || "too many volumes".into())?;
         ensure(self.tokens.len() <= limits::TOKENS, || "too many tokens".into())?;
         self.check_custodians()?;
+        check_recovery(self.recovery.as_ref())?;
         self.check_dealt(&self.custody)?;
         for (id, node) in &self.nodes {
             ensure(id.0 < self.next_node, || format!("{id} was never handed out"))?;
@@ -61,9 +65,11 @@ impl ClusterMap {
         check_holders(*threshold, holders, &self.nodes)
     }
 
-    /// Whether a secret was dealt to members, and if in this share epoch, then as it says.
+    /// Whether a secret was dealt to members, and if in this share epoch, then as it says; and whether it is sealed
+    /// for recovery where it should be.
     pub(crate) fn check_dealt(&self, custody: &Custody) -> Broken {
         check_custody(custody, &self.nodes)?;
+        check_envelope(custody, self.recovery.as_ref())?;
         let Custodians { share_epoch, threshold, holders, .. } = &self.custodians;
         let now = custody.share_epoch == *share_epoch;
         ensure(custody.share_epoch >= 1 && custody.share_epoch <= *share_epoch, || {
@@ -275,6 +281,30 @@ pub(crate) fn check_custody(custody: &Custody, nodes: &BTreeMap<NodeId, Node>) -
     ensure(custody.commitments.len() <= limits::COMMITMENTS, || {
         "the commitments are too large".into()
     })
+}
+
+pub(crate) fn check_recovery(recovery: Option<&Recovery>) -> Broken {
+    let Some(Recovery { threshold, shares, commitments }) = recovery else { return Ok(()) };
+    ensure((2..=*shares).contains(threshold) && *shares <= limits::RECOVERY_SHARES, || {
+        format!("{threshold} of {shares} recovery shares is not a threshold")
+    })?;
+    let commitments = Commitments::from_bytes(commitments)
+        .map_err(|error| format!("the recovery secret: {error}"))?;
+    ensure(commitments.threshold() == usize::from(*threshold), || {
+        format!("{} recovery shares are needed, not {threshold}", commitments.threshold())
+    })
+}
+
+/// Whether a secret is sealed for recovery just where the cluster can be recovered. Whether rightly, only
+/// whoever has the recovery secret can tell.
+pub(crate) fn check_envelope(custody: &Custody, recovery: Option<&Recovery>) -> Broken {
+    let (have, need) = (custody.sealed_for_recovery.len(), RECOVERY_ENVELOPE_LEN);
+    match recovery {
+        Some(_) => ensure(have == need, || {
+            format!("what is sealed for recovery has {have} bytes, not {need}")
+        }),
+        None => ensure(have == 0, || "the cluster has no recovery shares to seal for".into()),
+    }
 }
 
 fn check_holders(threshold: u8, holders: &[ShareHolder], nodes: &BTreeMap<NodeId, Node>) -> Broken {

@@ -1,7 +1,7 @@
 //! What can be asked of the map, and what it answers.
 
 use crate::scrub::GroupScrub;
-use crate::types::{Custody, JoinToken, KeyEpoch, NodeAddresses, ReadMode};
+use crate::types::{Custody, JoinToken, KeyEpoch, NodeAddresses, ReadMode, Recovery};
 use serde::{Deserialize, Serialize};
 use smalti_storage::ids::{
     ClusterId, Epoch, GroupNo, Incarnation, KeyEpochNo, NodeId, RaftStoreId, RunId, Slot, StoreId,
@@ -22,6 +22,8 @@ pub enum Command {
         nodes: Vec<(NodeId, String, NodeAddresses)>,
         /// Custody of the master secret.
         custody: Custody,
+        /// What every secret is to be sealed to besides.
+        recovery: Option<Recovery>,
     },
     /// A node started: sets its addresses and gives it the next incarnation.
     RegisterNode {

@@ -91,7 +91,13 @@ mod tests {
                 holders: holders.clone(),
                 new_master: false,
             },
-            custody: Custody { share_epoch: 1, threshold: 2, holders, commitments: Vec::new() },
+            custody: Custody {
+                share_epoch: 1,
+                threshold: 2,
+                holders,
+                commitments: Vec::new(),
+                sealed_for_recovery: Vec::new(),
+            },
             ..ClusterMap::default()
         }
     }

@@ -29,6 +29,6 @@ pub use command::{
 pub use scrub::{Faults, GroupScrub, Scrubs};
 pub use types::{
     ClusterMap, Coordinator, Custodians, Custody, FIRST_SHARE_EPOCH, FailureDomain, Group,
-    JoinToken, KeyEpoch, Learner, Node, NodeAddresses, ReadMode, Revoked, ShareHolder, Snapshot,
-    Store, Volume,
+    JoinToken, KeyEpoch, Learner, Node, NodeAddresses, ReadMode, Recovery, Revoked, ShareHolder,
+    Snapshot, Store, Volume,
 };

@@ -39,6 +39,20 @@ pub struct ClusterMap {
     pub next_node: u64,
     /// Tokens to join with, used ones among them for a while.
     pub tokens: BTreeMap<TokenId, JoinToken>,
+    /// What every secret is sealed to besides, for people who have shares of what opens it; none if the cluster
+    /// was made without.
+    pub recovery: Option<Recovery>,
+}
+
+/// The public side of the recovery secret, whose shares are with people. It never changes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recovery {
+    /// Shares needed.
+    pub threshold: u8,
+    /// Shares there are.
+    pub shares: u8,
+    /// Feldman commitments. Opaque bytes here, but that there are as many as shares are needed.
+    pub commitments: Vec<u8>,
 }
 
 /// What the map knows of a token to join with. Its secret is with whoever is to join.
@@ -304,6 +318,9 @@ pub struct Custody {
     pub holders: Vec<ShareHolder>,
     /// Feldman commitments, encoded by the key code. Opaque bytes here.
     pub commitments: Vec<u8>,
+    /// The secret, sealed to the cluster's recovery secret; empty if the cluster has none. The same for every
+    /// dealing of the secret. Opaque bytes here, but their number.
+    pub sealed_for_recovery: Vec<u8>,
 }
 
 /// The share epoch that a cluster begins with.

@@ -26,7 +26,13 @@ fn reshare(map: &ClusterMap, secret: SecretName, dealing: u8) -> Command {
 fn dealt(map: &ClusterMap, secret: u8, dealing: u8) -> Custody {
     let Custodians { share_epoch, threshold, ref holders, .. } = map.custodians;
     let commitments = commitments(secret, dealing, threshold);
-    Custody { share_epoch, threshold, holders: holders.clone(), commitments }
+    Custody {
+        share_epoch,
+        threshold,
+        holders: holders.clone(),
+        commitments,
+        sealed_for_recovery: Vec::new(),
+    }
 }
 
 fn wrapping(map: &ClusterMap) -> SecretName {

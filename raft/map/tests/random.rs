@@ -395,7 +395,13 @@ fn command(map: &ClusterMap, step: &Step) -> Command {
             let Custodians { share_epoch, threshold, ref holders, .. } = map.custodians;
             let from = if right { current.commitments.clone() } else { Vec::new() };
             let (holders, commitments) = (holders.clone(), commitments(secret, dealing, threshold));
-            let custody = Custody { share_epoch, threshold, holders, commitments };
+            let custody = Custody {
+                share_epoch,
+                threshold,
+                holders,
+                commitments,
+                sealed_for_recovery: Vec::new(),
+            };
             Command::Reshare { secret: name, from, custody }
         }
         Step::Token { id, name, now } => Command::CreateToken {

@@ -59,7 +59,7 @@ fn a_cluster_is_founded_once() {
 
 #[test]
 fn founding_is_validated() {
-    let Command::InitCluster { cluster, nodes, custody } = init(3) else { unreachable!() };
+    let Command::InitCluster { cluster, nodes, custody, .. } = init(3) else { unreachable!() };
     let twice = vec![nodes[0].clone(), nodes[0].clone()];
     let same_name = vec![nodes[0].clone(), (NodeId(9), nodes[0].1.clone(), addresses(1))];
     let foreign = Custody { holders: support::custody(4).holders, ..custody.clone() };
@@ -73,7 +73,7 @@ fn founding_is_validated() {
         (cluster, same_name, custody),
         (cluster, nodes, Custody::default()),
     ] {
-        let command = Command::InitCluster { cluster, nodes, custody };
+        let command = Command::InitCluster { cluster, nodes, custody, recovery: None };
         assert!(matches!(refuse(&mut ClusterMap::default(), &command), Rejection::Invalid(_)));
     }
 }

@@ -78,7 +78,9 @@ fn entry(term: u64, index: u64, large: usize) -> Entry {
                 threshold: 1,
                 holders: vec![ShareHolder { node, share: 1 }],
                 commitments: vec![index as u8; large],
+                sealed_for_recovery: Vec::new(),
             },
+            recovery: None,
         }
     } else {
         Command::RegisterNode { node: NodeId(NODE), addresses: addresses(index as u16) }

@@ -243,7 +243,9 @@ pub(crate) fn init(size: u64) -> Command {
             threshold: 2,
             holders: (1..=size).map(share).collect(),
             commitments: vec![1],
+            sealed_for_recovery: Vec::new(),
         },
+        recovery: None,
     }
 }
 

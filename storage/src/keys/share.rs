@@ -35,7 +35,7 @@ const WRAPPING_LABEL: &[u8] = b"smalti wrapping key v1";
 const EPOCH_LABEL: &[u8] = b"smalti epoch master key v1";
 
 /// A secret to be split. Wiped when dropped.
-pub struct Secret(Scalar);
+pub struct Secret(pub(super) Scalar);
 
 /// One custodian's part of a secret. Wiped when dropped; travels and rests only encrypted.
 #[derive(Clone)]
@@ -48,7 +48,7 @@ pub struct KeyPart {
 /// The public side of a dealing: what every part is verified against.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Vec<u8>", into = "Vec<u8>")]
-pub struct Commitments(Vec<ProjectivePoint>);
+pub struct Commitments(pub(super) Vec<ProjectivePoint>);
 
 /// A split secret.
 #[derive(Clone, Debug)]
@@ -275,10 +275,7 @@ pub fn reconstruct_symmetric_key(
     let secret = Secret(shares.combine().map_err(|_| PartError::Combined)?.0);
     // A wrong secret would derive wrong keys that encrypt as well as the right ones, and nobody
     // could open the data again; so the last step is checked as well.
-    if commitments.0.first() != Some(&(ProjectivePoint::generator() * secret.0)) {
-        return Err(PartError::Combined);
-    }
-    Ok(secret)
+    if commitments.are_of(&secret) { Ok(secret) } else { Err(PartError::Combined) }
 }
 
 fn identifier(index: u8) -> IdentifierPrimeField<Scalar> {
@@ -361,6 +358,11 @@ impl Commitments {
             })
             .collect::<Result<_, _>>()
             .map(Self)
+    }
+
+    /// Whether they are to a dealing of this secret.
+    pub fn are_of(&self, secret: &Secret) -> bool {
+        self.0.first() == Some(&(ProjectivePoint::generator() * secret.0))
     }
 
     /// The library's form: the generator, then the commitments. Ours never names its generator,

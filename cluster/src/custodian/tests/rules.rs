@@ -12,7 +12,8 @@ fn a_dealing_that_nobody_was_given_destroys_nothing() {
     let (secret, old) = (wrapping(1), world.map.custody_of(&wrapping(1)).unwrap().clone());
     let mut rng = StdRng::seed_from_u64(4);
     let forged = get_key_parts(&world.secrets[&secret], 2, 3, &mut rng).unwrap();
-    let custody = Custody { share_epoch: 2, ..dealt(&forged, &[1, 2, 3]) };
+    let sealed_for_recovery = old.sealed_for_recovery.clone();
+    let custody = Custody { share_epoch: 2, sealed_for_recovery, ..dealt(&forged, &[1, 2, 3]) };
     world.must(&Command::Reshare { secret, from: old.commitments.clone(), custody });
     world.sweep();
     assert_eq!(world.shares(), before);

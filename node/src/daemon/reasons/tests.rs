@@ -65,8 +65,13 @@ pub(in crate::daemon) fn map() -> ClusterMap {
     let at = |port: u16| ([127, 0, 0, 1], port).into();
     let addresses = NodeAddresses { quic: at(1), api: at(2), nbd: at(3) };
     let holders = (1..=3u8).map(|share| ShareHolder { node: NodeId(share.into()), share });
-    let custody =
-        Custody { share_epoch: 1, threshold: 2, holders: holders.collect(), commitments: vec![1] };
+    let custody = Custody {
+        share_epoch: 1,
+        threshold: 2,
+        holders: holders.collect(),
+        commitments: vec![1],
+        sealed_for_recovery: Vec::new(),
+    };
     let mut map = ClusterMap::default();
     let mut must = |command: Command| {
         let applied = map.apply(&command);
@@ -76,6 +81,7 @@ pub(in crate::daemon) fn map() -> ClusterMap {
         cluster: ClusterId(Uuid::from_u128(1)),
         nodes: (1..=NODES).map(|no| (NodeId(no), format!("n{no}"), addresses.clone())).collect(),
         custody: custody.clone(),
+        recovery: None,
     });
     for no in 1..=NODES {
         must(Command::RegisterNode { node: NodeId(no), addresses: addresses.clone() });

@@ -1,14 +1,17 @@
 mod crash;
 
 use super::*;
-use crate::{KeysError, VolumeShape, read_data, reconstruct_volume, rotate_keys, shard_volume};
+use crate::{
+    KeysError, Opened, VolumeShape, deal_anew, open_sealed, read_data, reconstruct_volume,
+    rotate_keys, shard_volume,
+};
 use smalti_map::placement::PlacementError;
 use smalti_rowcommit::coordinator::Contents;
 use smalti_storage::geometry::GeometryError;
 use smalti_storage::ids::RowSlot;
 use smalti_storage::keys::{
-    KeyBinding, MasterKey, ShardId, ShardKey, WrappedKey, decrypt_shard_key, derive_place_key,
-    derive_shard_key, reconstruct_symmetric_key,
+    KeyBinding, MasterKey, ShardId, ShardKey, WrappedKey, combine_recovery_shares,
+    decrypt_shard_key, derive_place_key, derive_shard_key, reconstruct_symmetric_key,
 };
 use smalti_storage::seal::{EpochKeys, SealIdentity, Sealer, VolumeKeys};
 
@@ -306,4 +309,50 @@ async fn reads_stay_within_the_volume() {
     }
     let none = read_data(&cluster, id(9), 0, 1).await.expect_err("no such volume");
     assert!(matches!(none, VolumeError::NoVolume(_)), "{none}");
+}
+
+/// What two of three people bring opens every key epoch, the master secret and what was written; one alone, or with
+/// a share of another cluster, opens nothing.
+#[tokio::test]
+async fn what_custodians_have_lost_people_can_open() {
+    let (cluster, lines) = MemoryCluster::with_recovery(3, 2, 3);
+    let (other, theirs) = MemoryCluster::with_recovery(3, 2, 3);
+    let shape = VolumeShape::of_size(SIZE);
+    let first = shard_volume(&cluster, id(1), shape, 2, 1).await.expect("cut");
+    cluster.add_volume("v", &first).expect("added");
+    let written = pattern(5, 300_000);
+    let device = cluster.device(id(1)).await.expect("attached");
+    device.write(5, written.clone().into()).await.expect("written");
+    let second = rotate_keys(&cluster, id(1), &first).await.expect("new keys");
+    let both = cluster.begin_key_epoch(id(1), second).expect("begun");
+    assert_eq!(both.key_epochs.len(), 2);
+    drop(device);
+    for node in [1, 2, 3].map(NodeId) {
+        cluster.lose_shares(node);
+    }
+    assert!(matches!(unshard_volume(&cluster, id(1), &both).await, Err(VolumeError::Keys(_))));
+
+    let public = Commitments::from_bytes(&cluster.recovery().expect("it has").commitments);
+    let public = public.expect("they read");
+    let combine = |lines: &[String]| combine_recovery_shares(lines, cluster.id(), &public);
+    let foreign = combine(&[lines[0].clone(), theirs[1].clone()]).expect_err("of another cluster");
+    assert!(foreign[0].to_string().contains("share 2 is of another cluster"), "{foreign:?}");
+    assert!(combine(&lines[..1]).is_err());
+    let recovery = combine(&lines[..2]).expect("two of three");
+    // What another cluster has sealed does not open, and each of its secrets is told.
+    let refused = open_sealed(&other.map(), &recovery);
+    assert!(refused.len() == 1 && refused[0].secret.is_err());
+
+    cluster.new_share_epoch().expect("wanted");
+    let opened = open_sealed(&cluster.map(), &recovery);
+    assert_eq!(opened.len(), 3);
+    for Opened { name, secret } in opened {
+        let before = cluster.map().custody_of(&name).expect("known").clone();
+        let custody = deal_anew(&cluster, &secret.expect("it opens"), name, &before).await;
+        cluster.take_custody(name, before.commitments, custody.expect("dealt")).expect("taken");
+    }
+    let read = read_data(&cluster, id(1), 5, written.len() as u64).await.expect("read");
+    assert_eq!(read, written);
+    let now = cluster.metadata(id(1)).expect("known");
+    rotate_keys(&cluster, id(1), &now).await.expect("the master secret is there too");
 }

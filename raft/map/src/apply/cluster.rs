@@ -1,11 +1,11 @@
 //! Founding the cluster, and starts of nodes and stores.
 
 use super::{invalid, limits};
-use crate::check::{check_custody, check_name};
+use crate::check::{check_custody, check_envelope, check_name, check_recovery};
 use crate::command::{Applied, Rejection, StoreStart};
 use crate::mutant::{Mutant, lives};
 use crate::types::{
-    ClusterMap, Custodians, Custody, FIRST_SHARE_EPOCH, Node, NodeAddresses, Store,
+    ClusterMap, Custodians, Custody, FIRST_SHARE_EPOCH, Node, NodeAddresses, Recovery, Store,
 };
 use smalti_storage::ids::{ClusterId, Incarnation, NodeId, RunId, StoreId};
 use std::collections::BTreeMap;
@@ -16,6 +16,7 @@ impl ClusterMap {
         cluster: ClusterId,
         nodes: &[(NodeId, String, NodeAddresses)],
         custody: &Custody,
+        recovery: Option<&Recovery>,
     ) -> Result<Applied, Rejection> {
         if self.cluster != ClusterId::default() {
             return Err(invalid(format!("the cluster was founded already, as {}", self.cluster)));
@@ -41,6 +42,8 @@ impl ClusterMap {
         if custody.share_epoch != FIRST_SHARE_EPOCH {
             return Err(invalid(format!("the first share epoch is {FIRST_SHARE_EPOCH}")));
         }
+        check_recovery(recovery).map_err(Rejection::Invalid)?;
+        check_envelope(custody, recovery).map_err(Rejection::Invalid)?;
 
         let last = members.keys().next_back().map_or(0, |last| last.0);
         let next_node = last.checked_add(1).ok_or_else(|| invalid("no number is left"))?;
@@ -55,6 +58,7 @@ impl ClusterMap {
             new_master: false,
         };
         self.custody = custody.clone();
+        self.recovery = recovery.cloned();
         // From 1, so that a volume number of zero bytes is never a valid one.
         self.next_volume = 1;
         Ok(Applied::Done)

@@ -1,6 +1,7 @@
 //! Who holds the shares of split secrets.
 
 use super::{invalid, limits};
+use crate::check::check_envelope;
 use crate::command::{Applied, Rejection};
 use crate::types::{ClusterMap, Custodians, Custody, ShareHolder};
 use smalti_storage::ids::NodeId;
@@ -51,11 +52,15 @@ impl ClusterMap {
         custody: &Custody,
     ) -> Result<Applied, Rejection> {
         let (old, new) = self.dealing_for(secret, from, custody)?;
+        let current = self.custody_of_mut(secret).ok_or_else(|| invalid("no such secret"))?;
+        // It was made when the secret was; who deals it on does not know what to seal.
+        if custody.sealed_for_recovery != current.sealed_for_recovery {
+            return Err(invalid("the new shares come with something else sealed for recovery"));
+        }
         // What was dealt is checked by everybody who takes a share; that it is the same secret anybody can.
         if !new.is_of_same_secret(&old) {
             return Err(invalid("the new shares are of another secret"));
         }
-        let current = self.custody_of_mut(secret).ok_or_else(|| invalid("no such secret"))?;
         current.clone_from(custody);
         Ok(Applied::Done)
     }
@@ -73,6 +78,7 @@ impl ClusterMap {
         if new.is_of_same_secret(&old) {
             return Err(invalid("the new shares are of the same secret"));
         }
+        check_envelope(custody, self.recovery.as_ref()).map_err(Rejection::Invalid)?;
         self.custody.clone_from(custody);
         self.custodians.new_master = false;
         Ok(Applied::Done)

@@ -45,6 +45,8 @@ pub mod limits {
     pub const NAME: usize = 64;
     /// Custodians.
     pub const CUSTODIANS: usize = 32;
+    /// Shares of the recovery secret. Their numbers have two digits.
+    pub const RECOVERY_SHARES: u8 = 99;
     /// Key epochs of one volume at a time.
     pub const KEY_EPOCHS: usize = 8;
     /// Bytes of one wrapped key.
@@ -66,8 +68,8 @@ impl ClusterMap {
         // A version is one log entry; even a billion a second leave it 500 years.
         self.version += 1;
         let result = match command {
-            Command::InitCluster { cluster, nodes, custody } => {
-                self.init_cluster(*cluster, nodes, custody)
+            Command::InitCluster { cluster, nodes, custody, recovery } => {
+                self.init_cluster(*cluster, nodes, custody, recovery.as_ref())
             }
             Command::RegisterNode { node, addresses } => self.register_node(*node, addresses),
             Command::RegisterStore(start) => self.register_store(start),

@@ -146,10 +146,14 @@ mod tests {
             threshold: 1,
             holders: vec![ShareHolder { node: NodeId(3), share: 1 }],
             commitments: vec![1],
+            sealed_for_recovery: Vec::new(),
         };
         let nodes = vec![(NodeId(3), "n3".to_owned(), addresses(100))];
         let cluster = ClusterId(Uuid::from_u128(9));
-        assert_eq!(map.apply(&Command::InitCluster { cluster, nodes, custody }), Applied::Done);
+        assert_eq!(
+            map.apply(&Command::InitCluster { cluster, nodes, custody, recovery: None }),
+            Applied::Done
+        );
         map
     }
 

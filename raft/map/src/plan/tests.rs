@@ -35,6 +35,7 @@ impl Rig {
             threshold: 1,
             holders: vec![ShareHolder { node: NodeId(1), share: 1 }],
             commitments: vec![1],
+            sealed_for_recovery: Vec::new(),
         };
         let mut must = |command: &Command| {
             let applied = map.apply(command);
@@ -46,6 +47,7 @@ impl Rig {
                 .map(|no| (NodeId(no), format!("n{no}"), addresses.clone()))
                 .collect(),
             custody: custody.clone(),
+            recovery: None,
         });
         for no in 1..=nodes {
             must(&Command::RegisterNode { node: NodeId(no), addresses: addresses.clone() });

@@ -81,6 +81,7 @@ pub(crate) fn custody(nodes: u64) -> Custody {
         threshold: 1 + (nodes / 2) as u8,
         holders: (1..=nodes).map(holder).collect(),
         commitments: commitments(1, 1, 2),
+        sealed_for_recovery: Vec::new(),
     }
 }
 
@@ -90,6 +91,7 @@ pub(crate) fn init(nodes: u64) -> Command {
         cluster: ClusterId(Uuid::from_u128(0xc1)),
         nodes: (1..=nodes).map(member).collect(),
         custody: custody(nodes.min(3)),
+        recovery: None,
     }
 }
 
