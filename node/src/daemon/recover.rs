@@ -83,7 +83,9 @@ impl MemberControl {
         let wanted = map.custodies().all(|(_, custody)| custody.share_epoch < share_epoch);
         if !(same && wanted) {
             let now = clock::unix_seconds();
-            self.propose(Command::SetCustodians { share_epoch, threshold, nodes, now }).await?;
+            let new_master = false;
+            let wish = Command::SetCustodians { share_epoch, threshold, nodes, now, new_master };
+            self.propose(wish).await?;
         }
         Ok(self.member().map().custodians.clone())
     }

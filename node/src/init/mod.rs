@@ -139,8 +139,8 @@ pub fn make_with(
     let founders: Vec<Founder> =
         founders.map(|(name, addresses)| Founder { name, addresses }).collect();
     let marker = Marker { version: 1, cluster: ClusterId(Uuid::new_v4()), nodes: names };
-    let (cluster, marker) = (marker.cluster, Some(&marker));
-    Parts { cluster, founders: &founders, marker, passphrase: None, recovery }
+    let (cluster, made) = (marker.cluster, Some(&marker));
+    Parts { cluster, founders: &founders, marker: made, passphrase: None, recovery }
         .place(dir, hand_out)?;
     Ok(marker)
 }

@@ -376,7 +376,9 @@ fn command(map: &ClusterMap, step: &Step) -> Command {
             let Custodians { share_epoch, threshold, ref holders, .. } = map.custodians;
             let from = if right { map.custody.commitments.clone() } else { Vec::new() };
             let (holders, commitments) = (holders.clone(), commitments(secret, dealing, threshold));
-            let custody = Custody { share_epoch, threshold, holders, commitments };
+            let sealed_for_recovery = Vec::new();
+            let custody =
+                Custody { share_epoch, threshold, holders, commitments, sealed_for_recovery };
             Command::ReplaceMaster { from, custody }
         }
         Step::Revoke { volume, older } => {

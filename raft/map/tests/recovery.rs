@@ -107,7 +107,10 @@ fn what_is_sealed_stays_the_same_when_shares_are_dealt_on_and_goes_with_its_keys
     let mut map = with_recovery();
     accept(&mut map, &create(sealed(2)));
     let nodes = [1, 2, 3].map(NodeId).to_vec();
-    accept(&mut map, &Command::SetCustodians { share_epoch: 1, threshold: 2, nodes, now: 5 });
+    accept(
+        &mut map,
+        &Command::SetCustodians { share_epoch: 1, threshold: 2, nodes, now: 5, new_master: false },
+    );
     let key_epoch = KeyEpochNo(1);
     let secret = SecretName::Wrapping { volume: volume(&map).id, key_epoch };
     let reshare = |map: &ClusterMap, sealed_for_recovery| {

@@ -38,7 +38,13 @@ impl MemoryCluster {
         let plan = self.map().custodians;
         let (share_epoch, threshold) = (plan.share_epoch, plan.threshold);
         let nodes = plan.nodes().collect();
-        self.accepted(&Command::SetCustodians { share_epoch, threshold, nodes, now: 1 })
+        self.accepted(&Command::SetCustodians {
+            share_epoch,
+            threshold,
+            nodes,
+            now: 1,
+            new_master: false,
+        })
     }
 
     /// Puts a dealing into the map instead of the one with the commitments `from`.

@@ -92,6 +92,10 @@ impl Cluster for Mortal {
         self.cluster.custodians()
     }
 
+    fn recovery(&self) -> Option<Recovery> {
+        self.cluster.recovery()
+    }
+
     fn unix_seconds(&self) -> u64 {
         self.cluster.unix_seconds()
     }
