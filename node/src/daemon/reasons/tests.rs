@@ -1,10 +1,12 @@
 //! Every kind of reason: a look at a cluster that has it, and what is told then.
 
 mod cases;
+mod custody;
 
 use super::*;
 use Health::{Degraded, Stalled};
 use cases::{AWAY, DISKS, MOVES, VOLUMES};
+use custody::CUSTODY;
 use smalti_cluster::member::VolumeProgress;
 use smalti_cluster::shard_store::{SlowDisk, StoreSpace};
 use smalti_map::placement::{Candidate, place_groups};
@@ -235,7 +237,7 @@ fn nodes_are_not_safe_to_stop_while_others_may_lack_something() {
 #[test]
 fn every_reason_says_what_is_the_matter_and_what_to_do() {
     for (no, (change, health, subject, problem, remedy, lasting)) in
-        [AWAY, VOLUMES, MOVES, DISKS].concat().into_iter().enumerate()
+        [AWAY, CUSTODY, VOLUMES, MOVES, DISKS].concat().into_iter().enumerate()
     {
         let mut report = well();
         change(&mut report);
