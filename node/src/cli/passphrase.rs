@@ -7,7 +7,6 @@ use anyhow::{Context, anyhow, ensure};
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
 use std::io::{BufRead, IsTerminal, Read, Write};
 use std::path::Path;
-use zeroize::Zeroizing;
 
 /// With the end of its line.
 const LINE_MAX: u64 = PASSPHRASE_MAX as u64 + 2;
@@ -18,8 +17,7 @@ pub(super) fn read(file: Option<&Path>, question: &str) -> anyhow::Result<Passph
         Some(path) => from_file(path)?,
         None => line(question)?,
     };
-    let text = Zeroizing::new(text);
-    Passphrase::new((*text).clone()).map_err(|error| anyhow!(error))
+    Passphrase::new(text).map_err(|error| anyhow!(error))
 }
 
 /// Reads a new one: from the terminal twice, for nobody sees what was typed.

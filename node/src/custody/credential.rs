@@ -32,7 +32,7 @@ fn load_from(directory: Option<OsString>, name: &str) -> anyhow::Result<RestKey>
     let mode = fs::metadata(&path).with_context(of)?.permissions().mode() & 0o777;
     ensure!(
         mode & FORBIDDEN == 0,
-        "{}: its mode is {mode:o}, so others may have read or changed it; systemd makes it 400",
+        "{}: its mode is {mode:o}, so others may have read or changed it; systemd makes it 400 or 440",
         of()
     );
     read_key(&files::read_bounded(&path, KEY_LEN as u64)?, &path)

@@ -71,7 +71,9 @@ impl Look {
     /// Whether all that is wrong stays until an operator does something about it.
     fn is_lasting(&self) -> bool {
         let lasts = |report: &StatusReport| {
-            report.custody.reachable == report.custody.total
+            // Those that are away may come; those that are locked wait for somebody.
+            usize::from(report.custody.reachable) + report.barred.len()
+                >= usize::from(report.custody.total)
                 && (report.health == Health::Ok || report.lasting)
         };
         self.worst() != Health::Ok && self.reports.iter().flatten().all(lasts)

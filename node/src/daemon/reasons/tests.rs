@@ -1,11 +1,13 @@
 //! Every kind of reason: a look at a cluster that has it, and what is told then.
 
 mod cases;
+mod custody;
 mod disks;
 
 use super::*;
 use Health::{Degraded, Stalled};
 use cases::{AWAY, MOVES, VOLUMES};
+use custody::CUSTODY;
 use disks::{DISKS, KEYS};
 use smalti_cluster::member::VolumeProgress;
 use smalti_cluster::shard_store::{SlowDisk, StoreSpace};
@@ -244,7 +246,7 @@ fn nodes_are_not_safe_to_stop_while_others_may_lack_something() {
 #[test]
 fn every_reason_says_what_is_the_matter_and_what_to_do() {
     for (no, (change, health, subject, problem, remedy, lasting)) in
-        [AWAY, VOLUMES, MOVES, DISKS, KEYS].concat().into_iter().enumerate()
+        [AWAY, CUSTODY, VOLUMES, MOVES, DISKS, KEYS].concat().into_iter().enumerate()
     {
         let mut report = well();
         change(&mut report);
