@@ -311,6 +311,7 @@ async fn the_document_describes_every_route() {
         "get /v1/why",
         "post /v1/custodians",
         "post /v1/keys/recover",
+        "post /v1/keys/unlock",
         "post /v1/moves",
         "post /v1/nodes/{name}",
         "post /v1/nodes/{name}/replace",

@@ -12,12 +12,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 
-use crate::cluster::{Cluster, Spec};
+use crate::cluster::Cluster;
 use crate::files;
 use crate::load::{Load, LoadConfig};
 use crate::pattern::next_random;
 use crate::process::until;
 use crate::report::say;
+use crate::spec::Spec;
 use crate::status::Status;
 
 /// A round that is over has the cluster well again within this.

@@ -13,6 +13,7 @@ use rustix::process::Signal;
 use crate::files;
 use crate::nbd::{Address, Target};
 use crate::process::{self, Output, cmdline, signal, tail, until};
+use crate::spec::Spec;
 use crate::status::{ClusterFile, NbdEntry, NodeEntry, Status, points_at};
 
 /// A cluster of fresh nodes is up and its volume made within this.
@@ -21,33 +22,6 @@ pub const UP_LIMIT: Duration = Duration::from_secs(120);
 pub const HEAL_LIMIT: Duration = Duration::from_secs(120);
 /// Any single command of ours ends within this.
 pub const COMMAND_LIMIT: Duration = Duration::from_secs(60);
-
-/// What cluster to make.
-#[derive(Debug, Clone)]
-pub struct Spec {
-    /// Name of the test, for messages and the folder.
-    pub test: &'static str,
-    /// Node processes.
-    pub nodes: usize,
-    /// Name of the volume.
-    pub volume: &'static str,
-    /// Its size as the command line takes it.
-    pub size: &'static str,
-    /// Data and parity shards, or the default of the program.
-    pub geometry: Option<(u32, u32)>,
-    /// Slots that have to be in sync for writes; the program's default when absent.
-    pub min_insync: Option<u32>,
-    /// Recovery shares, and how many of them are needed; none when absent.
-    pub recovery: Option<(u32, u32)>,
-}
-
-impl Spec {
-    /// Three nodes and a volume `v` of the default geometry.
-    #[must_use]
-    pub fn three(test: &'static str, size: &'static str) -> Self {
-        Self { test, nodes: 3, volume: "v", size, geometry: None, min_insync: None, recovery: None }
-    }
-}
 
 /// Where the program is: `SMALTI_BIN`, or beside this test in the target folder.
 ///

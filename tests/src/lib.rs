@@ -28,9 +28,11 @@ pub mod ports;
 pub mod process;
 pub mod report;
 pub mod settings;
+pub mod spec;
 pub mod status;
 pub mod tuning;
 
-pub use cluster::{Cluster, Spec};
+pub use cluster::Cluster;
 pub use load::{Load, LoadConfig};
 pub use nbd::{Client, Target};
+pub use spec::Spec;

@@ -3,6 +3,7 @@
 use super::custody::{KeyAuditArgs, KeyCustodiansArgs, KeyVerifyArgs};
 use super::init::{InitArgs, RecoveryArgs};
 use super::join::{JoinArgs, TokenCommand};
+use super::key::{KeyRevokeArgs, KeyRotateArgs};
 use super::provider::{KeyProviderArgs, KeyUnlockArgs};
 use super::recover::KeyRecoverArgs;
 use super::replace::NodeReplaceArgs;
@@ -371,53 +372,6 @@ pub enum KeyCommand {
     Provider(KeyProviderArgs),
     /// Open everything with recovery shares and give custodians new shares; or try whether that could be done
     Recover(KeyRecoverArgs),
-}
-
-/// `smalti key rotate`.
-#[derive(Debug, Args)]
-#[group(id = "which", required = true, args = ["name", "all"])]
-pub struct KeyRotateArgs {
-    /// Name of the volume
-    pub name: Option<String>,
-    /// All volumes
-    #[arg(long)]
-    pub all: bool,
-    /// Wait until no record is under older keys, and those are destroyed
-    #[arg(long)]
-    pub wait: bool,
-    /// Only say that new keys are wanted
-    #[arg(long, conflicts_with = "wait")]
-    pub no_wait: bool,
-    /// Whom to ask, and how to show it.
-    #[command(flatten)]
-    pub show: ShowArgs,
-}
-
-/// `smalti key revoke`.
-#[derive(Debug, Args)]
-#[group(id = "what", required = true, multiple = true, args = ["name", "all", "master"])]
-pub struct KeyRevokeArgs {
-    /// Name of the volume
-    #[arg(conflicts_with = "all")]
-    pub name: Option<String>,
-    /// All volumes
-    #[arg(long)]
-    pub all: bool,
-    /// Only this key epoch and older ones [default: up to the present one]
-    #[arg(long, value_name = "EPOCH", requires = "name")]
-    pub epoch: Option<u32>,
-    /// The secret that new keys are derived from
-    #[arg(long, conflicts_with = "name")]
-    pub master: bool,
-    /// Wait until nothing is under revoked keys, and those are destroyed
-    #[arg(long)]
-    pub wait: bool,
-    /// Only say that they are not to be trusted
-    #[arg(long, conflicts_with = "wait")]
-    pub no_wait: bool,
-    /// Whom to ask, and how to show it.
-    #[command(flatten)]
-    pub show: ShowArgs,
 }
 
 impl TargetArgs {

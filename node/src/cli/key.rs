@@ -1,9 +1,10 @@
 //! `smalti key`.
 
-use super::args::{KeyCommand, KeyRevokeArgs, KeyRotateArgs};
+use super::args::{KeyCommand, ShowArgs};
 use super::{custody, output, provider, recover, show, target::Target};
 use crate::control::{KeyReport, RevokeKeys, SetCustodians, VolumeKeys};
 use anyhow::Context;
+use clap::Args;
 use serde::Serialize;
 use smalti_storage::ids::{KeyEpochNo, VolumeId};
 use std::time::{Duration, Instant};
@@ -18,6 +19,53 @@ const STUCK_PATIENCE: Duration = Duration::from_secs(60);
 
 /// How long a cluster may be out of reach meanwhile.
 const REACH_PATIENCE: Duration = Duration::from_secs(30);
+
+/// `smalti key rotate`.
+#[derive(Debug, Args)]
+#[group(id = "which", required = true, args = ["name", "all"])]
+pub struct KeyRotateArgs {
+    /// Name of the volume
+    pub name: Option<String>,
+    /// All volumes
+    #[arg(long)]
+    pub all: bool,
+    /// Wait until no record is under older keys, and those are destroyed
+    #[arg(long)]
+    pub wait: bool,
+    /// Only say that new keys are wanted
+    #[arg(long, conflicts_with = "wait")]
+    pub no_wait: bool,
+    /// Whom to ask, and how to show it.
+    #[command(flatten)]
+    pub show: ShowArgs,
+}
+
+/// `smalti key revoke`.
+#[derive(Debug, Args)]
+#[group(id = "what", required = true, multiple = true, args = ["name", "all", "master"])]
+pub struct KeyRevokeArgs {
+    /// Name of the volume
+    #[arg(conflicts_with = "all")]
+    pub name: Option<String>,
+    /// All volumes
+    #[arg(long)]
+    pub all: bool,
+    /// Only this key epoch and older ones [default: up to the present one]
+    #[arg(long, value_name = "EPOCH", requires = "name")]
+    pub epoch: Option<u32>,
+    /// The secret that new keys are derived from
+    #[arg(long, conflicts_with = "name")]
+    pub master: bool,
+    /// Wait until nothing is under revoked keys, and those are destroyed
+    #[arg(long)]
+    pub wait: bool,
+    /// Only say that they are not to be trusted
+    #[arg(long, conflicts_with = "wait")]
+    pub no_wait: bool,
+    /// Whom to ask, and how to show it.
+    #[command(flatten)]
+    pub show: ShowArgs,
+}
 
 pub(super) async fn run(command: KeyCommand) -> anyhow::Result<()> {
     match command {

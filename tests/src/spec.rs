@@ -1,0 +1,28 @@
+//! What cluster a test wants.
+
+/// What cluster to make.
+#[derive(Debug, Clone)]
+pub struct Spec {
+    /// Name of the test, for messages and the folder.
+    pub test: &'static str,
+    /// Node processes.
+    pub nodes: usize,
+    /// Name of the volume.
+    pub volume: &'static str,
+    /// Its size as the command line takes it.
+    pub size: &'static str,
+    /// Data and parity shards, or the default of the program.
+    pub geometry: Option<(u32, u32)>,
+    /// Slots that have to be in sync for writes; the program's default when absent.
+    pub min_insync: Option<u32>,
+    /// Recovery shares, and how many of them are needed; none when absent.
+    pub recovery: Option<(u32, u32)>,
+}
+
+impl Spec {
+    /// Three nodes and a volume `v` of the default geometry.
+    #[must_use]
+    pub fn three(test: &'static str, size: &'static str) -> Self {
+        Self { test, nodes: 3, volume: "v", size, geometry: None, min_insync: None, recovery: None }
+    }
+}
