@@ -20,8 +20,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use thiserror::Error;
 use tokio::sync::watch;
 
-const LOG: &str = "log";
-const META: &str = "meta";
+pub(crate) const LOG: &str = "log";
+pub(crate) const META: &str = "meta";
 
 /// Keys of `meta`. Each value has its own version byte; `FORMAT` is the layout of the whole.
 pub(crate) mod key {
@@ -39,7 +39,7 @@ pub(crate) mod key {
 }
 
 /// The layout of keys and column families.
-const FORMAT: u32 = 2;
+pub(crate) const FORMAT: u32 = 2;
 
 #[derive(Debug, Error)]
 pub(crate) enum DbError {
@@ -304,19 +304,19 @@ fn family_options() -> Options {
     options
 }
 
-fn decode_entry<T: DeserializeOwned>(index: u64, value: &[u8]) -> Result<T, DbError> {
+pub(crate) fn decode_entry<T: DeserializeOwned>(index: u64, value: &[u8]) -> Result<T, DbError> {
     let what = || format!("log entry {index}");
     stored::unwrap(LOG, &index.to_be_bytes(), value)
         .and_then(codec::decode)
         .map_err(|source| DbError::Codec { what: what(), source })
 }
 
-fn log_index(key: &[u8]) -> Result<u64, DbError> {
+pub(crate) fn log_index(key: &[u8]) -> Result<u64, DbError> {
     let bytes = key.try_into();
     bytes.map(u64::from_be_bytes).map_err(|_| DbError::Inconsistent("a log key is no index".into()))
 }
 
-fn codec_error(key: &[u8]) -> impl FnOnce(CodecError) -> DbError {
+pub(crate) fn codec_error(key: &[u8]) -> impl FnOnce(CodecError) -> DbError {
     let what = String::from_utf8_lossy(key).into_owned();
     |source| DbError::Codec { what, source }
 }

@@ -19,6 +19,7 @@ mod db;
 mod group;
 mod log_store;
 mod network;
+mod offline;
 mod recruit;
 mod rpc;
 mod state_machine;
@@ -36,6 +37,7 @@ pub use group::{
     GroupMetrics, InitializeError, MemberError, POSITIONS, ProposeError, RaftGroup,
     RaftGroupConfig, Role, StartError,
 };
+pub use offline::{OfflineError, read_stopped};
 pub use rpc::MAX_REQUEST_BYTES;
 pub use state_machine::REMEMBERED_ANSWERS;
 pub use transport::{RaftTransport, TransportError};

@@ -22,7 +22,7 @@ use tokio::sync::watch;
 pub const REMEMBERED_ANSWERS: usize = 256;
 
 /// What a snapshot carries.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SnapshotBody {
     pub(crate) map: MapView,
     pub(crate) answers: VecDeque<(ProposalId, Applied)>,
@@ -52,7 +52,7 @@ impl StateMachine {
         let mut machine = Self {
             db,
             published,
-            body: SnapshotBody { map: MapView::default(), answers: VecDeque::new() },
+            body: SnapshotBody::default(),
             applied: None,
             membership: StoredMembership::default(),
         };
@@ -79,18 +79,21 @@ impl StateMachine {
         });
         self.published.next_index.send_replace(self.applied.map_or(0, |id| id.index + 1));
     }
+}
 
-    fn apply_proposal(&mut self, proposal: &Proposal) -> Applied {
-        let known = self.body.answers.iter().rev().find(|(id, _)| *id == proposal.id);
+impl SnapshotBody {
+    /// Applies a proposal, or answers again what it was answered.
+    pub(crate) fn apply(&mut self, proposal: &Proposal) -> Applied {
+        let known = self.answers.iter().rev().find(|(id, _)| *id == proposal.id);
         if let Some((_, answer)) = known {
             return answer.clone();
         }
         // Readers hold the old map; this copies it at most once per round of `apply`.
-        let answer = Arc::make_mut(&mut self.body.map).apply(&proposal.command);
-        if self.body.answers.len() >= REMEMBERED_ANSWERS {
-            self.body.answers.pop_front();
+        let answer = Arc::make_mut(&mut self.map).apply(&proposal.command);
+        if self.answers.len() >= REMEMBERED_ANSWERS {
+            self.answers.pop_front();
         }
-        self.body.answers.push_back((proposal.id, answer.clone()));
+        self.answers.push_back((proposal.id, answer.clone()));
         answer
     }
 }
@@ -112,7 +115,7 @@ impl RaftStateMachine<MapRaft> for StateMachine {
             self.applied = Some(entry.log_id);
             answers.push(match entry.payload {
                 EntryPayload::Blank => Applied::Done,
-                EntryPayload::Normal(proposal) => self.apply_proposal(&proposal),
+                EntryPayload::Normal(proposal) => self.body.apply(&proposal),
                 EntryPayload::Membership(membership) => {
                     self.membership = StoredMembership::new(Some(entry.log_id), membership);
                     Applied::Done
@@ -215,7 +218,7 @@ fn read_snapshot(db: &Db) -> Result<Option<(SnapshotMeta, Vec<u8>)>, DbError> {
 }
 
 /// A snapshot replaces the whole map, so it is believed only if the result is a possible one.
-fn decode_body(data: &[u8]) -> Result<SnapshotBody, DbError> {
+pub(crate) fn decode_body(data: &[u8]) -> Result<SnapshotBody, DbError> {
     let body: SnapshotBody = codec::decode(data).map_err(snapshot_codec)?;
     let broken = |text| DbError::Inconsistent(format!("a snapshot is inconsistent: {text}"));
     ClusterMap::check(&body.map).map_err(broken)?;

@@ -524,3 +524,42 @@ mod fixtures {
         holds(&SnapshotBody { map: Arc::new(map), answers }, BODY);
     }
 }
+
+#[tokio::test]
+async fn a_stopped_store_tells_all_its_maps() {
+    let dir = tempfile::tempdir().unwrap();
+    let read = || {
+        let mut versions = Vec::new();
+        let last = crate::read_stopped(dir.path(), |map| versions.push(map.version)).unwrap();
+        (last, versions)
+    };
+    let entries: Vec<Entry> =
+        (1..=6).map(|no| entry(no, if no == 1 { init() } else { register() })).collect();
+    {
+        let (mut log, mut machine) = open(dir.path()).await.unwrap();
+        let blank = Entry { log_id: log_id(0), payload: EntryPayload::Blank };
+        log.blocking_append([vec![blank], entries.clone()].concat()).await.unwrap();
+        machine.apply(entries[..4].to_vec()).await.unwrap();
+        let mut builder = machine.get_snapshot_builder().await;
+        builder.build_snapshot().await.unwrap();
+        // Open in this process, and read nevertheless.
+        assert_eq!(read().1, [1, 2, 3, 4, 5, 6]);
+    }
+    let (whole, versions) = read();
+    assert_eq!((whole.version, versions), (6, vec![1, 2, 3, 4, 5, 6]));
+    assert_eq!(whole.cluster, ClusterId(Uuid::from_u128(0xc1)));
+    {
+        let (mut log, _machine) = open(dir.path()).await.unwrap();
+        log.purge(log_id(2)).await.unwrap();
+    }
+    assert_eq!(read(), (Arc::clone(&whole), vec![4, 5, 6]), "from the snapshot on");
+    {
+        let (mut log, _machine) = open(dir.path()).await.unwrap();
+        log.purge(log_id(4)).await.unwrap();
+        log.truncate(log_id(5)).await.unwrap();
+    }
+    assert_eq!(read().1, [4], "the snapshot alone");
+    assert!(crate::read_stopped(&dir.path().join("none"), |_| {}).is_err());
+    // It was only looked at.
+    drop(open(dir.path()).await.unwrap());
+}
