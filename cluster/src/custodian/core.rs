@@ -331,6 +331,10 @@ impl Core {
         let brought = (&part, &commitments);
         let detail = match judge::keep(context.map, context.from, self.me, &name, brought)? {
             Brought::New => None,
+            Brought::Other => {
+                self.check_room(&name)?;
+                None
+            }
             Brought::Anew => {
                 self.check_room(&name)?;
                 Some("dealt anew for recovery")

@@ -90,6 +90,8 @@ pub(super) enum Brought {
     New,
     /// A secret that the map knows by another dealing, which cannot be dealt on: somebody had it whole again.
     Anew,
+    /// Another master secret than that of the map.
+    Other,
 }
 
 /// Whether a share may be kept that `from` brings. One of a secret that is in use, only while the map wants that
@@ -113,7 +115,8 @@ pub(super) fn keep(
         && is_master
         && !is_same(used)?
     {
-        return new_master(map, from, (me, part.index()), share.share_epoch).map(|()| Brought::New);
+        return new_master(map, from, (me, part.index()), share.share_epoch)
+            .map(|()| Brought::Other);
     }
     // The master secret is dealt when the cluster is made, not over the network.
     let used = match used {

@@ -7,7 +7,8 @@
 //! K4. To whom shares are dealt on, and how many of them are needed then, the map alone says. Nobody but the
 //!     new custodian sees what it is given.
 //! K5. A share is destroyed once the map names another dealing of its secret, of the same share epoch or a
-//!     later one; so whichever dealing it names, every custodian has its share of that.
+//!     later one, or once the share epoch that it was kept for is over, for which no dealing can be taken any more;
+//!     so whichever dealing it names, every custodian has its share of that.
 //! K6. Whatever is done with a share is in the log before it is done.
 //! K7. No custodian that is to have a share of that other dealing destroys one before it has it: a member that
 //!     makes the map name a dealing that was never dealt destroys nothing by that.

@@ -178,6 +178,10 @@ impl Member {
             tracing::info!(?nodes, "the custodians change");
             return self.set_custodians(&map.custodians, nodes).await;
         }
+        if !map.custodians.new_master {
+            // Taken, though nobody said so.
+            mind.master = None;
+        }
         let late: Vec<_> = behind(map).map(|(secret, custody)| (secret, custody.clone())).collect();
         let mut problems = Vec::new();
         for (secret, custody) in late {

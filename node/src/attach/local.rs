@@ -163,14 +163,14 @@ impl LocalGateways {
     }
 
     /// What gateways here have sealed: of which volume, under which generation and key epoch, and how many blocks
-    /// under one key at most. None of one that is being opened just now.
-    pub(crate) fn sealed(&self) -> Vec<(VolumeNo, u32, KeyEpochNo, u64)> {
-        let Ok(open) = self.open.try_lock() else { return Vec::new() };
+    /// under one key at most. `None` while one is being opened.
+    pub(crate) fn sealed(&self) -> Option<Vec<(VolumeNo, u32, KeyEpochNo, u64)>> {
+        let open = self.open.try_lock().ok()?;
         let of = |(no, (generation, local)): (&VolumeNo, &(u32, Weak<Local>))| {
             let (key_epoch, blocks) = local.upgrade()?.most_sealed();
             Some((*no, *generation, key_epoch, blocks))
         };
-        open.iter().filter_map(of).collect()
+        Some(open.iter().filter_map(of).collect())
     }
 
     /// Returns once gateways of another generation of the volume are let in.

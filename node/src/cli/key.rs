@@ -102,13 +102,13 @@ async fn revoke(args: KeyRevokeArgs) -> anyhow::Result<()> {
     if args.master {
         let wish = SetCustodians { new_master: true, ..SetCustodians::default() };
         let asked = target.post("/v1/custodians", &wish).await;
-        let mut report: KeyReport = asked.context("revoke the master secret")?;
-        if !args.no_wait {
-            report = custody::until_dealt(&target, report).await?;
-        }
+        let report: KeyReport = asked.context("revoke the master secret")?;
         if !args.all {
+            let wait = !args.no_wait;
+            let report = if wait { custody::until_dealt(&target, report).await? } else { report };
             return output::facts(args.show.json, &report, show::custodians);
         }
+        // Volumes wait for it by themselves, and are not to go on unmarked until then.
     }
     let names = named(&target, args.name).await.context("revoke keys")?;
     let wish = RevokeKeys { key_epoch: args.epoch.map(KeyEpochNo) };

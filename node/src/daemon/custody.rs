@@ -33,13 +33,15 @@ impl MemberControl {
                 .map(|name| node_named(&map, name))
                 .collect::<Result<Vec<NodeId>, ControlError>>()?,
         };
-        if let Some(absent) = nodes.iter().find(|node| !self.answers(**node)) {
+        // That a secret is not to be trusted any more is noted whoever is there; it is made when all are.
+        let checked = if wish.new_master && wish.nodes.is_none() { &[][..] } else { &nodes[..] };
+        if let Some(absent) = checked.iter().find(|node| !self.answers(**node)) {
             let name = map.nodes.get(absent).map_or("a node", |node| &node.name);
             let text = format!("{name} does not answer, and every custodian has to take its share");
             return Err(ControlError::invalid(text));
         }
         let barred = self.member().barred_custodians();
-        if let Some((node, why)) = nodes.iter().find_map(|node| barred.get_key_value(node)) {
+        if let Some((node, why)) = checked.iter().find_map(|node| barred.get_key_value(node)) {
             let name = map.nodes.get(node).map_or("a node", |node| &node.name);
             let text =
                 format!("the custodian of {name} is {why}; every custodian has to take its share");

@@ -77,16 +77,19 @@ impl MemberControl {
                  `--custodians`"
             )));
         }
-        let (share_epoch, threshold) = (now.share_epoch, threshold.unwrap_or(now.threshold));
-        let same = nodes.iter().copied().eq(now.nodes()) && threshold == now.threshold;
-        // The leader may have wanted that in vain, or an earlier try of this have come no farther.
-        let wanted = map.custodies().all(|(_, custody)| custody.share_epoch < share_epoch);
-        if !(same && wanted) {
-            let now = clock::unix_seconds();
-            let new_master = false;
-            let wish = Command::SetCustodians { share_epoch, threshold, nodes, now, new_master };
-            self.propose(wish).await?;
+        let barred = self.member().barred_custodians();
+        if let Some((node, why)) = nodes.iter().find_map(|node| barred.get_key_value(node)) {
+            let name = map.nodes.get(node).map_or("a node", |node| &node.name);
+            return Err(ControlError::invalid(format!(
+                "the custodian of {name} is {why}; every custodian has to take its share: name others with \
+                 `--custodians`"
+            )));
         }
+        // Each try has a share epoch of its own: what an earlier one left is in nobody's way.
+        let (share_epoch, threshold) = (now.share_epoch, threshold.unwrap_or(now.threshold));
+        let (now, new_master) = (clock::unix_seconds(), false);
+        self.propose(Command::SetCustodians { share_epoch, threshold, nodes, now, new_master })
+            .await?;
         Ok(self.member().map().custodians.clone())
     }
 
@@ -100,7 +103,12 @@ impl MemberControl {
     ) -> Result<bool, ControlError> {
         let map = self.member().map();
         let is_done = |map: &MapView| {
-            map.custody_of(&name).is_none_or(|custody| custody.share_epoch >= plan.share_epoch)
+            // The leader makes another master secret, for which nothing of this one is needed.
+            let replaced = name == SecretName::Master && map.custodians.new_master;
+            replaced
+                || map
+                    .custody_of(&name)
+                    .is_none_or(|custody| custody.share_epoch >= plan.share_epoch)
         };
         let Some(before) = map.custody_of(&name).filter(|_| !is_done(&map)) else {
             return Ok(false);
@@ -110,8 +118,11 @@ impl MemberControl {
             return Err(ControlError::new(ErrorKind::Conflict, text));
         }
         let cluster = MemberCluster::new(self.member().clone(), MapView::clone(&map)).persistent();
-        let custody = deal_anew(&cluster, secret, name, before).await;
-        let custody = custody.map_err(|error| ControlError::new(ErrorKind::Unavailable, error))?;
+        let custody = match deal_anew(&cluster, secret, name, before).await {
+            Ok(custody) => custody,
+            Err(_) if is_done(&self.member().map()) => return Ok(false),
+            Err(error) => return Err(ControlError::new(ErrorKind::Unavailable, error)),
+        };
         let from = before.commitments.clone();
         match self.propose(Command::Reshare { secret: name, from, custody }).await {
             Err(_) if is_done(&self.member().map()) => Ok(false),

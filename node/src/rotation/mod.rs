@@ -13,10 +13,10 @@ mod policy;
 pub(crate) use policy::Policy;
 
 use crate::attach::{AttachError, Local, LocalGateways, MemberCluster, Place};
-use pass::{First, Pass};
+use pass::Pass;
 use smalti_cluster::member::KeyProgress;
 use smalti_cluster::{Member, clock};
-use smalti_map::{Applied, Command, Coordinator, KeyEpoch, Rejection, Volume};
+use smalti_map::{Applied, ClusterMap, Command, Coordinator, KeyEpoch, Rejection, Volume};
 use smalti_raft::ProposeError;
 use smalti_rowcommit::coordinator::OpError;
 use smalti_storage::ids::{Epoch, VolumeNo};
@@ -201,7 +201,7 @@ impl Keeper {
         let (began, deadline) = (Instant::now(), Instant::now() + pause);
         let news = |now: &Volume| {
             let moved = now.epoch != before.epoch && began.elapsed() >= LOOK_AGAIN;
-            moved || now.rotate && !before.rotate
+            moved || now.rotate && !before.rotate || now.revoked != before.revoked
         };
         while Instant::now() < deadline && !self.volume().is_none_or(|now| news(&now)) {
             let step = LOOK_EVERY.min(deadline - Instant::now());
@@ -241,12 +241,10 @@ impl Keeper {
         let coder = self.member.coder(self.no).ok_or(RotationError::Moved)?;
         self.member.tell_keys(self.no, |told| told.why.clone_from(&why));
         let revoked = volume.revoked;
-        let _urgency = revoked.map(|_| self.urgent.begin());
-        let first =
-            if revoked.is_some() { First::Itself } else { First::Others(self.urgent.clone()) };
-        let mut pass = Pass::new(&self.member, &volume, &coder, Arc::clone(&gateway), first);
+        let urgent = self.urgent.clone();
+        let mut pass = Pass::new(&self.member, &volume, &coder, Arc::clone(&gateway), urgent);
         // A wish that was tried just now does not end it.
-        pass.wanted = why.is_some();
+        pass.failed = why.is_some().then(Instant::now);
         let stopped = self.stop.run_until_cancelled(pass.run()).await;
         let found = stopped.ok_or(RotationError::Moved)??;
         if !found.is_clean() {
@@ -297,20 +295,7 @@ impl Keeper {
     /// Makes a new key epoch.
     async fn rotate(&mut self, volume: &Volume) -> Result<(), RotationError> {
         let map = self.member.map();
-        if map.custodians.new_master {
-            return Err(RotationError::Master);
-        }
-        // Whoever is asked before one that can not would keep a share for nothing.
-        let barred = self.member.barred_custodians();
-        for node in map.custodians.nodes() {
-            let name = map.nodes.get(&node).map_or("a custodian", |entry| &entry.name);
-            if node != self.member.node() && self.member.beats().silent_for(node) > AWAY {
-                return Err(RotationError::Custodian(format!("{name} is away")));
-            }
-            if let Some(why) = barred.get(&node) {
-                return Err(RotationError::Custodian(format!("the custodian of {name} is {why}")));
-            }
-        }
+        custodians_can(&self.member, &map)?;
         let next = Some(volume.key_epoch.0 + 1);
         // What was dealt to custodians of before may name nodes that are gone, and come of another master secret.
         let share_epoch = map.custodians.share_epoch;
@@ -342,6 +327,25 @@ impl Keeper {
         }
         Err(RotationError::Moved)
     }
+}
+
+/// Whether every custodian could keep a share of new keys just now.
+fn custodians_can(member: &Member, map: &ClusterMap) -> Result<(), RotationError> {
+    if map.custodians.new_master {
+        return Err(RotationError::Master);
+    }
+    // Whoever is asked before one that can not would keep a share for nothing.
+    let barred = member.barred_custodians();
+    for node in map.custodians.nodes() {
+        let name = map.nodes.get(&node).map_or("a custodian", |entry| &entry.name);
+        if node != member.node() && member.beats().silent_for(node) > AWAY {
+            return Err(RotationError::Custodian(format!("{name} is away")));
+        }
+        if let Some(why) = barred.get(&node) {
+            return Err(RotationError::Custodian(format!("the custodian of {name} is {why}")));
+        }
+    }
+    Ok(())
 }
 
 /// What a turn came to.

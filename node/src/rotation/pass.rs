@@ -1,6 +1,6 @@
 //! A look at all blocks of a volume, in which those of older key epochs are sealed anew.
 
-use super::{RotationError, Urgent};
+use super::{RotationError, Urgency, Urgent, custodians_can};
 use crate::attach::{Local, background_rows};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -20,6 +20,9 @@ const CHUNK: usize = 32;
 
 /// How long what the coordinator said of how much may be under way is believed.
 const WINDOW_AGE: Duration = Duration::from_millis(20);
+
+/// After new keys could not be made, they are not tried again sooner while there are older ones.
+const TRY_AGAIN: Duration = Duration::from_secs(10);
 
 /// Between two tries to list a group of which too much is out of reach.
 const LIST_PAUSE: Duration = Duration::from_millis(500);
@@ -95,14 +98,6 @@ impl Found {
     }
 }
 
-/// Which look goes first.
-pub(super) enum First {
-    /// This one: the keys are revoked. It takes some room at any rate, and waits for nobody.
-    Itself,
-    /// Those for the sake of revoked keys.
-    Others(Urgent),
-}
-
 /// Blocks that are sealed anew at once under revoked keys, whatever clients notice of it.
 const URGENT_WINDOW: usize = 128;
 
@@ -112,12 +107,14 @@ pub(super) struct Pass<'a> {
     groups: u16,
     /// Which generation each key epoch began with, the newest first.
     since: Vec<(u32, KeyEpochNo)>,
-    /// New keys are wanted already, and can not be made.
-    pub(super) wanted: bool,
+    /// New keys are wanted already, and could not be made.
+    pub(super) failed: Option<Instant>,
     coder: CoderHandle,
     rows: Arc<dyn Rows>,
     gateway: Arc<Local>,
-    first: First,
+    /// Which looks there are for the sake of revoked keys; this one, while it has that.
+    urgent: Urgent,
+    urgency: Option<Urgency>,
     window: usize,
     asked: Option<Instant>,
     found: Found,
@@ -133,7 +130,7 @@ impl<'a> Pass<'a> {
         volume: &Volume,
         coder: &CoderHandle,
         gateway: Arc<Local>,
-        first: First,
+        urgent: Urgent,
     ) -> Self {
         let mut since: Vec<_> =
             volume.key_epochs.values().map(|epoch| (epoch.since, epoch.no)).collect();
@@ -144,11 +141,12 @@ impl<'a> Pass<'a> {
             no: volume.no,
             groups: u16::try_from(volume.groups.len()).unwrap_or(u16::MAX),
             since,
-            wanted: false,
+            failed: None,
             rows: background_rows(coder.clone(), gateway.generation()),
             coder,
             gateway,
-            first,
+            urgent,
+            urgency: None,
             window: 0,
             asked: None,
             found: Found { current: volume.key_epoch, ..Found::default() },
@@ -185,6 +183,10 @@ impl<'a> Pass<'a> {
                 let old = self.found.tally(&list, &self.since);
                 for chunk in old.chunks(CHUNK) {
                     self.until_room(chunk.len(), running, under_way).await?;
+                    if self.is_wanted_anew() {
+                        self.found.stopped = true;
+                        return Ok(());
+                    }
                     let (gateway, rows) = (Arc::clone(&self.gateway), Arc::clone(&self.rows));
                     let (blocks, count) = (chunk.to_vec(), chunk.len());
                     *under_way += count;
@@ -204,7 +206,17 @@ impl<'a> Pass<'a> {
     /// Whether somebody wants other keys than those that records are sealed under here.
     fn is_wanted_anew(&self) -> bool {
         let map = self.member.map();
-        !self.wanted && map.volumes.get(&self.no).is_some_and(|volume| volume.rotate)
+        // What failed a moment ago is not tried again before it may succeed: every try ends a look.
+        let may = || {
+            let again = self.failed.is_none_or(|failed| failed.elapsed() >= TRY_AGAIN);
+            again && (self.failed.is_none() || custodians_can(self.member, &map).is_ok())
+        };
+        map.volumes.get(&self.no).is_some_and(|volume| volume.rotate) && may()
+    }
+
+    fn is_revoked(&self) -> bool {
+        let map = self.member.map();
+        map.volumes.get(&self.no).is_some_and(|volume| volume.revoked.is_some())
     }
 
     /// `None`: too much of the group is out of reach.
@@ -226,7 +238,8 @@ impl<'a> Pass<'a> {
         Ok(None)
     }
 
-    /// Waits until so much more may be begun: as much as repairs may be under way, for clients' sake.
+    /// Waits until so much more may be begun: as much as repairs may be under way, for clients' sake. Not if new keys
+    /// are wanted meanwhile.
     async fn until_room(
         &mut self,
         more: usize,
@@ -235,11 +248,21 @@ impl<'a> Pass<'a> {
     ) -> Result<(), RotationError> {
         loop {
             if self.asked.is_none_or(|asked| asked.elapsed() > WINDOW_AGE) {
+                if self.is_wanted_anew() {
+                    return Ok(());
+                }
                 let status = self.coder.status().await.ok_or(RotationError::Moved)?;
-                let window = match &self.first {
-                    First::Itself => status.window.max(URGENT_WINDOW),
-                    First::Others(urgent) if urgent.is_under_way() => 0,
-                    First::Others(_) => status.window,
+                let revoked = self.is_revoked();
+                if !revoked {
+                    self.urgency = None;
+                } else if self.urgency.is_none() {
+                    self.urgency = Some(self.urgent.begin());
+                }
+                // It takes some room at any rate, and waits for nobody.
+                let window = match revoked {
+                    true => status.window.max(URGENT_WINDOW),
+                    false if self.urgent.is_under_way() => 0,
+                    false => status.window,
                 };
                 (self.window, self.asked) = (window, Some(Instant::now()));
                 self.tell();

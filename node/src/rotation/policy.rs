@@ -56,7 +56,8 @@ impl Policy {
 
     /// Tells the map how much gateways here have sealed.
     async fn tell(self, member: &Member, local: &LocalGateways, told: &mut Told) {
-        let sealed = local.sealed();
+        // What was told before is not forgotten for that: it would be told again.
+        let Some(sealed) = local.sealed() else { return };
         let there = |at: &(VolumeNo, u32, KeyEpochNo)| {
             sealed.iter().any(|(no, generation, epoch, _)| (*no, *generation, *epoch) == *at)
         };

@@ -62,6 +62,10 @@ impl ClusterMap {
         ensure(holders.len() <= limits::CUSTODIANS, || {
             format!("there are more than {} custodians", limits::CUSTODIANS)
         })?;
+        let late = self.custody.share_epoch < *share_epoch;
+        ensure(!self.custodians.new_master || late, || {
+            "another master secret is wanted, and can not be dealt in this share epoch".into()
+        })?;
         check_holders(*threshold, holders, &self.nodes)
     }
 

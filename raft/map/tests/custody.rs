@@ -140,6 +140,9 @@ fn another_master_secret_is_taken_if_one_is_wanted_and_only_once() {
     accept(&mut map, &set(3, 2, &[1, 2, 3]));
     let command = replace(&map, 1);
     invalid(&mut map, &command, "are of the same secret");
+    // Nor is the present one dealt on, by whoever has it whole.
+    let command = reshare(&map, SecretName::Master, 5);
+    invalid(&mut map, &command, "there is to be another master secret");
     let command = replace(&map, 2);
     accept(&mut map, &command);
     assert!(!map.custodians.new_master && map.custody.share_epoch == 4);

@@ -51,6 +51,10 @@ impl ClusterMap {
         from: &[u8],
         custody: &Custody,
     ) -> Result<Applied, Rejection> {
+        // It would be the one that is not to be trusted any more, and with the custodians of now.
+        if *secret == SecretName::Master && self.custodians.new_master {
+            return Err(invalid("there is to be another master secret"));
+        }
         let (old, new) = self.dealing_for(secret, from, custody)?;
         let current = self.custody_of_mut(secret).ok_or_else(|| invalid("no such secret"))?;
         // It was made when the secret was; who deals it on does not know what to seal.
