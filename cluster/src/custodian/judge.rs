@@ -115,6 +115,11 @@ pub(super) fn keep(
         && is_master
         && !is_same(used)?
     {
+        let needed = map.custodians.threshold;
+        if commitments.threshold() != usize::from(needed) {
+            let dealt = commitments.threshold();
+            return Err(format!("dealt for a threshold of {dealt}, {needed} are to be needed"));
+        }
         return new_master(map, from, (me, part.index()), share.share_epoch)
             .map(|()| Brought::Other);
     }

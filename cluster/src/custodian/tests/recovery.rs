@@ -139,7 +139,7 @@ fn what_somebody_brings_is_kept_only_as_the_map_wants_it() {
         (other, get_key_parts(&master, 3, 3, &mut world.rng).unwrap())
     };
     let ask = bring(&world, &other.parts[0], &other.commitments);
-    refused(world.once(5, one, ask), "of another secret");
+    refused(world.once(5, one, ask), "no other master secret is wanted");
     let ask = bring(&world, &higher.parts[0], &higher.commitments);
     refused(world.once(5, one, ask), "a threshold of 3");
     let ask = bring(&world, &other.parts[0], commitments);
