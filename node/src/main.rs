@@ -3,6 +3,7 @@
 use clap::Parser;
 use smalti_node::cli::{self, Cli, Command};
 use smalti_node::{local, telemetry};
+use smalti_storage::secret::wipe_stack_after_use;
 use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -37,7 +38,11 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     }
     // While a node is away openraft writes several lines for each message to it, ten times a second.
     telemetry::start_logging(if is_daemon { "info,openraft=off" } else { "warn" })?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        // What keys were moved through is not left for as long as nobody comes.
+        .on_thread_park(wipe_stack_after_use)
+        .build()?;
     let done = runtime.block_on(cli::run(cli));
     runtime.shutdown_timeout(LEFTOVER_TIMEOUT);
     done

@@ -13,5 +13,5 @@ pub mod ids;
 pub mod keys;
 pub mod record;
 pub mod seal;
-mod secret;
+pub mod secret;
 pub mod store;

@@ -32,7 +32,7 @@ pub struct Found {
     pub name: String,
     /// Address.
     pub at: u64,
-    /// What the kernel calls that part of memory.
+    /// What the kernel calls that part of memory, or whose stack it is and how far below what is in use there.
     pub region: String,
 }
 
@@ -94,6 +94,7 @@ pub fn scan(pid: u32, needles: &Needles) -> Result<Option<Vec<Found>>> {
         Err(error) => return Err(error).with_context(|| format!("open memory of {pid}")),
     };
     let regions = std::fs::read_to_string(format!("/proc/{pid}/maps"))?;
+    let stacks = stacks(pid)?;
     let (mut found, mut looked) = (Vec::new(), 0);
     for line in regions.lines() {
         let Some((begin, end, region)) = writable(line) else { continue };
@@ -119,7 +120,17 @@ pub fn scan(pid: u32, needles: &Needles) -> Result<Option<Vec<Found>>> {
                 let all = [kept, bytes].concat();
                 needles.look(&all, |offset, name| {
                     let (name, at) = (needles.names[name].clone(), from - before + offset as u64);
-                    found.push(Found { name, at, region: region.to_owned() });
+                    let stack = stacks.iter().find(|(top, _)| (begin..end).contains(top));
+                    let region = stack.map_or_else(
+                        || region.to_owned(),
+                        |(top, thread)| {
+                            format!(
+                                "stack of {thread}, {} below",
+                                top.wrapping_sub(at).cast_signed()
+                            )
+                        },
+                    );
+                    found.push(Found { name, at, region });
                 });
                 kept = all[all.len().saturating_sub(PIECE - 1)..].to_vec();
             } else {
@@ -130,6 +141,23 @@ pub fn scan(pid: u32, needles: &Needles) -> Result<Option<Vec<Found>>> {
     }
     ensure!(looked > 1 << 20, "only {looked} bytes of memory of {pid} were seen");
     Ok(Some(found))
+}
+
+/// Up to where the stacks of the threads are in use, and their names. Of a thread that runs just now nobody
+/// knows.
+fn stacks(pid: u32) -> Result<Vec<(u64, String)>> {
+    let mut stacks = Vec::new();
+    for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let read =
+            |name: &str| std::fs::read_to_string(thread.as_ref().ok()?.path().join(name)).ok();
+        let (Some(call), Some(name)) = (read("syscall"), read("comm")) else { continue };
+        // The last but one word is the stack pointer.
+        let top = call.split_whitespace().rev().nth(1).and_then(|word| word.strip_prefix("0x"));
+        if let Some(top) = top.and_then(|hex| u64::from_str_radix(hex, 16).ok()) {
+            stacks.push((top, name.trim().to_owned()));
+        }
+    }
+    Ok(stacks)
 }
 
 /// The region of a line of `maps`, if the process may write to it.

@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 use tokio::sync::Mutex;
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 /// How long taking a seat may take: an election after a node's death, and the wait for the read
@@ -42,6 +43,15 @@ pub(crate) struct Local {
     gateway: Gateway,
     generation: u32,
     _in_use: UseGuard,
+    tick: AbortHandle,
+}
+
+impl Drop for Local {
+    fn drop(&mut self) {
+        // Otherwise it would outlive the gateway by a minute, with whatever lay on the stack that it was put
+        // together on.
+        self.tick.abort();
+    }
 }
 
 impl std::ops::Deref for Local {
@@ -235,9 +245,10 @@ impl LocalGateways {
         let gateway = unshard_volume(&cluster, volume.id, &metadata).await?;
         tracing::info!(volume = volume.name, generation = volume.writer_gen, "volume attached");
         let generation = volume.writer_gen;
-        let local = Arc::new(Local { gateway, generation, _in_use: in_use });
-        tokio::spawn(tick(Arc::downgrade(&local)));
-        Ok(local)
+        Ok(Arc::new_cyclic(|local| {
+            let tick = tokio::spawn(tick(Weak::clone(local))).abort_handle();
+            Local { gateway, generation, _in_use: in_use, tick }
+        }))
     }
 }
 

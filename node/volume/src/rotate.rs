@@ -6,6 +6,7 @@ use crate::error::VolumeError;
 use crate::metadata::ShardMetadata;
 use smalti_map::KeyEpoch;
 use smalti_storage::ids::VolumeId;
+use smalti_storage::secret::wipe_stack_after_use;
 
 /// Makes the next key epoch of a volume: a shard key for every column, derived from the master key and the
 /// time, wrapped under a new secret of which every custodian has its share when this returns. Nothing uses
@@ -50,5 +51,7 @@ pub async fn rotate_keys(
     metadata: &ShardMetadata,
 ) -> Result<KeyEpoch, VolumeError> {
     metadata.expect(volume_id)?;
-    Ok(make_next_keys(cluster, metadata).await?)
+    let made = make_next_keys(cluster, metadata).await;
+    wipe_stack_after_use();
+    Ok(made?)
 }

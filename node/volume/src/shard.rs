@@ -10,6 +10,7 @@ use smalti_storage::geometry::{GROUPS_DEFAULT, Geometry, SHARD_SIZE_DEFAULT};
 use smalti_storage::ids::VolumeId;
 use smalti_storage::keys::system_rng;
 use smalti_storage::seal::SealIdentity;
+use smalti_storage::secret::wipe_stack_after_use;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -76,7 +77,9 @@ pub async fn shard_volume(
     let geometry = Geometry::new(shard_count, parity_count, shard_size, GROUPS_DEFAULT)?;
     let stores = cluster.stores();
     let locations = place_groups(volume_id, GROUPS_DEFAULT, shard_count, parity_count, &stores)?;
-    let epoch = make_keys(cluster, volume_id, &geometry).await?;
+    let made = make_keys(cluster, volume_id, &geometry).await;
+    wipe_stack_after_use();
+    let epoch = made?;
     Ok(ShardMetadata {
         volume: volume_id,
         size,
@@ -146,5 +149,9 @@ pub async fn unshard_volume(
         now,
         limits: GatewayLimits::default(),
     };
-    Ok(Gateway::new(config, Arc::new(keys), rows, Box::new(random)))
+    let gateway = Gateway::new(config, Arc::new(keys), rows, Box::new(random));
+    // Now, and not only when the thread has nothing to do: a future is moved to where it stays as a whole, with
+    // whatever lay where it has not been anything yet.
+    wipe_stack_after_use();
+    Ok(gateway)
 }

@@ -5,7 +5,7 @@
 
 use crate::geometry::PlaceKey;
 use crate::ids::{GroupNo, Slot, VolumeId};
-use crate::secret::secret_bytes;
+use crate::secret::{note_use, secret_bytes};
 use hkdf::Hkdf;
 use serde::{Deserialize, Serialize};
 use sha2::Sha256;
@@ -62,6 +62,7 @@ impl fmt::Display for ShardId {
 /// HKDF-SHA256 to 32 bytes. The caller takes them into a key type; the copy here is wiped.
 pub(crate) fn hkdf(salt: &[u8], secret: &[u8], info: &[&[u8]]) -> Zeroizing<[u8; 32]> {
     let mut out = Zeroizing::new([0; 32]);
+    note_use();
     Hkdf::<Sha256>::new(Some(salt), secret)
         .expand_multi_info(info, &mut *out)
         .expect("32 bytes are far below the limit of HKDF");

@@ -11,6 +11,7 @@
 //!     another degree would verify and not combine.
 
 use super::derive::{MasterKey, WrappingKey, hkdf};
+use crate::secret::note_use;
 use k256::elliptic_curve::PrimeField;
 use k256::elliptic_curve::group::{Group, GroupEncoding};
 use k256::{ProjectivePoint, Scalar};
@@ -393,12 +394,14 @@ impl From<Commitments> for Vec<u8> {
 impl Drop for Secret {
     fn drop(&mut self) {
         self.0.zeroize();
+        note_use();
     }
 }
 
 impl Drop for KeyPart {
     fn drop(&mut self) {
         self.value.zeroize();
+        note_use();
     }
 }
 

@@ -10,6 +10,7 @@ use crate::ids::{GroupNo, KeyEpochNo, Slot, VolumeId};
 use crate::keys::ShardKey;
 use crate::keys::derive::hkdf;
 use crate::record::v1::FORMAT;
+use crate::secret::wipe_shallow;
 use aes_gcm::{Aes256Gcm, KeyInit};
 use std::collections::HashMap;
 use std::mem;
@@ -63,7 +64,9 @@ impl SessionCache {
             return cipher;
         }
         // Derived without the lock: two threads may do it at once and get the same.
-        let cipher = Arc::new(session.derive(volume, key));
+        let cipher = session.derive(volume, key);
+        // This is done while clients work, and the thread may not wait for long; a key's schedule is moved.
+        wipe_shallow();
         lock(part).insert(session, Arc::clone(&cipher));
         cipher
     }
@@ -104,7 +107,8 @@ impl Part {
 }
 
 impl Session {
-    fn derive(&self, volume: VolumeId, key: &ShardKey) -> Aes256Gcm {
+    #[inline(never)]
+    fn derive(&self, volume: VolumeId, key: &ShardKey) -> Arc<Aes256Gcm> {
         let info: [&[u8]; 6] = [
             LABEL,
             &[FORMAT],
@@ -113,7 +117,7 @@ impl Session {
             &self.stripe.to_be_bytes(),
             &[self.slot.0],
         ];
-        Aes256Gcm::new((&*hkdf(&self.salt, key.expose(), &info)).into())
+        Arc::new(Aes256Gcm::new((&*hkdf(&self.salt, key.expose(), &info)).into()))
     }
 }
 
