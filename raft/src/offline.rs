@@ -91,18 +91,19 @@ impl Stopped {
     }
 
     fn entries(&self) -> Result<Vec<Entry>, DbError> {
-        let items = self.rocks.iterator_cf(self.family(LOG), IteratorMode::Start);
-        let read = |item: Result<(Box<[u8]>, Box<[u8]>), rocksdb::Error>| {
+        let mut entries = Vec::new();
+        for item in self.rocks.iterator_cf(self.family(LOG), IteratorMode::Start) {
             let (index, value) = item?;
             let index = log_index(&index)?;
             let entry: Entry = decode_entry(index, &value)?;
             let named = entry.log_id.index;
-            if named == index {
-                return Ok(entry);
+            if named != index {
+                let what = format!("log entry {named} stands at {index}");
+                return Err(DbError::Inconsistent(what));
             }
-            Err(DbError::Inconsistent(format!("log entry {named} stands at {index}")))
-        };
-        items.map(read).collect()
+            entries.push(entry);
+        }
+        Ok(entries)
     }
 
     fn meta<T: DeserializeOwned>(&self, key: &[u8]) -> Result<Option<T>, DbError> {

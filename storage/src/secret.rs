@@ -38,7 +38,6 @@ pub(crate) fn wipe_shallow() {
 }
 
 #[inline(never)]
-#[expect(clippy::large_stack_arrays, reason = "to lie on the stack is its purpose")]
 fn wipe<const BYTES: usize>() {
     let mut below = [0_u8; BYTES];
     // The compiler has to believe that somebody looks at it.
