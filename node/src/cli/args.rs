@@ -509,7 +509,7 @@ mod tests {
         let cases = [
             ("status", ErrorKind::MissingRequiredArgument),
             ("key revoke --dir d", ErrorKind::MissingRequiredArgument),
-            ("key revoke --all --epoch 1 --dir d", ErrorKind::MissingRequiredArgument),
+            ("key revoke --all --epoch 1 --dir d", ErrorKind::ArgumentConflict),
             ("key revoke v --all --dir d", ErrorKind::ArgumentConflict),
             ("key revoke v --master --dir d", ErrorKind::ArgumentConflict),
             ("status --dir d --api 127.0.0.1:1", ErrorKind::ArgumentConflict),

@@ -51,7 +51,7 @@ pub struct KeyRevokeArgs {
     #[arg(long)]
     pub all: bool,
     /// Only this key epoch and older ones [default: up to the present one]
-    #[arg(long, value_name = "EPOCH", requires = "name")]
+    #[arg(long, value_name = "EPOCH", conflicts_with_all = ["all", "master"])]
     pub epoch: Option<u32>,
     /// The secret that new keys are derived from
     #[arg(long, conflicts_with = "name")]
