@@ -16,7 +16,7 @@ use crate::attach::{AttachError, Local, LocalGateways, MemberCluster, Place};
 use pass::Pass;
 use smalti_cluster::member::KeyProgress;
 use smalti_cluster::{Member, clock};
-use smalti_map::{Applied, ClusterMap, Command, Coordinator, KeyEpoch, Rejection, Volume};
+use smalti_map::{Applied, ClusterMap, Command, Coordinator, KeyEpoch, Rejection, Volume, limits};
 use smalti_raft::ProposeError;
 use smalti_rowcommit::coordinator::OpError;
 use smalti_storage::ids::{Epoch, VolumeNo};
@@ -41,6 +41,11 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 const LOOK_AGAIN: Duration = Duration::from_secs(3);
 const LOOK_AGAIN_MAX: Duration = Duration::from_secs(60);
 
+/// After new keys could not be made, they are not tried again sooner while older records are sealed anew; every
+/// try ends a look, and a look has to come to its end for older keys to go. At first and at most.
+const TRY_AGAIN: Duration = Duration::from_secs(5);
+const TRY_AGAIN_MAX: Duration = Duration::from_secs(3600);
+
 /// A custodian that was silent for so long is away.
 const AWAY: Duration = Duration::from_secs(1);
 
@@ -60,6 +65,8 @@ enum RotationError {
     Volume(#[from] VolumeError),
     #[error("blocks can not be listed: {0}")]
     List(OpError),
+    #[error("as many key epochs are in use as can be; records have to be sealed anew first")]
+    Full,
     #[error("another master secret is to be made first")]
     Master,
     #[error("{0}, and every custodian has to keep a share of new keys")]
@@ -101,6 +108,7 @@ pub(crate) async fn keep(
                     gateway: None,
                     dealt: None,
                     urgent: urgent.clone(),
+                    refused: 0,
                 };
                 running.insert(volume.no, tasks.spawn(keeper.run()));
             }
@@ -129,6 +137,8 @@ struct Keeper {
     /// Keys that every custodian has its share of, and that the map may yet take.
     dealt: Option<KeyEpoch>,
     urgent: Urgent,
+    /// How often in a row new keys could not be made while there were older ones.
+    refused: u32,
 }
 
 /// How many looks for the sake of revoked keys are under way on this node. Others wait for them.
@@ -228,7 +238,10 @@ impl Keeper {
         let mut why = None;
         if volume.rotate {
             match self.rotate(volume).await {
-                Ok(()) => return Ok(Turn { goes_on: true }),
+                Ok(()) => {
+                    self.refused = 0;
+                    return Ok(Turn { goes_on: true });
+                }
                 // Older records are sealed anew meanwhile.
                 Err(error) if volume.key_epochs.len() > 1 => {
                     tracing::warn!(volume = volume.name, %error, "no new keys yet");
@@ -244,7 +257,9 @@ impl Keeper {
         let urgent = self.urgent.clone();
         let mut pass = Pass::new(&self.member, &volume, &coder, Arc::clone(&gateway), urgent);
         // A wish that was tried just now does not end it.
-        pass.failed = why.is_some().then(Instant::now);
+        self.refused = if why.is_some() { self.refused + 1 } else { 0 };
+        let after = longer(TRY_AGAIN, self.refused, TRY_AGAIN_MAX);
+        pass.again = why.is_some().then(|| Instant::now() + after);
         let stopped = self.stop.run_until_cancelled(pass.run()).await;
         let found = stopped.ok_or(RotationError::Moved)??;
         if !found.is_clean() {
@@ -295,7 +310,7 @@ impl Keeper {
     /// Makes a new key epoch.
     async fn rotate(&mut self, volume: &Volume) -> Result<(), RotationError> {
         let map = self.member.map();
-        custodians_can(&self.member, &map)?;
+        can_begin(&self.member, &map, volume)?;
         let next = Some(volume.key_epoch.0 + 1);
         // What was dealt to custodians of before may name nodes that are gone, and come of another master secret.
         let share_epoch = map.custodians.share_epoch;
@@ -329,8 +344,11 @@ impl Keeper {
     }
 }
 
-/// Whether every custodian could keep a share of new keys just now.
-fn custodians_can(member: &Member, map: &ClusterMap) -> Result<(), RotationError> {
+/// Whether a key epoch could begin just now: there is room for one, and every custodian could keep a share.
+fn can_begin(member: &Member, map: &ClusterMap, volume: &Volume) -> Result<(), RotationError> {
+    if volume.key_epochs.len() >= limits::KEY_EPOCHS {
+        return Err(RotationError::Full);
+    }
     if map.custodians.new_master {
         return Err(RotationError::Master);
     }

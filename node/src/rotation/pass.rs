@@ -1,6 +1,6 @@
 //! A look at all blocks of a volume, in which those of older key epochs are sealed anew.
 
-use super::{RotationError, Urgency, Urgent, custodians_can};
+use super::{RotationError, Urgency, Urgent, can_begin};
 use crate::attach::{Local, background_rows};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -20,9 +20,6 @@ const CHUNK: usize = 32;
 
 /// How long what the coordinator said of how much may be under way is believed.
 const WINDOW_AGE: Duration = Duration::from_millis(20);
-
-/// After new keys could not be made, they are not tried again sooner while there are older ones.
-const TRY_AGAIN: Duration = Duration::from_secs(10);
 
 /// Between two tries to list a group of which too much is out of reach.
 const LIST_PAUSE: Duration = Duration::from_millis(500);
@@ -107,8 +104,8 @@ pub(super) struct Pass<'a> {
     groups: u16,
     /// Which generation each key epoch began with, the newest first.
     since: Vec<(u32, KeyEpochNo)>,
-    /// New keys are wanted already, and could not be made.
-    pub(super) failed: Option<Instant>,
+    /// New keys are wanted already, and could not be made: when they are tried again at the earliest.
+    pub(super) again: Option<Instant>,
     coder: CoderHandle,
     rows: Arc<dyn Rows>,
     gateway: Arc<Local>,
@@ -141,7 +138,7 @@ impl<'a> Pass<'a> {
             no: volume.no,
             groups: u16::try_from(volume.groups.len()).unwrap_or(u16::MAX),
             since,
-            failed: None,
+            again: None,
             rows: background_rows(coder.clone(), gateway.generation()),
             coder,
             gateway,
@@ -206,12 +203,13 @@ impl<'a> Pass<'a> {
     /// Whether somebody wants other keys than those that records are sealed under here.
     fn is_wanted_anew(&self) -> bool {
         let map = self.member.map();
-        // What failed a moment ago is not tried again before it may succeed: every try ends a look.
-        let may = || {
-            let again = self.failed.is_none_or(|failed| failed.elapsed() >= TRY_AGAIN);
-            again && (self.failed.is_none() || custodians_can(self.member, &map).is_ok())
+        let Some(volume) = map.volumes.get(&self.no).filter(|volume| volume.rotate) else {
+            return false;
         };
-        map.volumes.get(&self.no).is_some_and(|volume| volume.rotate) && may()
+        // What failed a moment ago is not tried again before it may succeed.
+        self.again.is_none_or(|again| {
+            Instant::now() >= again && can_begin(self.member, &map, volume).is_ok()
+        })
     }
 
     fn is_revoked(&self) -> bool {
