@@ -13,6 +13,9 @@ const CHUNK: u64 = 1024;
 /// A needle this long is in memory by chance once in 10^29 looks at a GiB.
 pub const PIECE: usize = 16;
 
+/// What the smallest process has to write to, in bytes: less was seen than there is.
+const LEAST: usize = 64 * 4096;
+
 /// In an entry of `pagemap`: the page is in memory, or swapped out.
 const THERE: u64 = 1 << 63 | 1 << 62;
 
@@ -139,7 +142,7 @@ pub fn scan(pid: u32, needles: &Needles) -> Result<Option<Vec<Found>>> {
             at = to;
         }
     }
-    ensure!(looked > 1 << 20, "only {looked} bytes of memory of {pid} were seen");
+    ensure!(looked > LEAST, "only {looked} bytes of memory of {pid} were seen");
     Ok(Some(found))
 }
 
