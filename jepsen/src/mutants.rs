@@ -37,6 +37,7 @@ const SLOW: &[Mutant] = &[
     Mutant::IndexDecidedOnly,
     Mutant::WatermarkOffline,
     Mutant::SettleByOffline,
+    Mutant::OneParityTells,
 ];
 
 /// Mutants that did not die in a thousand seeds and more. They are blind spots of the simulator, or

@@ -172,14 +172,19 @@ impl World {
                 let why = format!("node {at} finds {alarm:?}, and nothing was made so");
                 self.fail(Failure::at(row, why));
             }
-            Alarm::RecordLost { row, .. } if !self.rotten.contains(&row) => {
+            Alarm::RecordLost { row, .. } if !self.may_be_lost(row) => {
                 self.fail(Failure::at(row, format!("node {at} finds {alarm:?}")));
             }
-            Alarm::RowLost { row } if !self.rotten.contains(&row) => {
+            Alarm::RowLost { row } if !self.may_be_lost(row) => {
                 self.fail(Failure::at(row, format!("node {at} finds {row} lost")));
             }
             _ => {}
         }
+    }
+
+    /// Whether there may be something wrong with a row that nobody can tell: not if only writes were lost.
+    fn may_be_lost(&self, row: RowAddr) -> bool {
+        self.rotten.contains(&row) && !self.lost_writes.contains(&row)
     }
 
     /// Whether everything is in sync, served, and at rest.

@@ -7,8 +7,8 @@ use super::world::World;
 use bytes::Bytes;
 use smalti_map::{Command, MoveSlot};
 use smalti_storage::ids::{GroupNo, RowAddr, RowSlot, Slot, SlotSet, StoreId};
-use smalti_storage::store::ShardStore;
 use smalti_storage::store::memory::{MemoryStore, Restart};
+use smalti_storage::store::{ShardStore, VersionMeta};
 use std::sync::Arc;
 
 impl World {
@@ -25,9 +25,61 @@ impl World {
         if !whole || self.rotten.contains(&row) {
             return;
         }
+        if self.rng.percent(50) {
+            return self.lose_writes(row);
+        }
         let slots = self.swarm.data + self.swarm.parity;
         let slot = Slot(u8::try_from(self.rng.below(u64::from(slots))).unwrap_or(0));
         self.rot_slot(row, slot);
+    }
+
+    /// Slots of a row have what they had before, and nothing that does not verify: their writes since were lost
+    /// without a word, or somebody put back what there was. The first time it is kept for that.
+    fn lose_writes(&mut self, row: RowAddr) {
+        let Some(before) = self.before.remove(&row) else {
+            let now = self.slots_of(row);
+            self.before.insert(row, now);
+            return;
+        };
+        // A slot that is out is a loss too.
+        let out = [Fault::Break, Fault::Slow].into_iter().any(|fault| self.swarm.has(fault));
+        let most = u64::from(self.swarm.parity) - u64::from(out && self.swarm.parity > 1);
+        let mut left = self.rng.range(1, most);
+        let mut slots: Vec<_> = before.into_iter().collect();
+        self.rng.shuffle(&mut slots);
+        for (store, at, meta, record) in slots {
+            let holds =
+                self.volume().and_then(|v| v.group(row.group)?.slots.get(at.slot.index()).copied());
+            if left == 0 || holds != Some(store) {
+                continue;
+            }
+            let ver = meta.ver;
+            let node = self.node_of(store);
+            if self.nodes[node].put_back(at, meta, record) {
+                self.trace(|| format!("{at} has lost what came after {ver}"));
+                self.count(Fault::Rot, true);
+                self.rotten.insert(row);
+                self.lost_writes.insert(row);
+                left -= 1;
+            }
+        }
+    }
+
+    /// What each slot of a row has as its newest version.
+    fn slots_of(&self, row: RowAddr) -> Vec<(StoreId, RowSlot, VersionMeta, Bytes)> {
+        let stores =
+            self.volume().and_then(|v| v.group(row.group)).map(|group| group.slots.clone());
+        let mut found = Vec::new();
+        for (slot, store) in (0..).map(Slot).zip(stores.unwrap_or_default()) {
+            let at = RowSlot { volume: self.volume, row, slot };
+            let disk = &self.nodes[self.node_of(store)].disk;
+            let Ok(head) = disk.head(at) else { continue };
+            let meta = head.unwrap_or_default();
+            if let (Ok(None), Ok(record)) = (disk.prepared_at(at), disk.record(at, meta.ver)) {
+                found.push((store, at, meta, record.unwrap_or_default()));
+            }
+        }
+        found
     }
 
     /// Makes a version of any number of slots of a row rotten, whatever was so before.

@@ -7,24 +7,17 @@ use super::failure::Failure;
 use super::world::World;
 use smalti_rowcommit::Event;
 use smalti_rowcommit::coordinator::{BACKGROUND, BlockList, Contents, OpError};
-use smalti_storage::ids::{Epoch, GroupNo, RowAddr, RowSlot, Slot};
+use smalti_storage::ids::{GroupNo, RowAddr, RowSlot, Slot};
 use smalti_storage::store::ShardStore;
 use std::collections::BTreeMap;
-
-/// What a block can not have any more.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Floor {
-    /// Contents of gateways of generations before this one.
-    generation: u32,
-    /// Contents that were written before this epoch: there were none.
-    epoch: Epoch,
-}
 
 /// Lists that were asked for, and what those that came say.
 #[derive(Debug, Default)]
 pub(crate) struct Lists {
-    asked: BTreeMap<u64, GroupNo>,
-    floors: BTreeMap<Block, Floor>,
+    /// Of which group, and in which generation: what that gateway writes later may be missing.
+    asked: BTreeMap<u64, (GroupNo, u32)>,
+    /// Contents of gateways of generations before this one a block can not have any more.
+    floors: BTreeMap<Block, u32>,
 }
 
 impl World {
@@ -39,26 +32,26 @@ impl World {
             let process = self.nodes[at].process_mut();
             process.next_op += 1;
             let op = BACKGROUND | process.next_op;
-            self.lists.asked.insert(op, group);
+            let volume = process.map.volumes.get(&self.volume);
+            let generation = volume.map_or(0, |volume| volume.writer_gen);
+            self.lists.asked.insert(op, (group, generation));
             self.coordinate(at, Event::List { op, group, after: None });
         }
     }
 
     pub(crate) fn listed(&mut self, at: At, op: u64, result: Result<BlockList, OpError>) {
         self.trace(|| format!("n{at} lists {op:x}: {result:?}"));
-        let (Some(group), Ok(list)) = (self.lists.asked.remove(&op), result) else { return };
-        let epoch = self.nodes[at].process.as_ref().map(|process| process.coordinator.epoch());
-        let Some(epoch) = epoch else { return };
+        let (Some((group, newest)), Ok(list)) = (self.lists.asked.remove(&op), result) else {
+            return;
+        };
         let told = |row: &RowAddr| row.group == group && list.next.is_none_or(|next| *row <= next);
         let found =
             |(row, slot): &Block| list.blocks.iter().find(|b| (b.row, b.slot) == (*row, *slot));
         for block in self.all_blocks().into_iter().filter(|(row, _)| told(row)) {
             let floor = self.lists.floors.entry(block).or_default();
             match found(&block).map(|listed| listed.contents) {
-                None | Some(Contents::Absent) => floor.epoch = floor.epoch.max(epoch),
-                Some(Contents::Since(generation)) => {
-                    floor.generation = floor.generation.max(generation);
-                }
+                None | Some(Contents::Absent) => *floor = newest.max(*floor),
+                Some(Contents::Since(generation)) => *floor = generation.max(*floor),
                 Some(Contents::Unknown) => {}
             }
         }
@@ -67,11 +60,10 @@ impl World {
     /// I16: no block has older contents than some list has said.
     pub(crate) fn check_lists(&self) -> Result<(), Failure> {
         for ((row, slot), floor) in &self.lists.floors {
-            let Some(meta) = self.contents_of(*row, *slot) else { continue };
-            if meta.0 < floor.generation || meta.1 < floor.epoch {
+            let Some(generation) = self.contents_of(*row, *slot) else { continue };
+            if generation < *floor {
                 let why = format!(
-                    "I16: {row}/{slot} has contents of generation {} and epoch {}, and lists said {floor:?}",
-                    meta.0, meta.1
+                    "I16: {row}/{slot} has contents of generation {generation}, and lists said {floor}"
                 );
                 return Err(Failure::at(*row, why));
             }
@@ -79,12 +71,12 @@ impl World {
         Ok(())
     }
 
-    /// The generation and the epoch of what a block has, unless it can not be told.
-    fn contents_of(&self, row: RowAddr, slot: Slot) -> Option<(u32, Epoch)> {
+    /// The generation of what a block has, unless it can not be told.
+    fn contents_of(&self, row: RowAddr, slot: Slot) -> Option<u32> {
         let volume = self.volume()?;
         let store = volume.group(row.group)?.slots.get(slot.index()).copied()?;
         let at = RowSlot { volume: volume.no, row, slot };
         let head = self.nodes[self.node_of(store)].disk.head(at).ok()??;
-        head.present.then_some((head.wid.generation, head.ver.epoch))
+        head.present.then_some(head.wid.generation)
     }
 }

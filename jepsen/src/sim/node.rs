@@ -5,15 +5,16 @@ use super::event::{At, Ev, Life};
 use super::link::SessionId;
 use super::swarm::{Fault, MS};
 use super::world::{World, node_id};
+use bytes::Bytes;
 use smalti_map::{Applied, ClusterMap, Command, Coordinator as Coordinating, StoreStart};
 use smalti_rowcommit::coordinator::{Coordinator, Phase};
 use smalti_rowcommit::msg::{Frame, Reply};
 use smalti_rowcommit::store::read::ReadSide;
 use smalti_rowcommit::store::{Room, StoreConfig};
 use smalti_rowcommit::{Action, CoordinatorConfig, Event, StoreCore, Time};
-use smalti_storage::ids::{Incarnation, RunId, StoreId, VolumeNo};
+use smalti_storage::ids::{Incarnation, RowSlot, RunId, StoreId, VolumeNo};
 use smalti_storage::store::memory::{MemoryStore, Restart};
-use smalti_storage::store::{Admission, Batch, Change, ShardStore};
+use smalti_storage::store::{Admission, Batch, Change, ShardStore, VersionMeta};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -93,6 +94,18 @@ impl Node {
 
     pub(crate) fn process(&self) -> &Process {
         self.process.as_ref().expect("asked of running nodes only")
+    }
+
+    /// Has the disk of a slot changed behind the back of the process, which has it at hand no more; not while it
+    /// is writing.
+    pub(crate) fn put_back(&mut self, at: RowSlot, meta: VersionMeta, record: Bytes) -> bool {
+        if let Some(process) = &mut self.process {
+            if process.committing.is_some() {
+                return false;
+            }
+            process.core.look_again(at);
+        }
+        self.disk.put_back(at, meta, record)
     }
 
     pub(crate) fn process_mut(&mut self) -> &mut Process {

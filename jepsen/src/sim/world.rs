@@ -10,15 +10,17 @@ use super::node::Node;
 use super::rng::Rng;
 use super::swarm::{Fault, MS, Mode, Swarm};
 use super::timeline::Timeline;
+use bytes::Bytes;
 use smalti_map::{
     Applied, ClusterMap, Command, Custody, KeyEpoch, NewVolume, NodeAddresses, ShareHolder,
     StoreStart, Volume,
 };
 use smalti_rowcommit::coordinator::ScrubReport;
 use smalti_storage::ids::{
-    ClusterId, GroupNo, Incarnation, KeyEpochNo, NodeId, RowAddr, RunId, StoreId, Ver, VolumeId,
-    VolumeNo, Wid,
+    ClusterId, GroupNo, Incarnation, KeyEpochNo, NodeId, RowAddr, RowSlot, RunId, StoreId, Ver,
+    VolumeId, VolumeNo, Wid,
 };
+use smalti_storage::store::VersionMeta;
 use smalti_storage::store::memory::MemoryStore;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -75,6 +77,10 @@ pub(crate) struct World {
     pub(crate) written: BTreeSet<Block>,
     /// Rows in which bytes were made rotten.
     pub(crate) rotten: BTreeSet<RowAddr>,
+    /// Those of them in which slots have what they had before, and all of it verifies.
+    pub(crate) lost_writes: BTreeSet<RowAddr>,
+    /// What slots of rows had some time ago.
+    pub(crate) before: BTreeMap<RowAddr, Vec<(StoreId, RowSlot, VersionMeta, Bytes)>>,
     /// Nodes whose disk forgot something that has not been put right yet.
     pub(crate) forgot: BTreeSet<At>,
     /// Stores whose disk is gone, and on which node they were.
@@ -228,6 +234,8 @@ impl World {
             trimmed: BTreeSet::new(),
             written: BTreeSet::new(),
             rotten: BTreeSet::new(),
+            lost_writes: BTreeSet::new(),
+            before: BTreeMap::new(),
             forgot: BTreeSet::new(),
             gone: BTreeMap::new(),
             counts: BTreeMap::new(),

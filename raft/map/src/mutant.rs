@@ -187,6 +187,12 @@ mutants! {
     // Reading.
     /// A row's vector is taken from slots that are out of sync as well.
     VectorOutOfSync = "vector-out-of-sync",
+    /// One parity slot tells a row's vector, though others are in sync.
+    OneParityTells = "one-parity-tells",
+    /// What a slot in sync is to hold is taken from parity slots alone, without asking the slot itself.
+    RepairByOne = "repair-by-one",
+    /// A slot that contradicts what another one said of it is taken for wrong.
+    BelieveOne = "believe-one",
     /// A store answers with bytes that do not verify.
     ReadUnverified = "read-unverified",
 

@@ -203,6 +203,25 @@ impl MemoryStore {
         Arc::make_mut(&mut inner.content).set_version(at, ver, None).is_some()
     }
 
+    /// Puts a version, or nothing, in the place of all that are newer, as if their writes had been lost. False if there
+    /// is none, or the slot has one that is not known to be committed.
+    pub fn put_back(&self, at: RowSlot, meta: VersionMeta, record: Bytes) -> bool {
+        let mut inner = self.lock();
+        let content = Arc::make_mut(&mut inner.content);
+        if content.prepared.contains_key(&at) {
+            return false;
+        }
+        let held = content.rows.get(&at).into_iter().flat_map(BTreeMap::keys);
+        let newer: Vec<Ver> = held.map(|Reverse(ver)| *ver).filter(|ver| *ver > meta.ver).collect();
+        for ver in &newer {
+            content.set_version(at, *ver, None);
+        }
+        if !newer.is_empty() && !meta.ver.is_none() {
+            content.set_version(at, meta.ver, Some(Stored { meta, record, meta_corrupt: false }));
+        }
+        !newer.is_empty()
+    }
+
     /// A hash of all content: equal for stores that answer everything alike. Tells nothing of
     /// identity, incarnation and limits.
     pub fn fingerprint(&self) -> u128 {

@@ -38,6 +38,33 @@ pub(super) fn vector<'a>(
     vec
 }
 
+/// The newest vector, unless so many slots contradict it that too few are left to construct a row from, and one that
+/// some of them tell is borne by enough. Then the newest was undone, and whoever names it has lost that: had it been
+/// acknowledged, more slots than there are parity slots to spare would have lost it.
+pub(super) fn borne(
+    metas: &BTreeMap<Slot, VersionMeta>,
+    newest: Vec<VecEntry>,
+    data: SlotSet,
+) -> Vec<VecEntry> {
+    let n = data.len() as usize;
+    let against = |vec: &[VecEntry]| dissenting(metas, vec, data).len() as usize;
+    let spare = metas.len().saturating_sub(n);
+    if against(&newest) <= spare {
+        return newest;
+    }
+    let told = metas.iter().filter(|(slot, _)| !data.contains(**slot)).map(|(_, meta)| {
+        let mut vec = meta.vec.clone();
+        vec.resize(n, VecEntry::default());
+        vec
+    });
+    let own: Vec<VecEntry> =
+        data.iter().filter_map(|slot| metas.get(&slot)).map(entry_of).collect();
+    told.chain(Some(own).filter(|own| own.len() == n))
+        .filter(|vec| against(vec) <= spare)
+        .min_by_key(|vec| against(vec))
+        .unwrap_or(newest)
+}
+
 /// The slots whose metadata is not what the vector says.
 pub(super) fn dissenting(
     metas: &BTreeMap<Slot, VersionMeta>,
@@ -85,6 +112,36 @@ mod tests {
         assert_eq!(found.iter().map(|entry| entry.ver).collect::<Vec<_>>(), [ver(7), ver(5)]);
         let wrong = dissenting(&metas, &found, SlotSet::first(2));
         assert_eq!(wrong, [Slot(0), Slot(2)].into_iter().collect());
+    }
+
+    #[test]
+    fn what_was_undone_does_not_count_though_one_slot_has_lost_that() {
+        // 3+2: version 9 of two blocks was undone, and the first parity slot has it yet.
+        let undone: BTreeMap<Slot, VersionMeta> = [
+            (Slot(0), data(5)),
+            (Slot(1), data(6)),
+            (Slot(2), data(3)),
+            (Slot(3), parity(&[9, 9, 3])),
+            (Slot(4), parity(&[5, 6, 3])),
+        ]
+        .into();
+        let of = |metas: &BTreeMap<Slot, VersionMeta>| {
+            let newest = vector(metas.iter().map(|(slot, meta)| (*slot, meta)), 3);
+            let found = borne(metas, newest, SlotSet::first(3));
+            found.iter().map(|entry| entry.ver.seq).collect::<Vec<_>>()
+        };
+        assert_eq!(of(&undone), [5, 6, 3]);
+        // It was acknowledged, and two of five have lost it.
+        let mut lost = undone.clone();
+        lost.insert(Slot(0), data(9));
+        lost.insert(Slot(4), parity(&[9, 9, 3]));
+        lost.insert(Slot(3), parity(&[5, 6, 3]));
+        assert_eq!(of(&lost), [9, 9, 3]);
+        // Nobody can tell: nothing is made of it.
+        let mut split = undone;
+        split.insert(Slot(4), parity(&[5, 7, 3]));
+        split.remove(&Slot(2));
+        assert_eq!(of(&split), [9, 9, 3]);
     }
 
     #[test]

@@ -3,10 +3,15 @@
 //!
 //! A data record is usable when it verifies and its version is the one the vector names; a parity
 //! record when it verifies and carries that very vector. Nothing else is ever an input.
+//!
+//! G1. The vector is what all parity slots in sync say alike. With a block's own slot that makes k + 1 who tell
+//!     its version, so that of k stores that have silently lost a write, or put back an old record, none is believed.
+//! G2. Where slots in sync contradict each other all of them are asked, and the newest version that one names
+//!     counts: nobody is taken for wrong, and put right, on another one's word alone.
 
 use super::cache::RowVec;
 use super::evidence;
-use super::rows::TaskId;
+use super::rows::{Kind, TaskId};
 use super::{Action, Alarm, Coordinator, Purpose};
 use crate::msg::{Answer, Ask, Want};
 use bytes::Bytes;
@@ -38,8 +43,12 @@ pub(super) struct Gather {
     pub(super) heads: BTreeMap<Slot, VersionMeta>,
     /// Slots whose metadata can not be had.
     pub(super) dumb: SlotSet,
-    /// All slots are asked for the vector: decided when the first one is.
+    /// All slots are asked for the vector: decided when the first one is, or begun anew with that.
     pub(super) by_all: bool,
+    /// It was begun anew, for slots contradicted each other.
+    pub(super) doubted: bool,
+    /// What it was to avoid when it began.
+    shunned_first: SlotSet,
     /// Records are asked for with the vector, before that tells whether they will do: one round instead of
     /// two, where it is most likely that all will.
     pub(super) eager: bool,
@@ -61,7 +70,20 @@ pub(super) enum Progress {
 
 impl Gather {
     pub(super) fn reset(&mut self, need: SlotSet, avoid: SlotSet) {
-        *self = Self { need, avoid, round: self.round + 1, ..Self::default() };
+        let (shunned_first, round) = (avoid, self.round + 1);
+        *self = Self { need, avoid, shunned_first, round, ..Self::default() };
+    }
+
+    /// Begins anew, believing no slot alone.
+    fn doubt(&mut self) {
+        let (snap, dumb) = (self.snap, self.dumb);
+        self.reset(self.need, self.shunned_first);
+        (self.snap, self.dumb, self.by_all, self.doubted) = (snap, dumb, true, true);
+    }
+
+    /// Whether what it finds may show that somebody else was wrong: not in a takeover, which has decided.
+    fn may_doubt(&self) -> bool {
+        !self.by_all && self.parity_ver.is_none() && !lives(Mutant::BelieveOne)
     }
 
     /// The same, with everything asked for at once.
@@ -71,11 +93,11 @@ impl Gather {
     }
 
     /// Asks a slot for its part of the vector, and for its record if that is to come along.
-    fn want_vec(&mut self, slot: Slot) -> Want {
+    fn want_vec(&mut self, slot: Slot, record: bool) -> Want {
         self.asked_vec = self.asked_vec.with(slot);
         match self.snap {
             Some(snap) => Want::HeldMeta(snap),
-            None if self.takes_records() => {
+            None if record && self.takes_records() => {
                 self.asked = self.asked.with(slot);
                 Want::Head
             }
@@ -113,8 +135,9 @@ impl Gather {
         self.records.contains_key(&slot)
     }
 
-    /// Judges records once the vector is known, and answers which slots were found wanting.
-    fn check(&mut self, data: SlotSet) -> SlotSet {
+    /// Judges records once the vector is known, and answers which slots were found wanting. `own`: slots that can
+    /// be asked for what they have themselves.
+    fn check(&mut self, data: SlotSet, own: SlotSet) -> SlotSet {
         let Some(vec) = self.vec.clone() else { return SlotSet::EMPTY };
         let mut bad = SlotSet::EMPTY;
         for (slot, (meta, record)) in std::mem::take(&mut self.unchecked) {
@@ -133,11 +156,15 @@ impl Gather {
             }
         }
         self.avoid = self.avoid.or(bad);
-        // Never written: all zeroes, known without asking.
+        // Never written: all zeroes, known without asking where all were asked. Else the block's own slot is one of
+        // those who have to say so.
+        let own = if self.by_all || self.parity_ver.is_some() { SlotSet::EMPTY } else { own };
+        let own = own.and(self.need).minus(self.avoid).minus(self.dumb);
         let never = |slot: &Slot| vec.get(slot.index()).is_none_or(|entry| entry.ver.is_none());
         let nowhere = data.iter().all(|slot| never(&slot));
         let absent = data.iter().filter(never).collect::<SlotSet>();
-        for slot in if nowhere { absent.or(self.need) } else { absent }.iter() {
+        let known = if nowhere { absent.or(self.need) } else { absent };
+        for slot in known.minus(own).iter() {
             self.records.insert(slot, Bytes::new());
         }
         bad
@@ -168,18 +195,19 @@ impl Coordinator {
 
     fn gather_step(&mut self, id: TaskId, row: RowAddr, g: &mut Gather) -> Progress {
         let insync = self.insync(row.group);
-        let data = self.data_slots();
         if !self.distrusted.is_empty() {
             g.dumb = g.dumb.or(self.distrusted(row));
         }
-        if g.vec.is_none() && g.snap.is_none() && !self.is_doubtful(id) {
+        // What one slot said may have got there again since this was begun anew.
+        if g.vec.is_none() && g.snap.is_none() && !g.by_all && !self.is_doubtful(id) {
             g.vec = self.cache.find(row);
         }
         if g.vec.is_none() && !self.gather_vec(id, row, g, insync) {
             return Progress::Failed;
         }
-        let bad = g.check(data);
-        self.found_wanting(row, bad, g.snap);
+        if self.weigh(id, row, g) {
+            return self.gather_step(id, row, g);
+        }
         let direct = g.need.and(insync).minus(g.shunned(insync)).minus(g.asked);
         for slot in direct.iter().filter(|slot| !g.usable(*slot)).collect::<Vec<_>>() {
             self.ask_record(id, row, slot, g);
@@ -203,7 +231,7 @@ impl Coordinator {
     /// Finds the row's committed vector. False: there is no way to.
     fn gather_vec(&mut self, id: TaskId, row: RowAddr, g: &mut Gather, insync: SlotSet) -> bool {
         if g.asked_vec.is_empty() {
-            g.by_all = self.suspects.in_group(row.group) || self.is_doubtful(id);
+            g.by_all |= self.suspects.in_group(row.group) || self.is_doubtful(id);
         }
         if g.by_all {
             return self.gather_vec_of_all(id, row, g, insync);
@@ -211,13 +239,8 @@ impl Coordinator {
         let able = if lives(Mutant::VectorOutOfSync) { self.up_slots(row) } else { insync };
         let silent = g.shunned(insync).or(g.dumb);
         let parity = self.parity_slots().and(able).minus(silent);
-        if let Some(slot) = self.nearest(row, parity) {
-            if g.asked_vec.and(parity).is_empty() {
-                let purpose = Purpose::Vec { task: id, slot, round: g.round };
-                let want = g.want_vec(slot);
-                self.ask(row.group, slot, Ask::Fetch { row, slot, want }, purpose);
-            }
-            return true;
+        if let Some(nearest) = self.nearest(row, parity) {
+            return self.gather_vec_of_parity(id, row, g, (nearest, parity));
         }
         // No parity slot to ask: then hash, place and membership vouch for the data slots, which
         // must all be there.
@@ -226,10 +249,61 @@ impl Coordinator {
             return false;
         }
         self.ask_heads(id, row, g, data);
-        if data.iter().all(|slot| g.heads.contains_key(&slot)) {
-            g.vec = Some(g.heads.values().map(evidence::entry_of).collect());
+        let heads: Vec<_> = data.iter().filter_map(|slot| g.heads.get(&slot)).collect();
+        if heads.len() == usize::from(self.n()) {
+            g.vec = Some(heads.into_iter().map(evidence::entry_of).collect());
             self.remember(row, g);
         }
+        true
+    }
+
+    /// G1. One of them gives its record too, if records are to come along.
+    fn gather_vec_of_parity(
+        &mut self,
+        id: TaskId,
+        row: RowAddr,
+        g: &mut Gather,
+        (nearest, parity): (Slot, SlotSet),
+    ) -> bool {
+        let all = if lives(Mutant::OneParityTells) { SlotSet::EMPTY.with(nearest) } else { parity };
+        let first = g.asked_vec.and(all).is_empty();
+        for slot in all.minus(g.asked_vec).iter().collect::<Vec<_>>() {
+            let want = g.want_vec(slot, first && slot == nearest);
+            let purpose = Purpose::Vec { task: id, slot, round: g.round };
+            self.ask(row.group, slot, Ask::Fetch { row, slot, want }, purpose);
+        }
+        let told: Vec<_> = all.iter().filter_map(|slot| g.heads.get(&slot)).collect();
+        let Some(meta) = g.heads.get(&nearest).filter(|_| told.len() == all.len() as usize) else {
+            return true;
+        };
+        let mut vec = meta.vec.clone();
+        vec.resize(usize::from(self.n()), VecEntry::default());
+        if g.may_doubt() && !told.iter().all(|other| same_vector(&other.vec, &vec)) {
+            g.doubt();
+            let insync = self.insync(row.group);
+            return self.gather_vec_of_all(id, row, g, insync);
+        }
+        // Of a row that nobody wrote there is none.
+        g.parity_meta = Some(meta.clone()).filter(|meta| !meta.ver.is_none());
+        g.vec = Some(vec.into());
+        self.remember(row, g);
+        true
+    }
+
+    /// Judges what has come, and answers whether it is begun anew: G2.
+    fn weigh(&mut self, id: TaskId, row: RowAddr, g: &mut Gather) -> bool {
+        // Of an update the slot itself refuses what it is not to be built on.
+        let updates = self.tasks.get(&id).is_some_and(|task| matches!(task.kind, Kind::Update(_)));
+        let own = if updates { SlotSet::EMPTY } else { self.insync(row.group) };
+        let bad = g.check(self.data_slots(), own);
+        // Those that could not tell what they hold contradict nobody.
+        let against = bad.and(self.insync(row.group)).minus(g.dumb);
+        if against.is_empty() || !g.may_doubt() {
+            self.found_stale(id, row, bad, g);
+            return false;
+        }
+        self.cache.forget(row);
+        g.doubt();
         true
     }
 
@@ -253,15 +327,20 @@ impl Coordinator {
             // Of some data slot nobody can tell: that is not to say that it was never written.
             return false;
         }
-        let heads = g.heads.iter().filter(|(slot, _)| insync.contains(**slot));
-        let vec = evidence::vector(heads.map(|(slot, meta)| (*slot, meta)), self.n());
+        let told = insync.minus(g.dumb);
+        g.heads.retain(|slot, _| told.contains(*slot));
+        let vec = evidence::vector(g.heads.iter().map(|(slot, meta)| (*slot, meta)), self.n());
+        let vec = match self.suspects.in_group(row.group) {
+            true => vec,
+            false => evidence::borne(&g.heads, vec, self.data_slots()),
+        };
         let wrong = evidence::dissenting(&g.heads, &vec, self.data_slots());
         let parity = self.parity_slots().minus(wrong);
         g.parity_meta =
             g.heads.iter().find(|(slot, _)| parity.contains(**slot)).map(|(_, meta)| meta.clone());
         g.vec = Some(vec.into());
         g.avoid = g.avoid.or(wrong);
-        self.found_wanting(row, wrong, g.snap);
+        self.found_stale(id, row, wrong, g);
         self.remember(row, g);
         true
     }
@@ -269,7 +348,7 @@ impl Coordinator {
     fn ask_heads(&mut self, id: TaskId, row: RowAddr, g: &mut Gather, of: SlotSet) {
         for slot in of.minus(g.asked_vec).iter().collect::<Vec<_>>() {
             let purpose = Purpose::Vec { task: id, slot, round: g.round };
-            let want = g.want_vec(slot);
+            let want = g.want_vec(slot, true);
             self.ask(row.group, slot, Ask::Fetch { row, slot, want }, purpose);
         }
     }
@@ -310,6 +389,8 @@ impl Coordinator {
         } else {
             g.parity_ver
         };
+        // Whatever it has, where it should have nothing.
+        let named = named.filter(|ver| !ver.is_none());
         let newest = g.snap.map_or(Want::Head, Want::Held);
         let want = named.map_or(newest, Want::Version);
         let purpose = Purpose::Task { task: id, slot, round: g.round };
@@ -386,75 +467,72 @@ impl Coordinator {
     }
 
     pub(super) fn on_vec(&mut self, id: TaskId, slot: Slot, round: u32, answer: Answer) {
-        let data = self.data_slots();
-        let n = usize::from(self.n());
-        let Some(task) = self.tasks.get_mut(&id) else { return };
-        if task.gather.round != round {
-            return;
-        }
-        let (row, snap) = (task.row, task.gather.snap);
-        let meta = match answer {
+        let Some((row, mut g)) = self.take_gather(id, round) else { return };
+        match answer {
             Answer::Version { meta, record } => {
-                if task.gather.takes_records() {
-                    task.gather.unchecked.insert(slot, (meta.clone(), record));
+                if g.takes_records() && g.asked.contains(slot) {
+                    g.unchecked.insert(slot, (meta.clone(), record));
                 }
-                Some(meta)
+                g.heads.insert(slot, meta);
             }
-            Answer::Missing => None,
+            Answer::Missing => {
+                g.heads.insert(slot, VersionMeta::default());
+            }
             answer => {
-                task.gather.dumb = task.gather.dumb.with(slot);
-                task.gather.avoid = task.gather.avoid.with(slot);
-                self.note_fault(id, row, slot, &answer);
-                self.found_wanting(row, SlotSet::EMPTY.with(slot), snap);
-                self.runnable.push_back(id);
-                return;
+                g.dumb = g.dumb.with(slot);
+                self.is_wrong(id, row, &mut g, (slot, &answer));
             }
-        };
-        if task.gather.by_all || data.contains(slot) {
-            task.gather.heads.insert(slot, meta.unwrap_or_default());
-        } else if task.gather.vec.is_none() {
-            let mut vec = meta.as_ref().map(|meta| meta.vec.clone()).unwrap_or_default();
-            vec.resize(n, VecEntry::default());
-            task.gather.parity_meta = meta;
-            task.gather.vec = Some(vec.into());
-            let newest = task.gather.snap.is_none();
-            if let Some(vec) = task.gather.vec.clone().filter(|_| newest) {
-                self.cache.put(row, vec);
+        }
+        self.put_gather(id, g);
+    }
+
+    pub(super) fn on_gathered(&mut self, id: TaskId, slot: Slot, round: u32, answer: Answer) {
+        let Some((row, mut g)) = self.take_gather(id, round) else { return };
+        // The vector may have come a moment ago, in the same reply. A record that it made superfluous proves
+        // nothing by missing; one that was asked for before it is begun anew neither.
+        if !self.weigh(id, row, &mut g) && !g.usable(slot) {
+            let has = match answer {
+                Answer::Version { meta, record } => Some((meta, record)),
+                // As it should be in a row nobody wrote, and the vector tells whether this is one.
+                Answer::Missing => Some(Default::default()),
+                answer => {
+                    self.is_wrong(id, row, &mut g, (slot, &answer));
+                    None
+                }
+            };
+            if let Some(has) = has {
+                g.unchecked.insert(slot, has);
+                self.weigh(id, row, &mut g);
             }
+        }
+        self.put_gather(id, g);
+    }
+
+    fn take_gather(&mut self, id: TaskId, round: u32) -> Option<(RowAddr, Gather)> {
+        let task = self.tasks.get_mut(&id).filter(|task| task.gather.round == round)?;
+        Some((task.row, std::mem::take(&mut task.gather)))
+    }
+
+    fn put_gather(&mut self, id: TaskId, gather: Gather) {
+        if let Some(task) = self.tasks.get_mut(&id) {
+            task.gather = gather;
         }
         self.runnable.push_back(id);
     }
 
-    pub(super) fn on_gathered(&mut self, id: TaskId, slot: Slot, round: u32, answer: Answer) {
-        let data = self.data_slots();
-        let Some(task) = self.tasks.get_mut(&id).filter(|task| task.gather.round == round) else {
-            return;
-        };
-        let (row, snap) = (task.row, task.gather.snap);
-        // The vector may have come a moment ago, in the same reply.
-        let bad = task.gather.check(data);
-        self.found_wanting(row, bad, snap);
-        // A record that the vector made superfluous proves nothing by missing.
-        let Some(task) = self.tasks.get_mut(&id).filter(|task| !task.gather.usable(slot)) else {
-            self.runnable.push_back(id);
-            return;
-        };
-        let has = match answer {
-            Answer::Version { meta, record } => (meta, record),
-            // As it should be in a row nobody wrote, and the vector tells whether this is one.
-            Answer::Missing => Default::default(),
-            answer => {
-                task.gather.avoid = task.gather.avoid.with(slot);
-                self.note_fault(id, row, slot, &answer);
-                self.found_wanting(row, SlotSet::EMPTY.with(slot), snap);
-                self.runnable.push_back(id);
-                return;
-            }
-        };
-        task.gather.unchecked.insert(slot, has);
-        let bad = task.gather.check(data);
-        self.found_wanting(row, bad, snap);
-        self.runnable.push_back(id);
+    /// What a slot has can not be used, whatever that is.
+    fn is_wrong(
+        &mut self,
+        id: TaskId,
+        row: RowAddr,
+        g: &mut Gather,
+        (slot, told): (Slot, &Answer),
+    ) {
+        g.avoid = g.avoid.with(slot);
+        if *told == Answer::Corrupt {
+            self.note_fault(id, row, slot);
+        }
+        self.found_wanting(row, SlotSet::EMPTY.with(slot), g);
     }
 
     /// The store of a slot has left: its answer will not come.
@@ -467,21 +545,30 @@ impl Coordinator {
         }
     }
 
-    /// What does not verify is its store's fault, wherever that is in sync. It counts once: not again for
-    /// everybody who comes upon it before it is repaired, or who finds that it can not be, nor for the
-    /// repairs of a scrub, which has counted it.
-    fn note_fault(&mut self, id: TaskId, row: RowAddr, slot: Slot, answer: &Answer) {
+    /// What does not verify, or is not what it should be, is its store's fault, wherever that is in sync. It counts
+    /// once: not again for everybody who comes upon it before it is repaired, or who finds that it can not be, nor for
+    /// the repairs of a scrub, which has counted it.
+    fn note_fault(&mut self, id: TaskId, row: RowAddr, slot: Slot) {
         let Some(store) = self.store_of(row.group, slot) else { return };
-        let rotten = *answer == Answer::Corrupt && self.insync(row.group).contains(slot);
-        if rotten && !self.is_doubtful(id) && !self.catchup.knows_wrong(row, (slot, store)) {
+        let counts = self.insync(row.group).contains(slot) && !self.is_of_scrub(id);
+        if counts && !self.catchup.knows_wrong(row, (slot, store)) {
             self.actions.push(Action::Fault { store });
         }
     }
 
+    /// Slots in sync that do not hold what all of them together say. What suspects have forgotten in a crash is looked
+    /// for, and no news.
+    fn found_stale(&mut self, id: TaskId, row: RowAddr, slots: SlotSet, g: &Gather) {
+        if !self.suspects.in_group(row.group) && g.parity_ver.is_none() {
+            slots.iter().for_each(|slot| self.note_fault(id, row, slot));
+        }
+        self.found_wanting(row, slots, g);
+    }
+
     /// In-sync slots that should hold a record and do not: told, and repaired once the row is
     /// free. Others are not expected to.
-    fn found_wanting(&mut self, row: RowAddr, slots: SlotSet, snap: Option<u32>) {
-        if !self.is_kept(snap) {
+    fn found_wanting(&mut self, row: RowAddr, slots: SlotSet, g: &Gather) {
+        if !self.is_kept(g.snap) {
             // Deleted meanwhile, and stores let go of it.
             return;
         }

@@ -11,7 +11,7 @@ use super::walk::{WALK_AHEAD, Walk};
 use super::{Coordinator, Place, Purpose, Seat};
 use crate::msg::{Answer, Ask, SCAN_LIMIT};
 use smalti_map::mutant::{Mutant, lives};
-use smalti_storage::ids::{RowAddr, SlotSet};
+use smalti_storage::ids::RowAddr;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A listing in progress.
@@ -92,10 +92,9 @@ impl Coordinator {
     fn ask_changed(&mut self, place: Place) {
         let (group, learner) = place;
         let insync = self.insync(group);
-        let told_by = match self.parity_slots().and(insync).iter().next() {
-            Some(parity) => SlotSet::EMPTY.with(parity),
-            None => self.data_slots(),
-        };
+        // One may have lost a row of its index, with the write.
+        let parity = self.parity_slots().and(insync);
+        let told_by = if parity.is_empty() { self.data_slots() } else { parity };
         let seat = |slot| Some((slot, self.store_of(group, slot)?));
         let due: BTreeSet<Seat> = told_by.and(insync).iter().filter_map(seat).collect();
         if told_by != told_by.and(insync) {
@@ -118,10 +117,18 @@ impl Coordinator {
     }
 
     pub(super) fn on_changed(&mut self, place: Place, of: Seat, round: u64, answer: Answer) {
+        let is_parity = self.parity_slots().contains(of.0);
         let Some(listing) = self.listing(place, round) else { return };
         match answer {
             Answer::Changed { rows, done } => {
                 listing.pages.insert(of, (rows.into_iter().collect(), done));
+                listing.due.remove(&of);
+                if listing.due.is_empty() {
+                    self.take_pages(place);
+                }
+            }
+            // Nor was it asked for rows of before it was in sync: the others have them.
+            Answer::Missing if is_parity && listing.due.len() + listing.pages.len() > 1 => {
                 listing.due.remove(&of);
                 if listing.due.is_empty() {
                     self.take_pages(place);

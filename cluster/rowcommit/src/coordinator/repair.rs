@@ -22,8 +22,7 @@ pub(super) struct Repair {
     pub(super) seat: Seat,
     /// The admission of the learner it is for; none when the slot is in sync.
     pub(super) life: Option<u64>,
-    /// The row was found wrong: no slot of it is believed alone, and these versions not at all, though
-    /// they verify.
+    /// The row was found wrong by a scrub: these versions are not believed, though they verify.
     pub(super) doubt: Option<BTreeSet<Ver>>,
 }
 
@@ -74,6 +73,11 @@ impl Plan {
         self.put.iter().any(|(meta, _)| meta.ver == ver)
     }
 
+    /// Whether the newest that it has verifies.
+    fn has_good_head(&self) -> bool {
+        self.have.first().is_some_and(|(_, good)| *good)
+    }
+
     /// Whether the slot holds what it should in every state, and nothing else.
     fn is_met(&self) -> bool {
         let metas: Vec<VersionMeta> = self.have.iter().map(|(meta, _)| meta.clone()).collect();
@@ -113,10 +117,19 @@ impl Coordinator {
         self.add_task(row, Kind::Repair(Repair { seat, life: None, doubt: Some(miscoded) }));
     }
 
-    /// Whether a task is to believe no slot of its row alone.
-    pub(super) fn is_doubtful(&self, id: TaskId) -> bool {
+    /// Whether a task is a repair that a scrub asked for.
+    pub(super) fn is_of_scrub(&self, id: TaskId) -> bool {
         let kind = self.tasks.get(&id).map(|task| &task.kind);
         matches!(kind, Some(Kind::Repair(Repair { doubt: Some(_), .. })))
+    }
+
+    /// Whether a task is to believe no slot of its row alone: it puts one right that is in sync, or moves, and may be
+    /// the one that knows.
+    pub(super) fn is_doubtful(&self, id: TaskId) -> bool {
+        let Some(task) = self.tasks.get(&id) else { return false };
+        let slot = self.repairs.get(&id).map(|((slot, _), _)| *slot);
+        slot.is_some_and(|slot| self.is_insync((task.row.group, slot)))
+            && (self.is_of_scrub(id) || !lives(Mutant::RepairByOne))
     }
 
     pub(super) fn run_repair(&mut self, id: TaskId) {
@@ -330,6 +343,9 @@ impl Coordinator {
             // Nothing, or what an older state has too.
         } else if held == Some(true) || held.is_some() && lost {
             plan.keep.push(meta.ver);
+        } else if lost && self.counts(row, seat) && plan.has_good_head() {
+            // It may be the others that are wrong: what is good stays until somebody can tell.
+            return Some(Progress::Failed);
         } else if lost {
             self.actions.push(Action::Alarm(Alarm::RecordLost { row, slot, snap: state }));
             plan.put.push((VersionMeta { present: true, ..meta }, Bytes::new()));

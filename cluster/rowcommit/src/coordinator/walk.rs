@@ -65,11 +65,15 @@ impl Coordinator {
     pub(super) fn next_pages(&mut self, place: Place) {
         let (group, slot) = place;
         let insync = self.insync(group);
-        let compared = match self.parity_slots().and(insync).iter().next() {
+        let parity = self.parity_slots().and(insync);
+        let compared = if insync.contains(slot) {
             // The one that holds the slot, which moves.
-            _ if insync.contains(slot) => SlotSet::EMPTY.with(slot),
-            Some(parity) => SlotSet::EMPTY.with(parity),
-            None => self.data_slots().and(insync),
+            SlotSet::EMPTY.with(slot)
+        } else if parity.is_empty() {
+            self.data_slots().and(insync)
+        } else {
+            // One of them may have lost a write that the others know of.
+            parity
         };
         let seat = |slot| Some((slot, self.store_of(group, slot)?));
         let mut due: BTreeSet<Seat> = compared.iter().filter_map(seat).collect();

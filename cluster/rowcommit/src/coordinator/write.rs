@@ -171,6 +171,8 @@ impl Coordinator {
         let need = if whole || !has_parity { SlotSet::EMPTY } else { changed };
         if let Some(task) = self.tasks.get_mut(&id) {
             task.gather.reset(need, SlotSet::EMPTY);
+            // A slot knows what others do not.
+            task.gather.by_all = matches!(&task.kind, Kind::Update(update) if update.careful);
         }
     }
 

@@ -334,6 +334,11 @@ impl StoreCore {
         })
     }
 
+    /// What was read of a row slot is read anew: somebody else may have changed the disk. Between batches only.
+    pub fn look_again(&mut self, at: RowSlot) {
+        self.rows.reload(at);
+    }
+
     /// The volumes' epoch this store knows; the caller holds a frame of a newer one back until
     /// its map has caught up.
     pub fn epoch_of(&self, volume: VolumeNo) -> Option<Epoch> {

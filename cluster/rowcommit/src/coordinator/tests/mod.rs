@@ -6,6 +6,7 @@ mod confirm;
 mod generations;
 mod healing;
 mod listing;
+mod lost_writes;
 mod moves;
 mod rig;
 mod scrub;

@@ -61,7 +61,7 @@ fn a_snapshot_holds_what_was_acknowledged_and_nothing_later() {
 fn nothing_is_issued_while_a_snapshot_is_made() {
     let mut rig = Rig::active(2, 1);
     // One update is under way: its data slot has not answered.
-    rig.parties.get_mut(&store(1)).expect("there").deaf = true;
+    rig.parties.get_mut(&store(1)).expect("there").hangs = true;
     rig.write(1, 0, 1);
     rig.settle();
     snapshot(&mut rig, 2, "s");
@@ -127,7 +127,7 @@ fn a_name_is_used_once_and_what_can_not_be_made_is_given_up() {
     assert_eq!(rig.done, vec![refused(3, twice)]);
     rig.done.clear();
     // An update that does not end, for the map does not hear that a store is to be taken out.
-    rig.parties.get_mut(&store(1)).expect("there").deaf = true;
+    rig.parties.get_mut(&store(1)).expect("there").hangs = true;
     rig.write(5, 0, 1);
     rig.settle();
     snapshot(&mut rig, 6, "u");
