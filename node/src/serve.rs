@@ -14,6 +14,7 @@ use crate::{memory, telemetry};
 use anyhow::{Context, anyhow, bail};
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use smalti_storage::seal;
 use std::fmt;
 use std::fs::DirBuilder;
 use std::io;
@@ -30,6 +31,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+/// Starts a program that was built to [copy](seal::COPIES) instead of sealing.
+const COPIES_ARE_WANTED: &str = "SMALTI_BENCH_COPY";
+
 /// How long a killed process may hold its ports after it gave up its lock.
 const PORTS_TIMEOUT: Duration = Duration::from_secs(2);
 const PORTS_PAUSE: Duration = Duration::from_millis(20);
@@ -43,6 +47,15 @@ const TASKS_PATIENCE: Duration = Duration::from_secs(3);
 /// It could not start, a part that it can not go on without failed, or it did not stop in time.
 pub async fn serve(config_path: &Path) -> anyhow::Result<()> {
     telemetry::log_panics();
+    if seal::COPIES {
+        // Nobody's data.
+        let known = std::env::var_os(COPIES_ARE_WANTED).is_some();
+        anyhow::ensure!(
+            known,
+            "this program encrypts nothing: it was built to measure what that costs; {COPIES_ARE_WANTED}=1 starts it"
+        );
+        tracing::warn!("this program encrypts nothing");
+    }
     memory::forbid_dumps()?;
     telemetry::raise_file_limit()?;
     let config = NodeConfig::load(config_path)?;

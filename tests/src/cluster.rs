@@ -129,7 +129,8 @@ impl Cluster {
             words.extend(["--recovery-shares", shares, "--recovery-threshold", needed]);
         }
         words.push("--detach");
-        let said = smalti(&words, UP_LIMIT)?.ok()?;
+        let program = self.spec.program.clone().map_or_else(program, Ok)?;
+        let said = process::run(Command::new(program).args(&words), UP_LIMIT)?.ok()?;
         if recovery.is_some() {
             let lines = said.lines().filter(|line| line.starts_with("smalti-recovery-"));
             self.recovery_shares = lines.map(str::to_owned).collect();

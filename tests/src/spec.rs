@@ -1,5 +1,7 @@
 //! What cluster a test wants.
 
+use std::path::PathBuf;
+
 /// What cluster to make.
 #[derive(Debug, Clone)]
 pub struct Spec {
@@ -17,12 +19,15 @@ pub struct Spec {
     pub min_insync: Option<u32>,
     /// Recovery shares, and how many of them are needed; none when absent.
     pub recovery: Option<(u32, u32)>,
+    /// The program that its nodes run, if not the one that is tested.
+    pub program: Option<PathBuf>,
 }
 
 impl Spec {
     /// Three nodes and a volume `v` of the default geometry.
     #[must_use]
     pub fn three(test: &'static str, size: &'static str) -> Self {
-        Self { test, nodes: 3, volume: "v", size, geometry: None, min_insync: None, recovery: None }
+        let (geometry, min_insync, recovery, program) = (None, None, None, None);
+        Self { test, nodes: 3, volume: "v", size, geometry, min_insync, recovery, program }
     }
 }

@@ -11,7 +11,8 @@ use crate::keys::ShardKey;
 use crate::keys::derive::hkdf;
 use crate::record::v1::FORMAT;
 use crate::secret::wipe_shallow;
-use aes_gcm::{Aes256Gcm, KeyInit};
+use aes_gcm::aead::inout::InOutBuf;
+use aes_gcm::{AeadInOut, Aes256Gcm, KeyInit};
 use std::collections::HashMap;
 use std::mem;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -35,7 +36,40 @@ pub(super) struct Session {
     pub(super) slot: Slot,
 }
 
-type Ciphers = HashMap<Session, Arc<Aes256Gcm>>;
+/// What seals and opens under one session key.
+pub(super) struct Cipher(Aes256Gcm);
+
+impl Cipher {
+    /// Encrypts one block into `out`, and answers the tag.
+    pub(super) fn encrypt(
+        &self,
+        nonce: [u8; 12],
+        aad: &[u8],
+        plaintext: &[u8],
+        out: &mut [u8],
+    ) -> [u8; 16] {
+        let buffer = InOutBuf::new(plaintext, out).expect("both are one block long");
+        self.0
+            .encrypt_inout_detached(&nonce.into(), aad, buffer)
+            .expect("a block is below the limit of GCM")
+            .into()
+    }
+
+    /// Decrypts one block into `out`; says whether it is authentic, and leaves `out` as it was if not.
+    pub(super) fn decrypt(
+        &self,
+        nonce: [u8; 12],
+        aad: &[u8],
+        ciphertext: &[u8],
+        tag: [u8; 16],
+        out: &mut [u8],
+    ) -> bool {
+        let buffer = InOutBuf::new(ciphertext, out).expect("both are one block long");
+        self.0.decrypt_inout_detached(&nonce.into(), aad, buffer, &tag.into()).is_ok()
+    }
+}
+
+type Ciphers = HashMap<Session, Arc<Cipher>>;
 
 #[derive(Default)]
 struct Part {
@@ -51,12 +85,7 @@ pub(super) struct SessionCache {
 
 impl SessionCache {
     /// The cipher of a session, made from its column's key if it is not here.
-    pub(super) fn cipher(
-        &self,
-        session: Session,
-        volume: VolumeId,
-        key: &ShardKey,
-    ) -> Arc<Aes256Gcm> {
+    pub(super) fn cipher(&self, session: Session, volume: VolumeId, key: &ShardKey) -> Arc<Cipher> {
         // Slots of one stripe and neighbouring stripes go to different parts.
         let part = (session.stripe as usize).wrapping_mul(7).wrapping_add(session.slot.index());
         let part = &self.parts[part % PARTS];
@@ -89,7 +118,7 @@ fn lock(part: &Mutex<Part>) -> std::sync::MutexGuard<'_, Part> {
 }
 
 impl Part {
-    fn find(&mut self, session: &Session) -> Option<Arc<Aes256Gcm>> {
+    fn find(&mut self, session: &Session) -> Option<Arc<Cipher>> {
         if let Some(cipher) = self.young.get(session) {
             return Some(Arc::clone(cipher));
         }
@@ -98,7 +127,7 @@ impl Part {
         Some(cipher)
     }
 
-    fn insert(&mut self, session: Session, cipher: Arc<Aes256Gcm>) {
+    fn insert(&mut self, session: Session, cipher: Arc<Cipher>) {
         if self.young.len() >= PER_GENERATION {
             self.old = mem::take(&mut self.young);
         }
@@ -108,7 +137,7 @@ impl Part {
 
 impl Session {
     #[inline(never)]
-    fn derive(&self, volume: VolumeId, key: &ShardKey) -> Arc<Aes256Gcm> {
+    fn derive(&self, volume: VolumeId, key: &ShardKey) -> Arc<Cipher> {
         let info: [&[u8]; 6] = [
             LABEL,
             &[FORMAT],
@@ -117,7 +146,7 @@ impl Session {
             &self.stripe.to_be_bytes(),
             &[self.slot.0],
         ];
-        Arc::new(Aes256Gcm::new((&*hkdf(&self.salt, key.expose(), &info)).into()))
+        Arc::new(Cipher(Aes256Gcm::new((&*hkdf(&self.salt, key.expose(), &info)).into())))
     }
 }
 

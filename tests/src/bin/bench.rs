@@ -2,10 +2,12 @@
 //!
 //! `smalti-bench [--uri URI] [WORD...]` runs the jobs whose name holds every word, on a fresh
 //! cluster of three nodes, or on any NBD server: `--uri` measures a stand-in or a rival in the
-//! same run. Environment: `SECS` (10) a job, `RUNS` (3), `SIZE` (2G), `STRICT=1` exits 1 when a
+//! same run. `--against PROGRAM` runs them on two clusters in turn, the second one's nodes running
+//! another `smalti`. Environment: `SECS` (10) a job, `RUNS` (3), `SIZE` (2G), `STRICT=1` exits 1 when a
 //! job is below its floor.
 #![allow(clippy::print_stdout, reason = "printing the table is what it is for")]
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -63,6 +65,20 @@ impl Job {
     }
 }
 
+/// What is measured.
+struct Server {
+    uri: String,
+    /// The processes whose processor time counts; none if they are not ours.
+    pids: Vec<u32>,
+}
+
+impl Server {
+    fn of(cluster: &Cluster) -> Self {
+        let pids = (0..cluster.nodes().len()).map(|node| cluster.pid(node)).collect();
+        Self { uri: cluster.uri(0), pids }
+    }
+}
+
 /// One run of a job.
 struct Run {
     figures: Figures,
@@ -101,7 +117,8 @@ fn cluster_cpu(pids: &[u32]) -> Result<f64> {
     pids.iter().map(|pid| cpu_seconds(*pid)).sum()
 }
 
-fn run_once(job: &Job, uri: &str, settings: &Settings, pids: &[u32]) -> Result<Run> {
+fn run_once(job: &Job, server: &Server, settings: &Settings) -> Result<Run> {
+    let Server { uri, pids } = server;
     let options = [
         "--name=j".to_owned(),
         "--ioengine=nbd".to_owned(),
@@ -159,7 +176,8 @@ fn print_row(job: &Job, runs: &[Run]) -> bool {
     ratio >= 1.0
 }
 
-fn measure(uri: &str, jobs: &[&Job], settings: &Settings, pids: &[u32]) -> Result<bool> {
+fn measure(server: &Server, jobs: &[&Job], settings: &Settings) -> Result<bool> {
+    let Server { uri, pids } = server;
     fill(uri, &settings.size)?;
     println!(
         "| {:<25} | {:<14} | {:<15} | {:<8} | {:<8} | {:<8} | {:<7} | {:<11} | {:<5} |",
@@ -178,7 +196,7 @@ fn measure(uri: &str, jobs: &[&Job], settings: &Settings, pids: &[u32]) -> Resul
     let mut cpu = Vec::new();
     for job in jobs {
         let runs = (0..settings.runs)
-            .map(|_| run_once(job, uri, settings, pids))
+            .map(|_| run_once(job, server, settings))
             .collect::<Result<Vec<_>>>()?;
         good &= print_row(job, &runs);
         if job.writes() && job.is_small() && !pids.is_empty() {
@@ -193,16 +211,62 @@ fn measure(uri: &str, jobs: &[&Job], settings: &Settings, pids: &[u32]) -> Resul
     Ok(good)
 }
 
+/// Runs jobs on two clusters in turn, one of another program, and prints what the first one reaches of the second
+/// one's figures.
+fn compare(other: PathBuf, jobs: &[&Job], settings: &Settings) -> Result<()> {
+    let size: &'static str = settings.size.clone().leak();
+    let spec = |test| Spec { geometry: Some((2, 1)), ..Spec::three(test, size) };
+    let own = Cluster::up(spec("bench"))?;
+    let other = Cluster::up(Spec { program: Some(other), ..spec("against") })?;
+    let servers = [Server::of(&own), Server::of(&other)];
+    for server in &servers {
+        fill(&server.uri, &settings.size)?;
+    }
+    println!(
+        "| {:<25} | {:>8} | {:>8} | {:>5} | {:>9} | {:>9} | {:>5} |",
+        "job", "own", "other", "ratio", "own CPU", "other CPU", "ratio"
+    );
+    println!("|---|---|---|---|---|---|---|");
+    for job in jobs {
+        let mut runs = [Vec::new(), Vec::new()];
+        for round in 0..settings.runs {
+            // Each comes first every other time.
+            for which in [round % 2, 1 - round % 2] {
+                runs[which].push(run_once(job, &servers[which], settings)?);
+            }
+        }
+        let figure =
+            |which: usize| median(runs[which].iter().map(|run| job.figure(&run.figures)).collect());
+        let cpu = |which: usize| {
+            median(runs[which].iter().filter_map(|run| run.cpu_per_thousand).collect())
+        };
+        println!(
+            "| {:<25} | {:>8.0} | {:>8.0} | {:>5.3} | {:>7.3} s | {:>7.3} s | {:>5.3} |",
+            job.name,
+            figure(0),
+            figure(1),
+            figure(0) / figure(1),
+            cpu(0),
+            cpu(1),
+            cpu(0) / cpu(1)
+        );
+    }
+    own.finish()?;
+    other.finish()
+}
+
+/// Takes a flag and its value out of the words.
+fn take(words: &mut Vec<String>, flag: &str) -> Result<Option<String>> {
+    let Some(at) = words.iter().position(|word| word == flag) else { return Ok(None) };
+    ensure!(at + 1 < words.len(), "{flag} needs a value");
+    words.remove(at);
+    Ok(Some(words.remove(at)))
+}
+
 fn main() -> Result<()> {
     let mut words: Vec<String> = std::env::args().skip(1).collect();
-    let uri = match words.iter().position(|w| w == "--uri") {
-        Some(at) => {
-            ensure!(at + 1 < words.len(), "--uri needs a value");
-            words.remove(at);
-            Some(words.remove(at))
-        }
-        None => None,
-    };
+    let uri = take(&mut words, "--uri")?;
+    let against = take(&mut words, "--against")?;
     let jobs: Vec<&Job> =
         JOBS.iter().filter(|j| words.iter().all(|w| j.name.contains(w.as_str()))).collect();
     let names: Vec<&str> = JOBS.iter().map(|j| j.name).collect();
@@ -219,15 +283,18 @@ fn main() -> Result<()> {
         settings.runs,
         settings.secs
     );
+    if let Some(other) = against {
+        return compare(other.into(), &jobs, &settings);
+    }
     let good = if let Some(uri) = uri {
-        measure(&uri, &jobs, &settings, &[])?
+        measure(&Server { uri, pids: Vec::new() }, &jobs, &settings)?
     } else {
         let size: &'static str = settings.size.clone().leak();
         let spec = Spec { geometry: Some((2, 1)), ..Spec::three("bench", size) };
         let cluster = Cluster::up(spec)?;
-        let pids: Vec<u32> = (0..3).map(|n| cluster.pid(n)).collect();
-        let good = measure(&cluster.uri(0), &jobs, &settings, &pids)?;
-        for (node, pid) in pids.iter().enumerate() {
+        let server = Server::of(&cluster);
+        let good = measure(&server, &jobs, &settings)?;
+        for (node, pid) in server.pids.iter().enumerate() {
             let (now, most) = (memory_mib(*pid, "VmRSS:")?, memory_mib(*pid, "VmHWM:")?);
             println!("node {node}: {now:.0} MiB resident, {most:.0} MiB at most");
         }
