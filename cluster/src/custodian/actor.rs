@@ -57,7 +57,7 @@ struct State {
 /// Starts the custodian of this node.
 ///
 /// # Errors
-/// When the actor can not be spawned, or its log can not be opened.
+/// When the actor can not be spawned.
 pub async fn start(args: CustodianArgs) -> Result<ActorRef<CustodianMsg>, SpawnErr> {
     let (actor, _) = Actor::spawn(None, Custodian, args).await?;
     Ok(actor)
@@ -75,7 +75,7 @@ impl Actor for Custodian {
     ) -> Result<State, ActorProcessingErr> {
         let CustodianArgs { node, vault, map, fabric, holdings } = args;
         let opened = tokio::task::spawn_blocking(move || Core::open(node, vault, unix_seconds()));
-        let mut core = opened.await?.map_err(|error| format!("audit log: {error}"))?;
+        let mut core = opened.await?;
         holdings.send_replace(core.first_holdings());
         tracing::debug!(log = %core.audit_path().display(), "custodian");
         let client = CustodyClient::new(node, fabric, CustodyService { actor: myself });

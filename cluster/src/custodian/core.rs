@@ -14,8 +14,7 @@ use smalti_storage::keys::{
 };
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// How long a share that was read is taken to be there.
@@ -95,9 +94,9 @@ impl std::fmt::Debug for Core {
 
 impl Core {
     /// The custodian whose shares are in `vault`; its log is with them.
-    pub(crate) fn open(me: NodeId, vault: Vault, time: u64) -> io::Result<Self> {
-        let audit = AuditLog::open(vault.folder(), time)?;
-        Ok(Self {
+    pub(crate) fn open(me: NodeId, vault: Vault, time: u64) -> Self {
+        let audit = AuditLog::open(vault.folder(), time);
+        Self {
             me,
             vault,
             audit,
@@ -110,11 +109,11 @@ impl Core {
             verified: (BTreeSet::new(), None),
             missed: BTreeSet::new(),
             told: String::new(),
-        })
+        }
     }
 
     /// Where its log is.
-    pub(crate) fn audit_path(&self) -> &Path {
+    pub(crate) fn audit_path(&self) -> PathBuf {
         self.audit.path()
     }
 
@@ -147,7 +146,10 @@ impl Core {
             }
             Ask::Prove { challenge, shares } => return self.prove(context, &challenge, &shares),
             Ask::Audit { after } => {
-                return Outcome::Answer(Answer::Entries(self.audit.after(after, ENTRIES_MAX)));
+                return match self.audit.after(after, ENTRIES_MAX) {
+                    Ok(lines) => Outcome::Answer(Answer::Entries(lines)),
+                    Err(error) => refused(format!("its log can not be read: {error}")),
+                };
             }
         };
         outcome.unwrap_or_else(|why| {
@@ -260,7 +262,8 @@ impl Core {
     fn tell(&mut self, barred: Option<RestError>) -> String {
         let problem = match barred {
             None if self.audit.is_failed() => {
-                "not able to write its log until it is started again".into()
+                "not able to write its log until it is started again: see its own log for why"
+                    .into()
             }
             None => String::new(),
             Some(RestError::Locked) => RestError::Locked.to_string(),

@@ -10,7 +10,7 @@ mod rules;
 
 use super::core::{Context, Core, Outcome};
 use super::wire::{Answer, Ask, DealerBytes, ShareBytes};
-use super::{AuditEvent, Vault, read_chain};
+use super::{AuditEvent, Chain, Vault};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use smalti_map::{
@@ -216,7 +216,7 @@ impl World {
 
     /// What it had in memory is gone.
     fn restart(&mut self, node: NodeId) {
-        self.cores.insert(node, Core::open(node, self.vault(node), 5).unwrap());
+        self.cores.insert(node, Core::open(node, self.vault(node), 5));
     }
 
     fn once(&mut self, from: u64, to: NodeId, ask: Ask) -> Outcome {
@@ -410,7 +410,8 @@ impl World {
     fn events(&self, node: u64) -> Vec<AuditEvent> {
         let text =
             std::fs::read_to_string(self.dirs[&NodeId(node)].path().join("audit.log")).unwrap();
-        read_chain(text.lines(), 0, None).unwrap().iter().map(|entry| entry.event).collect()
+        let mut chain = Chain::anywhere();
+        text.lines().map(|line| chain.next(line).unwrap().event).collect()
     }
 }
 

@@ -79,7 +79,7 @@ pub struct AuditReport {
     pub node: String,
     /// What is wrong with it: it can not be had, or its entries do not follow on one another.
     pub problem: Option<String>,
-    /// Its entries, oldest first, as far as they hold together.
+    /// Its entries, oldest first, as far as they hold together: the last 10,000 of them. All that are kept were read.
     pub entries: Vec<AuditFacts>,
     /// The hash of the last one: whoever keeps it can tell later that nothing before was changed.
     pub head: Option<String>,

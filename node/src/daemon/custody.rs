@@ -9,15 +9,18 @@ use crate::control::{
 use crate::custody::UnlockError;
 use futures::future::join_all;
 use smalti_cluster::clock;
-use smalti_cluster::custodian::{AuditEntry, Claim, read_chain};
+use smalti_cluster::custodian::{AuditEntry, Chain, Claim};
 use smalti_map::view::MapView;
 use smalti_map::{ClusterMap, Command, Custody};
 use smalti_storage::ids::NodeId;
 use smalti_storage::keys::{Commitments, KeyProvider, SecretName};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Problems of one custodian that are told.
 const PROBLEMS_MAX: usize = 3;
+
+/// Entries of one custodian's log that are told; all are verified.
+const ENTRIES_TOLD: usize = 10_000;
 
 type Proofs = BTreeMap<NodeId, Result<Vec<Result<(), String>>, String>>;
 
@@ -109,31 +112,32 @@ impl MemberControl {
         Ok(join_all(reports).await)
     }
 
-    /// All of a custodian's log, piece by piece.
+    /// All of a custodian's log, piece by piece. The last entries of it are told.
     async fn audit_of(&self, map: &MapView, node: NodeId) -> AuditReport {
-        let (mut entries, mut problem): (Vec<AuditEntry>, _) = (Vec::new(), None);
-        loop {
-            let last = entries.last().map(|entry| (entry.no, entry.hash()));
-            let (after, hash) = last.map_or((0, None), |(no, hash)| (no, Some(hash)));
-            match self.member().custodians().audit(node, after).await {
-                Ok(lines) if lines.is_empty() => break,
-                Ok(lines) => match read_chain(&lines, after, hash.as_deref()) {
-                    Ok(more) => entries.extend(more),
-                    Err(why) => {
-                        problem = Some(why);
-                        break;
-                    }
-                },
-                Err(why) => {
-                    problem = Some(why);
-                    break;
+        let (mut chain, mut entries) = (Chain::anywhere(), VecDeque::new());
+        let problem = loop {
+            let after = chain.last().map_or(0, |(no, _)| no);
+            let lines = match self.member().custodians().audit(node, after).await {
+                Ok(lines) if lines.is_empty() => break None,
+                Ok(lines) => lines,
+                Err(why) => break Some(why),
+            };
+            let mut more = lines.iter().map(|line| chain.next(line));
+            let read = more.try_for_each(|entry| {
+                if entries.len() >= ENTRIES_TOLD {
+                    entries.pop_front();
                 }
+                entries.push_back(entry?);
+                Ok(())
+            });
+            if let Err(why) = read {
+                break Some(why);
             }
-        }
+        };
         let name = |node: NodeId| {
             map.nodes.get(&node).map_or_else(|| node.to_string(), |entry| entry.name.clone())
         };
-        let head = entries.last().map(AuditEntry::hash);
+        let head = chain.last().map(|(_, hash)| hash.to_owned());
         let facts = |entry: AuditEntry| AuditFacts {
             no: entry.no,
             time: entry.time,

@@ -43,7 +43,7 @@ fn a_locked_custodian_says_so_gives_nothing_and_lacks_nothing() {
     let provider = Arc::new(Lockable { key: World::key(two), why });
     let folder = world.dirs[&two].path().to_owned();
     let vault = Vault::new(folder.clone(), CLUSTER, two, provider.clone());
-    world.cores.insert(two, Core::open(two, vault, 5).unwrap());
+    world.cores.insert(two, Core::open(two, vault, 5));
     let locked = "locked: `smalti key unlock` there";
     let first = world.cores.get_mut(&two).unwrap().first_holdings();
     assert_eq!(first, Holdings { lacking: 0, problem: locked.into() });
