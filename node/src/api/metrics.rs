@@ -81,6 +81,21 @@ pub(super) fn text(report: &StatusReport) -> String {
         "Placement groups that are not served, for more of their stores are away than they can do without.",
         &volumes(|volume| volume.groups_offline.into()),
     );
+    family(
+        "smalti_volume_key_epochs",
+        "Key epochs in use; more than one while older records are sealed anew.",
+        &volumes(|volume| u64::from(volume.key_epochs)),
+    );
+    family(
+        "smalti_volume_keys_made_seconds",
+        "Unix time when the keys of new records were made.",
+        &volumes(|volume| volume.keys_made),
+    );
+    family(
+        "smalti_volume_keys_revoked",
+        "Whether keys that were revoked are in use yet.",
+        &volumes(|volume| volume.keys_revoked.into()),
+    );
     let moves = report.moves;
     family(
         "smalti_moves_paused",

@@ -145,6 +145,12 @@ pub struct VolumeStatus {
     pub groups_offline: u32,
     /// The last scrubs of its groups, together.
     pub scrub: ScrubStatus,
+    /// Key epochs in use; more than one while older records are sealed anew.
+    pub key_epochs: u32,
+    /// Unix seconds when the keys of new records were made.
+    pub keys_made: u64,
+    /// Some of them were revoked, and are in use yet.
+    pub keys_revoked: bool,
 }
 
 /// Scrubs of a volume.

@@ -363,6 +363,12 @@ impl Report {
                 groups: u32::try_from(volume.groups.len()).unwrap_or(u32::MAX),
                 groups_full: u32::try_from(Self::groups_full(volume)).unwrap_or(u32::MAX),
                 groups_offline: u32::try_from(volume.offline().count()).unwrap_or(u32::MAX),
+                key_epochs: u32::try_from(volume.key_epochs.len()).unwrap_or(u32::MAX),
+                keys_made: volume
+                    .key_epochs
+                    .get(&volume.key_epoch)
+                    .map_or(0, |keys| keys.timestamp),
+                keys_revoked: volume.revoked.is_some(),
             })
             .collect();
         volumes.sort_by(|a, b| a.name.cmp(&b.name));

@@ -145,6 +145,9 @@ impl Control for FakeControl {
             groups_full: 1,
             groups_offline: 0,
             scrub: ScrubStatus::default(),
+            key_epochs: 1,
+            keys_made: 0,
+            keys_revoked: false,
         };
         // The one of n3 had something wrong.
         let store = |node: NodeId| {
