@@ -1,7 +1,7 @@
 //! Black-box tests: the real `smalti` program, real processes, real NBD clients.
 //!
-//! Knows nothing of the product's insides and links none of its crates, but for [`thief`], who may know
-//! everything. It holds the program only to its command line, to the files it documents, and to the NBD
+//! Knows nothing of the product's insides and links none of its crates, but for [`thief`] and [`rogue`], who
+//! may know everything. It holds the program only to its command line, to the files it documents, and to the NBD
 //! protocol.
 //!
 //! [`cluster`] starts, kills, freezes and restarts nodes, and [`asking`] asks them, [`tuning`]
@@ -10,7 +10,8 @@
 //! node and remembers what was acknowledged ([`model`]); [`clients`] and [`fio`] drive other
 //! people's clients; [`files`] makes images and searches folders byte by byte; [`report`] prints.
 //! [`chaos`] draws faults and changes at random. [`thief`] makes what can be made of stolen folders, and
-//! [`memory`] looks for it in processes.
+//! [`memory`] looks for it in processes; [`rogue`] makes stores lie, and [`wire`]
+//! listens to the network.
 
 pub mod asking;
 pub mod chaos;
@@ -30,11 +31,13 @@ pub mod pattern;
 pub mod ports;
 pub mod process;
 pub mod report;
+pub mod rogue;
 pub mod settings;
 pub mod spec;
 pub mod status;
 pub mod thief;
 pub mod tuning;
+pub mod wire;
 
 pub use cluster::Cluster;
 pub use load::{Load, LoadConfig};

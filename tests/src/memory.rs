@@ -66,7 +66,8 @@ impl Needles {
         self.names.is_empty()
     }
 
-    fn look(&self, bytes: &[u8], mut found: impl FnMut(usize, usize)) {
+    /// Tells of every piece of a needle in some bytes: where it is, and the needle's name.
+    pub fn look(&self, bytes: &[u8], mut found: impl FnMut(usize, &str)) {
         for (at, window) in bytes.windows(PIECE).enumerate() {
             let bit = usize::from(u16::from_le_bytes([window[0], window[1]]));
             if self.starts[bit / 64] >> (bit % 64) & 1 == 0 {
@@ -76,7 +77,7 @@ impl Needles {
             for piece in self.by_start.get(&start).into_iter().flatten() {
                 let (name, piece) = &self.pieces[*piece];
                 if piece == window {
-                    found(at, *name);
+                    found(at, &self.names[*name]);
                 }
             }
         }
@@ -122,7 +123,7 @@ pub fn scan(pid: u32, needles: &Needles) -> Result<Option<Vec<Found>>> {
                 // What may begin at the end of the run before.
                 let all = [kept, bytes].concat();
                 needles.look(&all, |offset, name| {
-                    let (name, at) = (needles.names[name].clone(), from - before + offset as u64);
+                    let (name, at) = (name.to_owned(), from - before + offset as u64);
                     let stack = stacks.iter().find(|(top, _)| (begin..end).contains(top));
                     let region = stack.map_or_else(
                         || region.to_owned(),

@@ -6,7 +6,7 @@
 
 mod records;
 
-pub use records::{Loot, Session};
+pub use records::{Loot, Nonces, Session};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -116,16 +116,38 @@ impl Thief {
     /// # Errors
     /// When one does not open.
     pub fn take_shares(&mut self, folder: &Path) -> Result<()> {
-        let config = self.config(folder)?;
-        let key = fs::read(&config.custody.key_file).context("read the custodian's key")?;
-        let key: [u8; 32] = key.as_slice().try_into().context("a key has 32 bytes")?;
-        let sealer = Arc::new(RestKey::new(key));
-        let vault = Vault::new(config.custody.shares_dir, config.cluster, config.node, sealer);
+        let vault = self.vault(folder)?;
         for name in vault.names()? {
             let part = vault.find(&name).with_context(|| format!("open {name}"))?;
             self.parts.entry(name).or_default().insert(part.index(), part);
         }
         Ok(())
+    }
+
+    /// Where a node's shares are, with what opens and seals them.
+    ///
+    /// # Errors
+    /// When it has no key file.
+    pub fn vault(&mut self, folder: &Path) -> Result<Vault> {
+        let config = self.config(folder)?;
+        let key = fs::read(&config.custody.key_file).context("read the custodian's key")?;
+        let key: [u8; 32] = key.as_slice().try_into().context("a key has 32 bytes")?;
+        let sealer = Arc::new(RestKey::new(key));
+        Ok(Vault::new(config.custody.shares_dir, config.cluster, config.node, sealer))
+    }
+
+    /// Every share that he has, with its name.
+    #[must_use]
+    pub fn shares(&self) -> Vec<(String, [u8; 32])> {
+        let all = self
+            .parts
+            .iter()
+            .flat_map(|(name, parts)| parts.values().map(move |part| (name, part)));
+        all.filter_map(|(name, part)| {
+            let value = part.to_bytes().get(PART_HEAD..)?.try_into().ok()?;
+            Some((format!("share {} of {name}", part.index()), value))
+        })
+        .collect()
     }
 
     fn config(&mut self, folder: &Path) -> Result<Config> {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use hkdf::Hkdf;
-use sha2::Sha256;
+use sha2::{Digest, Sha256};
 use smalti_storage::geometry::Layout;
 use smalti_storage::ids::{ClusterId, GroupNo, KeyEpochNo, RowAddr, Slot, VolumeNo};
 use smalti_storage::keys::ShardKey;
@@ -35,6 +35,42 @@ pub struct Loot {
     pub blocks: Vec<(u64, Vec<u8>)>,
     /// The session keys of those that opened.
     pub sessions: BTreeSet<Session>,
+    /// Their nonces.
+    pub nonces: Nonces,
+}
+
+/// What was sealed with which nonce under which key.
+#[derive(Debug, Clone, Default)]
+pub struct Nonces(BTreeMap<(Session, [u8; 12]), [u8; 32]>);
+
+impl Nonces {
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Takes others too, and answers how many are of records that are others than those with the same nonce under the
+    /// same key.
+    pub fn add(&mut self, others: Self) -> usize {
+        others
+            .0
+            .into_iter()
+            .filter(|(at, record)| *self.0.entry(*at).or_insert(*record) != *record)
+            .count()
+    }
+
+    fn note(&mut self, session: Session, nonce: [u8; 12], record: &[u8]) -> Result<()> {
+        let one = Self(BTreeMap::from([((session, nonce), Sha256::digest(record).into())]));
+        ensure!(self.add(one) == 0, "two records have one nonce: {session:?} {nonce:?}");
+        Ok(())
+    }
 }
 
 /// What a session key belongs to.
@@ -125,7 +161,9 @@ pub(super) fn open(
                 let RowAddr { group, stripe, .. } = at.row;
                 let (salt, key_epoch) = (header.salt, header.key_epoch);
                 let (volume, slot) = (at.volume, at.slot);
-                loot.sessions.insert(Session { salt, key_epoch, volume, group, stripe, slot });
+                let session = Session { salt, key_epoch, volume, group, stripe, slot };
+                loot.sessions.insert(session);
+                loot.nonces.note(session, header.nonce, record)?;
             }
         }
     }
