@@ -25,9 +25,11 @@ SIM ?=
 CUTS ?= 1000
 
 smalti := $(CARGO_TARGET_DIR)/release/smalti
+# Encrypts nothing: what sealing is measured against.
+copying := $(CARGO_TARGET_DIR)/copying
 
 .DEFAULT_GOAL := help
-.PHONY: help deps rocksdb build demo test model mutants powercut sim verify lint up down bench heal healing failover chaos fmt fix
+.PHONY: help deps rocksdb build demo test model mutants powercut sim verify lint up down bench sealing heal healing failover chaos fmt fix
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile | expand -t 16
@@ -73,6 +75,10 @@ down: ## stop the cluster of `make up`, if it was left behind
 bench: build ## figures of a local 2+1 cluster, and of healing: SECS, RUNS, SIZE, ONLY
 	@$(CARGO_TARGET_DIR)/release/smalti-bench $(ONLY)
 	@if [ -z "$(ONLY)" ]; then $(CARGO_TARGET_DIR)/release/smalti-healing; fi
+
+sealing: build ## what sealing costs: the jobs of bench against a program that copies instead, in turn: SECS, RUNS, SIZE, ONLY
+	RUSTFLAGS='--cfg smalti_bench_copy' CARGO_TARGET_DIR=$(copying) cargo build --release --locked -p smalti-node
+	@SMALTI_BENCH_COPY=1 $(CARGO_TARGET_DIR)/release/smalti-bench --against $(copying)/release/smalti $(ONLY)
 
 chaos: build ## faults and changes at random under a verified load: ROUNDS, NODES, SIZE, SMALTI_SEED
 	@$(CARGO_TARGET_DIR)/release/smalti-chaos
