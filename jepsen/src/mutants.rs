@@ -38,6 +38,7 @@ const SLOW: &[Mutant] = &[
     Mutant::WatermarkOffline,
     Mutant::SettleByOffline,
     Mutant::OneParityTells,
+    Mutant::RepairByOne,
 ];
 
 /// Mutants that did not die in a thousand seeds and more. They are blind spots of the simulator, or
