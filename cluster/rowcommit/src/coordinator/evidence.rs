@@ -59,10 +59,14 @@ pub(super) fn borne(
     });
     let own: Vec<VecEntry> =
         data.iter().filter_map(|slot| metas.get(&slot)).map(entry_of).collect();
-    told.chain(Some(own).filter(|own| own.len() == n))
-        .filter(|vec| against(vec) <= spare)
-        .min_by_key(|vec| against(vec))
-        .unwrap_or(newest)
+    // Each may lack what another one knows; what few enough contradict one by one has to be so together.
+    let borne =
+        told.chain(Some(own).filter(|own| own.len() == n)).filter(|vec| against(vec) <= spare);
+    let together = borne.reduce(|mut all, vec| {
+        all.iter_mut().zip(vec).for_each(|(entry, other)| raise(entry, other));
+        all
+    });
+    together.filter(|vec| against(vec) <= spare).unwrap_or(newest)
 }
 
 /// The slots whose metadata is not what the vector says.
@@ -137,6 +141,16 @@ mod tests {
         lost.insert(Slot(4), parity(&[9, 9, 3]));
         lost.insert(Slot(3), parity(&[5, 6, 3]));
         assert_eq!(of(&lost), [9, 9, 3]);
+        // 2+2 and 2+3: version 6 of the second block was undone, which one has lost, and others lack version 7 of the
+        // first, for which as many or fewer speak.
+        for lacking in 1..=2_u8 {
+            let mut metas: BTreeMap<Slot, VersionMeta> =
+                [(Slot(0), data(7)), (Slot(1), data(5)), (Slot(2), parity(&[3, 6]))].into();
+            metas.extend((0..lacking).map(|no| (Slot(3 + no), parity(&[3, 5]))));
+            let newest = vector(metas.iter().map(|(slot, meta)| (*slot, meta)), 2);
+            let found = borne(&metas, newest, SlotSet::first(2));
+            assert_eq!(found.iter().map(|entry| entry.ver.seq).collect::<Vec<_>>(), [7, 5]);
+        }
         // Nobody can tell: nothing is made of it.
         let mut split = undone;
         split.insert(Slot(4), parity(&[5, 7, 3]));

@@ -54,6 +54,8 @@ pub(super) struct Gather {
     pub(super) eager: bool,
     pub(super) asked: SlotSet,
     pub(super) asked_vec: SlotSet,
+    /// Those of them that give their records with it.
+    bringing: SlotSet,
     /// Slots that were asked and left. One that has grown back in meanwhile may be asked again.
     pub(super) gone: SlotSet,
     /// Tells answers to this gather from those to an earlier one of the same task.
@@ -76,9 +78,10 @@ impl Gather {
 
     /// Begins anew, believing no slot alone.
     fn doubt(&mut self) {
-        let (snap, dumb) = (self.snap, self.dumb);
+        let (snap, dumb, eager) = (self.snap, self.dumb, self.eager);
         self.reset(self.need, self.shunned_first);
-        (self.snap, self.dumb, self.by_all, self.doubted) = (snap, dumb, true, true);
+        (self.snap, self.dumb, self.eager) = (snap, dumb, eager);
+        (self.by_all, self.doubted) = (true, true);
     }
 
     /// Whether what it finds may show that somebody else was wrong: not in a takeover, which has decided.
@@ -99,6 +102,7 @@ impl Gather {
             Some(snap) => Want::HeldMeta(snap),
             None if record && self.takes_records() => {
                 self.asked = self.asked.with(slot);
+                self.bringing = self.bringing.with(slot);
                 Want::Head
             }
             None => Want::HeadMeta,
@@ -129,6 +133,11 @@ impl Gather {
     pub(super) fn is_waiting(&self) -> bool {
         let answered = |slot: &Slot| self.usable(*slot) || self.avoid.or(self.gone).contains(*slot);
         !self.asked.iter().all(|slot| answered(&slot))
+    }
+
+    /// For comparisons of coordinators.
+    pub(super) fn is_bringing(&self) -> SlotSet {
+        self.bringing
     }
 
     fn usable(&self, slot: Slot) -> bool {
@@ -470,7 +479,7 @@ impl Coordinator {
         let Some((row, mut g)) = self.take_gather(id, round) else { return };
         match answer {
             Answer::Version { meta, record } => {
-                if g.takes_records() && g.asked.contains(slot) {
+                if g.bringing.contains(slot) {
                     g.unchecked.insert(slot, (meta.clone(), record));
                 }
                 g.heads.insert(slot, meta);
@@ -540,6 +549,7 @@ impl Coordinator {
         if let Some(task) = self.tasks.get_mut(&id).filter(|task| task.gather.round == round) {
             task.gather.asked = task.gather.asked.without(slot);
             task.gather.asked_vec = task.gather.asked_vec.without(slot);
+            task.gather.bringing = task.gather.bringing.without(slot);
             task.gather.gone = task.gather.gone.with(slot);
             self.runnable.push_back(id);
         }
@@ -559,7 +569,9 @@ impl Coordinator {
     /// Slots in sync that do not hold what all of them together say. What suspects have forgotten in a crash is looked
     /// for, and no news.
     fn found_stale(&mut self, id: TaskId, row: RowAddr, slots: SlotSet, g: &Gather) {
-        if !self.suspects.in_group(row.group) && g.parity_ver.is_none() {
+        // Who has let go of a deleted snapshot is not wrong.
+        let told = self.is_kept(g.snap) && g.parity_ver.is_none();
+        if told && !self.suspects.in_group(row.group) {
             slots.iter().for_each(|slot| self.note_fault(id, row, slot));
         }
         self.found_wanting(row, slots, g);

@@ -73,9 +73,15 @@ impl Plan {
         self.put.iter().any(|(meta, _)| meta.ver == ver)
     }
 
-    /// Whether the newest that it has verifies.
-    fn has_good_head(&self) -> bool {
-        self.have.first().is_some_and(|(_, good)| *good)
+    /// What it has of a state, if that verifies.
+    fn good(&self, state: Option<u32>) -> Option<Ver> {
+        let metas: Vec<VersionMeta> = self.have.iter().map(|(meta, _)| meta.clone()).collect();
+        let own = match state {
+            None => metas.first(),
+            Some(snap) => snaps::held(&metas, snap),
+        };
+        let own = own?.ver;
+        self.have.iter().any(|(meta, good)| *good && meta.ver == own).then_some(own)
     }
 
     /// Whether the slot holds what it should in every state, and nothing else.
@@ -335,6 +341,7 @@ impl Coordinator {
             }
         };
         let meta = self.wanted(id, slot)?;
+        let mut should = meta.ver;
         let held = |(held, _): &&(VersionMeta, bool)| {
             held.ver == meta.ver && same_vector(&held.vec, &meta.vec)
         };
@@ -343,9 +350,10 @@ impl Coordinator {
             // Nothing, or what an older state has too.
         } else if held == Some(true) || held.is_some() && lost {
             plan.keep.push(meta.ver);
-        } else if lost && self.counts(row, seat) && plan.has_good_head() {
+        } else if let Some(own) = plan.good(state).filter(|_| lost && self.counts(row, seat)) {
             // It may be the others that are wrong: what is good stays until somebody can tell.
-            return Some(Progress::Failed);
+            plan.keep.push(own);
+            should = own;
         } else if lost {
             self.actions.push(Action::Alarm(Alarm::RecordLost { row, slot, snap: state }));
             plan.put.push((VersionMeta { present: true, ..meta }, Bytes::new()));
@@ -360,7 +368,7 @@ impl Coordinator {
             plan.put.push((VersionMeta { present: !record.is_empty(), ..meta }, record));
         }
         plan.left.pop_front();
-        plan.should.push((state, meta.ver));
+        plan.should.push((state, should));
         if plan.left.is_empty() {
             self.carry_out(id, row, seat, plan);
         } else {
