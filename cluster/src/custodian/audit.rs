@@ -89,6 +89,40 @@ impl AuditEntry {
     }
 }
 
+/// What an entry says of those before `first`.
+fn shortened(first: u64) -> String {
+    format!("entries before {first} are not kept any longer")
+}
+
+/// Whether what is missing at the beginning of a log is told of in it.
+#[derive(Debug, Default)]
+pub struct Beginning {
+    first: Option<u64>,
+    told: bool,
+}
+
+impl Beginning {
+    /// Takes the next entry.
+    pub fn next(&mut self, entry: &AuditEntry) {
+        let first = *self.first.get_or_insert(entry.no);
+        let says = |first| entry.detail.as_deref() == Some(&shortened(first));
+        self.told |= first == 1 || entry.event == AuditEvent::Shortened && says(first);
+    }
+
+    /// Says what is missing, at the end of the log.
+    ///
+    /// # Errors
+    /// When no entry tells of it.
+    pub fn check(&self) -> Result<(), String> {
+        match self.first {
+            Some(first) if !self.told => {
+                Err(format!("entries before {first} are missing, and none tells of that"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// What the next entry has to follow on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chain {

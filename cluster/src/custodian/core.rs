@@ -262,8 +262,7 @@ impl Core {
     fn tell(&mut self, barred: Option<RestError>) -> String {
         let problem = match barred {
             None if self.audit.is_failed() => {
-                "not able to write its log until it is started again: see its own log for why"
-                    .into()
+                "not able to write its audit log: the log of its node says why".into()
             }
             None => String::new(),
             Some(RestError::Locked) => RestError::Locked.to_string(),

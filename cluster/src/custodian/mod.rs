@@ -28,7 +28,7 @@ mod vault;
 mod wire;
 
 pub use actor::{CustodianArgs, CustodianMsg, start};
-pub use audit::{AuditEntry, AuditEvent, Chain};
+pub use audit::{AuditEntry, AuditEvent, Beginning, Chain};
 pub use client::{Claim, CustodyClient};
 pub(crate) use core::read_dealers;
 pub use vault::{Vault, VaultError};

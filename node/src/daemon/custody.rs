@@ -9,7 +9,7 @@ use crate::control::{
 use crate::custody::UnlockError;
 use futures::future::join_all;
 use smalti_cluster::clock;
-use smalti_cluster::custodian::{AuditEntry, Chain, Claim};
+use smalti_cluster::custodian::{AuditEntry, Beginning, Chain, Claim};
 use smalti_map::view::MapView;
 use smalti_map::{ClusterMap, Command, Custody};
 use smalti_storage::ids::NodeId;
@@ -115,10 +115,11 @@ impl MemberControl {
     /// All of a custodian's log, piece by piece. The last entries of it are told.
     async fn audit_of(&self, map: &MapView, node: NodeId) -> AuditReport {
         let (mut chain, mut entries) = (Chain::anywhere(), VecDeque::new());
+        let mut beginning = Beginning::default();
         let problem = loop {
             let after = chain.last().map_or(0, |(no, _)| no);
             let lines = match self.member().custodians().audit(node, after).await {
-                Ok(lines) if lines.is_empty() => break None,
+                Ok(lines) if lines.is_empty() => break beginning.check().err(),
                 Ok(lines) => lines,
                 Err(why) => break Some(why),
             };
@@ -127,7 +128,9 @@ impl MemberControl {
                 if entries.len() >= ENTRIES_TOLD {
                     entries.pop_front();
                 }
-                entries.push_back(entry?);
+                let entry: AuditEntry = entry?;
+                beginning.next(&entry);
+                entries.push_back(entry);
                 Ok(())
             });
             if let Err(why) = read {

@@ -1,4 +1,5 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
+use super::super::Beginning;
 use super::*;
 use smalti_storage::ids::NodeId;
 use std::os::unix::fs::PermissionsExt;
@@ -143,7 +144,10 @@ fn it_takes_a_bounded_place_and_says_what_is_gone() {
     assert!(first > 100, "{first}");
     let shortened = entries.iter().rfind(|entry| entry.event == AuditEvent::Shortened).unwrap();
     let detail = shortened.detail.clone().unwrap();
-    assert_eq!(detail, format!("entries up to {} are not kept any longer", first - 1));
+    assert_eq!(detail, format!("entries before {first} are not kept any longer"));
+    beginning(&entries).check().unwrap();
+    let rest = beginning(&entries[1..]).check().unwrap_err();
+    assert!(rest.contains("none tells of that"), "{rest}");
     // What was asked for is gone: what follows it.
     assert_eq!(read_first(&log.after(3, 2).unwrap()), first);
     // One of the files is changed, and one is not there.
@@ -154,6 +158,12 @@ fn it_takes_a_bounded_place_and_says_what_is_gone() {
     fs::remove_file(&file).unwrap();
     let log = AuditLog::open_with(dir.path(), 9, SMALL);
     assert!(read_all(&log, 7).unwrap_err().contains("is not what was written"));
+}
+
+fn beginning(entries: &[AuditEntry]) -> Beginning {
+    let mut beginning = Beginning::default();
+    entries.iter().for_each(|entry| beginning.next(entry));
+    beginning
 }
 
 fn read_first(lines: &[String]) -> u64 {
@@ -196,6 +206,9 @@ fn what_can_not_be_opened_can_not_be_written() {
     let mut log = AuditLog::open(dir.path(), 5);
     assert!(log.is_failed());
     assert!(log.append(note("one"), 6).is_err());
+    // Once that has passed it goes on by itself.
     fs::remove_dir(dir.path().join(FILE)).unwrap();
-    assert!(!AuditLog::open(dir.path(), 5).is_failed());
+    log.append(note("one"), 6).unwrap();
+    assert!(!log.is_failed());
+    assert_eq!(read_all(&log, 9).unwrap().len(), 2);
 }
