@@ -74,6 +74,7 @@ const UNSEEN: &[Mutant] = &[
     Mutant::SuspectTold,
     Mutant::StrayForgotten,
     Mutant::SuspectEvidence,
+    Mutant::TrustSuspects,
     Mutant::InstallCommitted,
     Mutant::DoubtOlder,
     Mutant::LateFrames,
