@@ -49,12 +49,19 @@ fn wipe<const BYTES: usize>() {
 macro_rules! secret_bytes {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
-        #[derive(Clone, zeroize::Zeroize)]
-        pub struct $name([u8; 32]);
+        #[derive(Clone)]
+        // Not in place: what is moved would leave copies on the stacks of threads that never drop it.
+        pub struct $name(Box<[u8; 32]>);
+
+        impl zeroize::Zeroize for $name {
+            fn zeroize(&mut self) {
+                zeroize::Zeroize::zeroize(&mut self.0[..]);
+            }
+        }
 
         impl Drop for $name {
             fn drop(&mut self) {
-                zeroize::Zeroize::zeroize(&mut self.0);
+                zeroize::Zeroize::zeroize(self);
                 $crate::secret::note_use();
             }
         }
@@ -63,12 +70,13 @@ macro_rules! secret_bytes {
 
         impl $name {
             /// Takes 32 secret bytes. The caller wipes its own copy.
-            pub const fn new(bytes: [u8; 32]) -> Self {
-                Self(bytes)
+            pub fn new(bytes: [u8; 32]) -> Self {
+                $crate::secret::note_use();
+                Self(Box::new(bytes))
             }
 
             /// The secret bytes. Every use of this is a place to review.
-            pub const fn expose(&self) -> &[u8; 32] {
+            pub fn expose(&self) -> &[u8; 32] {
                 &self.0
             }
         }
