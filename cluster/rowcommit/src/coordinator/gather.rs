@@ -45,8 +45,6 @@ pub(super) struct Gather {
     pub(super) dumb: SlotSet,
     /// All slots are asked for the vector: decided when the first one is, or begun anew with that.
     pub(super) by_all: bool,
-    /// It was begun anew, for slots contradicted each other.
-    pub(super) doubted: bool,
     /// What it was to avoid when it began.
     shunned_first: SlotSet,
     /// Records are asked for with the vector, before that tells whether they will do: one round instead of
@@ -80,8 +78,7 @@ impl Gather {
     fn doubt(&mut self) {
         let (snap, dumb, eager) = (self.snap, self.dumb, self.eager);
         self.reset(self.need, self.shunned_first);
-        (self.snap, self.dumb, self.eager) = (snap, dumb, eager);
-        (self.by_all, self.doubted) = (true, true);
+        (self.snap, self.dumb, self.eager, self.by_all) = (snap, dumb, eager, true);
     }
 
     /// Whether what it finds may show that somebody else was wrong: not in a takeover, which has decided.
