@@ -216,7 +216,7 @@ impl Coordinator {
         let g = &task.gather;
         (g.snap, g.need, g.avoid, &g.vec, g.parity_ver, &g.parity_meta).hash(hasher);
         (&g.records, &g.unchecked, &g.heads, g.asked, g.asked_vec, g.gone).hash(hasher);
-        (g.dumb, g.by_all, g.eager, g.is_bringing()).hash(hasher);
+        (g.dumb, g.by_all, g.eager, g.bringing).hash(hasher);
         match &task.kind {
             Kind::Read { op, want, snap } => (0, op, want, snap).hash(hasher),
             Kind::Update(update) => (1, update).hash(hasher),

@@ -53,7 +53,7 @@ pub(super) struct Gather {
     pub(super) asked: SlotSet,
     pub(super) asked_vec: SlotSet,
     /// Those of them that give their records with it.
-    bringing: SlotSet,
+    pub(super) bringing: SlotSet,
     /// Slots that were asked and left. One that has grown back in meanwhile may be asked again.
     pub(super) gone: SlotSet,
     /// Tells answers to this gather from those to an earlier one of the same task.
@@ -130,11 +130,6 @@ impl Gather {
     pub(super) fn is_waiting(&self) -> bool {
         let answered = |slot: &Slot| self.usable(*slot) || self.avoid.or(self.gone).contains(*slot);
         !self.asked.iter().all(|slot| answered(&slot))
-    }
-
-    /// For comparisons of coordinators.
-    pub(super) fn is_bringing(&self) -> SlotSet {
-        self.bringing
     }
 
     fn usable(&self, slot: Slot) -> bool {
